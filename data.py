@@ -1,0 +1,421 @@
+"""Data sets. Each becomes one uint8 tensor in memory, so that training never decodes an image.
+
+To add one: write a function `Request -> Images` and add a line to `DATASETS`.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils import derive_seed
+
+DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
+MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
+FOLDER_SIZE = 64  # pixels that `folder` resizes to where no size is asked for
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+
+class DataError(OSError):
+    """Data that is missing, damaged, or cannot be used; the message says what to do."""
+
+
+class Images(NamedTuple):
+    """A data set in memory."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor | None  # int64 (N,)
+    classes: list[str]  # names of the labels
+    note: str = ""  # what its user should know: files that were left out, say
+
+
+class Request(NamedTuple):
+    """What is asked of a data set."""
+
+    data_dir: Path
+    image_size: int | None
+    download: bool
+    skip_bad_images: bool
+    progress: Callable[..., Iterable]  # wraps an iterable; tqdm, say
+
+
+class Source(NamedTuple):
+    load: Callable[[Request], Images]
+    flip: bool  # does an image stay plausible when mirrored?
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path = "data",
+    *,
+    image_size: int | None = None,
+    download: bool = True,
+    skip_bad_images: bool = False,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+) -> Images:
+    """The training images of a data set, resized where a size is given.
+
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: where its files are or are downloaded to; for "folder", the folder of images.
+        image_size: side of the images in pixels; by default their own.
+        download: fetch from the network what is not there.
+        skip_bad_images: "folder" leaves out files that cannot be decoded.
+        progress: wraps the iteration over files, to show a bar.
+
+    Raises:
+        DataError: the data is missing, damaged or unusable.
+        ValueError: an unknown name.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
+    request = Request(Path(data_dir), image_size, download, skip_bad_images, progress)
+    data = DATASETS[name].load(request)
+    if image_size and data.images.shape[-1] != image_size:
+        data = data._replace(images=resized(data.images, image_size))
+    return data
+
+
+def mnist(request: Request) -> Images:
+    """MNIST: 60,000 handwritten digits, 28 x 28, grey (LeCun et al. 1998)."""
+    return idx_images(MNIST, request)
+
+
+def fashion_mnist(request: Request) -> Images:
+    """Fashion-MNIST: 60,000 pieces of clothing, 28 x 28, grey (Xiao et al. 2017)."""
+    return idx_images(FASHION_MNIST, request)
+
+
+def cifar10(request: Request) -> Images:
+    """CIFAR-10: 50,000 photographs, 32 x 32, colour (Krizhevsky 2009)."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import extract_archive
+
+    folder = request.data_dir / CIFAR10.base_folder
+    files = dict([*CIFAR10.train_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
+    archive = request.data_dir / CIFAR10.filename
+
+    def missing() -> list[str]:
+        return [name for name in files if not (folder / name).exists()]
+
+    if missing() and archive.exists():
+        check_md5(archive, archive.read_bytes(), CIFAR10.tgz_md5)
+        extract_archive(str(archive), str(request.data_dir))
+    if missing():
+        looked = f"Looked for {', '.join(missing())} in {folder}, and for {archive}."
+        copy = f"copy {archive.name} to {request.data_dir}{os.sep}"
+        fetch("cifar10", CIFAR10, folder, request, looked, [copy])
+    for name, md5 in files.items():  # before any of them is unpickled
+        check_md5(folder / name, (folder / name).read_bytes(), md5)
+
+    data = CIFAR10(str(request.data_dir), train=True, download=False)
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Images(images, torch.tensor(data.targets), data.classes)
+
+
+def digits(request: Request) -> Images:
+    """1,797 scanned digits, 8 x 8, grey, that come with scikit-learn: no network is needed."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    return Images(
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(bunch.target).long(),
+        [str(name) for name in bunch.target_names],
+    )
+
+
+def folder(request: Request) -> Images:
+    """Any folder of images, cropped to their central square.
+
+    Subfolders are classes, unless images lie beside them. Grey if every image is.
+    """
+    root, size = request.data_dir, request.image_size or FOLDER_SIZE
+    files = image_files(root)
+    pixels = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+
+    def decode_one(file: Path) -> tuple[np.ndarray | None, bool, str]:
+        try:
+            return *decode(file, size), ""
+        except Exception as error:  # Pillow's decoders raise nearly anything
+            return None, True, f"{file.relative_to(root)}: {error}"
+
+    good, bad, all_grey = [], [], True
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(decode_one, files)
+        bar = request.progress(decoded, total=len(files), desc="reading images")
+        for file, (array, grey, problem) in zip(files, bar, strict=True):
+            if array is None:
+                bad.append(problem)
+                continue
+            pixels[len(good)] = torch.from_numpy(array).permute(2, 0, 1)
+            good.append(file)
+            all_grey &= grey
+
+    if bad and (not request.skip_bad_images or not good):
+        shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
+        raise DataError(
+            f"{len(bad)} of {len(files)} images in {root} cannot be read:\n  {shown}\n"
+            "Mend or remove them, or leave them out with --skip-bad-images."
+        )
+    pixels = pixels[: len(good), :1].clone() if all_grey else pixels[: len(good)]
+
+    parts = [file.relative_to(root).parts for file in good]
+    flat = any(len(p) == 1 for p in parts)
+    classes = [] if flat else sorted({p[0] for p in parts})
+    labels = None if flat else torch.tensor([classes.index(p[0]) for p in parts])
+    note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
+    return Images(pixels, labels, classes, note)
+
+
+DATASETS: dict[str, Source] = {
+    "mnist": Source(mnist, flip=False),
+    "fashion_mnist": Source(fashion_mnist, flip=False),  # every shoe there points to the left
+    "cifar10": Source(cifar10, flip=True),
+    "digits": Source(digits, flip=False),
+    "folder": Source(folder, flip=True),
+}
+
+
+# --- the two sets in LeCun's IDX format ----------------------------------------------------------
+
+
+class IdxSet(NamedTuple):
+    name: str
+    torchvision: str  # its class there, and its folder
+    classes: list[str]
+    md5: dict[str, str]  # of the uncompressed files
+    also: tuple[Path, str] | None = None  # another folder to look in, and what puts files there
+
+
+MNIST = IdxSet(
+    "mnist",
+    "MNIST",
+    [str(d) for d in range(10)],
+    {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    },
+)
+FASHION_MNIST = IdxSet(
+    "fashion_mnist",
+    "FashionMNIST",
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+    + ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    },
+    (
+        Path("/usr/share/datasets/fashion-mnist"),
+        "apt install dataset-fashion-mnist (Debian, Ubuntu)",
+    ),
+)
+
+
+def idx_images(spec: IdxSet, request: Request) -> Images:
+    raw = request.data_dir / spec.torchvision / "raw"
+    folders = [raw, *([spec.also[0]] if spec.also else [])]
+
+    def find(stem: str) -> Path | None:
+        # Either form does; Debian compresses anew, so that only the content has a known checksum.
+        candidates = [folder / name for folder in folders for name in (stem, f"{stem}.gz")]
+        return next((path for path in candidates if path.exists()), None)
+
+    if missing := [stem for stem in spec.md5 if find(stem) is None]:
+        looked = f"Looked for {' and '.join(f'{stem}[.gz]' for stem in missing)} in "
+        looked += " and ".join(map(str, folders)) + "."
+        copy = f"copy {' and '.join(f'{stem}.gz' for stem in missing)} to {raw}{os.sep}"
+        import torchvision
+
+        kind = getattr(torchvision.datasets, spec.torchvision)
+        fetch(spec.name, kind, raw, request, looked, [copy, *([spec.also[1]] if spec.also else [])])
+
+    contents = []
+    for stem, md5 in spec.md5.items():
+        path = find(stem)
+        content = read(path)
+        check_md5(path, content, md5)
+        contents.append(content)
+    images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    labels = np.frombuffer(contents[1], np.uint8, offset=8).astype(np.int64)
+    return Images(torch.from_numpy(images.copy()), torch.from_numpy(labels), spec.classes)
+
+
+def read(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise damaged(path, str(error)) from None
+
+
+def check_md5(path: Path, content: bytes, md5: str) -> None:
+    if hashlib.md5(content).hexdigest() != md5:
+        raise damaged(
+            path, "empty" if not content else "its checksum (md5) is not the published one"
+        )
+
+
+def damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged: {why}. Delete it and run this again, or copy it anew.")
+
+
+# --- downloads -----------------------------------------------------------------------------------
+
+
+def fetch(
+    name: str, kind: type, target: Path, request: Request, looked: str, ways_out: list[str]
+) -> None:
+    """Download a data set by torchvision's class into `target`, or raise a DataError with the ways
+    out.
+
+    It is downloaded beside its place and moved there when whole: an interrupted download leaves no
+    file that looks like data.
+    """
+    why = "--no-download was given"
+    if request.download:
+        try:
+            request.data_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                dir=request.data_dir, prefix=".download-"
+            ) as temporary:
+                with socket_timeout(DOWNLOAD_TIMEOUT):
+                    kind(temporary, train=True, download=True)
+                target.mkdir(parents=True, exist_ok=True)
+                for file in (Path(temporary) / target.relative_to(request.data_dir)).iterdir():
+                    if file.suffix != ".gz":
+                        shutil.move(file, target / file.name)
+            return
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torchvision raises RuntimeError after its last mirror
+            why = str(error).strip().partition("\n")[0]
+    ways = [
+        *(
+            ["connect to the network and run this again"]
+            if request.download
+            else ["drop --no-download"]
+        ),
+        *ways_out,
+        "use --dataset digits, which needs no network",
+    ]
+    raise DataError(
+        f"{name} is not here and was not downloaded ({why}).\n{looked}\nWays out:\n"
+        + "\n".join(f"  - {way}" for way in ways)
+    )
+
+
+@contextmanager
+def socket_timeout(seconds: float):
+    """torchvision's downloads have no time-out: a silent server would hold them for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# --- folders of images ---------------------------------------------------------------------------
+
+
+def image_files(root: Path) -> list[Path]:
+    """The image files below a folder, sorted, without hidden ones.
+
+    Raises DataError if there is none.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; --data-dir names the folder of images")
+    files = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        files += [Path(parent, n) for n in names if not n.startswith(".")]
+    files = sorted(f for f in files if f.suffix.lower() in FORMATS)
+    if not files:
+        raise DataError(f"no images in {root}; looked for {', '.join(FORMATS)}, in subfolders too")
+    return files
+
+
+def decode(file: Path, size: int) -> tuple[np.ndarray, bool]:
+    """The central square of an image file, uint8 (size, size, 3), and whether the image is grey."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
+            image = Image.fromarray((np.asarray(image, np.float32) / 257).astype(np.uint8))
+        grey = image.mode in ("1", "L", "LA")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box=box)
+        return np.array(image), grey
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def resized(images: Tensor, size: int, chunk: int = 4096) -> Tensor:
+    """uint8 images (N, C, size, size), by antialiased bicubic interpolation."""
+    parts = [
+        F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .byte()
+        for part in images.split(chunk)
+    ]
+    return torch.cat(parts)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation (count,) of an epoch: a pure function of (count, seed, epoch)."""
+    generator = torch.Generator().manual_seed(derive_seed("epoch", seed, epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def flipped(images: Tensor) -> Tensor:
+    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
+    mirror = torch.rand(len(images)) < 0.5
+    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images in 0 ... 255 as floats in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [-1, 1], clipped, as uint8 in 0 ... 255: the inverse of `to_unit`."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()

@@ -1,0 +1,200 @@
+"""Command lines: how flags are spelled, checked and shown, and how scripts report errors.
+
+Imports nothing slow, so that `--help` answers at once: scripts import torch after they have parsed.
+"""
+
+import argparse
+import ast
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+MAX_SEED = 2**63 - 1
+
+
+class UsageError(Exception):
+    """A flag that does not fit what it meets at run time (a checkpoint, say). Exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose flags may be spelled with hyphens or underscores.
+
+    The parsed namespace also holds `given`, the set of names whose flags stood on the command line.
+    """
+
+    def __init__(self, description: str, examples: Sequence[str]):
+        super().__init__(
+            description=description,
+            epilog="examples:\n" + "\n".join(f"  {e}" for e in examples),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = [hyphenated(arg) for arg in (sys.argv[1:] if args is None else args)]
+        unset = object()  # argparse fills in defaults only where the namespace has nothing yet
+        dests = {action.dest: action.default for action in self._actions}
+        parsed, unknown = super().parse_known_args(
+            args, argparse.Namespace(**dict.fromkeys(dests, unset))
+        )
+        parsed.given = {dest for dest in dests if getattr(parsed, dest) is not unset}
+        for dest in dests.keys() - parsed.given:
+            setattr(parsed, dest, dests[dest])
+        return parsed, unknown
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the flags.\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, where there are any, and keeps the line breaks of the examples."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, []):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def hyphenated(arg: str) -> str:
+    """`--batch_size=8` as `--batch-size=8`; anything but a long flag as it is."""
+    if not arg.startswith("--"):
+        return arg
+    flag, equals, value = arg.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def names(file: str, table: str) -> list[str]:
+    """The keys of a dict literal in one of our modules, read without importing it (or torch)."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if table in [getattr(target, "id", None) for target in targets]:
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise LookupError(f"{file} has no dict {table}")
+
+
+def number(kind: type, low: float | None = None, high: float | None = None) -> Callable:
+    """An argparse type: an int or float within [low, high]."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        if value != value or value in (float("inf"), float("-inf")):
+            raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+        if (low is not None and value < low) or (high is not None and value > high):
+            if high is None:
+                raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
+            raise argparse.ArgumentTypeError(f"must lie between {low} and {high}, not {text}")
+        return value
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """An argparse type: auto, cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    return text
+
+
+def add_runtime_flags(parser: Parser):
+    """The flags of every script that runs a network. Returns their group."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:N or mps; auto takes cuda, else mps, else cpu",
+    )
+    group.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
+        help="of the network's arithmetic; auto takes bf16 where the hardware computes it natively",
+    )
+    return group
+
+
+def add_seed_flag(group) -> None:
+    group.add_argument(
+        "--seed",
+        type=number(int, 0, MAX_SEED),
+        default=0,
+        metavar="N",
+        help="fixes every random number",
+    )
+
+
+def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
+    """The flags of every script that opens a data set. Returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        choices=names("data.py", "DATASETS"),
+        default=default,
+        help="digits comes with scikit-learn; folder is any folder of images" + default_help,
+    )
+    group.add_argument(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="where the data set is, or is to be downloaded to; for folder, the folder of images",
+    )
+    group.add_argument(
+        "--image-size",
+        type=number(int, 1, 4096),
+        metavar="N",
+        help="resize to N x N pixels (default: the data set's own size, and 64 for folder)",
+    )
+    group.add_argument("--no-download", action="store_true", help="fail at once if data is missing")
+    group.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="folder: leave out files that cannot be read, instead of stopping",
+    )
+    return group
+
+
+def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Call `main(args)` and turn an exception into one message on stderr and an exit code.
+
+    2 for usage, 130 for Ctrl-C, 1 for all else; the traceback is shown only with --debug.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        return main(args) or 0
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output (head, say) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"{script}: error: {explain(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def explain(error: Exception) -> str:
+    """The message of an error that we raised, or kind and first line of one not foreseen."""
+    if isinstance(error, (UsageError, ValueError, OSError)):
+        return str(error)
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}\n(--debug shows where)"

@@ -1,0 +1,248 @@
+"""A time-conditioned U-Net (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, appendix A)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD_DIM = 32  # channels of one attention head
+GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
+
+
+class UNet(nn.Module):
+    """Maps noisy images and their timesteps to a prediction of the same shape.
+
+    The image is folded into patches, runs down through levels of half the size each, through a
+    middle with self-attention, and up again; every block on the way up also sees the output of its
+    mirror image on the way down.
+
+    Args:
+        image_size: height and width in pixels: a multiple of patch_size * 2 ** (levels - 1).
+        image_channels: channels of the data, 1 for grey and 3 for colour.
+        channels: width of the first level.
+        multipliers: width of each level, as a multiple of `channels`; one entry a level.
+        blocks: residual blocks of each level, on the way down and again on the way up.
+        attention_resolutions: sizes of feature maps, in pixels, whose blocks attend too.
+        dropout: probability inside the residual blocks.
+        patch_size: side of the patches. By default 2, and 1 for images under 16 pixels: the levels
+        then
+            start at half the size, for a quarter of the work.
+
+    Raises:
+        ValueError: an image size that cannot be halved often enough, an attention resolution that
+        does
+            not occur, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention_resolutions: Sequence[int] = (),
+        dropout: float = 0.0,
+        patch_size: int | None = None,
+    ):
+        super().__init__()
+        patch_size = patch_size or default_patch_size(image_size)
+        sizes = feature_sizes(image_size, patch_size, len(multipliers))
+        check(channels, multipliers, blocks, attention_resolutions, dropout, sizes)
+        self.image_size, self.image_channels = image_size, image_channels
+        self.patch_size = patch_size
+
+        widths = [channels * m for m in multipliers]
+        patch_channels = image_channels * patch_size**2
+        embedding = 256
+
+        self.time = nn.Sequential(
+            TimestepEmbedding(embedding),
+            nn.Linear(embedding, embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
+            nn.SiLU(),
+        )
+        self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
+
+        def block(in_channels: int, out_channels: int, attends: bool) -> Block:
+            return Block(in_channels, out_channels, embedding, dropout, attends)
+
+        width, skips = channels, []  # skips: the width of each block's output on the way down
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, (size, out) in enumerate(zip(sizes, widths, strict=True)):
+            if level > 0:
+                self.down.append(Downsample(width))
+            for _ in range(blocks):
+                self.down.append(block(width, out, size in attention_resolutions))
+                skips.append(out)
+                width = out
+
+        self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
+
+        for level, (size, out) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
+            for _ in range(blocks):
+                self.up.append(block(width + skips.pop(), out, size in attention_resolutions))
+                width = out
+            if level > 0:
+                self.up.append(Upsample())
+
+        self.norm = group_norm(width)
+        self.head = zero(nn.Conv2d(width, patch_channels, 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction (B, C, H, W) for noisy images x_t (B, C, H, W) at the timesteps t (B,)."""
+        emb = self.time(t)  # (B, 256)
+        h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
+
+        skips = []
+        for layer in self.down:
+            h = layer(h, emb)
+            if isinstance(layer, Block):
+                skips.append(h)
+        for layer in self.middle:
+            h = layer(h, emb)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, emb)
+
+        h = self.head(F.silu(self.norm(h)))  # (B, C p^2, H/p, W/p)
+        return F.pixel_shuffle(h, self.patch_size)
+
+
+def default_patch_size(image_size: int) -> int:
+    return 2 if image_size >= 16 else 1
+
+
+def feature_sizes(image_size: int, patch_size: int, levels: int) -> list[int]:
+    """The side of each level's feature maps, or a ValueError that names the sizes that work."""
+    factor = patch_size * 2 ** (levels - 1)
+    if image_size < factor or image_size % factor:
+        below = image_size // factor * factor
+        near = " and ".join(str(size) for size in (below, below + factor) if size > 0)
+        raise ValueError(
+            f"this U-Net takes image sizes that are multiples of {factor} (patches of "
+            f"{patch_size}, {levels} levels), not {image_size}; the nearest are {near}"
+        )
+    return [image_size // patch_size // 2**level for level in range(levels)]
+
+
+def check(
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention_resolutions: Sequence[int],
+    dropout: float,
+    sizes: Sequence[int],
+) -> None:
+    """Raise a ValueError for values that do not make a U-Net."""
+    if channels < 1 or blocks < 1 or min(multipliers) < 1:
+        raise ValueError("channels, multipliers and blocks of the U-Net must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+    if unknown := set(attention_resolutions) - set(sizes):
+        raise ValueError(
+            f"no feature map has the attention resolution {', '.join(map(str, sorted(unknown)))}; "
+            f"there are {', '.join(map(str, sizes))}"
+        )
+
+
+class Block(nn.Module):
+    """A residual block and, where asked, self-attention: (B, C, H, W) -> (B, D, H, W)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float, attends: bool
+    ):
+        super().__init__()
+        self.norm_1 = group_norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
+        self.norm_2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.attention = Attention(out_channels) if attends else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv_1(F.silu(self.norm_1(x)))  # (B, D, H, W)
+        h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
+        h = self.conv_2(self.dropout(F.silu(h)))
+        return self.attention(self.skip(x) + h)
+
+
+class Attention(nn.Module):
+    """Self-attention among the pixels of a feature map (B, C, H, W), added to it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // HEAD_DIM)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).mT  # (B, HW, C)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (B, HW, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, HW, d)
+        a = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, C)
+        return x + self.out(a).mT.reshape(x.shape)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for tensors (B, heads, N, d).
+
+    Written out for few tokens on a CPU: PyTorch's fused kernel takes six times as long there in
+    bf16 (49 tokens, forward and backward).
+    """
+    if q.device.type == "cpu" and q.shape[2] <= 256:
+        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2H, 2W); the block that follows smooths it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal features (B, dim) of the timesteps t (B,) (Vaswani et al. 2017, section 3.5)."""
+
+    def __init__(self, dim: int, max_period: float = 10_000):
+        super().__init__()
+        exponents = torch.arange(dim // 2) / (dim // 2)
+        frequencies = torch.exp(-math.log(max_period) * exponents)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies  # (B, dim / 2)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    groups = max(1, channels // GROUP)
+    return nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with its parameters set to zero, so that its branch starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module

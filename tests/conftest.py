@@ -1,0 +1,85 @@
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import flags
+import sample
+import train
+import visualize_diffusion
+
+torch.set_num_threads(2)
+
+SCRIPTS = {"train": train, "sample": sample, "visualize_diffusion": visualize_diffusion}
+ROOT = Path(__file__).resolve().parent.parent
+
+# A network and a run that take a second.
+TINY = ["--dataset", "digits", "--channels", "8", "--precision", "fp32", "--device", "cpu"]
+TINY += ["--sample-interval", "0", "--save-interval", "0", "--warmup-steps", "5"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(capsys, monkeypatch, tmp_path):
+    """Runs a script in this process: script("train", "--dataset", ...) -> Result.
+
+    The current folder is an empty one, so that nothing is written outside it.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *arguments) -> Result:
+        module: ModuleType = SCRIPTS[name]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        monkeypatch.setattr(train, "START", train.time.monotonic())
+        capsys.readouterr()
+        try:
+            code = flags.run(module.main, module.parse_args())
+        except SystemExit as stop:  # argparse's way out
+            code = stop.code
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The output folder of a finished tiny run on digits, with two epochs."""
+    output = tmp_path_factory.mktemp("trained")
+    arguments = [*TINY, "--epochs", "2", "--output-dir", str(output), "--overwrite"]
+    arguments += ["--sample-interval", "1", "--save-interval", "1"]
+    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with the real data sets, as torchvision lays them out; skips without one."""
+    folder = Path(os.environ.get("TINY_DIFFUSION_DATA", ROOT / "data"))
+    if not (folder / "MNIST").is_dir():
+        pytest.skip("no real MNIST in data/ or in $TINY_DIFFUSION_DATA")
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Twelve colour PNGs of odd sizes in two class subfolders."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for i in range(12):
+        path = root / ("cats" if i % 2 else "dogs") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return root

@@ -1,0 +1,389 @@
+import gzip
+import hashlib
+import os
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import data
+from data import (
+    DATASETS,
+    DataError,
+    epoch_order,
+    flipped,
+    load_dataset,
+    resized,
+    to_uint8,
+    to_unit,
+)
+
+
+def no_network(*arguments, **options):
+    raise AssertionError("the network was used")
+
+
+def save_image(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+
+
+def noise_pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+# --- what every set is ---------------------------------------------------------------------------
+
+
+def check(dataset, count, shape, classes):
+    assert dataset.images.shape == (count, *shape)
+    assert dataset.images.dtype == torch.uint8
+    assert dataset.images.is_contiguous()
+    assert dataset.labels.shape == (count,)
+    assert dataset.labels.dtype == torch.int64
+    assert set(dataset.labels.tolist()) == set(range(classes))
+    assert len(dataset.classes) == classes
+
+
+def test_digits():
+    dataset = load_dataset("digits")
+    check(dataset, 1797, (1, 8, 8), 10)
+    assert dataset.images.min() == 0
+    assert dataset.images.max() == 255
+    # The first scans are of 0, 1, 2, ...; a zero is dark in its middle.
+    assert dataset.labels[:10].tolist() == list(range(10))
+    assert dataset.images[0, 0, 3:5, 3:5].float().mean() < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "shape"),
+    [
+        ("mnist", 60_000, (1, 28, 28)),
+        ("fashion_mnist", 60_000, (1, 28, 28)),
+        ("cifar10", 50_000, (3, 32, 32)),
+    ],
+)
+def test_real_data_equals_torchvisions(name, count, shape, real_data):
+    import torchvision
+
+    dataset = load_dataset(name, real_data, download=False)
+    check(dataset, count, shape, 10)
+    kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}[name]
+    theirs = getattr(torchvision.datasets, kind)(str(real_data), download=False)
+    for i in (0, 777, count - 1):
+        image, label = theirs[i]
+        ours = dataset.images[i].permute(1, 2, 0).squeeze(-1).numpy()
+        assert (np.asarray(image) == ours).all()
+        assert dataset.labels[i] == label
+    assert dataset.classes[3] in theirs.classes[3]
+
+
+def test_image_size_resizes_any_set():
+    dataset = load_dataset("digits", image_size=28)
+    assert dataset.images.shape == (1797, 1, 28, 28)
+    small = load_dataset("digits").images
+    assert abs(dataset.images.float().mean() - small.float().mean()) < 3
+
+
+def test_resizing_in_parts_is_resizing_at_once():
+    images = torch.from_numpy(noise_pixels(10, 3, 16, 16))
+    assert_close(resized(images, 12, chunk=3), resized(images, 12, chunk=100))
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown dataset 'x'; choose from mnist, .*, folder"):
+        load_dataset("x")
+
+
+# --- MNIST and its like: where files are found ---------------------------------------------------
+
+
+@pytest.fixture
+def small_mnist(monkeypatch):
+    """A stand-in for the published files: {stem: content}, whose checksums data.MNIST expects."""
+    rng = np.random.default_rng(0)
+    contents = {
+        "train-images-idx3-ubyte": bytes(16) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes(),
+        "train-labels-idx1-ubyte": bytes(8) + bytes([3, 1, 4, 1, 5]),
+    }
+    md5 = {stem: hashlib.md5(content).hexdigest() for stem, content in contents.items()}
+    monkeypatch.setattr(data, "MNIST", data.MNIST._replace(md5=md5))
+    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(md5=md5))
+    return contents
+
+
+def put(folder, contents, compressed=False):
+    folder.mkdir(parents=True)
+    for stem, content in contents.items():
+        if compressed:
+            (folder / f"{stem}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / stem).write_bytes(content)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_mnist_is_found_in_the_data_folder(small_mnist, tmp_path, compressed, monkeypatch):
+    monkeypatch.setattr(data, "fetch", no_network)
+    put(tmp_path / "MNIST" / "raw", small_mnist, compressed)
+    dataset = load_dataset("mnist", tmp_path)
+    assert dataset.images.shape == (5, 1, 28, 28)
+    assert dataset.labels.tolist() == [3, 1, 4, 1, 5]
+    assert dataset.images.numpy().tobytes() == small_mnist["train-images-idx3-ubyte"][16:]
+
+
+def test_fashion_mnist_is_found_where_debian_puts_it(small_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "fetch", no_network)
+    put(tmp_path / "debian", small_mnist, compressed=True)
+    also = (tmp_path / "debian", "apt install")
+    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(also=also))
+    assert load_dataset("fashion_mnist", tmp_path).labels.tolist() == [3, 1, 4, 1, 5]
+
+
+def test_fashion_mnist_of_debian_has_the_published_content(tmp_path, monkeypatch):
+    folder = data.FASHION_MNIST.also[0]
+    if not folder.is_dir():
+        pytest.skip("the Debian package dataset-fashion-mnist is not installed")
+    monkeypatch.setattr(data, "fetch", no_network)
+    check(load_dataset("fashion_mnist", tmp_path), 60_000, (1, 28, 28), 10)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("stem", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "altered"])
+def test_damaged_files_are_refused_by_name(small_mnist, tmp_path, compressed, stem, damage):
+    raw = tmp_path / "MNIST" / "raw"
+    put(raw, small_mnist, compressed)
+    path = raw / (f"{stem}.gz" if compressed else stem)
+    content = bytearray(path.read_bytes())
+    if damage == "empty":
+        content = b""
+    elif damage == "truncated":
+        content = content[:-3]
+    else:
+        content[-9 if compressed else -1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path} is damaged: .*Delete it"):
+        load_dataset("mnist", tmp_path, download=False)
+
+
+def test_altered_cifar10_is_refused_before_it_is_unpickled(tmp_path, real_data):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (real_data / folder.name).iterdir():
+        os.symlink(file.resolve(), folder / file.name)
+    (folder / "data_batch_3").unlink()
+    (folder / "data_batch_3").write_bytes(b"not a pickle")
+    with pytest.raises(DataError, match=r"data_batch_3 is damaged"):
+        load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_without_download_the_message_has_each_way_out(name, tmp_path, monkeypatch):
+    also = (tmp_path / "debian", "apt install dataset-fashion-mnist")
+    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(also=also))
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    with pytest.raises(DataError) as error:
+        load_dataset(name, tmp_path / "data", download=False)
+    message = str(error.value)
+    assert f"{name} is not here" in message
+    assert str(tmp_path / "data") in message
+    assert "--no-download" in message
+    assert "copy " in message
+    assert "--dataset digits" in message
+    assert ("apt install dataset-fashion-mnist" in message) == (name == "fashion_mnist")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.fixture
+def silent_server():
+    """An address that accepts connections and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def accept():
+        try:
+            while True:
+                held.append(server.accept())
+        except OSError:  # closed
+            pass
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+    server.close()
+
+
+def test_a_silent_server_is_given_up(silent_server, tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", [silent_server])
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"(?s)mnist is not here and was not downloaded .*connect"):
+        load_dataset("mnist", tmp_path)
+    assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == []  # not a trace of the attempt
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_download_that_works_is_used(small_mnist, tmp_path, monkeypatch):
+    """torchvision's class is replaced by one that writes the files as torchvision does."""
+    import torchvision
+
+    def download(root, train, download):
+        assert train
+        assert download
+        put(data.Path(root) / "MNIST" / "raw", small_mnist)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
+    assert len(load_dataset("mnist", tmp_path).images) == 5
+    monkeypatch.setattr(torchvision.datasets, "MNIST", no_network)
+    assert len(load_dataset("mnist", tmp_path).images) == 5  # now it is there
+    assert [p.name for p in tmp_path.iterdir()] == ["MNIST"]
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_folder_with_classes(image_folder):
+    dataset = load_dataset("folder", image_folder, image_size=16)
+    check(dataset, 12, (3, 16, 16), 2)
+    assert dataset.classes == ["cats", "dogs"]
+    assert dataset.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_folder_without_classes_and_of_another_shape(tmp_path):
+    pixels = np.zeros((218, 178, 3), np.uint8)  # as in CelebA
+    pixels[16:202] = [255, 0, 0]  # the central square, and what a JPEG smears
+    for i in range(3):
+        save_image(tmp_path / f"{i:06d}.jpg", pixels, quality=95)
+    dataset = load_dataset("folder", tmp_path, image_size=32)
+    assert dataset.images.shape == (3, 3, 32, 32)
+    assert dataset.labels is None
+    assert dataset.classes == []
+    assert dataset.images[:, 0].min() > 240
+    assert dataset.images[:, 1:].max() < 16
+
+
+def test_folder_with_one_class(tmp_path):
+    save_image(tmp_path / "only" / "a.png", noise_pixels(9, 9, 3))
+    dataset = load_dataset("folder", tmp_path)
+    assert dataset.images.shape == (1, 3, data.FOLDER_SIZE, data.FOLDER_SIZE)
+    assert dataset.classes == ["only"]
+    assert dataset.labels.tolist() == [0]
+
+
+def test_folder_keeps_the_pixels_of_images_that_fit(tmp_path):
+    pixels = noise_pixels(16, 16, 3)
+    save_image(tmp_path / "a.png", pixels)
+    dataset = load_dataset("folder", tmp_path, image_size=16)
+    assert (dataset.images[0].permute(1, 2, 0).numpy() == pixels).all()
+
+
+def test_folder_of_grey_images_is_grey(tmp_path):
+    save_image(tmp_path / "a.png", noise_pixels(16, 16))
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)  # 16 bits a pixel
+    Image.fromarray(deep).save(tmp_path / "b.png")
+    images = load_dataset("folder", tmp_path, image_size=16).images
+    assert images.shape == (2, 1, 16, 16)
+    assert images[1].flatten().tolist() == list(range(256))
+    save_image(tmp_path / "c.png", noise_pixels(16, 16, 3))
+    assert load_dataset("folder", tmp_path, image_size=16).images.shape == (3, 3, 16, 16)
+
+
+def test_transparent_pixels_become_white(tmp_path):
+    save_image(tmp_path / "a.png", np.zeros((8, 8, 4)))
+    assert load_dataset("folder", tmp_path, image_size=8).images.min() == 255
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(DataError, match=r"no images in .*; looked for \.png"):
+        load_dataset("folder", tmp_path)
+    with pytest.raises(DataError, match="is not a folder"):
+        load_dataset("folder", tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(DataError, match="no images"):
+        load_dataset("folder", tmp_path)
+
+
+@pytest.fixture
+def bad_folder(image_folder):
+    (image_folder / "cats" / "empty.png").write_bytes(b"")
+    (image_folder / "cats" / "text.jpg").write_text("hello")
+    whole = (image_folder / "dogs" / "0.png").read_bytes()
+    (image_folder / "dogs" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (image_folder / "dogs" / ".hidden.png").write_text("left out without a word")
+    return image_folder
+
+
+def test_bad_images_are_named(bad_folder):
+    with pytest.raises(DataError) as error:
+        load_dataset("folder", bad_folder, image_size=16)
+    message = str(error.value)
+    assert "3 of 15 images" in message
+    for name in ("cats/empty.png", "cats/text.jpg", "dogs/cut.png", "--skip-bad-images"):
+        assert name in message
+    assert "hidden" not in message
+
+
+def test_bad_images_can_be_left_out(bad_folder):
+    dataset = load_dataset("folder", bad_folder, image_size=16, skip_bad_images=True)
+    check(dataset, 12, (3, 16, 16), 2)
+    assert dataset.note == "3 of 15 images cannot be read and are left out"
+
+
+def test_a_folder_of_bad_images_alone_is_refused_all_the_same(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 1 images"):
+        load_dataset("folder", tmp_path, skip_bad_images=True)
+
+
+def test_images_over_the_cap_are_refused_undecoded(image_folder, monkeypatch):
+    monkeypatch.setattr(data, "MAX_PIXELS", 900)
+    with pytest.raises(DataError, match=r"30 x 31 is over 900 pixels"):
+        load_dataset("folder", image_folder)
+
+
+def test_a_file_is_what_its_content_says_and_only_in_known_formats(tmp_path):
+    Image.fromarray(noise_pixels(8, 8, 3)).save(tmp_path / "a.png", format="PPM")
+    with pytest.raises(DataError, match="1 of 1 images"):
+        load_dataset("folder", tmp_path)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    torch.manual_seed(1)
+    order = epoch_order(1000, seed=3, epoch=5)
+    torch.manual_seed(2)
+    assert_close(epoch_order(1000, seed=3, epoch=5), order)
+    assert sorted(order.tolist()) == list(range(1000))
+    for other in [(1000, 4, 5), (1000, 3, 6), (1000, 5, 3)]:
+        assert not torch.equal(epoch_order(*other), order)
+
+
+def test_unit_and_uint8_are_inverse():
+    images = torch.arange(256, dtype=torch.uint8)
+    x = to_unit(images)
+    assert (x[0], x[-1]) == (-1, 1)
+    assert_close(to_uint8(x), images)
+    assert to_uint8(torch.tensor([-3.0, 7.0])).tolist() == [0, 255]
+
+
+def test_flips_mirror_about_half_of_the_images():
+    torch.manual_seed(0)
+    images = torch.arange(4, dtype=torch.uint8).expand(1000, 3, 4, 4)
+    out = flipped(images)
+    mirrored = (out[:, 0, 0] == torch.tensor([3, 2, 1, 0])).all(1)
+    same = (out[:, 0, 0] == torch.tensor([0, 1, 2, 3])).all(1)
+    assert (mirrored ^ same).all()
+    assert 430 < mirrored.sum() < 570
+
+
+def test_digits_are_never_flipped():
+    assert [name for name, source in DATASETS.items() if source.flip] == ["cifar10", "folder"]

@@ -1,0 +1,348 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from PIL import Image
+from torch.testing import assert_close
+
+import train
+from data import load_dataset
+from training.checkpoint import load_checkpoint
+from training.log import read_metrics
+
+
+def trainer_of(*arguments) -> train.Trainer:
+    args = train.parse_args([*TINY, *map(str, arguments)])
+    config = train.make_config(args, load_dataset("digits"))
+    return train.Trainer(config, torch.device("cpu"), args.precision, args.compile)
+
+
+def assert_same_training(a, b):
+    """Two checkpoints with the same bits in all that training changes."""
+    for key in ("model", "ema"):
+        for name, tensor in a[key].items():
+            assert torch.equal(tensor, b[key][name]), (key, name)
+    for i, state in a["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b["optimizer"]["state"][i][name]), (i, name)
+    assert a["step"] == b["step"]
+
+
+# --- the update ----------------------------------------------------------------------------------
+
+
+def test_overfits_one_batch():
+    trainer = trainer_of("--channels", 16, "--warmup-steps", 0)
+    images = load_dataset("digits").images[:16]
+    losses = []
+    for _ in range(250):
+        trainer.step %= 10  # ten draws of t and noise, again and again
+        losses.append(trainer.update(images, lr=3e-3)[0].item())
+    assert sum(losses[-10:]) < 0.12 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("flip", ["--flip", "--no-flip"])
+def test_accumulation_makes_the_update_of_one_large_batch(flip):
+    images = load_dataset("digits").images
+    large = trainer_of("--batch-size", 32, flip)
+    parts = trainer_of("--batch-size", 8, "--grad-accum", 4, flip)
+    for step in range(3):
+        batch = images[32 * step : 32 * (step + 1)]
+        loss, norm = large.update(batch, 1e-3)
+        assert_close(parts.update(batch, 1e-3), (loss, norm), rtol=1e-4, atol=1e-5)
+    assert_close(parts.model.state_dict(), large.model.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_is_clipped():
+    trainer = trainer_of("--grad-clip", 1e-6)
+    images = load_dataset("digits").images[:16]
+    _, norm = trainer.update(images, 1e-3)
+    assert norm > 1e-3  # reported as it was
+    state = trainer.optimizer.state_dict()["state"]  # after one step exp_avg is 0.1 * gradient
+    clipped = torch.cat([10 * s["exp_avg"].flatten() for s in state.values()]).norm()
+    assert clipped.item() == pytest.approx(1e-6, rel=1e-3)
+    trainer = trainer_of("--grad-clip", 0)
+    _, norm = trainer.update(images, 1e-3)
+    state = trainer.optimizer.state_dict()["state"]
+    full = torch.cat([10 * s["exp_avg"].flatten() for s in state.values()]).norm()
+    assert_close(full, norm, rtol=1e-3, atol=0)
+
+
+def test_the_seed_decides_everything():
+    images = load_dataset("digits").images[:32]
+
+    def after_two_updates(seed):
+        torch.manual_seed(time.time_ns())
+        trainer = trainer_of("--seed", seed, "--dropout", 0.2)
+        for _ in range(2):
+            trainer.update(images, 1e-3)
+        return trainer.model.state_dict()
+
+    first, again, other = after_two_updates(1), after_two_updates(1), after_two_updates(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stem.weight"], other["stem.weight"])
+
+
+def test_bf16_and_compile_train_too():
+    args = ("--channels", 8, "--multipliers", 1)
+    images = load_dataset("digits").images[:16]
+    expected, _ = trainer_of(*args).update(images, 1e-3)
+    bf16, _ = trainer_of(*args, "--precision", "bf16").update(images, 1e-3)
+    assert_close(bf16, expected, rtol=0.02, atol=0)
+    compiled = trainer_of(*args)
+    # The default backend takes a minute to build kernels; this one captures the same graph.
+    compiled.network = torch.compile(compiled.model, backend="aot_eager")
+    loss, _ = compiled.update(images, 1e-3)
+    assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_files(trained):
+    files = {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()}
+    assert files == {
+        "config.json",
+        "metrics.jsonl",
+        "training_loss.png",
+        "model_final.pt",
+        "samples/epoch_001.png",
+        "samples/epoch_002.png",
+        "checkpoints/model_epoch_001.pt",
+        "checkpoints/model_epoch_002.pt",
+    }
+    rows = read_metrics(trained / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [10, 14, 20, 28]  # every ten steps and each epoch's end
+    for row in rows:
+        assert row.keys() >= {"epoch", "loss", "lr", "images_per_second", "gradient_norm"}
+    assert [row["epoch"] for row in rows] == [1, 1, 2, 2]
+    with Image.open(trained / "samples" / "epoch_002.png") as image:
+        assert image.width == 8 * 58 + 2
+        assert image.height == image.width + 2 + 60  # and a line and a row of real images
+
+
+def test_the_loss_falls(trained):
+    rows = read_metrics(trained / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+
+
+def test_defaults_of_the_length():
+    def limit(*arguments):
+        return train.step_limit(train.parse_args([str(a) for a in arguments]), 100)
+
+    assert limit() == 2000
+    assert limit("--epochs", 3) == 300
+    assert limit("--max-steps", 50) == 50
+    assert limit("--epochs", 3, "--max-steps", 1000) == 300
+    assert limit("--max-minutes", 1) is None
+    assert limit("--max-minutes", 1, "--epochs", 2) == 200
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, tmp_path, precision):
+    flags = [*TINY, "--precision", precision, "--dropout", "0.1", "--flip", "--batch-size", "64"]
+    flags += ["--grad-accum", "2", "--max-steps", "40"]
+    assert script("train", *flags, "--output-dir", "whole").code == 0
+
+    stopping = StopAfter(23)
+    with stopping:
+        result = script("train", *flags, "--output-dir", "parts")
+    assert result.code == 130
+    assert "stopped after step 23" in result.out
+    assert "python train.py --resume --output-dir parts" in result.out
+    assert not (tmp_path / "parts" / "model_final.pt").exists()
+    result = script("train", "--resume", "--device", "cpu", "--output-dir", "parts")
+    assert result.code == 0
+    assert "resuming from parts/checkpoints/interrupted.pt, step 23" in result.out
+    assert not (tmp_path / "parts" / "checkpoints" / "interrupted.pt").exists()
+
+    whole, parts = (load_checkpoint(f"{name}/model_final.pt") for name in ("whole", "parts"))
+    assert_same_training(whole, parts)
+    pictures = [Path(name, "samples", "epoch_003.png").read_bytes() for name in ("whole", "parts")]
+    assert pictures[0] == pictures[1]
+    steps = [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+class StopAfter:
+    """Sends this process a Ctrl-C in the middle of a training step."""
+
+    def __init__(self, step: int):
+        self.step, self.update = step, train.Trainer.update
+
+    def __enter__(self):
+        def update(trainer, *arguments):
+            if trainer.step + 1 == self.step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.update(trainer, *arguments)
+
+        train.Trainer.update = update
+
+    def __exit__(self, *error):
+        train.Trainer.update = self.update
+
+
+def test_a_finished_run_can_go_on_longer(script, tmp_path):
+    script("train", *TINY, "--max-steps", 5, "--output-dir", "run")
+    result = script("train", "--resume", "--output-dir", "run")
+    assert result.code == 2
+    assert "this run has made its 5 updates" in result.err
+    assert script("train", "--resume", "--max-steps", 9, "--output-dir", "run").code == 0
+    assert load_checkpoint("run/model_final.pt")["step"] == 9
+
+
+def test_a_given_checkpoint_is_resumed(script, trained, tmp_path):
+    path = trained / "checkpoints" / "model_epoch_001.pt"
+    result = script("train", "--resume", path, "--max-steps", 16, "--output-dir", "other")
+    assert result.code == 0, result.err
+    assert f"resuming from {path}, step 14" in result.out
+    assert load_checkpoint("other/model_final.pt")["step"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--channels", 16], "model.channels: 8 in the checkpoint, 16 now"),
+        (["--dataset", "folder"], "data.dataset: digits in the checkpoint, folder now"),
+        (["--schedule", "cosine"], "diffusion.schedule: linear in the checkpoint, cosine now"),
+        (["--timesteps", 500], "diffusion.timesteps: 1000 in the checkpoint, 500 now"),
+        (["--image-size", 16], "data.image_size: 8 in the checkpoint, 16 now"),
+        (["--batch-size", 32], "train.batch_size: 128 in the checkpoint, 32 now"),
+        (["--seed", 5], "train.seed: 0 in the checkpoint, 5 now"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder, arguments, field):
+    if "folder" in arguments:
+        arguments = [*arguments, "--data-dir", image_folder]
+    before = (trained / "metrics.jsonl").read_bytes()
+    result = script("train", "--resume", "--epochs", 3, "--output-dir", trained, *arguments)
+    assert result.code == 1
+    assert field in result.err
+    assert "Traceback" not in result.err
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_holds_a_run_is_refused(script, trained):
+    result = script("train", *TINY, "--output-dir", trained)
+    assert result.code == 2
+    assert "holds a run already" in result.err
+    assert "--resume" in result.err
+    assert "--overwrite" in result.err
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(script, tmp_path):
+    script("train", *TINY, "--epochs", 1, "--save-interval", 1, "--output-dir", "run")
+    (tmp_path / "run" / "mine.txt").write_text("keep me")
+    result = script("train", *TINY, "--max-steps", 3, "--overwrite", "--output-dir", "run")
+    assert result.code == 0
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [3]
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_a_wrong_overwrite_deletes_nothing(script, tmp_path):
+    script("train", *TINY, "--max-steps", 3, "--output-dir", "run")
+    for wrong in (["--dataset", "mnist", "--no-download"], ["--attention-resolutions", "5"]):
+        assert script("train", *TINY, *wrong, "--overwrite", "--output-dir", "run").code == 1
+        assert (tmp_path / "run" / "model_final.pt").exists()
+
+
+def test_nothing_to_resume(script):
+    result = script("train", "--resume", "--output-dir", "empty")
+    assert result.code == 2
+    assert "there is no checkpoint in empty" in result.err
+    result = script("train", "--resume", "none.pt")
+    assert result.code == 1
+    assert "there is no checkpoint none.pt" in result.err
+
+
+def test_missing_data_is_one_message(script, tmp_path):
+    result = script("train", "--dataset", "mnist", "--no-download")
+    assert result.code == 1
+    assert "mnist is not here" in result.err
+    assert "Traceback" not in result.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_small_folder_trains_as_one_batch(script, image_folder, tmp_path):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    (image_folder / "cats" / "bad.png").write_bytes(b"")
+    result = script("train", *TINY, *flags, "--max-steps", 3)
+    assert result.code == 1
+    assert "cats/bad.png" in result.err
+    result = script("train", *TINY, *flags, "--max-steps", 3, "--skip-bad-images")
+    assert result.code == 0, result.err
+    assert "1 of 13 images cannot be read and are left out" in result.out
+    assert "an update takes all 12 images" in result.out
+    assert (tmp_path / "outputs" / "samples" / "epoch_003.png").exists()
+    config = json.loads((tmp_path / "outputs" / "config.json").read_text())
+    assert config["data"]["flip"] is True
+    result = script("train", *TINY, *flags, "--skip-bad-images", "--grad-accum", 13, "--overwrite")
+    assert result.code == 2
+    assert "there are only 12 images" in result.err
+
+
+def test_an_image_size_that_does_not_fit_the_network(script):
+    result = script("train", *TINY, "--image-size", 30)
+    assert result.code == 1
+    assert "multiples of 4" in result.err
+    assert "28 and 32" in result.err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        train.GaussianDiffusion, "loss", lambda *a: torch.tensor(torch.nan, requires_grad=True)
+    )
+    result = script("train", *TINY, "--max-steps", 30)
+    assert result.code == 1
+    assert "the loss is nan at step 10" in result.err
+    assert not (tmp_path / "outputs" / "model_final.pt").exists()
+
+
+def test_minutes_are_kept(script):
+    start = time.monotonic()
+    result = script("train", *TINY, "--max-minutes", 0.2)
+    assert result.code == 0
+    assert 0.85 < (time.monotonic() - start) / 12 < 1.15  # 5 % is for runs of minutes; see TimePlan
+    config = load_checkpoint("outputs/model_final.pt")["config"]
+    assert config["train"]["total_steps"] == load_checkpoint("outputs/model_final.pt")["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_step_and_save(number, tmp_path):
+    """As a person would: another process, and a signal while it trains."""
+    command = [sys.executable, ROOT / "train.py", *TINY, "--output-dir", tmp_path / "run"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*map(str, command), "--epochs", "100000"], stdout=log, stderr=subprocess.STDOUT
+        )
+    wait_for(lambda: read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
+    text = (tmp_path / "log").read_text()
+    assert "go on with" in text
+    assert "Traceback" not in text
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "interrupted.pt")["step"] > 0
+
+
+def wait_for(condition, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda(script, precision):
+    flags = [*TINY, "--device", "cuda", "--precision", precision, "--max-steps", 20]
+    assert script("train", *flags).code == 0
+    result = script("sample", "--checkpoint", "outputs/model_final.pt", "--steps", 5)
+    assert result.code == 0

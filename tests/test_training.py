@@ -1,0 +1,244 @@
+"""The modules of training/."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from torch.testing import assert_close
+
+from training import plan
+from training.checkpoint import (
+    CheckpointError,
+    differences,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    step_of,
+)
+from training.ema import EMA, ema_decay
+from training.folder import RunFolder
+from training.log import open_metrics, plot_loss, read_metrics
+from training.plan import LR_DECAYS, TimePlan, learning_rate
+from utils import save_whole
+
+# --- EMA -----------------------------------------------------------------------------------------
+
+
+def test_ema_is_the_recurrence():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ema = EMA(model, decay=0.9)
+    expected = None
+    for step in range(100):
+        with torch.no_grad():
+            model.weight.normal_()
+        ema.update_parameters(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        weight = model.weight.detach()
+        expected = weight.clone() if step == 0 else decay * expected + (1 - decay) * weight
+    assert_close(ema.module.weight, expected, rtol=1e-5, atol=1e-6)
+    assert not any(p.requires_grad for p in ema.module.parameters())
+
+
+def test_ema_decay_warms_up_to_its_limit():
+    assert ema_decay(1, 0.999) < 0.2
+    assert ema_decay(10**6, 0.999) == 0.999
+    assert all(a <= b for a, b in pairwise(ema_decay(s, 0.999) for s in range(20_000)))
+
+
+# --- learning rate and time ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", LR_DECAYS)
+def test_learning_rate(decay):
+    train = {"lr": 2.0, "warmup_steps": 10, "lr_decay": decay}
+    rates = [learning_rate(step, 100, train) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert learning_rate(100, 100, train) == pytest.approx(2.0 if decay == "none" else 0.0)
+    assert learning_rate(50, None, train) == 2.0  # the length is not known yet
+    assert learning_rate(0, 100, {**train, "warmup_steps": 0}) == 2.0
+
+
+@pytest.mark.parametrize("minutes", [0.5, 10, 600])
+@pytest.mark.parametrize("grid", [0.5, 8.0])
+@pytest.mark.parametrize("drift", [1.0, 0.8, 1.25])
+def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift):
+    """A simulated run, slow in its first steps, whose speed changes for good in its middle."""
+    now = 100.0
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now)
+    start = now - 4  # imports and data took four seconds
+    timer = TimePlan(minutes, start, first_step=0, grid_steps=500)
+    timer.grid_seconds = grid
+    step, total = 0, None
+    while total is None or step < total:
+        elapsed = (now - start) / (60 * minutes)
+        now += (0.1 if step >= 3 else 0.4) * (drift if elapsed > 0.5 else 1.0)
+        step += 1
+        total = timer.update(step, total)
+        if step % 500 == 0:
+            now += grid
+            timer.pause(grid)
+    now += grid
+    assert abs((now - start) / (60 * minutes) - 1) < 0.05
+
+
+def test_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now)
+    timer, total, step = TimePlan(1, 0.0, first_step=0, grid_steps=100), None, 0
+    while total is None or step < total:
+        now, step = now + 8, step + 1
+        total = timer.update(step, total)
+    assert now <= 72
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_save_whole_leaves_the_old_file_if_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    save_whole(path, lambda partial: partial.write_text("old"))
+
+    def fail(partial):
+        partial.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_whole(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
+    """A process that dies in the middle of torch.save, after half of the file is on the disk."""
+    path = tmp_path / "a.pt"
+    code = f"""
+import os, sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from training.checkpoint import save_checkpoint
+import training.checkpoint as c
+save_checkpoint(Path({str(path)!r}), {{"step": 1}})
+whole = torch.save
+def half(value, file):
+    whole(value, file)
+    os.truncate(file, os.path.getsize(file) // 2)
+    os.kill(os.getpid(), 9)
+c.torch.save = half
+save_checkpoint(Path({str(path)!r}), {{"step": 2}})
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert torch.load(path, weights_only=True)["step"] == 1
+
+
+def test_metrics_are_cut_where_a_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "loss": 1 / s} for s in (10, 20, 30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "lo')
+    with open_metrics(path, step=20) as file:
+        file.write(json.dumps({"step": 25, "loss": 0.5}) + "\n")
+        assert [row["step"] for row in read_metrics(path)] == [10, 20, 25]  # not only once closed
+    with open_metrics(path, step=0):
+        pass
+    assert read_metrics(path) == []
+
+
+def test_loss_plot(tmp_path):
+    from PIL import Image
+
+    rows = [{"step": s, "loss": 1 / s} for s in range(1, 50)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+    plot_loss(tmp_path / "none.jsonl", tmp_path / "empty.png")  # a run without a row yet
+    assert (tmp_path / "empty.png").exists()
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_explains_itself(trained):
+    checkpoint = load_checkpoint(trained / "model_final.pt")
+    assert checkpoint["step"] == 28
+    assert checkpoint["config"]["data"]["dataset"] == "digits"
+    assert checkpoint["config"] == json.loads((trained / "config.json").read_text())
+    model, diffusion = restore(checkpoint)
+    assert diffusion.timesteps == 1000
+    assert_close(dict(model.state_dict()), dict(checkpoint["ema"]))
+    raw, _ = restore(checkpoint, raw=True)
+    assert_close(dict(raw.state_dict()), dict(checkpoint["model"]))
+    assert not torch.equal(model.head.weight, raw.head.weight)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "pickle", "other", "version"])
+def test_what_is_no_checkpoint_is_refused(trained, tmp_path, damage):
+    path = tmp_path / "bad.pt"
+    whole = (trained / "model_final.pt").read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "pickle":  # code that weights_only=True must not run
+        torch.save({"step": Trap()}, path)
+    elif damage == "other":
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        torch.save({**load_checkpoint(trained / "model_final.pt"), "format": 99}, path)
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
+        load_checkpoint(path)
+    assert not TRAPPED.exists()
+
+
+TRAPPED = ROOT / "tests" / "trapped"
+
+
+class Trap:
+    def __reduce__(self):
+        return TRAPPED.touch, ()
+
+
+def test_a_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_weights_that_do_not_fit_their_config(trained):
+    checkpoint = load_checkpoint(trained / "model_final.pt")
+    checkpoint["config"]["model"]["channels"] = 16
+    with pytest.raises(CheckpointError, match="contradicts itself"):
+        restore(checkpoint)
+
+
+def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.newest_checkpoint() is None
+    assert not folder.holds_run()
+    rest = dict.fromkeys(["seconds", "config", "model", "ema", "optimizer", "scaler"])
+    for path, step in [(folder.final, 30), (folder.checkpoint(7), 70), (folder.interrupted, 50)]:
+        save_checkpoint(path, {"step": step, **rest})
+        assert step_of(path) == step
+    assert folder.newest_checkpoint() == tmp_path / "checkpoints" / "model_epoch_007.pt"
+    assert folder.holds_run()
+    (tmp_path / "mine.txt").write_text("not the run's")
+    folder.clear()
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_differences_name_the_fields():
+    saved = {"model": {"channels": 64, "blocks": 1}, "data": {"images": 5}}
+    assert differences(saved, {"model": {"channels": 64}}) == []
+    assert differences(saved, {"model": {"channels": 32, "heads": 2}}) == [
+        "model.channels: 64 in the checkpoint, 32 now",
+        "model.heads: None in the checkpoint, 2 now",
+    ]

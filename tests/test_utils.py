@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import utils
+from utils import (
+    NoisePerImage,
+    choose_device,
+    choose_precision,
+    derive_seed,
+    enlarged,
+    image_grid,
+    save_picture,
+    square,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_seeds_depend_on_every_word_and_their_order():
+    words = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (2**63 - 1, 5)]
+    assert len({derive_seed("a", *w) for w in words}) == len(words)
+    assert derive_seed("a", 3, 4) == derive_seed("a", 3, 4)
+    assert derive_seed("a", 3, 4) != derive_seed("b", 3, 4)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    x = torch.zeros(6, 1, 4, 4)
+    together = NoisePerImage(0, range(6))
+    first, second = together(x), together(x)
+    alone = NoisePerImage(0, [4])
+    assert_close(alone(x[:1])[0], first[4])
+    assert_close(alone(x[:1])[0], second[4])
+    assert not torch.equal(first, second)
+    assert not torch.equal(NoisePerImage(1, range(6))(x), first)
+
+
+def test_noise_is_standard_normal():
+    noise = NoisePerImage(0, range(200)).draw((1, 28, 28))
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    channels_last = torch.zeros(200, 1, 28, 28).to(memory_format=torch.channels_last)
+    assert_close(NoisePerImage(0, range(200))(channels_last), noise)
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no CUDA GPU"):
+            choose_device("cuda:1")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ValueError, match="finds no Apple GPU"):
+            choose_device("mps")
+
+
+def test_precision(monkeypatch):
+    for native, expected in [(True, "bf16"), (False, "fp32")]:
+        monkeypatch.setattr(utils, "has_native_bf16", lambda device, native=native: native)
+        assert choose_precision("auto", CPU) == expected
+    assert choose_precision("bf16", CPU) == "bf16"
+    with pytest.raises(ValueError, match="fp16 needs a CUDA GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_native_bf16_agrees_with_the_cpu():
+    try:
+        with open("/proc/cpuinfo") as file:
+            info = file.read()
+    except OSError:
+        pytest.skip("no /proc/cpuinfo here")
+    expected = "avx512_bf16" in info or "amx_bf16" in info
+    assert utils.has_native_bf16(CPU) == expected
+
+
+def test_small_images_are_enlarged_by_whole_pixels():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    out = enlarged(images, 56)
+    assert out.shape == (1, 1, 56, 56)
+    assert_close(out[:, :, ::7, ::7], images)
+    assert enlarged(torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1] == 128
+
+
+def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
+    images = torch.stack([torch.full((3, 64, 64), i * 10, dtype=torch.uint8) for i in range(6)])
+    grid = image_grid(images, 3)
+    assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
+    assert [grid[33, 33, 0], grid[33, 99, 0], grid[99, 33, 0]] == [0, 10, 30]
+    both = image_grid(images, 3, real=images + 100)
+    line = both[grid.shape[0]]
+    assert (line == 255).all()
+    assert both[grid.shape[0] + 2 + 33, 99, 0] == 110
+    assert both.shape[0] == grid.shape[0] + 2 + 68  # one row, however many real images there are
+
+
+def test_square():
+    assert [square(n) for n in (1, 2, 4, 5, 9, 64)] == [1, 2, 2, 3, 3, 8]
+
+
+def test_pictures_are_written_in_the_format_of_their_ending(tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for name, kind in [("a.png", "PNG"), ("b/c.jpg", "JPEG")]:
+        save_picture(tmp_path / name, picture)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind
+    with pytest.raises(ValueError, match=r"x\.txt: cannot write a picture of that ending"):
+        save_picture(tmp_path / "x.txt", picture)

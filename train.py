@@ -1,0 +1,605 @@
+"""Train a diffusion model on images."""
+
+import time
+
+START = time.monotonic()  # --max-minutes counts from here
+
+from argparse import BooleanOptionalAction
+
+from flags import (
+    Parser,
+    UsageError,
+    add_data_flags,
+    add_runtime_flags,
+    add_seed_flag,
+    names,
+    number,
+    run,
+)
+
+
+# fmt: off  (one flag, two lines)
+def make_parser() -> Parser:
+    parser = Parser(
+        "Train a diffusion model on images, and write checkpoints and sample grids.",
+        [
+            "python train.py --dataset mnist --max-minutes 10",
+            "python train.py --resume",
+        ],
+    )
+    data = add_data_flags(parser, default="mnist")
+    data.add_argument(
+        "--flip",
+        action=BooleanOptionalAction,
+        help="mirror images at random (default: for cifar10 and folder)",
+    )
+
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--model",
+        choices=names("models/__init__.py", "MODELS"),
+        default="unet",
+        help="kind of network",
+    )
+    network.add_argument(
+        "--channels", type=number(int, 1), default=64, metavar="N", help="width of the first level"
+    )
+    network.add_argument(
+        "--multipliers",
+        type=number(int, 1),
+        nargs="+",
+        default=[1, 2],
+        metavar="N",
+        help="width of each level, in multiples of --channels",
+    )
+    network.add_argument(
+        "--blocks", type=number(int, 1), default=1, metavar="N", help="residual blocks of a level"
+    )
+    network.add_argument(
+        "--attention-resolutions",
+        type=number(int, 1),
+        nargs="*",
+        default=[],
+        metavar="N",
+        help="sizes of feature maps with self-attention, besides the middle, which always has it",
+    )
+    network.add_argument(
+        "--dropout",
+        type=number(float, 0, 0.99),
+        default=0.0,
+        metavar="P",
+        help="probability of dropping a feature",
+    )
+    network.add_argument(
+        "--patch-size",
+        type=number(int, 1),
+        metavar="N",
+        help="side of the patches that the image is folded into "
+        "(default: 2, and 1 for images under 16 pixels)",
+    )
+
+    process = parser.add_argument_group("process")
+    process.add_argument(
+        "--timesteps",
+        type=number(int, 2),
+        default=1000,
+        metavar="T",
+        help="steps of the forward process",
+    )
+    process.add_argument(
+        "--schedule",
+        choices=names("diffusion.py", "SCHEDULES"),
+        default="linear",
+        help="how noise grows over the steps",
+    )
+
+    length = parser.add_argument_group("length (the first limit ends the run)")
+    length.add_argument(
+        "--epochs",
+        type=number(int, 1),
+        metavar="N",
+        help="passes over the data (default: 20, if no limit is given)",
+    )
+    length.add_argument("--max-steps", type=number(int, 1), metavar="N", help="updates")
+    length.add_argument(
+        "--max-minutes",
+        type=number(float, 0.05),
+        metavar="M",
+        help="time, all told; the learning rate's decay is fitted to it",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--batch-size",
+        type=number(int, 1),
+        default=128,
+        metavar="N",
+        help="images that are computed at once",
+    )
+    training.add_argument(
+        "--grad-accum",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="batches of an update: the same update as one N times as large",
+    )
+    training.add_argument(
+        "--lr", type=number(float, 0), default=1e-3, metavar="X", help="peak learning rate of AdamW"
+    )
+    training.add_argument(
+        "--lr-decay",
+        choices=names("training/plan.py", "LR_DECAYS"),
+        default="cosine",
+        help="its way to zero after the warm-up",
+    )
+    training.add_argument(
+        "--warmup-steps",
+        type=number(int, 0),
+        default=100,
+        metavar="N",
+        help="updates until the learning rate is at its peak",
+    )
+    training.add_argument(
+        "--grad-clip",
+        type=number(float, 0),
+        default=1.0,
+        metavar="X",
+        help="largest norm of the gradient; 0 does not clip",
+    )
+    training.add_argument(
+        "--ema-decay",
+        type=number(float, 0, 0.999999),
+        default=0.9999,
+        metavar="X",
+        help="limit of the decay of the weights' moving average, which warms up",
+    )
+    add_seed_flag(training)
+
+    machine = add_runtime_flags(parser)
+    machine.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: a slow start, then faster on a GPU",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", default="outputs", metavar="DIR", help="folder of the run")
+    output.add_argument(
+        "--sample-interval",
+        type=number(int, 0),
+        default=1,
+        metavar="N",
+        help="epochs between two sample grids; 0: only at the end",
+    )
+    output.add_argument(
+        "--save-interval",
+        type=number(int, 0),
+        default=5,
+        metavar="N",
+        help="epochs between two checkpoints; 0: only at the end",
+    )
+    output.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        metavar="CHECKPOINT",
+        help="go on with the run in --output-dir, with its flags, from its newest "
+        "checkpoint or the one given",
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace the run that --output-dir holds"
+    )
+    return parser
+
+
+# fmt: on
+
+
+def parse_args(argv=None):
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import json
+import shlex
+import sys
+from math import isfinite
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DATASETS, Images, epoch_order, flipped, load_dataset, to_uint8, to_unit
+from diffusion import GaussianDiffusion
+from models import build_model
+from samplers import ddim
+from training.checkpoint import CheckpointError, differences, load_checkpoint
+from training.ema import EMA
+from training.folder import RunFolder
+from training.log import open_metrics, plot_loss
+from training.plan import TimePlan, learning_rate
+from training.progress import Progress
+from training.stop import StopSignals
+from utils import (
+    NoisePerImage,
+    autocast,
+    choose_device,
+    choose_precision,
+    derive_seed,
+    describe,
+    image_grid,
+    save_picture,
+    square,
+    to_device,
+)
+
+LOG_EVERY = 10  # steps between two rows of metrics
+GRID_STEPS = 50  # DDIM steps of a sample grid
+DEFAULT_EPOCHS = 20
+LIMITS = ("epochs", "max_steps", "max_minutes")
+FIXED = ("batch_size", "grad_accum", "seed")  # training flags that a resumed run cannot change
+
+
+class Trainer:
+    """What an update changes (weights, their average, the optimizer), and the update."""
+
+    def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
+        train = config["train"]
+        self.seed, self.grad_accum = train["seed"], train["grad_accum"]
+        self.max_norm = train["grad_clip"] or float("inf")
+        self.flip = config["data"]["flip"]
+        self.device, self.precision = device, precision
+        torch.manual_seed(self.seed)
+        self.model = to_device(build_model(config["model"]), device)
+        self.network = torch.compile(self.model) if compiled else self.model
+        self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train["lr"], fused=True)
+        self.ema = EMA(self.model, train["ema_decay"])
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.step = 0
+
+    def update(self, images: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """One update on uint8 images (B, C, H, W). Returns the loss and the gradient's norm.
+
+        Its random numbers depend on the seed and the step alone, and are drawn for all of the
+        update at once, so that neither a resume nor the number of batches it is split into changes
+        them.
+        """
+        torch.manual_seed(derive_seed("step", self.seed, self.step))
+        images = flipped(images) if self.flip else images
+        x_0 = to_unit(images.to(self.device, memory_format=torch.channels_last))
+        t = torch.randint(self.diffusion.timesteps, (len(x_0),), device=self.device)
+        noise = torch.randn_like(x_0)
+
+        total = torch.zeros((), device=self.device)
+        for part in zip(*(x.chunk(self.grad_accum) for x in (x_0, t, noise)), strict=True):
+            with autocast(self.device, self.precision):
+                loss = self.diffusion.loss(self.network, *part) / self.grad_accum
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+        self.step += 1
+        return total, norm
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+        }
+
+    def load(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.ema.n_averaged.fill_(self.step)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+class Run:
+    """The loop around the updates: order of the data, length, log, grids and checkpoints."""
+
+    def __init__(self, args, config: dict, trainer: Trainer, data: Images, total: int | None):
+        self.config, self.trainer, self.images = config, trainer, data.images
+        self.folder = RunFolder(args.output_dir)
+        self.sample_interval, self.save_interval = args.sample_interval, args.save_interval
+        self.batch = update_size(args, len(data.images))
+        self.epoch_steps = len(data.images) // self.batch
+        self.stop = StopSignals()
+        self.progress = Progress(trainer.step)
+        self.seconds = 0.0  # of training, over all sessions
+        self.cap = step_limit(args, self.epoch_steps)
+        self.total = total  # steps of the whole run; None until the time plan knows it
+        self.plan = None
+        if total is None and args.max_minutes:
+            grid_steps = self.epoch_steps * (args.sample_interval or 10**9)
+            self.plan = TimePlan(args.max_minutes, START, trainer.step, grid_steps)
+        elif total is None:
+            self.set_total(self.cap)
+        if self.total is not None and self.total <= trainer.step:
+            raise UsageError(
+                f"this run has made its {trainer.step:,} updates; to train longer, raise --epochs, "
+                "--max-steps or --max-minutes"
+            )
+
+    def train(self) -> int:
+        """Train to the end, or to a signal. Returns the exit code."""
+        trainer = self.trainer
+        self.folder.save_config(self.config)
+        if self.plan:
+            self.plan.grid_seconds = self.time_of_grid()
+        loss, since, mark = 0.0, trainer.step, time.monotonic()
+        order, order_epoch = None, None
+        with open_metrics(self.folder.metrics, trainer.step) as metrics, self.stop, self.progress:
+            while self.total is None or trainer.step < self.total:
+                epoch, i = divmod(trainer.step, self.epoch_steps)
+                if epoch != order_epoch:
+                    order, order_epoch = epoch_order(len(self.images), trainer.seed, epoch), epoch
+                images = self.images[order[i * self.batch : (i + 1) * self.batch]]
+                lr = learning_rate(trainer.step, self.total, self.config["train"])
+                step_loss, norm = trainer.update(images, lr)
+                loss += step_loss
+                self.follow_plan()
+
+                epoch_ends = i + 1 == self.epoch_steps
+                ends = trainer.step == self.total or self.stop.received
+                if trainer.step % LOG_EVERY == 0 or epoch_ends or ends:
+                    steps, now = trainer.step - since, time.monotonic()
+                    self.seconds += now - mark
+                    row = {
+                        "step": trainer.step,
+                        "epoch": epoch + 1,
+                        "loss": float(loss) / steps,
+                        "lr": lr,
+                        "images_per_second": steps * self.batch / (now - mark),
+                        "gradient_norm": float(norm),
+                        "seconds": self.seconds,
+                    }
+                    if not isfinite(row["loss"]):
+                        raise ValueError(
+                            f"the loss is {row['loss']} at step {trainer.step:,}; try a lower "
+                            "--lr, or --precision fp32. The checkpoints are as they were."
+                        )
+                    metrics.write(json.dumps(row) + "\n")
+                    self.progress.update(self.total, row)
+                    loss, since, mark = 0.0, trainer.step, now
+                if self.stop.received:
+                    break
+                if epoch_ends:
+                    self.end_epoch(epoch + 1)
+                    mark = time.monotonic()
+        return self.interrupted() if self.stop.received else self.finish()
+
+    def set_total(self, total: int) -> None:
+        self.total = min(total, self.cap or total)
+        self.config["train"]["total_steps"] = self.total
+
+    def follow_plan(self) -> None:
+        """Let the time plan, if there is one, set or correct the number of steps."""
+        if self.plan is None:
+            return
+        known, step = self.total is not None, self.trainer.step
+        planned = self.plan.update(step, self.total)
+        if planned is not None:
+            self.set_total(planned)
+            if not known:
+                epochs = self.total / self.epoch_steps
+                self.progress.say(f"the time holds {self.total:,} updates, {epochs:.1f} epochs")
+
+    def end_epoch(self, epoch: int) -> None:
+        """Write the sample grid and the checkpoint that are due after an epoch."""
+        start = time.monotonic()
+        grid_due = self.sample_interval and epoch % self.sample_interval == 0
+        if grid_due and self.trainer.step != self.total:  # the last one is finish()'s
+            self.write_grid(epoch)
+            plot_loss(self.folder.metrics, self.folder.loss_plot)
+            if self.plan:
+                self.plan.grid_seconds = time.monotonic() - start
+        if self.save_interval and epoch % self.save_interval == 0:
+            self.folder.save(self.folder.checkpoint(epoch), self.checkpoint())
+        if self.plan:
+            self.plan.pause(time.monotonic() - start)
+
+    def finish(self) -> int:
+        """Write what a finished run leaves behind."""
+        folder = self.folder
+        self.write_grid(-(-self.trainer.step // self.epoch_steps))
+        folder.save(folder.final, self.checkpoint())
+        plot_loss(folder.metrics, folder.loss_plot)
+        folder.interrupted.unlink(missing_ok=True)
+        say(
+            f"done: {self.trainer.step:,} updates in {tqdm.format_interval(self.seconds)}; "
+            f"pictures in {folder.samples}, loss in {folder.loss_plot}\n"
+            f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
+        )
+        return 0
+
+    def interrupted(self) -> int:
+        """Save, and say how to go on."""
+        folder = self.folder
+        folder.save(folder.interrupted, self.checkpoint())
+        plot_loss(folder.metrics, folder.loss_plot)
+        say(
+            f"stopped after step {self.trainer.step:,} and saved {folder.interrupted}; go on with\n"
+            f"  python train.py --resume --output-dir {shlex.quote(str(folder.path))}"
+        )
+        return 128 + self.stop.received
+
+    def checkpoint(self) -> dict:
+        return {**self.trainer.state(), "config": self.config, "seconds": self.seconds}
+
+    def write_grid(self, epoch: int) -> None:
+        images = self.sample(GRID_STEPS)
+        if images is not None:
+            grid = image_grid(images, square(len(images)), real=self.images)
+            save_picture(self.folder.grid(epoch), grid)
+
+    def sample(self, steps: int) -> Tensor | None:
+        """uint8 images by the averaged weights, from the same noise each time; None if stopped."""
+        trainer = self.trainer
+        noise = NoisePerImage(trainer.seed, range(64 if self.images.shape[-1] <= 32 else 16))
+        denoise = trainer.diffusion.denoiser(trainer.ema.module)
+        levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
+        start = noise.draw(self.images.shape[1:]).to(trainer.device)
+        with autocast(trainer.device, trainer.precision):
+            for x in ddim(denoise, start, levels, noise):  # noqa: B007
+                if self.stop.received:
+                    return None
+        return to_uint8(x).cpu()
+
+    def time_of_grid(self) -> float:
+        """Seconds that a sample grid takes, from a few of its steps."""
+        self.sample(1)  # the first call is slower than the rest
+        start = time.monotonic()
+        self.sample(3)
+        return (time.monotonic() - start) * GRID_STEPS / 3
+
+
+def main(args) -> int:
+    device = choose_device(args.device)
+    checkpoint = checkpoint_to_resume(args)
+    precision = choose_precision(args.precision, device)
+    say(f"device: {describe(device, precision)}")
+    data = load_dataset(
+        args.dataset,
+        args.data_dir,
+        image_size=args.image_size,
+        download=not args.no_download,
+        skip_bad_images=args.skip_bad_images,
+        progress=tqdm,
+    )
+    shape = " x ".join(map(str, data.images.shape[1:]))
+    say(f"data: {args.dataset}, {len(data.images):,} images of {shape}")
+    if data.note:
+        say(data.note)
+    config = make_config(args, data)
+    if checkpoint is not None:
+        require_same(checkpoint["config"], config)
+    trainer = Trainer(config, device, precision, args.compile)
+    say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    if len(data.images) < args.batch_size * args.grad_accum:
+        say(f"an update takes all {update_size(args, len(data.images))} images: there are no more")
+    job = Run(args, config, trainer, data, planned_steps(args, checkpoint))
+    if checkpoint is not None:
+        job.seconds = checkpoint["seconds"]
+    elif args.overwrite:
+        job.folder.clear()
+    return job.train()
+
+
+def make_config(args, data: Images) -> dict:
+    """What a checkpoint says of its run: plain values only."""
+    shape = {"image_size": data.images.shape[-1], "image_channels": data.images.shape[1]}
+    flip = DATASETS[args.dataset].flip if args.flip is None else args.flip
+
+    def chosen(*flags: str) -> dict:
+        return {flag: getattr(args, flag) for flag in flags}
+
+    return {
+        "data": {
+            **chosen("dataset", "data_dir", "skip_bad_images"),
+            **shape,
+            "images": len(data.images),
+            "flip": flip,
+        },
+        "model": {
+            "name": args.model,
+            **shape,
+            **chosen("channels", "multipliers", "blocks", "attention_resolutions", "dropout"),
+            "patch_size": args.patch_size,
+        },
+        "diffusion": chosen("schedule", "timesteps"),
+        "train": {
+            **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
+            **chosen("precision", "sample_interval", "save_interval"),
+            "total_steps": None,
+        },
+    }
+
+
+def checkpoint_to_resume(args) -> dict | None:
+    """The checkpoint that --resume asks for; flags that were not given are taken from its run."""
+    folder = RunFolder(args.output_dir)
+    if not args.resume:
+        if folder.holds_run() and not args.overwrite:
+            raise UsageError(
+                f"{folder.path} holds a run already: go on with it (--resume), replace it "
+                "(--overwrite), or choose another --output-dir"
+            )
+        return None
+    path = folder.newest_checkpoint() if args.resume == "newest" else args.resume
+    if path is None:
+        raise UsageError(f"--resume: there is no checkpoint in {folder.path}")
+    checkpoint = load_checkpoint(path)
+    say(f"resuming from {path}, step {checkpoint['step']:,}")
+    saved = {
+        key: value for section in checkpoint["config"].values() for key, value in section.items()
+    }
+    saved["model"] = saved["name"]
+    if args.given & set(LIMITS):  # a new limit replaces the old ones
+        saved = {key: value for key, value in saved.items() if key not in LIMITS}
+    for key in saved.keys() & vars(args).keys() - args.given:
+        setattr(args, key, saved[key])
+    return checkpoint
+
+
+def require_same(saved: dict, config: dict) -> None:
+    """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags."""
+    data = {key: value for key, value in config["data"].items() if key != "data_dir"}
+    train = {key: config["train"][key] for key in FIXED}
+    if found := differences(saved, {**config, "data": data, "train": train}):
+        raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))
+
+
+def planned_steps(args, checkpoint: dict | None) -> int | None:
+    """The number of steps that the run being resumed had planned, unless a new limit is given."""
+    if checkpoint is None or args.given & set(LIMITS):
+        return None
+    return checkpoint["config"]["train"]["total_steps"]
+
+
+def step_limit(args, epoch_steps: int) -> int | None:
+    """The number of steps that --epochs and --max-steps allow; None if only time limits the run."""
+    epochs = args.epochs
+    if not (args.epochs or args.max_steps or args.max_minutes):
+        epochs = DEFAULT_EPOCHS
+    limits = [args.max_steps, epochs and epochs * epoch_steps]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def update_size(args, count: int) -> int:
+    """Images of an update: the whole set, if it is smaller than that."""
+    size = min(args.batch_size * args.grad_accum, count // args.grad_accum * args.grad_accum)
+    if size == 0:
+        raise UsageError(f"--grad-accum {args.grad_accum}: there are only {count} images")
+    return size
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

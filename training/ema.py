@@ -1,0 +1,26 @@
+"""An exponential moving average of the weights: the network that samples."""
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def ema_decay(step: int, limit: float) -> float:
+    """The decay at a step (from 1), up to `limit`: averages over about a tenth of the steps."""
+    return min(limit, (1 + step) / (10 + step))
+
+
+class EMA(AveragedModel):
+    """torch's AveragedModel with a decay that warms up; `ema.module` is the averaged network.
+
+    Do not move it to a device: it lives on that of its model, and its step counter stays on the
+    CPU, where reading it does not make a GPU wait.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, multi_avg_fn=self._average)
+        self.decay = decay
+        self.module.eval().requires_grad_(False)
+
+    def _average(self, averages, weights, _) -> None:
+        decay = ema_decay(int(self.n_averaged), self.decay)
+        get_ema_multi_avg_fn(decay)(averages, weights, self.n_averaged)

@@ -1,0 +1,54 @@
+"""The folder of a run: what lies where."""
+
+import json
+import shutil
+from pathlib import Path
+
+from training.checkpoint import save_checkpoint, step_of
+from utils import save_whole
+
+
+class RunFolder:
+    """Names of the files that a run writes, and the few things that are done with all of them."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.loss_plot = self.path / "training_loss.png"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.interrupted = self.checkpoints / "interrupted.pt"
+        self.final = self.path / "model_final.pt"
+
+    def grid(self, epoch: int) -> Path:
+        return self.samples / f"epoch_{epoch:03d}.png"
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
+
+    def all_checkpoints(self) -> list[Path]:
+        return [*self.checkpoints.glob("*.pt"), *self.path.glob(self.final.name)]
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint with the most steps, or None. Raises CheckpointError if one is damaged."""
+        return max(self.all_checkpoints(), key=step_of, default=None)
+
+    def holds_run(self) -> bool:
+        return self.metrics.exists() or bool(self.all_checkpoints())
+
+    def clear(self) -> None:
+        """Delete what a run wrote, and nothing else that lies in the folder."""
+        for folder in (self.samples, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.config, self.metrics, self.loss_plot, self.final):
+            file.unlink(missing_ok=True)
+
+    def save(self, path: Path, checkpoint: dict) -> None:
+        """Write a checkpoint, and its configuration where a person can read it."""
+        save_checkpoint(path, checkpoint)
+        self.save_config(checkpoint["config"])
+
+    def save_config(self, config: dict) -> None:
+        text = json.dumps(config, indent=2) + "\n"
+        save_whole(self.config, lambda partial: partial.write_text(text, encoding="utf-8"))

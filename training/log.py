@@ -1,0 +1,56 @@
+"""The metrics of a run: one JSON object a line, and a plot of the loss."""
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+from utils import save_whole
+
+
+def open_metrics(path: Path, step: int) -> TextIO:
+    """Open a metrics file to append to, without the lines after `step`, which will be written
+    again.
+
+    A line that a crash cut short is left out too.
+    """
+    kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    return open(path, "a", buffering=1, encoding="utf-8")  # every line reaches the file at once
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics file, none if there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # torn by a crash
+            continue
+    return rows
+
+
+def plot_loss(metrics: Path, path: Path) -> None:
+    """Draw the training loss over the steps, and its running average."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    average, averages = None, []
+    for loss in losses:
+        average = loss if average is None else 0.9 * average + 0.1 * loss
+        averages.append(average)
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="mean since the last point"
+    )
+    axes.plot(steps, averages, color="tab:blue", linewidth=1.8, label="running average")
+    if losses:  # the first losses are near 1 and would flatten all that follows
+        axes.set_ylim(0, min(max(losses), 3 * averages[-1]) * 1.05)
+    axes.set(xlabel="step", ylabel="training loss (mean squared error)", title="Training loss")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))

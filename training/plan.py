@@ -1,0 +1,85 @@
+"""How long a run is, and what depends on how far it has come."""
+
+import math
+import time
+from collections.abc import Callable
+
+LR_DECAYS: dict[str, Callable[[float], float]] = {  # progress 0 ... 1 -> fraction of the full rate
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "none": lambda progress: 1.0,
+}
+
+
+def learning_rate(step: int, total: int | None, train: dict) -> float:
+    """The rate at a step (from 0) of a run of `total` steps: a line up to `lr`, then a decay to 0.
+
+    `train` holds lr, warmup_steps and lr_decay. While `total` is unknown the decay waits.
+    """
+    lr, warmup = train["lr"], train["warmup_steps"]
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = 0.0 if total is None else (step - warmup) / max(1, total - warmup)
+    return lr * LR_DECAYS[train["lr_decay"]](min(1.0, progress))
+
+
+class TimePlan:
+    """Fits the number of steps into a time budget.
+
+    After the first steps it measures their speed and fixes the run's number of steps, so that a
+    learning rate that depends on it ends its decay when the time is up. Machines drift, so it
+    corrects the number a few times later.
+
+    Args:
+        minutes: the budget, counted from `start`.
+        start: a reading of `time.monotonic()`.
+        first_step: the step that the run starts or resumes from.
+        grid_steps: steps between two sample grids, which take time too.
+    """
+
+    SETTLE = 5  # first steps, slower than the rest, that are not measured
+    MEASURE = 20  # steps that are measured
+    CORRECT = (
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        0.9,
+        0.97,
+    )  # fractions of the run at which the plan is corrected
+
+    def __init__(self, minutes: float, start: float, first_step: int, grid_steps: int):
+        self.deadline = start + 60 * minutes
+        self.first_step = first_step
+        self.grid_steps = grid_steps
+        self.grid_seconds = 0.0  # of one grid, and of the run's end; set before the first `update`
+        self._mark: tuple[int, float] | None = (
+            None  # step and time since when the speed is measured
+        )
+        self._paused = 0.0  # seconds since the mark that were not spent on steps
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was spent on something else than steps: a grid, or writing a file."""
+        self._paused += seconds
+
+    def update(self, step: int, total: int | None) -> int | None:
+        """The number of steps of the whole run, as seen after `step`; None while unknown."""
+        done = step - self.first_step
+        if done == self.SETTLE:
+            self._mark, self._paused = (step, time.monotonic()), 0.0
+        if total is None:
+            due = done >= self.SETTLE + self.MEASURE
+            due |= done > self.SETTLE and time.monotonic() > self.deadline - self.grid_seconds
+        else:
+            length = total - self.first_step
+            due = any(done == int(length * fraction) > self.SETTLE for fraction in self.CORRECT)
+        if not due or self._mark is None:
+            return total
+        since, mark = self._mark
+        if step == since or (total is not None and step - since < self.MEASURE):
+            return total
+        now = time.monotonic()
+        per_step = (now - mark - self._paused) / (step - since)
+        per_step += self.grid_seconds / self.grid_steps
+        self._mark, self._paused = (step, now), 0.0
+        return step + max(0, int((self.deadline - self.grid_seconds - now) / per_step))

@@ -1,0 +1,53 @@
+"""What a person sees of a run: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY = 15  # seconds between two plain lines
+
+
+class Progress:
+    """Shows steps, smoothed loss, images/s and the time left, on stderr."""
+
+    def __init__(self, step: int):
+        self.first_step, self.bar = step, None
+        self.loss: float | None = None
+
+    def __enter__(self) -> "Progress":
+        self.start = self.last_line = time.monotonic()
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                initial=self.first_step, unit="step", dynamic_ncols=True, smoothing=0.05
+            )
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, total: int | None, row: dict) -> None:
+        """Show a row of metrics, its loss smoothed, and the time left to step `total`."""
+        step, loss = row["step"], row["loss"]
+        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        figures = {"loss": f"{self.loss:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.last_line >= LINE_EVERY or step == total:
+            self.last_line = time.monotonic()
+            of = f"/{total:,}" if total else ""
+            shown = "  ".join(f"{name} {value}" for name, value in figures.items())
+            self.say(f"step {step:,}{of}  {shown}  {self._left(step, total)}".rstrip())
+
+    def _left(self, step: int, total: int | None) -> str:
+        if not total or step == total:
+            return ""
+        seconds = (time.monotonic() - self.start) / (step - self.first_step) * (total - step)
+        return f"{tqdm.format_interval(seconds)} left"
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        tqdm.write(text, file=sys.stderr)

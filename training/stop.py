@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM as a wish to stop, that the training loop grants at the end of a step."""
+
+import signal
+
+
+class StopSignals:
+    """While open, `received` is the number of the signal that asked to stop, or None.
+
+    A second signal acts as if nobody caught it, for whoever does not want to wait.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number: int, frame) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error) -> None:
+        self._restore()
