@@ -96,7 +96,7 @@ class GaussianDiffusion(nn.Module):
 
     def __init__(
         self,
-        schedule: str = "linear",
+        schedule: str = "cosine",
         timesteps: int = 1000,
         prediction: str = "eps",
         clip: bool = True,

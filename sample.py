@@ -6,7 +6,7 @@ from flags import Parser, UsageError, add_runtime_flags, add_seed_flag, names, n
 DEFAULT_STEPS = 100  # of ddim
 
 
-# fmt: off  (one flag, two lines)
+# fmt: off
 def make_parser() -> Parser:
     parser = Parser(
         "Draw images from a checkpoint; the checkpoint says all that is needed about its network.",
@@ -17,67 +17,33 @@ def make_parser() -> Parser:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
-    what.add_argument(
-        "--num-images",
-        "--num-samples",
-        type=number(int, 1),
-        default=64,
-        metavar="N",
-        help="how many",
-    )
-    what.add_argument(
-        "--raw", action="store_true", help="use the weights as trained, not their moving average"
-    )
+    what.add_argument("--num-images", "--num-samples", type=number(int, 1), default=64, metavar="N",
+                      help="how many")
+    what.add_argument("--raw", action="store_true",
+                      help="use the weights as trained, not their moving average")
     add_seed_flag(what)
 
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--sampler",
-        choices=names("samplers.py", "SAMPLERS"),
-        default="ddim",
-        help="the walk back from noise",
-    )
-    how.add_argument(
-        "--steps",
-        type=number(int, 1),
-        metavar="N",
-        help=f"calls of the network for each image (default: {DEFAULT_STEPS} for ddim, "
-        "and all T for ddpm)",
-    )
-    how.add_argument(
-        "--eta",
-        type=number(float, 0, 1),
-        metavar="X",
-        help="ddim: fresh noise in each step, 0 for none and 1 for as much as ddpm's (default: 0)",
-    )
-    how.add_argument(
-        "--timesteps",
-        type=number(int, 2),
-        metavar="T",
-        help="steps of the forward process; checked against the checkpoint's",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=number(int, 1),
-        default=64,
-        metavar="N",
-        help="images that are computed at once; does not change them",
-    )
+    how.add_argument("--sampler", choices=names("samplers.py", "SAMPLERS"), default="ddim",
+                     help="the walk back from noise")
+    how.add_argument("--steps", type=number(int, 1), metavar="N",
+                     help=f"calls of the network (default: {DEFAULT_STEPS} for ddim, T for ddpm)")
+    how.add_argument("--eta", type=number(float, 0, 1), metavar="X",
+                     help="ddim: fresh noise in each step, from 0, none, to 1, as much as ddpm's "
+                     "(default: 0)")
+    how.add_argument("--timesteps", type=number(int, 2), metavar="T",
+                     help="steps of the forward process; checked against the checkpoint's")
+    how.add_argument("--batch-size", type=number(int, 1), default=64, metavar="N",
+                     help="images that are computed at once; does not change them")
     add_runtime_flags(parser)
 
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output",
-        default="outputs/generated_samples.png",
-        metavar="FILE",
-        help="a picture of all images, or, if it ends in .npz, their pixels: "
-        "uint8 arr_0 of shape N, H, W, C",
-    )
-    output.add_argument(
-        "--show-intermediate",
-        action="store_true",
-        help="also write the walk: intermediate/step_XXXX.png and filmstrip.png, beside the output",
-    )
+    output.add_argument("--output", default="outputs/generated_samples.png", metavar="FILE",
+                        help="a picture of all images, or, if it ends in .npz, their pixels: "
+                        "uint8 arr_0 of shape N, H, W, C")
+    output.add_argument("--show-intermediate", action="store_true",
+                        help="also write the walk: intermediate/step_XXXX.png and a filmstrip.png, "
+                        "beside the output")
     return parser
 
 

@@ -18,7 +18,7 @@ from flags import (
 )
 
 
-# fmt: off  (one flag, two lines)
+# fmt: off
 def make_parser() -> Parser:
     parser = Parser(
         "Train a diffusion model on images, and write checkpoints and sample grids.",
@@ -28,167 +28,75 @@ def make_parser() -> Parser:
         ],
     )
     data = add_data_flags(parser, default="mnist")
-    data.add_argument(
-        "--flip",
-        action=BooleanOptionalAction,
-        help="mirror images at random (default: for cifar10 and folder)",
-    )
+    data.add_argument("--flip", action=BooleanOptionalAction,
+                      help="mirror images at random (default: for cifar10 and folder)")
 
     network = parser.add_argument_group("network")
-    network.add_argument(
-        "--model",
-        choices=names("models/__init__.py", "MODELS"),
-        default="unet",
-        help="kind of network",
-    )
-    network.add_argument(
-        "--channels", type=number(int, 1), default=64, metavar="N", help="width of the first level"
-    )
-    network.add_argument(
-        "--multipliers",
-        type=number(int, 1),
-        nargs="+",
-        default=[1, 2],
-        metavar="N",
-        help="width of each level, in multiples of --channels",
-    )
-    network.add_argument(
-        "--blocks", type=number(int, 1), default=1, metavar="N", help="residual blocks of a level"
-    )
-    network.add_argument(
-        "--attention-resolutions",
-        type=number(int, 1),
-        nargs="*",
-        default=[],
-        metavar="N",
-        help="sizes of feature maps with self-attention, besides the middle, which always has it",
-    )
-    network.add_argument(
-        "--dropout",
-        type=number(float, 0, 0.99),
-        default=0.0,
-        metavar="P",
-        help="probability of dropping a feature",
-    )
-    network.add_argument(
-        "--patch-size",
-        type=number(int, 1),
-        metavar="N",
-        help="side of the patches that the image is folded into "
-        "(default: 2, and 1 for images under 16 pixels)",
-    )
+    network.add_argument("--model", choices=names("models/__init__.py", "MODELS"), default="unet",
+                         help="kind of network")
+    network.add_argument("--channels", type=number(int, 1), default=64, metavar="N",
+                         help="width of the first level")
+    network.add_argument("--multipliers", type=number(int, 1), nargs="+", default=[1, 2],
+                         metavar="N",
+                         help="width of each level, in multiples of --channels")
+    network.add_argument("--blocks", type=number(int, 1), default=1, metavar="N",
+                         help="residual blocks of a level")
+    network.add_argument("--attention-resolutions", type=number(int, 1), nargs="*", default=[],
+                         metavar="N",
+                         help="sizes of feature maps with self-attention; the middle always has it")
+    network.add_argument("--dropout", type=number(float, 0, 0.99), default=0.0, metavar="P",
+                         help="probability of dropping a feature")
+    network.add_argument("--patch-size", type=number(int, 1), metavar="N",
+                         help="side of the patches that the image is folded into "
+                         "(default: 2, and 1 for images under 16 pixels)")
 
     process = parser.add_argument_group("process")
-    process.add_argument(
-        "--timesteps",
-        type=number(int, 2),
-        default=1000,
-        metavar="T",
-        help="steps of the forward process",
-    )
-    process.add_argument(
-        "--schedule",
-        choices=names("diffusion.py", "SCHEDULES"),
-        default="linear",
-        help="how noise grows over the steps",
-    )
+    process.add_argument("--timesteps", type=number(int, 2), default=1000, metavar="T",
+                         help="steps of the forward process")
+    process.add_argument("--schedule", choices=names("diffusion.py", "SCHEDULES"), default="cosine",
+                         help="how noise grows over the steps")
 
     length = parser.add_argument_group("length (the first limit ends the run)")
-    length.add_argument(
-        "--epochs",
-        type=number(int, 1),
-        metavar="N",
-        help="passes over the data (default: 20, if no limit is given)",
-    )
+    length.add_argument("--epochs", type=number(int, 1), metavar="N",
+                        help="passes over the data (default: 20, if no limit is given)")
     length.add_argument("--max-steps", type=number(int, 1), metavar="N", help="updates")
-    length.add_argument(
-        "--max-minutes",
-        type=number(float, 0.05),
-        metavar="M",
-        help="time, all told; the learning rate's decay is fitted to it",
-    )
+    length.add_argument("--max-minutes", type=number(float, 0.05), metavar="M",
+                        help="time, all told; the learning rate's decay is fitted to it")
 
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--batch-size",
-        type=number(int, 1),
-        default=128,
-        metavar="N",
-        help="images that are computed at once",
-    )
-    training.add_argument(
-        "--grad-accum",
-        type=number(int, 1),
-        default=1,
-        metavar="N",
-        help="batches of an update: the same update as one N times as large",
-    )
-    training.add_argument(
-        "--lr", type=number(float, 0), default=1e-3, metavar="X", help="peak learning rate of AdamW"
-    )
-    training.add_argument(
-        "--lr-decay",
-        choices=names("training/plan.py", "LR_DECAYS"),
-        default="cosine",
-        help="its way to zero after the warm-up",
-    )
-    training.add_argument(
-        "--warmup-steps",
-        type=number(int, 0),
-        default=100,
-        metavar="N",
-        help="updates until the learning rate is at its peak",
-    )
-    training.add_argument(
-        "--grad-clip",
-        type=number(float, 0),
-        default=1.0,
-        metavar="X",
-        help="largest norm of the gradient; 0 does not clip",
-    )
-    training.add_argument(
-        "--ema-decay",
-        type=number(float, 0, 0.999999),
-        default=0.9999,
-        metavar="X",
-        help="limit of the decay of the weights' moving average, which warms up",
-    )
+    training.add_argument("--batch-size", type=number(int, 1), default=128, metavar="N",
+                          help="images that are computed at once")
+    training.add_argument("--grad-accum", type=number(int, 1), default=1, metavar="N",
+                          help="batches of an update: the same update as one N times as large")
+    training.add_argument("--lr", type=number(float, 0), default=2e-3, metavar="X",
+                          help="peak learning rate of AdamW")
+    training.add_argument("--lr-decay", choices=names("training/plan.py", "LR_DECAYS"),
+                          default="cosine",
+                          help="its way to zero after the warm-up")
+    training.add_argument("--warmup-steps", type=number(int, 0), default=100, metavar="N",
+                          help="updates until the learning rate is at its peak")
+    training.add_argument("--grad-clip", type=number(float, 0), default=1.0, metavar="X",
+                          help="largest norm of the gradient; 0 does not clip")
+    training.add_argument("--ema-decay", type=number(float, 0, 0.999999), default=0.9999,
+                          metavar="X",
+                          help="limit of the decay of the weights' moving average, which warms up")
     add_seed_flag(training)
 
     machine = add_runtime_flags(parser)
-    machine.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the network: a slow start, then faster on a GPU",
-    )
+    machine.add_argument("--compile", action="store_true",
+                         help="torch.compile the network: a slow start, then faster on a GPU")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", default="outputs", metavar="DIR", help="folder of the run")
-    output.add_argument(
-        "--sample-interval",
-        type=number(int, 0),
-        default=1,
-        metavar="N",
-        help="epochs between two sample grids; 0: only at the end",
-    )
-    output.add_argument(
-        "--save-interval",
-        type=number(int, 0),
-        default=5,
-        metavar="N",
-        help="epochs between two checkpoints; 0: only at the end",
-    )
-    output.add_argument(
-        "--resume",
-        nargs="?",
-        const="newest",
-        metavar="CHECKPOINT",
-        help="go on with the run in --output-dir, with its flags, from its newest "
-        "checkpoint or the one given",
-    )
-    output.add_argument(
-        "--overwrite", action="store_true", help="replace the run that --output-dir holds"
-    )
+    output.add_argument("--sample-interval", type=number(int, 0), default=1, metavar="N",
+                        help="epochs between two sample grids; 0: only at the end")
+    output.add_argument("--save-interval", type=number(int, 0), default=5, metavar="N",
+                        help="epochs between two checkpoints; 0: only at the end")
+    output.add_argument("--resume", nargs="?", const="newest", metavar="CHECKPOINT",
+                        help="go on with the run in --output-dir, with its flags, from its newest "
+                        "checkpoint or the one given")
+    output.add_argument("--overwrite", action="store_true",
+                        help="replace the run that --output-dir holds")
     return parser
 
 
@@ -211,32 +119,28 @@ import shlex
 import sys
 from math import isfinite
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Images, epoch_order, flipped, load_dataset, to_uint8, to_unit
-from diffusion import GaussianDiffusion
-from models import build_model
+from data import DATASETS, Images, epoch_order, load_dataset, to_uint8
+from models.unet import default_patch_size
 from samplers import ddim
 from training.checkpoint import CheckpointError, differences, load_checkpoint
-from training.ema import EMA
 from training.folder import RunFolder
 from training.log import open_metrics, plot_loss
 from training.plan import TimePlan, learning_rate
 from training.progress import Progress
 from training.stop import StopSignals
+from training.trainer import Trainer
 from utils import (
     NoisePerImage,
     autocast,
     choose_device,
     choose_precision,
-    derive_seed,
     describe,
     image_grid,
     save_picture,
     square,
-    to_device,
 )
 
 LOG_EVERY = 10  # steps between two rows of metrics
@@ -244,76 +148,6 @@ GRID_STEPS = 50  # DDIM steps of a sample grid
 DEFAULT_EPOCHS = 20
 LIMITS = ("epochs", "max_steps", "max_minutes")
 FIXED = ("batch_size", "grad_accum", "seed")  # training flags that a resumed run cannot change
-
-
-class Trainer:
-    """What an update changes (weights, their average, the optimizer), and the update."""
-
-    def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
-        train = config["train"]
-        self.seed, self.grad_accum = train["seed"], train["grad_accum"]
-        self.max_norm = train["grad_clip"] or float("inf")
-        self.flip = config["data"]["flip"]
-        self.device, self.precision = device, precision
-        torch.manual_seed(self.seed)
-        self.model = to_device(build_model(config["model"]), device)
-        self.network = torch.compile(self.model) if compiled else self.model
-        self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train["lr"], fused=True)
-        self.ema = EMA(self.model, train["ema_decay"])
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.step = 0
-
-    def update(self, images: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One update on uint8 images (B, C, H, W). Returns the loss and the gradient's norm.
-
-        Its random numbers depend on the seed and the step alone, and are drawn for all of the
-        update at once, so that neither a resume nor the number of batches it is split into changes
-        them.
-        """
-        torch.manual_seed(derive_seed("step", self.seed, self.step))
-        images = flipped(images) if self.flip else images
-        x_0 = to_unit(images.to(self.device, memory_format=torch.channels_last))
-        t = torch.randint(self.diffusion.timesteps, (len(x_0),), device=self.device)
-        noise = torch.randn_like(x_0)
-
-        total = torch.zeros((), device=self.device)
-        for part in zip(*(x.chunk(self.grad_accum) for x in (x_0, t, noise)), strict=True):
-            with autocast(self.device, self.precision):
-                loss = self.diffusion.loss(self.network, *part) / self.grad_accum
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
-
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.ema.update_parameters(self.model)
-        self.step += 1
-        return total, norm
-
-    def state(self) -> dict:
-        """What a checkpoint keeps of it."""
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
-        }
-
-    def load(self, state: dict) -> None:
-        """Go on from a checkpoint."""
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.ema.n_averaged.fill_(self.step)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
 
 
 class Run:
@@ -528,9 +362,9 @@ def make_config(args, data: Images) -> dict:
             "name": args.model,
             **shape,
             **chosen("channels", "multipliers", "blocks", "attention_resolutions", "dropout"),
-            "patch_size": args.patch_size,
+            "patch_size": args.patch_size or default_patch_size(shape["image_size"]),
         },
-        "diffusion": chosen("schedule", "timesteps"),
+        "diffusion": {**chosen("schedule", "timesteps"), "prediction": "eps"},
         "train": {
             **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
             **chosen("precision", "sample_interval", "save_interval"),

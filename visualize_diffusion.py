@@ -6,7 +6,7 @@ TIMESTEPS = 1000  # T of the process shown
 COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
 
 
-# fmt: off  (one flag, two lines)
+# fmt: off
 def make_parser() -> Parser:
     parser = Parser(
         "Draw real images fading into noise, and the schedules over t. Needs no trained model.",
@@ -19,27 +19,14 @@ def make_parser() -> Parser:
     data.add_argument("--num-images", type=number(int, 1, 64), default=8, metavar="N", help="rows")
     add_seed_flag(data)
     process = parser.add_argument_group("process")
-    process.add_argument(
-        "--schedule",
-        choices=names("diffusion.py", "SCHEDULES"),
-        default="linear",
-        help="how noise grows over the timesteps",
-    )
-    process.add_argument(
-        "--timesteps",
-        type=number(int, 0, TIMESTEPS - 1),
-        nargs="+",
-        default=COLUMNS,
-        metavar="T",
-        help="columns: timesteps t to show",
-    )
+    process.add_argument("--schedule", choices=names("diffusion.py", "SCHEDULES"), default="cosine",
+                         help="how noise grows over the timesteps")
+    process.add_argument("--timesteps", type=number(int, 0, TIMESTEPS - 1), nargs="+",
+                         default=COLUMNS, metavar="T",
+                         help="columns: timesteps t to show")
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--save-path",
-        default="outputs/forward_process.png",
-        metavar="FILE",
-        help="the picture; the schedules go beside it, as NAME_schedules",
-    )
+    output.add_argument("--save-path", default="outputs/forward_process.png", metavar="FILE",
+                        help="the picture; the schedules go beside it, as NAME_schedules")
     return parser
 
 
@@ -114,7 +101,7 @@ def draw_process(
         snr = diffusion.log_snr[t].exp().item()
         grid[0, j].set_title(f"t = {t}\nSNR {snr:.2g}", fontsize=9)
         for i, image in enumerate(to_uint8(x_t).permute(0, 2, 3, 1)):
-            grid[i, j].imshow(image.squeeze(-1), cmap="gray", vmin=0, vmax=255)
+            grid[i, j].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             grid[i, j].axis("off")
     return figure
 
@@ -126,8 +113,8 @@ def draw_schedules(shown: str) -> Figure:
     for name in SCHEDULES:
         diffusion = GaussianDiffusion(name, TIMESTEPS)
         width = 2.5 if name == shown else 1.2
-        left.plot(diffusion.alphas_cumprod, label=name, linewidth=width)
-        right.plot(diffusion.log_snr, label=name, linewidth=width)
+        left.plot(diffusion.alphas_cumprod.numpy(), label=name, linewidth=width)
+        right.plot(diffusion.log_snr.numpy(), label=name, linewidth=width)
     left.set(xlabel="t", ylabel="alphas_cumprod", title="signal that is left")
     right.set(xlabel="t", ylabel="log SNR", title="log signal-to-noise ratio")
     for axes in (left, right):

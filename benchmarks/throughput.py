@@ -1,97 +1,101 @@
-"""How fast a training step is, against what the machine can do at most.
+"""How fast training is, against what the machine can do at most.
 
     python benchmarks/throughput.py
-    python benchmarks/throughput.py --image-size 32 --image-channels 3 --batch-size 256
+    python benchmarks/throughput.py --precision bf16 --channels 96
 
-Prints, for each precision, images/s of the training step, the rate of a large matrix product taken
-just before and after it, and what fraction of that rate the step reaches: FLOPs of its convolutions
-and matrix products (forward and backward, as torch.utils.flop_counter counts them) over its time.
+Runs train.py on the bundled digits, enlarged to 28 x 28, and reads images/s from its metrics;
+before and after each run it takes the rate of a large matrix product in the same precision. The
+fraction is the FLOPs of the network's convolutions and matrix products, forward and backward, over
+the time of a training step (data, optimizer, moving average and log included), divided by that
+rate. Flags that it does not know go to train.py.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data import Images
-from train import Trainer, make_config, parse_args
+from diffusion import GaussianDiffusion
+from models import build_model
+from training.log import read_metrics
 from utils import DTYPES, choose_device, describe, has_native_bf16
 
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(function, repeats: int, device: torch.device) -> float:
-    """Mean time of a call."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats
+STEPS = 80  # of a run
+WARM_UP = 20  # first steps that do not count
+ROUNDS = 3
 
 
 def matmul_rate(precision: str, device: torch.device) -> float:
-    """FLOP/s of a square matrix product."""
+    """FLOP/s of a square matrix product, the best of three."""
     n = 2048 if device.type == "cpu" else 8192
     a, b = torch.randn(2, n, n, device=device, dtype=DTYPES[precision] or torch.float32)
-    torch.mm(a, b)
-    return 2 * n**3 / seconds(lambda: torch.mm(a, b), 8, device)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(4):
+            product = a @ b
+        product[0, 0].item()  # waits for a GPU
+        times.append((time.perf_counter() - start) / 4)
+    return 2 * n**3 / min(times[1:])
 
 
-def flops_per_image(trainer: Trainer, images: torch.Tensor) -> float:
+def train(flags: list[str], precision: str) -> tuple[list[float], dict]:
+    """images/s of each row of a run's metrics after the warm-up, and the run's configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), "--dataset", "digits"]
+        command += ["--image-size", "28", "--precision", precision, "--max-steps", str(STEPS)]
+        command += ["--sample-interval", "0", "--save-interval", "0", "--output-dir", folder]
+        subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
+        rows = read_metrics(Path(folder) / "metrics.jsonl")
+        config = json.loads((Path(folder) / "config.json").read_text())
+    return [row["images_per_second"] for row in rows if row["step"] > WARM_UP], config
+
+
+def flops_per_image(config: dict) -> float:
+    """FLOPs of the convolutions and matrix products of a training step, for one image."""
+    size, channels = config["model"]["image_size"], config["model"]["image_channels"]
+    model, diffusion = build_model(config["model"]), GaussianDiffusion(**config["diffusion"])
     with FlopCounterMode(display=False) as counter:
-        trainer.update(images[:2], 0.0)
+        diffusion.loss(model, torch.zeros(2, channels, size, size)).backward()
     return counter.get_total_flops() / 2
 
 
-def measure(args, device: torch.device, precision: str) -> str:
-    shape = (args.batch_size, args.image_channels, args.image_size, args.image_size)
-    images = torch.randint(256, shape, dtype=torch.uint8)
-    flags = ["--dataset", "digits", "--precision", precision, *args.train_flags]
-    options = parse_args(flags)
-    trainer = Trainer(
-        make_config(options, Images(images, None, [])), device, precision, options.compile
-    )
-    flops = flops_per_image(trainer, images)
-    for _ in range(3):
-        trainer.update(images, 1e-4)
-    steps, rates = [], [matmul_rate(precision, device)]
-    for _ in range(args.rounds):
-        steps.append(seconds(lambda: trainer.update(images, 1e-4), args.repeats, device))
-        rates.append(matmul_rate(precision, device))
-    speed, rate = args.batch_size / statistics.median(steps), statistics.median(rates)
-    spread = args.batch_size / max(steps), args.batch_size / min(steps)
-    return (
-        f"{precision:5} {speed:8.0f} images/s ({spread[0]:.0f} to {spread[1]:.0f})  "
-        f"matrix product {rate / 1e9:8.0f} GFLOP/s  fraction {speed * flops / rate:.2f}  "
-        f"({flops / 1e9:.3f} GFLOP an image)"
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--image-size", type=int, default=28)
-    parser.add_argument("--image-channels", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=5, help="median over so many")
-    parser.add_argument("--repeats", type=int, default=6, help="steps of a round")
-    args, args.train_flags = (
-        parser.parse_known_args()
-    )  # the rest goes to train.py, --channels 96 say
-    device = choose_device(args.device)
-    print(f"{describe(device, '')[:-2]}, torch {torch.__version__}, batch {args.batch_size}")
-    for precision in ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]:
-        print(measure(args, device, precision), flush=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
+    args, flags = parser.parse_known_args()
+    device = choose_device("auto")
+    both = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
+    for precision in [args.precision] if args.precision else both:
+        speeds, rates = [], [matmul_rate(precision, device)]
+        for _ in range(ROUNDS):
+            speed, config = train(flags, precision)
+            speeds += speed
+            rates.append(matmul_rate(precision, device))
+        speed, rate, flops = (
+            statistics.median(speeds),
+            statistics.median(rates),
+            flops_per_image(config),
+        )
+        print(
+            f"{describe(device, precision)}, batch {config['train']['batch_size']}, "
+            f"torch {torch.__version__}: {speed:.0f} images/s ({min(speeds):.0f} to "
+            f"{max(speeds):.0f} in {len(speeds)} rows), {flops / 1e9:.3f} GFLOP an image; "
+            f"matrix product {rate / 1e9:.0f} GFLOP/s; fraction {speed * flops / rate:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

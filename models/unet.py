@@ -114,6 +114,7 @@ class UNet(nn.Module):
 
 
 def default_patch_size(image_size: int) -> int:
+    """2, and 1 for images that are small as they are."""
     return 2 if image_size >= 16 else 1
 
 

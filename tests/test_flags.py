@@ -3,13 +3,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SCRIPTS
 
 import data
 import diffusion
 import flags
 import models
 import samplers
+from conftest import ROOT, SCRIPTS
 from training import plan
 
 EVERY_FLAG = [

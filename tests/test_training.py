@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 from torch.testing import assert_close
 
+from conftest import ROOT
 from training import plan
 from training.checkpoint import (
     CheckpointError,

@@ -38,7 +38,7 @@ def test_rows_and_columns(script):
 
 
 def test_the_picture_shows_the_process():
-    diffusion = GaussianDiffusion()
+    diffusion = GaussianDiffusion("linear")
     columns = [torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)]
     figure = visualize_diffusion.draw_process(columns, [0, 999], diffusion, "linear")
     axes = figure.axes
