@@ -316,7 +316,7 @@ def fetch(
             OSError,
             RuntimeError,
         ) as error:  # torchvision raises RuntimeError after its last mirror
-            why = str(error).strip().partition("\n")[0]
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     ways = [
         *(
             ["connect to the network and run this again"]

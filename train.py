@@ -124,7 +124,7 @@ from tqdm import tqdm
 
 from data import DATASETS, Images, epoch_order, load_dataset, to_uint8
 from models.unet import default_patch_size
-from samplers import ddim
+from samplers import ddpm
 from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.folder import RunFolder
 from training.log import open_metrics, plot_loss
@@ -144,7 +144,7 @@ from utils import (
 )
 
 LOG_EVERY = 10  # steps between two rows of metrics
-GRID_STEPS = 50  # DDIM steps of a sample grid
+GRID_STEPS = 50  # sampling steps of a grid
 DEFAULT_EPOCHS = 20
 LIMITS = ("epochs", "max_steps", "max_minutes")
 FIXED = ("batch_size", "grad_accum", "seed")  # training flags that a resumed run cannot change
@@ -296,7 +296,7 @@ class Run:
         levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
         start = noise.draw(self.images.shape[1:]).to(trainer.device)
         with autocast(trainer.device, trainer.precision):
-            for x in ddim(denoise, start, levels, noise):  # noqa: B007
+            for x in ddpm(denoise, start, levels, noise):  # noqa: B007
                 if self.stop.received:
                     return None
         return to_uint8(x).cpu()

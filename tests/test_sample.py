@@ -17,7 +17,7 @@ def pixels_of(path) -> np.ndarray:
 def test_a_checkpoint_is_enough(script, checkpoint, tmp_path):
     result = script("sample", "--checkpoint", checkpoint)
     assert result.code == 0, result.err
-    assert "ddim" in result.out
+    assert "ddpm, 100 steps" in result.out
     assert "digits, step 28" in result.out
     with Image.open(tmp_path / "outputs" / "generated_samples.png") as image:
         assert image.size == (8 * 58 + 2, 8 * 58 + 2)
@@ -25,7 +25,7 @@ def test_a_checkpoint_is_enough(script, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("options", [[], ["--eta", 1], ["--sampler", "ddpm"]])
+@pytest.mark.parametrize("options", [[], ["--sampler", "ddim"], ["--sampler", "ddim", "--eta", 1]])
 def test_images_do_not_depend_on_the_batch_size(script, checkpoint, options, precision):
     flags = ["--checkpoint", checkpoint, "--num-images", 7, "--steps", 10, *options]
     flags += ["--precision", precision]
@@ -58,6 +58,7 @@ def test_npz_is_what_fid_tools_read(script, checkpoint):
 
 def test_eta_and_raw_change_the_images(script, checkpoint):
     flags = ["--checkpoint", checkpoint, "--num-images", 4, "--steps", 5]
+    flags += ["--sampler", "ddim"]
     for name, options in [("plain", []), ("eta", ["--eta", 0.5]), ("raw", ["--raw"])]:
         assert script("sample", *flags, *options, "--output", f"{name}.npz").code == 0
     for name in ("eta", "raw"):
@@ -87,9 +88,9 @@ def test_intermediate_pictures(script, checkpoint, tmp_path):
     assert len(list(folder.glob("step_*.png"))) == 4
 
 
-def test_ddpm_takes_all_steps_by_default(script, checkpoint):
-    result = script("sample", "--checkpoint", checkpoint, "--num-images", 1, "--sampler", "ddpm")
-    assert "ddpm, 1000 steps" in result.out
+def test_all_steps(script, checkpoint):
+    flags = ["--checkpoint", checkpoint, "--num-images", 1, "--steps", 1000]
+    assert "ddpm, 1000 steps" in script("sample", *flags).out
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from training.checkpoint import (
 )
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
-from training.log import open_metrics, plot_loss, read_metrics
+from training.log import open_metrics, plot_loss, read_metrics, running_average
 from training.plan import LR_DECAYS, TimePlan, learning_rate
 from utils import save_whole
 
@@ -149,6 +149,16 @@ def test_metrics_are_cut_where_a_run_goes_on(tmp_path):
     with open_metrics(path, step=0):
         pass
     assert read_metrics(path) == []
+
+
+def test_the_running_average_follows():
+    average = 0.0
+    for count in range(5):
+        average = running_average(average, 3.0, count)
+        assert average == pytest.approx(3.0)  # not pulled down by where it starts
+    for count in range(5, 100):
+        average = running_average(average, 1.0, count)
+    assert average == pytest.approx(1.0, abs=0.01)
 
 
 def test_loss_plot(tmp_path):

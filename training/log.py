@@ -31,15 +31,21 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
+def running_average(average: float, value: float, count: int) -> float:
+    """The average with one more value, after `count` of them; it forgets those of long ago."""
+    keep = min(0.9, count / (count + 2))  # quickly in the beginning, when values fall fast
+    return keep * average + (1 - keep) * value
+
+
 def plot_loss(metrics: Path, path: Path) -> None:
     """Draw the training loss over the steps, and its running average."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    average, averages = None, []
-    for loss in losses:
-        average = loss if average is None else 0.9 * average + 0.1 * loss
+    average, averages = 0.0, []
+    for count, loss in enumerate(losses):
+        average = running_average(average, loss, count)
         averages.append(average)
 
     figure = Figure(figsize=(7, 4), layout="constrained")

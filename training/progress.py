@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from training.log import running_average
+
 LINE_EVERY = 15  # seconds between two plain lines
 
 
@@ -13,7 +15,7 @@ class Progress:
 
     def __init__(self, step: int):
         self.first_step, self.bar = step, None
-        self.loss: float | None = None
+        self.loss, self.updates = 0.0, 0
 
     def __enter__(self) -> "Progress":
         self.start = self.last_line = time.monotonic()
@@ -30,7 +32,8 @@ class Progress:
     def update(self, total: int | None, row: dict) -> None:
         """Show a row of metrics, its loss smoothed, and the time left to step `total`."""
         step, loss = row["step"], row["loss"]
-        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        self.loss = running_average(self.loss, loss, self.updates)
+        self.updates += 1
         figures = {"loss": f"{self.loss:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
         if self.bar is not None:
             self.bar.total = total
