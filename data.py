@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion import pick
 from utils import derive_seed
 
 DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
@@ -40,6 +41,10 @@ FORMATS = {
 
 class DataError(OSError):
     """Data that is missing, damaged, or cannot be used; the message says what to do."""
+
+
+class MissingData(DataError):
+    """Data that is not there and was not downloaded."""
 
 
 class Images(NamedTuple):
@@ -89,10 +94,9 @@ def load_dataset(
         DataError: the data is missing, damaged or unusable.
         ValueError: an unknown name.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
+    source = pick(DATASETS, name, "dataset")
     request = Request(Path(data_dir), image_size, download, skip_bad_images, progress)
-    data = DATASETS[name].load(request)
+    data = source.load(request)
     if image_size and data.images.shape[-1] != image_size:
         data = data._replace(images=resized(data.images, image_size))
     return data
@@ -114,7 +118,8 @@ def cifar10(request: Request) -> Images:
     from torchvision.datasets.utils import extract_archive
 
     folder = request.data_dir / CIFAR10.base_folder
-    files = dict([*CIFAR10.train_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
+    lists = [*CIFAR10.train_list, *CIFAR10.test_list]  # torchvision opens none without all
+    files = dict([*lists, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
     archive = request.data_dir / CIFAR10.filename
 
     def missing() -> list[str]:
@@ -292,7 +297,7 @@ def damaged(path: Path, why: str) -> DataError:
 def fetch(
     name: str, kind: type, target: Path, request: Request, looked: str, ways_out: list[str]
 ) -> None:
-    """Download a data set by torchvision's class into `target`, or raise a DataError with the ways
+    """Download a data set by torchvision's class into `target`, or raise MissingData with the ways
     out.
 
     It is downloaded beside its place and moved there when whole: an interrupted download leaves no
@@ -326,7 +331,7 @@ def fetch(
         *ways_out,
         "use --dataset digits, which needs no network",
     ]
-    raise DataError(
+    raise MissingData(
         f"{name} is not here and was not downloaded ({why}).\n{looked}\nWays out:\n"
         + "\n".join(f"  - {way}" for way in ways)
     )
@@ -371,8 +376,10 @@ def decode(file: Path, size: int) -> tuple[np.ndarray, bool]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
+        if image.mode.startswith("I;16"):  # which convert() would cut off at 255
             image = Image.fromarray((np.asarray(image, np.float32) / 257).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode} have no known range")
         grey = image.mode in ("1", "L", "LA")
         if image.has_transparency_data:
             image = image.convert("RGBA")

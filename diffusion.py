@@ -149,6 +149,7 @@ class GaussianDiffusion(nn.Module):
         self,
         model: nn.Module,
         x_0: Tensor,
+        *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:

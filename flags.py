@@ -17,10 +17,6 @@ ROOT = Path(__file__).resolve().parent
 MAX_SEED = 2**63 - 1
 
 
-class UsageError(Exception):
-    """A flag that does not fit what it meets at run time (a checkpoint, say). Exit code 2."""
-
-
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose flags may be spelled with hyphens or underscores.
 
@@ -173,7 +169,8 @@ def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """Call `main(args)` and turn an exception into one message on stderr and an exit code.
 
-    2 for usage, 130 for Ctrl-C, 1 for all else; the traceback is shown only with --debug.
+    2 for a value that cannot be used (ValueError), 130 for Ctrl-C, 1 for all else; the traceback
+    is shown only with --debug.
     """
     script = Path(sys.argv[0]).name
     try:
@@ -189,12 +186,12 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             traceback.print_exc()
         else:
             print(f"{script}: error: {explain(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, ValueError) else 1
 
 
 def explain(error: Exception) -> str:
     """The message of an error that we raised, or kind and first line of one not foreseen."""
-    if isinstance(error, (UsageError, ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}\n(--debug shows where)"

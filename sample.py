@@ -1,6 +1,6 @@
 """Draw images from a trained model."""
 
-from flags import Parser, UsageError, add_runtime_flags, add_seed_flag, names, number, run
+from flags import Parser, add_runtime_flags, add_seed_flag, names, number, run
 
 
 DEFAULT_STEPS = 100  # more did not draw better digits
@@ -71,15 +71,16 @@ from training.checkpoint import load_checkpoint, restore
 from utils import (
     NoisePerImage,
     autocast,
+    check_writable,
     choose_device,
     choose_precision,
     describe,
     image_format,
     image_grid,
+    memory_format,
     save_picture,
     save_whole,
     square,
-    to_device,
 )
 
 MOMENTS = 10  # pictures of the walk that --show-intermediate writes
@@ -89,12 +90,13 @@ def main(args) -> int:
     output = Path(args.output)
     if output.suffix != ".npz":
         image_format(output)  # an ending that cannot be written is refused now, not after the work
+    check_writable(output.parent)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     checkpoint = load_checkpoint(args.checkpoint)
     config = checkpoint["config"]
     model, diffusion = restore(checkpoint, raw=args.raw)
-    model = to_device(model, device)
+    model = model.to(device, memory_format=memory_format(device))
     levels = diffusion.levels(steps_of(args, diffusion.timesteps))
     options = sampler_options(args)
     data = config["data"]
@@ -140,23 +142,23 @@ def main(args) -> int:
 
 
 def steps_of(args, timesteps: int) -> int:
-    """The number of sampling steps; raises UsageError for flags that do not fit the checkpoint."""
+    """The number of sampling steps; raises ValueError for flags that do not fit the checkpoint."""
     if args.timesteps not in (None, timesteps):
-        raise UsageError(
+        raise ValueError(
             f"--timesteps {args.timesteps}: the checkpoint was trained with {timesteps}"
         )
     if args.steps is None:
         return min(DEFAULT_STEPS, timesteps)
     if args.steps > timesteps:
-        raise UsageError(f"--steps {args.steps}: the checkpoint has only {timesteps} timesteps")
+        raise ValueError(f"--steps {args.steps}: the checkpoint has only {timesteps} timesteps")
     return args.steps
 
 
 def sampler_options(args) -> dict:
-    """The sampler's own options that were given; raises UsageError for another sampler's."""
+    """The sampler's own options that were given; raises ValueError for another sampler's."""
     given = {name: getattr(args, name) for name in ("eta",) if getattr(args, name) is not None}
     if other := given.keys() - options_of(SAMPLERS[args.sampler]).keys():
-        raise UsageError(f"--{other.pop()} is not an option of the sampler {args.sampler}")
+        raise ValueError(f"--{other.pop()} is not an option of the sampler {args.sampler}")
     return given
 
 

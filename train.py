@@ -8,7 +8,6 @@ from argparse import BooleanOptionalAction
 
 from flags import (
     Parser,
-    UsageError,
     add_data_flags,
     add_runtime_flags,
     add_seed_flag,
@@ -117,6 +116,7 @@ if __name__ == "__main__":
 import json
 import shlex
 import sys
+from pathlib import Path
 from math import isfinite
 
 from torch import Tensor
@@ -135,6 +135,7 @@ from training.trainer import Trainer
 from utils import (
     NoisePerImage,
     autocast,
+    check_writable,
     choose_device,
     choose_precision,
     describe,
@@ -165,13 +166,15 @@ class Run:
         self.cap = step_limit(args, self.epoch_steps)
         self.total = total  # steps of the whole run; None until the time plan knows it
         self.plan = None
-        if total is None and args.max_minutes:
+        if total is not None:
+            self.set_total(total)
+        elif args.max_minutes:
             grid_steps = self.epoch_steps * (args.sample_interval or 10**9)
             self.plan = TimePlan(args.max_minutes, START, trainer.step, grid_steps)
-        elif total is None:
+        else:
             self.set_total(self.cap)
-        if self.total is not None and self.total <= trainer.step:
-            raise UsageError(
+        if (limit := self.total or self.cap) is not None and limit <= trainer.step:
+            raise ValueError(
                 f"this run has made its {trainer.step:,} updates; to train longer, raise --epochs, "
                 "--max-steps or --max-minutes"
             )
@@ -180,6 +183,7 @@ class Run:
         """Train to the end, or to a signal. Returns the exit code."""
         trainer = self.trainer
         self.folder.save_config(self.config)
+        last_lr = trainer.optimizer.param_groups[0]["lr"]  # of the run that is resumed
         if self.plan:
             self.plan.grid_seconds = self.time_of_grid()
         loss, since, mark = 0.0, trainer.step, time.monotonic()
@@ -191,6 +195,7 @@ class Run:
                     order, order_epoch = epoch_order(len(self.images), trainer.seed, epoch), epoch
                 images = self.images[order[i * self.batch : (i + 1) * self.batch]]
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
+                lr = min(lr, last_lr) if self.total is None else lr
                 step_loss, norm = trainer.update(images, lr)
                 loss += step_loss
                 self.follow_plan()
@@ -206,11 +211,11 @@ class Run:
                         "loss": float(loss) / steps,
                         "lr": lr,
                         "images_per_second": steps * self.batch / (now - mark),
-                        "gradient_norm": float(norm),
+                        "gradient_norm": float(norm) if norm.isfinite() else None,
                         "seconds": self.seconds,
                     }
                     if not isfinite(row["loss"]):
-                        raise ValueError(
+                        raise FloatingPointError(
                             f"the loss is {row['loss']} at step {trainer.step:,}; try a lower "
                             "--lr, or --precision fp32. The checkpoints are as they were."
                         )
@@ -222,7 +227,7 @@ class Run:
                 if epoch_ends:
                     self.end_epoch(epoch + 1)
                     mark = time.monotonic()
-        return self.interrupted() if self.stop.received else self.finish()
+        return self.finish() if trainer.step == self.total else self.interrupted()
 
     def set_total(self, total: int) -> None:
         self.total = min(total, self.cap or total)
@@ -234,6 +239,8 @@ class Run:
             return
         known, step = self.total is not None, self.trainer.step
         planned = self.plan.update(step, self.total)
+        if planned is None and step == self.cap:
+            planned = step
         if planned is not None:
             self.set_total(planned)
             if not known:
@@ -257,9 +264,10 @@ class Run:
     def finish(self) -> int:
         """Write what a finished run leaves behind."""
         folder = self.folder
-        self.write_grid(-(-self.trainer.step // self.epoch_steps))
         folder.save(folder.final, self.checkpoint())
         plot_loss(folder.metrics, folder.loss_plot)
+        self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
+        self.write_grid(-(-self.trainer.step // self.epoch_steps))
         folder.interrupted.unlink(missing_ok=True)
         say(
             f"done: {self.trainer.step:,} updates in {tqdm.format_interval(self.seconds)}; "
@@ -338,6 +346,8 @@ def main(args) -> int:
     job = Run(args, config, trainer, data, planned_steps(args, checkpoint))
     if checkpoint is not None:
         job.seconds = checkpoint["seconds"]
+        if aside := job.folder.set_aside(after=trainer.step):
+            say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
     elif args.overwrite:
         job.folder.clear()
     return job.train()
@@ -376,17 +386,23 @@ def make_config(args, data: Images) -> dict:
 def checkpoint_to_resume(args) -> dict | None:
     """The checkpoint that --resume asks for; flags that were not given are taken from its run."""
     folder = RunFolder(args.output_dir)
+    check_writable(folder.path)
     if not args.resume:
         if folder.holds_run() and not args.overwrite:
-            raise UsageError(
+            raise ValueError(
                 f"{folder.path} holds a run already: go on with it (--resume), replace it "
                 "(--overwrite), or choose another --output-dir"
             )
         return None
-    path = folder.newest_checkpoint() if args.resume == "newest" else args.resume
+    path = folder.newest_checkpoint() if args.resume == "newest" else Path(args.resume)
     if path is None:
-        raise UsageError(f"--resume: there is no checkpoint in {folder.path}")
+        raise ValueError(f"--resume: there is no checkpoint in {folder.path}")
     checkpoint = load_checkpoint(path)
+    home = RunFolder.of(path)
+    if "output_dir" not in args.given:
+        args.output_dir = str(home.path)
+    elif folder.holds_run() and folder.path.resolve() != home.path.resolve():
+        raise ValueError(f"{path} is of the run in {home.path}, but {folder.path} holds another")
     say(f"resuming from {path}, step {checkpoint['step']:,}")
     saved = {
         key: value for section in checkpoint["config"].values() for key, value in section.items()
@@ -427,7 +443,7 @@ def update_size(args, count: int) -> int:
     """Images of an update: the whole set, if it is smaller than that."""
     size = min(args.batch_size * args.grad_accum, count // args.grad_accum * args.grad_accum)
     if size == 0:
-        raise UsageError(f"--grad-accum {args.grad_accum}: there are only {count} images")
+        raise ValueError(f"--grad-accum {args.grad_accum}: there are only {count} images")
     return size
 
 

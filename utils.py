@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,11 +76,9 @@ def describe(device: torch.device, precision: str) -> str:
     return f"{device.type}, {precision}"
 
 
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on a device, its convolutions laid out as that device likes them."""
-    if device.type == "mps":
-        return model.to(device)
-    return model.to(device, memory_format=torch.channels_last)
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of images and convolutions that is fastest on a device."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 # --- random numbers ------------------------------------------------------------------------------
@@ -127,12 +125,16 @@ def image_grid(images: Tensor, columns: int, real: Tensor | None = None) -> np.n
     from torchvision.utils import make_grid
 
     def grid(part: Tensor) -> Tensor:
+        if len(part) == 1:  # make_grid would leave out the padding
+            return F.pad(enlarged(part)[0].expand(3, -1, -1), (2, 2, 2, 2), value=40)
         return make_grid(enlarged(part), nrow=columns, padding=2, pad_value=40)  # (3, H', W')
 
     picture = grid(images)
     if real is not None:
         line = torch.full_like(picture[:, :2], 255)
-        picture = torch.cat([picture, line, grid(real[:columns])], dim=1)
+        row = torch.full_like(real[:1], 40).repeat(columns, 1, 1, 1)
+        row[: len(real)] = real[:columns]  # blank where there are too few
+        picture = torch.cat([picture, line, grid(row)], dim=1)
     return picture.permute(1, 2, 0).numpy()
 
 
@@ -160,6 +162,15 @@ def image_format(path: Path) -> str:
     if path.suffix.lower() not in formats:
         raise ValueError(f"{path}: cannot write a picture of that ending; use {', '.join(formats)}")
     return formats[path.suffix.lower()]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ValueError if files cannot be written to a folder, which may not exist yet."""
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"cannot write to {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"cannot write to {folder}: no permission")
 
 
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -48,14 +48,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DataError, epoch_order, load_dataset, to_uint8, to_unit
+from data import MissingData, epoch_order, load_dataset, to_uint8, to_unit
 from diffusion import SCHEDULES, GaussianDiffusion
-from utils import NoisePerImage, image_format, save_whole
+from utils import NoisePerImage, check_writable, image_format, save_whole
 
 
 def main(args) -> int:
     path = Path(args.save_path)
     image_format(path)
+    check_writable(path.parent)
     images = some_images(args)
     diffusion = GaussianDiffusion(args.schedule, TIMESTEPS)
 
@@ -83,7 +84,7 @@ def some_images(args) -> Tensor:
     else:
         try:
             images = load("mnist", False)
-        except DataError:
+        except MissingData:
             images = load("digits", False)
             print(f"mnist is not in {args.data_dir}; showing digits, which comes with scikit-learn")
     return images[epoch_order(len(images), args.seed, 0)[: args.num_images]]

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from diffusion import pick
 from models.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -16,9 +17,8 @@ def build_model(config: dict) -> nn.Module:
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    network = pick(MODELS, name, "model")
     try:
-        return MODELS[name](**arguments)
+        return network(**arguments)
     except TypeError as error:
         raise ValueError(f"these are not the arguments of a {name}: {error}") from None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_DIM = 32  # channels of one attention head
+HEAD_DIM = 32  # channels of one attention head, at least
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
 
 
@@ -181,7 +181,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // HEAD_DIM)
+        heads = max(1, channels // HEAD_DIM)
+        self.heads = next(h for h in range(heads, 0, -1) if channels % h == 0)
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))

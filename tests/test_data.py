@@ -182,6 +182,15 @@ def test_altered_cifar10_is_refused_before_it_is_unpickled(tmp_path, real_data):
         load_dataset("cifar10", tmp_path)
 
 
+def test_cifar10_without_its_test_batch_is_incomplete(tmp_path, real_data):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (real_data / folder.name).glob("*a*_*"):  # data_batch_1 to 5
+        os.symlink(file.resolve(), folder / file.name)
+    with pytest.raises(DataError, match=r"Looked for .*test_batch"):
+        load_dataset("cifar10", tmp_path, download=False)
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_without_download_the_message_has_each_way_out(name, tmp_path, monkeypatch):
     also = (tmp_path / "debian", "apt install dataset-fashion-mnist")
@@ -293,6 +302,12 @@ def test_folder_of_grey_images_is_grey(tmp_path):
     assert images[1].flatten().tolist() == list(range(256))
     save_image(tmp_path / "c.png", noise_pixels(16, 16, 3))
     assert load_dataset("folder", tmp_path, image_size=16).images.shape == (3, 3, 16, 16)
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match="mode F have no known range"):
+        load_dataset("folder", tmp_path)
 
 
 def test_transparent_pixels_become_white(tmp_path):

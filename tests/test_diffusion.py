@@ -151,7 +151,7 @@ def test_loss_is_the_mean_squared_error_of_the_noise(diffusion):
         seen.update(x_t=x_t, t=t)
         return out
 
-    loss = diffusion.loss(model, x_0, t, noise)
+    loss = diffusion.loss(model, x_0, t=t, noise=noise)
     assert_close(loss, ((out - noise) ** 2).mean())
     assert_close(seen["x_t"], diffusion.q_sample(x_0, t, noise))
     assert_close(seen["t"], t)

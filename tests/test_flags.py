@@ -13,10 +13,11 @@ from conftest import ROOT, SCRIPTS
 from training import plan
 
 EVERY_FLAG = [
-    (script, action.option_strings[-1])
+    (script, flag)
     for script, module in SCRIPTS.items()
     for action in module.make_parser()._actions
-    if action.option_strings and action.dest != "help"
+    for flag in action.option_strings
+    if action.dest != "help"
 ]
 REQUIRED = {"sample": ["--checkpoint", "x.pt"]}
 

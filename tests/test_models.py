@@ -96,6 +96,8 @@ def test_refuses_what_does_not_fit(size, options, message):
         {"blocks": 2},
         {"attention_resolutions": (14, 7)},
         {"patch_size": 7, "channels": 40},
+        {"channels": 50},  # a width that 16 and 32 do not divide
+        {"channels": 1},
     ],
 )
 def test_other_configurations(options):

@@ -90,7 +90,10 @@ def test_intermediate_pictures(script, checkpoint, tmp_path):
 
 def test_all_steps(script, checkpoint):
     flags = ["--checkpoint", checkpoint, "--num-images", 1, "--steps", 1000]
-    assert "ddpm, 1000 steps" in script("sample", *flags).out
+    result = script("sample", *flags, "--output", "one.npz")
+    assert result.code == 0
+    assert "ddpm, 1000 steps" in result.out
+    assert pixels_of("one.npz").shape == (1, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +101,10 @@ def test_all_steps(script, checkpoint):
     [
         (["--timesteps", 500], 2, "--timesteps 500: the checkpoint was trained with 1000"),
         (["--steps", 1001], 2, "--steps 1001: the checkpoint has only 1000 timesteps"),
+        (["--output", "/dev/null/x.png"], 2, "cannot write to /dev/null: /dev/null is a file"),
         (["--sampler", "ddpm", "--eta", 0.5], 2, "--eta is not an option of the sampler ddpm"),
-        (["--output", "x.txt"], 1, "x.txt: cannot write a picture of that ending"),
-        (["--precision", "fp16", "--device", "cpu"], 1, "fp16 needs a CUDA GPU"),
+        (["--output", "x.txt"], 2, "x.txt: cannot write a picture of that ending"),
+        (["--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU"),
     ],
 )
 def test_options_that_do_not_fit(script, checkpoint, tmp_path, options, code, message):

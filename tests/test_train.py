@@ -14,6 +14,7 @@ import diffusion
 import train
 from conftest import ROOT, TINY
 from training.checkpoint import load_checkpoint
+from training.folder import RunFolder
 from training.log import read_metrics
 
 
@@ -93,6 +94,13 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, tmp_path, pr
     assert steps == sorted(set(steps))
 
 
+def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):
+    with StopAfter(5):
+        result = script("train", *TINY, "--max-steps", 5)
+    assert result.code == 0
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 5
+
+
 class StopAfter:
     """Sends this process a Ctrl-C in the middle of a training step."""
 
@@ -120,12 +128,42 @@ def test_a_finished_run_can_go_on_longer(script, tmp_path):
     assert load_checkpoint("run/model_final.pt")["step"] == 9
 
 
-def test_a_given_checkpoint_is_resumed(script, trained, tmp_path):
-    path = trained / "checkpoints" / "model_epoch_001.pt"
-    result = script("train", "--resume", path, "--max-steps", 16, "--output-dir", "other")
+def test_a_given_checkpoint_is_resumed_in_its_folder(script, tmp_path):
+    script("train", *TINY, "--epochs", 3, "--save-interval", 1, "--output-dir", "run")
+    result = script("train", "--resume", "run/checkpoints/model_epoch_001.pt", "--max-steps", 16)
     assert result.code == 0, result.err
-    assert f"resuming from {path}, step 14" in result.out
-    assert load_checkpoint("other/model_final.pt")["step"] == 16
+    assert "resuming from run/checkpoints/model_epoch_001.pt, step 14" in result.out
+    assert "set aside: " in result.out  # or the abandoned branch would be resumed next
+    assert "model_epoch_003.pt.aside" in result.out
+    assert load_checkpoint("run/model_final.pt")["step"] == 16
+    assert not (tmp_path / "outputs").exists()
+    assert RunFolder("run").newest_checkpoint().name == "model_final.pt"
+
+
+def test_a_checkpoint_is_not_resumed_into_another_run(script, trained):
+    script("train", *TINY, "--max-steps", 3, "--output-dir", "other")
+    path = trained / "model_final.pt"
+    result = script("train", "--resume", path, "--output-dir", "other", "--epochs", 4)
+    assert result.code == 2
+    assert "but other holds another" in result.err
+
+
+def test_a_limit_of_steps_binds_before_the_time_is_planned(script):
+    result = script("train", *TINY, "--max-minutes", 1, "--max-steps", 7)
+    assert result.code == 0, result.err
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 7
+
+
+def test_a_timed_run_keeps_its_plan_over_two_interruptions(script):
+    script_flags = [*TINY, "--max-minutes", 5]
+    with StopAfter(40):
+        assert script("train", *script_flags).code == 130
+    planned = load_checkpoint("outputs/checkpoints/interrupted.pt")["config"]["train"]
+    assert planned["total_steps"] > 40
+    with StopAfter(45):
+        assert script("train", "--resume").code == 130
+    again = load_checkpoint("outputs/checkpoints/interrupted.pt")["config"]["train"]
+    assert again == planned
 
 
 @pytest.mark.parametrize(
@@ -161,18 +199,20 @@ def test_a_folder_that_holds_a_run_is_refused(script, trained):
 
 def test_overwrite_replaces_the_run_and_nothing_else(script, tmp_path):
     script("train", *TINY, "--epochs", 1, "--save-interval", 1, "--output-dir", "run")
-    (tmp_path / "run" / "mine.txt").write_text("keep me")
+    mine = [tmp_path / "run" / "mine.txt", tmp_path / "run" / "samples" / "mine.png"]
+    for file in mine:
+        file.write_text("keep me")
     result = script("train", *TINY, "--max-steps", 3, "--overwrite", "--output-dir", "run")
     assert result.code == 0
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [3]
-    assert (tmp_path / "run" / "mine.txt").exists()
+    assert all(file.exists() for file in mine)
 
 
 def test_a_wrong_overwrite_deletes_nothing(script, tmp_path):
     script("train", *TINY, "--max-steps", 3, "--output-dir", "run")
     for wrong in (["--dataset", "mnist", "--no-download"], ["--attention-resolutions", "5"]):
-        assert script("train", *TINY, *wrong, "--overwrite", "--output-dir", "run").code == 1
+        assert script("train", *TINY, *wrong, "--overwrite", "--output-dir", "run").code > 0
         assert (tmp_path / "run" / "model_final.pt").exists()
 
 
@@ -213,9 +253,24 @@ def test_a_small_folder_trains_as_one_batch(script, image_folder, tmp_path):
 
 def test_an_image_size_that_does_not_fit_the_network(script):
     result = script("train", *TINY, "--image-size", 30)
-    assert result.code == 1
+    assert result.code == 2
     assert "multiples of 4" in result.err
     assert "28 and 32" in result.err
+
+
+def test_a_single_image(script, image_folder, tmp_path):
+    for file in list(image_folder.rglob("*.png"))[1:]:
+        file.unlink()
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 8, "--max-steps", 2]
+    assert script("train", *TINY, *flags).code == 0
+    assert (tmp_path / "outputs" / "samples" / "epoch_002.png").exists()
+
+
+def test_an_output_folder_that_is_a_file(script, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = script("train", *TINY, "--output-dir", "file")
+    assert result.code == 2
+    assert "cannot write to file: file is a file" in result.err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, monkeypatch, tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.testing import assert_close
 import utils
 from utils import (
     NoisePerImage,
+    check_writable,
     choose_device,
     choose_precision,
     derive_seed,
@@ -93,6 +96,27 @@ def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
     assert (line == 255).all()
     assert both[grid.shape[0] + 2 + 33, 99, 0] == 110
     assert both.shape[0] == grid.shape[0] + 2 + 68  # one row, however many real images there are
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_grid_with_few_images_and_fewer_real_ones(count):
+    images = torch.full((count, 1, 64, 64), 200, dtype=torch.uint8)
+    columns = square(count)
+    grid = image_grid(images, columns, real=images[:1])
+    assert grid.shape[1] == columns * 66 + 2
+    assert grid[-30, 30, 0] == 200
+    assert columns == 1 or grid[-30, 96, 0] == 40
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    check_writable(tmp_path / "not" / "there" / "yet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file"):
+        check_writable(tmp_path / "file" / "x")
+    if os.geteuid() != 0:  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(ValueError, match="no permission"):
+            check_writable(tmp_path)
 
 
 def test_square():

@@ -21,6 +21,16 @@ def test_needs_no_arguments(script, tmp_path):
     size_of(tmp_path / "outputs" / "forward_process_schedules.png")
 
 
+def test_damaged_mnist_is_not_passed_over(script, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for stem in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (raw / stem).write_bytes(b"")
+    result = script("visualize_diffusion")
+    assert result.code == 1
+    assert "train-images-idx3-ubyte is damaged: empty" in result.err
+
+
 def test_takes_mnist_where_it_is_at_hand(script, real_data):
     result = script("visualize_diffusion", "--data-dir", real_data, "--num-images", 2)
     assert result.code == 0
@@ -55,15 +65,16 @@ def test_each_schedule_is_a_line():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["--save-path", "x.doc"], "cannot write a picture of that ending"),
-        (["--dataset", "folder", "--data-dir", "none"], "none is not a folder"),
-        (["--dataset", "cifar10", "--no-download"], "cifar10 is not here"),
+        (["--save-path", "x.doc"], 2, "cannot write a picture of that ending"),
+        (["--save-path", "/dev/null/x.png"], 2, "/dev/null is a file"),
+        (["--dataset", "folder", "--data-dir", "none"], 1, "none is not a folder"),
+        (["--dataset", "cifar10", "--no-download"], 1, "cifar10 is not here"),
     ],
 )
-def test_errors(script, options, message):
+def test_errors(script, options, code, message):
     result = script("visualize_diffusion", *options)
-    assert result.code == 1
+    assert result.code == code
     assert message in result.err
     assert "Traceback" not in result.err

@@ -22,7 +22,7 @@ FORMAT = 1
 KEYS = {"format", "step", "seconds", "config", "model", "ema", "optimizer", "scaler"}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OSError):
     """A file that is no checkpoint of this project, or does not fit; the message says why."""
 
 

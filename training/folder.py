@@ -1,7 +1,6 @@
 """The folder of a run: what lies where."""
 
 import json
-import shutil
 from pathlib import Path
 
 from training.checkpoint import save_checkpoint, step_of
@@ -21,6 +20,12 @@ class RunFolder:
         self.interrupted = self.checkpoints / "interrupted.pt"
         self.final = self.path / "model_final.pt"
 
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunFolder":
+        """The folder of the run that a checkpoint belongs to."""
+        parent = checkpoint.parent
+        return cls(parent.parent if parent.name == "checkpoints" else parent)
+
     def grid(self, epoch: int) -> Path:
         return self.samples / f"epoch_{epoch:03d}.png"
 
@@ -39,10 +44,19 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder."""
-        for folder in (self.samples, self.checkpoints):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.config, self.metrics, self.loss_plot, self.final):
+        files = [self.config, self.metrics, self.loss_plot, self.final, self.interrupted]
+        files += self.samples.glob("epoch_*.png")
+        files += self.checkpoints.glob("model_epoch_*.pt*")
+        for file in files:
             file.unlink(missing_ok=True)
+        for folder in (self.samples, self.checkpoints):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def set_aside(self, after: int) -> list[Path]:
+        """Rename the checkpoints of more steps than that, so that none is taken for the newest."""
+        later = [path for path in self.all_checkpoints() if step_of(path) > after]
+        return [path.rename(path.with_name(f"{path.name}.aside")) for path in later]
 
     def save(self, path: Path, checkpoint: dict) -> None:
         """Write a checkpoint, and its configuration where a person can read it."""

@@ -50,6 +50,7 @@ class TimePlan:
 
     def __init__(self, minutes: float, start: float, first_step: int, grid_steps: int):
         self.deadline = start + 60 * minutes
+        self.early = start + 6 * minutes  # a tenth; slow steps are measured by then, however few
         self.first_step = first_step
         self.grid_steps = grid_steps
         self.grid_seconds = 0.0  # of one grid, and of the run's end; set before the first `update`
@@ -65,14 +66,14 @@ class TimePlan:
     def update(self, step: int, total: int | None) -> int | None:
         """The number of steps of the whole run, as seen after `step`; None while unknown."""
         done = step - self.first_step
-        if done == self.SETTLE:
+        if done in (1, self.SETTLE):
             self._mark, self._paused = (step, time.monotonic()), 0.0
         if total is None:
             due = done >= self.SETTLE + self.MEASURE
-            due |= done > self.SETTLE and time.monotonic() > self.deadline - self.grid_seconds
+            due |= done > 1 and time.monotonic() > self.early
         else:
             length = total - self.first_step
-            due = any(done == int(length * fraction) > self.SETTLE for fraction in self.CORRECT)
+            due = any(done == int(length * fraction) for fraction in self.CORRECT)
         if not due or self._mark is None:
             return total
         since, mark = self._mark

@@ -7,7 +7,7 @@ from data import flipped, to_unit
 from diffusion import GaussianDiffusion
 from models import build_model
 from training.ema import EMA
-from utils import autocast, derive_seed, to_device
+from utils import autocast, derive_seed, memory_format
 
 
 class Trainer:
@@ -20,7 +20,8 @@ class Trainer:
         self.flip = config["data"]["flip"]
         self.device, self.precision = device, precision
         torch.manual_seed(self.seed)
-        self.model = to_device(build_model(config["model"]), device)
+        self.layout = memory_format(device)
+        self.model = build_model(config["model"]).to(device, memory_format=self.layout)
         self.network = torch.compile(self.model) if compiled else self.model
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train["lr"], fused=True)
@@ -37,14 +38,15 @@ class Trainer:
         """
         torch.manual_seed(derive_seed("step", self.seed, self.step))
         images = flipped(images) if self.flip else images
-        x_0 = to_unit(images.to(self.device, memory_format=torch.channels_last))
+        x_0 = to_unit(images.to(self.device, memory_format=self.layout))
         t = torch.randint(self.diffusion.timesteps, (len(x_0),), device=self.device)
         noise = torch.randn_like(x_0)
 
         total = torch.zeros((), device=self.device)
-        for part in zip(*(x.chunk(self.grad_accum) for x in (x_0, t, noise)), strict=True):
+        parts = (x.chunk(self.grad_accum) for x in (x_0, t, noise))
+        for x_0, t, noise in zip(*parts, strict=True):
             with autocast(self.device, self.precision):
-                loss = self.diffusion.loss(self.network, *part) / self.grad_accum
+                loss = self.diffusion.loss(self.network, x_0, t=t, noise=noise) / self.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
 
