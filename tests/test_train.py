@@ -275,7 +275,9 @@ def test_an_output_folder_that_is_a_file(script, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        diffusion.GaussianDiffusion, "loss", lambda *a: torch.tensor(torch.nan, requires_grad=True)
+        diffusion.GaussianDiffusion,
+        "loss",
+        lambda *a, **k: torch.tensor(torch.nan, requires_grad=True),
     )
     result = script("train", *TINY, "--max-steps", 30)
     assert result.code == 1
