@@ -107,7 +107,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def add_runtime_flags(parser: Parser):
+def add_runtime_flags(parser: Parser, precision: str, precision_help: str):
     """The flags of every script that runs a network. Returns their group."""
     group = parser.add_argument_group("machine")
     group.add_argument(
@@ -120,8 +120,8 @@ def add_runtime_flags(parser: Parser):
     group.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
-        default="auto",
-        help="of the network's arithmetic; auto takes bf16 where the hardware computes it natively",
+        default=precision,
+        help=precision_help,
     )
     return group
 

@@ -35,7 +35,7 @@ def make_parser() -> Parser:
                      help="steps of the forward process; checked against the checkpoint's")
     how.add_argument("--batch-size", type=number(int, 1), default=64, metavar="N",
                      help="images that are computed at once; does not change them")
-    add_runtime_flags(parser)
+    add_runtime_flags(parser, "fp32", "with bf16, faster, images depend a little on the batch size")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", default="outputs/generated_samples.png", metavar="FILE",

@@ -81,7 +81,7 @@ def make_parser() -> Parser:
                           help="limit of the decay of the weights' moving average, which warms up")
     add_seed_flag(training)
 
-    machine = add_runtime_flags(parser)
+    machine = add_runtime_flags(parser, "auto", "auto takes bf16 where the hardware has it")
     machine.add_argument("--compile", action="store_true",
                          help="torch.compile the network: a slow start, then faster on a GPU")
 
