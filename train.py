@@ -116,8 +116,9 @@ if __name__ == "__main__":
 import json
 import shlex
 import sys
-from pathlib import Path
+from functools import partial
 from math import isfinite
+from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
@@ -328,7 +329,7 @@ def main(args) -> int:
         image_size=args.image_size,
         download=not args.no_download,
         skip_bad_images=args.skip_bad_images,
-        progress=tqdm,
+        progress=partial(tqdm, disable=None),  # no bar off a terminal
     )
     shape = " x ".join(map(str, data.images.shape[1:]))
     say(f"data: {args.dataset}, {len(data.images):,} images of {shape}")
@@ -350,6 +351,11 @@ def main(args) -> int:
             say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
     elif args.overwrite:
         job.folder.clear()
+    if 0 < args.sample_interval * job.epoch_steps < 50:
+        say(
+            f"an epoch is {job.epoch_steps} updates, so that grids may take more time than "
+            "training; --sample-interval 20 draws fewer"
+        )
     return job.train()
 
 

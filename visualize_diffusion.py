@@ -41,6 +41,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,8 +77,14 @@ def some_images(args) -> Tensor:
     """uint8 images (N, C, H, W) of the data set, chosen by the seed."""
 
     def load(name: str, download: bool) -> Tensor:
-        options = {"image_size": args.image_size, "skip_bad_images": args.skip_bad_images}
-        return load_dataset(name, args.data_dir, download=download, progress=tqdm, **options).images
+        return load_dataset(
+            name,
+            args.data_dir,
+            image_size=args.image_size,
+            download=download,
+            skip_bad_images=args.skip_bad_images,
+            progress=partial(tqdm, disable=None),  # no bar off a terminal
+        ).images
 
     if args.dataset is not None:
         images = load(args.dataset, not args.no_download)

@@ -243,6 +243,7 @@ def test_a_small_folder_trains_as_one_batch(script, image_folder, tmp_path):
     assert result.code == 0, result.err
     assert "1 of 13 images cannot be read and are left out" in result.out
     assert "an update takes all 12 images" in result.out
+    assert "reading images" not in result.err  # no bar off a terminal
     assert (tmp_path / "outputs" / "samples" / "epoch_003.png").exists()
     config = json.loads((tmp_path / "outputs" / "config.json").read_text())
     assert config["data"]["flip"] is True
@@ -283,6 +284,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(script, monkeypatch, tmp_path):
     assert result.code == 1
     assert "the loss is nan at step 10" in result.err
     assert not (tmp_path / "outputs" / "model_final.pt").exists()
+
+
+def test_grids_that_would_take_most_of_the_time_are_pointed_out(script):
+    result = script("train", *TINY, "--sample-interval", 1, "--max-steps", 2)
+    assert "--sample-interval 20 draws fewer" in result.out
+    result = script("train", *TINY, "--sample-interval", 4, "--max-steps", 2, "--overwrite")
+    assert "draws fewer" not in result.out
 
 
 def test_minutes_are_kept(script):
