@@ -83,7 +83,7 @@ def make_parser() -> Parser:
 
     machine = add_runtime_flags(parser, "auto", "auto takes bf16 where the hardware has it")
     machine.add_argument("--compile", action="store_true",
-                         help="torch.compile the network: a slow start, then faster on a GPU")
+                         help="torch.compile the network; the first step then takes a minute or so")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", default="outputs", metavar="DIR", help="folder of the run")
