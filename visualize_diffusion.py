@@ -19,7 +19,7 @@ def make_parser() -> Parser:
     data.add_argument("--num-images", type=number(int, 1, 64), default=8, metavar="N", help="rows")
     add_seed_flag(data)
     process = parser.add_argument_group("process")
-    process.add_argument("--schedule", choices=names("diffusion.py", "SCHEDULES"), default="cosine",
+    process.add_argument("--schedule", choices=names("schedules.py", "SCHEDULES"), default="cosine",
                          help="how noise grows over the timesteps")
     process.add_argument("--timesteps", type=number(int, 0, TIMESTEPS - 1), nargs="+",
                          default=COLUMNS, metavar="T",
@@ -50,7 +50,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import MissingData, epoch_order, load_dataset, to_uint8, to_unit
-from diffusion import SCHEDULES, GaussianDiffusion
+from diffusion import GaussianDiffusion
+from schedules import SCHEDULES
 from utils import NoisePerImage, check_writable, image_format, save_whole
 
 
@@ -59,13 +60,14 @@ def main(args) -> int:
     image_format(path)
     check_writable(path.parent)
     images = some_images(args)
-    diffusion = GaussianDiffusion(args.schedule, TIMESTEPS)
+    diffusion = GaussianDiffusion(args.schedule, TIMESTEPS, prediction="v")
 
     noise = NoisePerImage(args.seed, range(len(images))).draw(images.shape[1:])
-    columns = [
-        diffusion.q_sample(to_unit(images), torch.full((len(images),), t), noise)
-        for t in args.timesteps
-    ]
+    columns = []
+    for t in args.timesteps:
+        t = torch.full((len(images),), t)
+        x_t = diffusion.q_sample(to_unit(images), t, noise)
+        columns.append(diffusion.scaled(x_t, t))  # as a network sees it: edm's grow beyond a screen
     save_figure(path, draw_process(columns, args.timesteps, diffusion, args.schedule))
     schedules = path.with_stem(path.stem + "_schedules")
     save_figure(schedules, draw_schedules(args.schedule))
@@ -115,13 +117,16 @@ def draw_process(
 
 
 def draw_schedules(shown: str) -> Figure:
-    """alphas_cumprod and log-SNR over t, one line a schedule; the one shown is drawn thicker."""
+    """alphas_cumprod and log-SNR over t, one line a schedule; the one shown is drawn thicker.
+
+    Where a process does not preserve the variance, alphas_cumprod is alpha^2 / (alpha^2 + sigma^2).
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in SCHEDULES:
-        diffusion = GaussianDiffusion(name, TIMESTEPS)
+        diffusion = GaussianDiffusion(name, TIMESTEPS, prediction="v")
         width = 2.5 if name == shown else 1.2
-        left.plot(diffusion.alphas_cumprod.numpy(), label=name, linewidth=width)
+        left.plot(diffusion.log_snr.sigmoid().numpy(), label=name, linewidth=width)
         right.plot(diffusion.log_snr.numpy(), label=name, linewidth=width)
     left.set(xlabel="t", ylabel="alphas_cumprod", title="signal that is left")
     right.set(xlabel="t", ylabel="log SNR", title="log signal-to-noise ratio")

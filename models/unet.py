@@ -27,13 +27,14 @@ class UNet(nn.Module):
         attention_resolutions: sizes of feature maps, in pixels, whose blocks attend too.
         dropout: probability inside the residual blocks.
         patch_size: side of the patches. By default 2, and 1 for images under 16 pixels: the levels
-        then
-            start at half the size, for a quarter of the work.
+            then start at half the size, for a quarter of the work.
+        num_classes: number of class labels, or None for a network that takes none. One more, the
+            null label `num_classes`, stands for "any".
+        learn_sigma: put out twice the channels, the second half for the variance.
 
     Raises:
         ValueError: an image size that cannot be halved often enough, an attention resolution that
-        does
-            not occur, or a value out of range.
+            does not occur, or a value out of range.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class UNet(nn.Module):
         attention_resolutions: Sequence[int] = (),
         dropout: float = 0.0,
         patch_size: int | None = None,
+        num_classes: int | None = None,
+        learn_sigma: bool = False,
     ):
         super().__init__()
         patch_size = patch_size or default_patch_size(image_size)
         sizes = feature_sizes(image_size, patch_size, len(multipliers))
         check(channels, multipliers, blocks, attention_resolutions, dropout, sizes)
         self.image_size, self.image_channels = image_size, image_channels
-        self.patch_size = patch_size
+        self.patch_size, self.num_classes = patch_size, num_classes
 
         widths = [channels * m for m in multipliers]
         patch_channels = image_channels * patch_size**2
@@ -63,8 +66,8 @@ class UNet(nn.Module):
             nn.Linear(embedding, embedding),
             nn.SiLU(),
             nn.Linear(embedding, embedding),
-            nn.SiLU(),
         )
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
 
         def block(in_channels: int, out_channels: int, attends: bool) -> Block:
@@ -90,11 +93,26 @@ class UNet(nn.Module):
                 self.up.append(Upsample())
 
         self.norm = group_norm(width)
-        self.head = zero(nn.Conv2d(width, patch_channels, 3, padding=1))
+        outputs = patch_channels * (2 if learn_sigma else 1)
+        self.head = zero(nn.Conv2d(width, outputs, 3, padding=1))
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction (B, C, H, W) for noisy images x_t (B, C, H, W) at the timesteps t (B,)."""
+    def ends(self) -> list[nn.Module]:
+        """The layers that read the image and write the prediction."""
+        return [self.stem, self.head]
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The prediction for noisy images x_t (B, C, H, W) at the timesteps t (B,).
+
+        y are class labels (B,), `num_classes` for none; without y, every label is that. Returns
+        (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. Raises ValueError for labels given to a
+        network without classes.
+        """
         emb = self.time(t)  # (B, 256)
+        if self.label is not None:
+            emb = emb + self.label(torch.full_like(t, self.num_classes) if y is None else y)
+        elif y is not None:
+            raise ValueError("this network was made without classes: it takes no labels")
+        emb = F.silu(emb)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 
         skips = []

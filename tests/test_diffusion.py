@@ -5,17 +5,34 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion import CLEAN, PREDICTIONS, SCHEDULES, GaussianDiffusion
+from diffusion import CLEAN, GaussianDiffusion
+from objectives import (
+    LOSS_WEIGHTS,
+    MIN_SNR_GAMMA,
+    NOISE_ASSIGNMENTS,
+    PREDICTIONS,
+    TIMESTEP_SAMPLINGS,
+    discretized_gaussian_nll,
+    gaussian_kl,
+)
+from schedules import SCHEDULES, SPACINGS
 
+PRESERVING = [name for name in SCHEDULES if name not in ("flow", "edm")]
 SHAPES = [(4, 2), (4, 1, 8, 8), (4, 3, 5, 7), (4, 2, 3, 3, 3)]
 
 
 @pytest.fixture(params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
+    return GaussianDiffusion(request.param, prediction="v")
+
+
+@pytest.fixture(params=PRESERVING)
+def preserving(request) -> GaussianDiffusion:
     return GaussianDiffusion(request.param)
 
 
-def test_schedule_identities(diffusion):
+def test_schedule_identities(preserving):
+    diffusion = preserving
     betas = diffusion.betas.double()
     assert betas.min() > 0
     assert betas.max() < 1
@@ -30,8 +47,55 @@ def test_schedule_identities(diffusion):
 
 
 def test_every_schedule_goes_from_data_to_noise(diffusion):
-    assert diffusion.alphas_cumprod[0] > 0.999
-    assert diffusion.alphas_cumprod[-1] < 1e-3
+    assert diffusion.ratio[0] < 0.04
+    assert diffusion.ratio[-1] > 30
+    assert (diffusion.ratio.diff() > 0).all()
+
+
+def test_the_noise_of_steps_adds_up(diffusion):
+    """sigma_t^2 = (alpha_t / alpha_t-1)^2 sigma_t-1^2 + beta_t, whatever the process."""
+    alpha, sigma, betas = (x.double() for x in (diffusion.alpha, diffusion.sigma, diffusion.betas))
+    carried = (alpha[1:] / alpha[:-1] * sigma[:-1]) ** 2
+    assert_close(carried + betas[1:], sigma[1:] ** 2, rtol=1e-5, atol=1e-9)
+    assert (betas > 0).all()
+
+
+def test_flow_is_the_straight_line():
+    diffusion = GaussianDiffusion("flow", 10, prediction="flow")
+    assert_close(diffusion.sigma, torch.arange(1, 11) / 10)
+    assert_close(diffusion.alpha + diffusion.sigma, torch.ones(10))
+
+
+def test_edm_adds_noise_from_0_002_to_80():
+    diffusion = GaussianDiffusion("edm", prediction="edm")
+    assert_close(diffusion.alpha, torch.ones(1000))
+    assert_close(diffusion.sigma[[0, -1]], torch.tensor([0.002, 80.0]))
+    assert_close(diffusion.sigma.log().diff(), torch.full((999,), math.log(40_000) / 999))
+
+
+def test_quadratic_has_square_roots_on_a_line():
+    betas = GaussianDiffusion("quadratic").betas.double()
+    assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
+    steps = betas.sqrt().diff()
+    assert_close(steps, steps.mean().expand(999), rtol=1e-3, atol=0)
+
+
+def test_sigmoid_is_that_of_the_paper():
+    def f(u):
+        return 1 / (1 + math.exp(6 * u - 3))
+
+    expected = [(f((t + 1) / 1000) - f(1)) / (f(0) - f(1)) for t in range(990)]
+    assert_close(GaussianDiffusion("sigmoid").alphas_cumprod[:990], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("schedule", PRESERVING)
+def test_zero_terminal_snr(schedule):
+    plain = GaussianDiffusion(schedule, prediction="v")
+    diffusion = GaussianDiffusion(schedule, prediction="v", zero_terminal_snr=True)
+    assert diffusion.alpha[-1] == 0
+    assert_close(diffusion.alpha[0], plain.alpha[0])
+    assert_close(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(1000))
+    assert (diffusion.alpha.diff() < 0).all()
 
 
 def test_linear_is_that_of_the_paper():
@@ -51,12 +115,14 @@ def test_cosine_is_that_of_the_paper():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("timesteps", [50, 4000])
 def test_the_end_does_not_depend_on_the_number_of_steps(schedule, timesteps):
-    assert GaussianDiffusion(schedule, timesteps).alphas_cumprod[-1] < 1e-3
+    assert GaussianDiffusion(schedule, timesteps, prediction="v").ratio[-1] > 30
 
 
 def test_buffers_are_float32_and_registered(diffusion):
     buffers = dict(diffusion.named_buffers())
-    assert {"betas", "alphas_cumprod", "posterior_variance"} <= buffers.keys()
+    assert {"betas", "alpha", "sigma", "posterior_variance"} <= buffers.keys()
+    preserving = torch.allclose(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(1000))
+    assert ("alphas_cumprod" in buffers) == preserving
     assert {b.dtype for b in buffers.values()} == {torch.float32}
     assert list(diffusion.parameters()) == []
 
@@ -76,13 +142,13 @@ def test_q_sample_moments(diffusion, t):
     x_0 = torch.full((200_000, 1), 0.7)
     x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t), torch.randn_like(x_0))
     alpha, sigma = diffusion.alpha[t].item(), diffusion.sigma[t].item()
-    assert abs(x_t.mean().item() - 0.7 * alpha) < 5 * sigma / len(x_0) ** 0.5
+    assert abs(x_t.mean().item() - 0.7 * alpha) < 5 * sigma / len(x_0) ** 0.5 + 1e-6
     assert abs(x_t.std().item() / sigma - 1) < 0.01
 
 
-def test_q_sample_is_the_chain_of_single_steps(diffusion):
+def test_q_sample_is_the_chain_of_single_steps(preserving):
     """Mean and variance after single steps q(x_t | x_t-1), eq. 2, are those of eq. 4."""
-    mean, variance = 1.0, 0.0
+    diffusion, mean, variance = preserving, 1.0, 0.0
     for t, beta in enumerate(diffusion.betas[:600].double().tolist()):
         mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
         if t % 100 == 99:
@@ -96,10 +162,11 @@ def test_posterior_is_bayes_rule(diffusion, t):
     x_0, x_t = 0.4, -0.3
     beta = diffusion.betas[t].double()
     alpha, sigma = diffusion.alpha[t - 1].double(), diffusion.sigma[t - 1].double()
+    carried = diffusion.alpha[t].double() / alpha  # of q(x_t | x_t-1)
     width = max(sigma.item(), beta.sqrt().item())
     grid = torch.linspace(-8 * width - 2, 8 * width + 2, 2_000_001, dtype=torch.float64)
     log_density = -((grid - alpha * x_0) ** 2) / (2 * sigma**2)
-    log_density -= (x_t - (1 - beta).sqrt() * grid) ** 2 / (2 * beta)
+    log_density -= (x_t - carried * grid) ** 2 / (2 * beta)
     weights = (log_density - log_density.max()).exp()
     weights /= weights.sum()
     expected_mean = (weights * grid).sum()
@@ -126,11 +193,54 @@ def test_posterior_at_the_first_step_is_the_data(diffusion):
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_predictions_imply_the_data_that_they_came_from(name, diffusion):
     torch.manual_seed(0)
-    x_0, noise = torch.randn(2, 1000, 5, dtype=torch.float64)
-    alpha, sigma = diffusion.alpha.double()[:, None], diffusion.sigma.double()[:, None]
+    rows = slice(0, 999 if name == "eps" else 1000)  # eps says nothing where alpha is 0
+    x_0, noise = torch.randn(2, 1000, 5, dtype=torch.float64)[:, rows]
+    alpha, sigma = diffusion.alpha.double()[rows, None], diffusion.sigma.double()[rows, None]
     x_t = alpha * x_0 + sigma * noise
     target = PREDICTIONS[name].target(x_0, noise, alpha, sigma)
     assert_close(PREDICTIONS[name].x_0(target, x_t, alpha, sigma), x_0, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+@pytest.mark.parametrize("other", PREDICTIONS)
+def test_predictions_convert_into_each_other(name, other, diffusion):
+    """Through the x_0 and the noise that one implies comes the output that the other would give."""
+    torch.manual_seed(0)
+    x_t, out = torch.randn(2, 900, 5, dtype=torch.float64)
+    alpha, sigma = diffusion.alpha.double()[:900, None], diffusion.sigma.double()[:900, None]
+    x_0 = PREDICTIONS[name].x_0(out, x_t, alpha, sigma)
+    noise = (x_t - alpha * x_0) / sigma
+    converted = PREDICTIONS[other].target(x_0, noise, alpha, sigma)
+    assert_close(PREDICTIONS[other].x_0(converted, x_t, alpha, sigma), x_0, rtol=1e-7, atol=1e-7)
+
+
+def test_edm_is_v_for_data_of_standard_deviation_1(preserving):
+    x_0, noise = torch.randn(2, 1000, 5, dtype=torch.float64)
+    alpha, sigma = preserving.alpha.double()[:, None], preserving.sigma.double()[:, None]
+    v = PREDICTIONS["v"].target(x_0, noise, alpha, sigma)
+    assert_close(PREDICTIONS["edm"].target(x_0, noise, alpha, sigma), -v, rtol=1e-6, atol=1e-5)
+
+
+def test_edm_is_the_preconditioning_of_the_paper():
+    """Karras et al. 2022, table 1: c_skip, c_out and c_in for the data's standard deviation."""
+    s = 0.5
+    diffusion = GaussianDiffusion("edm", prediction="edm", sigma_data=s, clip=False)
+    torch.manual_seed(0)
+    x, out = torch.randn(2, 4, 3)
+    for level in (diffusion.nearest(r) for r in (0.01, 0.5, 20.0)):
+        sigma, seen = level.sigma, []
+        x_0, _ = diffusion.denoiser(lambda x_t, t: seen.append(x_t) or out)(x, level)  # noqa: B023
+        c_skip, c_out = s**2 / (sigma**2 + s**2), sigma * s / math.hypot(sigma, s)
+        assert_close(x_0, c_skip * x + c_out * out)
+        assert_close(seen[0], x / math.hypot(sigma, s))
+
+
+def test_networks_see_inputs_of_one_size(diffusion):
+    torch.manual_seed(0)
+    x_0, t = torch.randn(20_000, 1), torch.tensor([0, 500, 999]).repeat_interleave(20_000)
+    x_t = diffusion.q_sample(x_0.repeat(3, 1), t, torch.randn(60_000, 1))
+    std = diffusion.scaled(x_t, t).view(3, -1).std(dim=1)
+    assert_close(std, torch.ones(3), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,7 +252,8 @@ def test_any_shape(shape, diffusion):
     assert diffusion.loss(lambda x_t, t: x_t, x_0).shape == ()
 
 
-def test_loss_is_the_mean_squared_error_of_the_noise(diffusion):
+def test_loss_is_the_mean_squared_error_of_the_noise(preserving):
+    diffusion = preserving
     x_0, noise, out = torch.randn(3, 4, 1, 8, 8)
     t = torch.tensor([0, 10, 500, 999])
     seen = {}
@@ -173,6 +284,7 @@ def test_denoiser_clips_x_0_and_derives_eps_anew(diffusion):
     assert x_0.abs().max() == 1
     assert_close(level.alpha * x_0 + level.sigma * eps, x_t)
 
+    assert GaussianDiffusion().clip
     unclipped = GaussianDiffusion(clip=False)
     x_0, eps = unclipped.denoiser(lambda x_t, t: 3 * x_t)(x_t, unclipped.levels(10)[4])
     assert x_0.abs().max() > 1
@@ -203,11 +315,299 @@ def test_impossible_numbers_of_steps(steps, diffusion):
         diffusion.levels(steps)
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 999, 1000])
+def test_spacings_are_distinct_and_fall(spacing, steps, diffusion):
+    levels = diffusion.levels(steps, spacing)
+    assert len(levels) == steps + 1
+    assert levels[-1] == CLEAN
+    assert all(a.t > b.t for a, b in pairwise(levels))
+    assert all(0 <= level.t < 1000 for level in levels[:-1])
+
+
+def test_spacings_are_what_they_say():
+    diffusion = GaussianDiffusion("linear")
+
+    def walk(spacing):
+        return diffusion.levels(10, spacing)[:-1]
+
+    assert [level.t for level in walk("trailing")] == [*range(999, 0, -100)]
+    assert [level.t for level in walk("leading")] == [*range(900, -1, -100)]
+    assert [level.t for level in walk("quadratic")][::9] == [999, 0]
+    roots = torch.tensor([math.sqrt(level.t) for level in walk("quadratic")])
+    assert_close(roots.diff(), torch.full((9,), -math.sqrt(999) / 9), rtol=0, atol=0.5)
+    lam = torch.tensor([level.log_ratio for level in walk("uniform-logsnr")])
+    assert_close(lam.diff(), ((lam[-1] - lam[0]) / 9).expand(9), rtol=0.05, atol=0.05)
+    root = torch.tensor([level.ratio ** (1 / 7) for level in walk("karras")])
+    assert_close(root.diff(), ((root[-1] - root[0]) / 9).expand(9), rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", TIMESTEP_SAMPLINGS)
+def test_timestep_samplings_stay_in_range(name, diffusion):
+    t = diffusion.sample_t(5000, name)
+    assert t.shape == (5000,)
+    assert t.dtype == torch.int64
+    assert t.min() >= 0
+    assert t.max() <= 999
+
+
+@pytest.mark.parametrize("name", ["uniform", "stratified"])
+def test_each_timestep_is_as_likely_as_any_other(name):
+    """Also for one place in the batch: stratification ties the places to each other only."""
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion()
+    t = torch.stack([diffusion.sample_t(4, name) for _ in range(5000)])  # (5000, 4)
+    for place in t.T:
+        counts = torch.histc(place.float(), 10, 0, 1000)
+        chi_square = ((counts - 500) ** 2 / 500).sum().item()
+        assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
+
+
+def test_stratified_covers_all_noise_levels_in_each_batch():
+    for _ in range(20):
+        t = GaussianDiffusion().sample_t(10, "stratified").sort().values
+        assert_close(t.diff().float(), torch.full((9,), 100.0), rtol=0, atol=1)
+
+
+def test_logit_normal_and_log_normal_have_their_moments():
+    torch.manual_seed(0)
+    t = GaussianDiffusion("flow", prediction="flow").sample_t(50_000, "logit-normal")
+    logits = torch.logit((t + 0.5) / 1000)
+    assert logits.mean().item() == pytest.approx(0, abs=0.03)
+    assert logits.std().item() == pytest.approx(1, rel=0.03)
+    edm = GaussianDiffusion("edm", prediction="edm")
+    log_sigma = edm.sigma[edm.sample_t(50_000, "log-normal")].log()
+    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(1.2, rel=0.03)
+
+
+@pytest.mark.parametrize("name", NOISE_ASSIGNMENTS)
+def test_noise_assignments_give_noise_of_the_data_s_shape(name):
+    x_0 = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    noise = GaussianDiffusion().sample_noise(x_0, name)
+    assert noise.shape == x_0.shape
+    assert noise.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_optimal_assignment_deals_out_the_same_noise_at_the_least_distance():
+    from itertools import permutations
+
+    torch.manual_seed(0)
+    x_0 = torch.randn(5, 2)
+    torch.manual_seed(1)
+    independent = GaussianDiffusion().sample_noise(x_0)
+    torch.manual_seed(1)
+    optimal = GaussianDiffusion().sample_noise(x_0, "optimal")
+    assert_close(optimal.sort(0).values, independent.sort(0).values)
+    best = min(((x_0 - independent[list(p)]) ** 2).sum() for p in permutations(range(5)))
+    assert_close(((x_0 - optimal) ** 2).sum(), best)
+
+
+def test_nearest_assignment_takes_the_nearest_candidate():
+    torch.manual_seed(0)
+    x_0 = torch.randn(2000, 2)
+    near = GaussianDiffusion().sample_noise(x_0, "nearest")
+    far = GaussianDiffusion().sample_noise(x_0)
+    assert (near - x_0).norm(dim=1).mean() < 0.8 * (far - x_0).norm(dim=1).mean()
+
+
+def weighted_loss(prediction: str, weight: str, out=None):
+    """The loss of a network that outputs `out`, on fixed data; and what goes into it."""
+    torch.manual_seed(0)
+    x_0, noise, zeros = *torch.randn(2, 4, 3), torch.zeros(4, 3)
+    t = torch.tensor([5, 300, 600, 900])
+    diffusion = GaussianDiffusion(prediction=prediction, loss_weight=weight)
+    out = zeros if out is None else out
+    loss = diffusion.loss(lambda x_t, t: out, x_0, t=t, noise=noise)
+    return loss, diffusion, x_0, noise, t, out
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("weight", [w for w in LOSS_WEIGHTS if LOSS_WEIGHTS[w]])
+def test_weights_are_those_of_the_error_of_x_0(prediction, weight):
+    loss, diffusion, x_0, noise, t, out = weighted_loss(prediction, weight)
+    alpha, sigma = diffusion.alpha[t, None], diffusion.sigma[t, None]
+    x_0_hat = PREDICTIONS[prediction].x_0(out, diffusion.q_sample(x_0, t, noise), alpha, sigma)
+    snr = (alpha / sigma) ** 2
+    expected = {"snr": snr, "min-snr": snr.clamp(max=MIN_SNR_GAMMA), "edm": snr + 1}[weight]
+    assert_close(loss, (expected * (x_0_hat - x_0) ** 2).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_the_plain_error_of_a_prediction():
+    """SNR of x_0 is eps (Ho et al.); SNR + 1 is v (Salimans & Ho) and EDM's own network."""
+    for prediction, weight in [("eps", "snr"), ("v", "edm"), ("edm", "edm")]:
+        plain, *_ = weighted_loss(prediction, "uniform")
+        weighted, *_ = weighted_loss(prediction, weight)
+        assert_close(weighted, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_min_snr_of_eps_is_that_of_the_paper():
+    """Hang et al. 2023, section 3.4: min(SNR, gamma) / SNR on the error of eps."""
+    loss, diffusion, _, noise, t, out = weighted_loss("eps", "min-snr")
+    snr = diffusion.log_snr[t, None].exp()
+    expected = (snr.clamp(max=5) / snr * (out - noise) ** 2).mean()
+    assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_bound_of_the_true_posterior_is_zero(diffusion):
+    torch.manual_seed(0)
+    x_0, noise = torch.randn(2, 4, 3)
+    t = torch.tensor([1, 10, 500, 999])
+    x_t = diffusion.q_sample(x_0, t, noise)
+    assert_close(diffusion.bound(x_0, None, x_0, x_t, t), torch.zeros(4), rtol=0, atol=2e-6)
+
+
+def test_the_bound_with_a_fixed_variance_is_the_difference_of_snr(preserving):
+    """Kingma et al. 2021, eq. 14: half of SNR(t-1) - SNR(t) times the squared error of x_0."""
+    torch.manual_seed(0)
+    x_0, noise, out = torch.randn(3, 4, 3)
+    t = torch.tensor([10, 300, 600, 900])
+    x_t = preserving.q_sample(x_0, t, noise)
+    alpha, sigma = preserving.alpha[t, None], preserving.sigma[t, None]
+    x_0_hat = PREDICTIONS["eps"].x_0(out, x_t, alpha, sigma)
+    error = (x_0_hat - x_0) ** 2
+    snr = preserving.log_snr.double().exp()
+    expected = 0.5 * (snr[t - 1] - snr[t]) * error.mean(dim=1) / math.log(2)
+    bound = preserving.bound(x_0_hat, None, x_0, x_t, t)
+    assert_close(bound.double(), expected, rtol=2e-3, atol=0)
+
+
+def test_kl_of_gaussians_is_pytorch_s():
+    from torch.distributions import Normal, kl_divergence
+
+    mean_1, log_var_1, mean_2, log_var_2 = torch.randn(4, 100)
+    expected = kl_divergence(
+        Normal(mean_1, (log_var_1 / 2).exp()), Normal(mean_2, (log_var_2 / 2).exp())
+    )
+    assert_close(gaussian_kl(mean_1, log_var_1, mean_2, log_var_2), expected)
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.05, 1.0])
+@pytest.mark.parametrize("mean", [-1.0, -0.3, 0.999])
+def test_the_256_bins_hold_all_probability(mean, std):
+    pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    log_var = torch.full_like(pixels, 2 * math.log(std))
+    nll = discretized_gaussian_nll(pixels, torch.full_like(pixels, mean), log_var)
+    assert torch.exp(-nll).sum().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_learned_sigma_is_taught_by_the_bound_alone():
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion(learn_sigma=True)
+    out = torch.zeros(4, 2, 8, 8, requires_grad=True)
+    x_0, t = torch.rand(4, 1, 8, 8) * 2 - 1, torch.tensor([1, 100, 500, 900])
+    noise = torch.randn_like(x_0)
+    diffusion.loss(lambda x_t, t: out, x_0, t=t, noise=noise).backward()
+    mean, variance = out.grad.chunk(2, dim=1)
+    assert variance.abs().max() > 0
+    assert_close(mean, 2 * (0 - noise) / noise.numel())  # the bound does not touch it
+
+
+def test_the_pure_bound_is_its_own_expectation():
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion(learn_sigma=True, loss_weight="vlb")
+    x_0, noise = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8)
+    out, t = torch.randn(4, 2, 8, 8).clamp(-1, 1), torch.tensor([0, 100, 500, 900])
+    loss = diffusion.loss(lambda x_t, t: out, x_0, t=t, noise=noise)
+    eps, fraction = diffusion.split(out)
+    x_t = diffusion.q_sample(x_0, t, noise)
+    alpha, sigma = (table[t].view(4, 1, 1, 1) for table in (diffusion.alpha, diffusion.sigma))
+    bound = diffusion.bound((x_t - sigma * eps) / alpha, fraction, x_0, x_t, t)
+    assert_close(loss, 1000 * bound.mean())
+    assert (bound >= 0).all()
+
+
+class TwoClasses(torch.nn.Module):
+    """Outputs 1 for class 0, 3 for class 1 and 0 for the null label, and counts its calls."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, x_t, t, y=None):
+        self.batches.append(len(x_t))
+        y = torch.full_like(t, 2) if y is None else y
+        values = torch.tensor([1.0, 3.0, 0.0])[y]
+        return values[:, None] * torch.tensor([1.0, -1.0]) * torch.ones_like(x_t)
+
+
+def guided(scale, **options):
+    """The network's output under guidance, for one image of class 0 and one of class 1."""
+    diffusion, model = GaussianDiffusion(prediction="x_0", clip=False), TwoClasses()
+    denoise = diffusion.denoiser(model, torch.tensor([0, 1]), guidance_scale=scale, **options)
+    x_0, _ = denoise(torch.zeros(2, 2), diffusion.levels(10)[4])
+    return x_0, model.batches
+
+
+def test_guidance_is_a_line_through_both_predictions():
+    assert_close(guided(1.0)[0], torch.tensor([[1.0, -1.0], [3.0, -3.0]]))  # conditional
+    assert_close(guided(0.0)[0], torch.zeros(2, 2))  # unconditional
+    assert_close(guided(2.5)[0], torch.tensor([[2.5, -2.5], [7.5, -7.5]]))
+
+
+def test_guidance_is_one_batched_call():
+    assert guided(2.5)[1] == [4]
+    assert guided(1.0)[1] == guided(0.0)[1] == [2]
+
+
+def test_guidance_interval():
+    ratio = GaussianDiffusion().levels(10)[4].ratio
+    assert_close(guided(2.5, guidance_interval=(0, ratio * 0.9))[0], guided(1.0)[0])
+    assert_close(guided(2.5, guidance_interval=(0, ratio * 1.1))[0], guided(2.5)[0])
+
+
+def test_guidance_rescale_brings_back_the_standard_deviation():
+    assert_close(guided(2.5, guidance_rescale=1.0)[0], guided(1.0)[0])
+    half = (guided(2.5)[0] + guided(1.0)[0]) / 2
+    assert_close(guided(2.5, guidance_rescale=0.5)[0], half)
+
+
+def test_guidance_needs_labels():
+    with pytest.raises(ValueError, match="needs class labels"):
+        GaussianDiffusion().denoiser(TwoClasses(), guidance_scale=2.0)
+
+
+def test_the_denoiser_counts_calls():
+    diffusion = GaussianDiffusion()
+    denoise = diffusion.denoiser(lambda x_t, t: x_t)
+    for level in diffusion.levels(3)[:-1]:
+        denoise(torch.zeros(2, 2), level)
+    assert denoise.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"schedule": "flow"}, "prediction eps cannot be used with the schedule flow"),
+        ({"zero_terminal_snr": True}, "prediction eps cannot be used with zero_terminal_snr"),
+        (
+            {"schedule": "flow", "prediction": "v", "zero_terminal_snr": True},
+            "ends in pure noise already",
+        ),
+        (
+            {"schedule": "edm", "prediction": "v", "zero_terminal_snr": True},
+            "never loses the signal",
+        ),
+        ({"sigma_data": 0.0}, "sigma_data must be positive"),
+        ({"loss_weight": "x"}, "unknown loss weight 'x'; choose from uniform, snr"),
+    ],
+)
+def test_choices_that_contradict_each_other(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        GaussianDiffusion(**arguments)
+
+
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="unknown schedule 'x'; choose from linear, cosine"):
+    with pytest.raises(ValueError, match="unknown schedule 'x'; choose from linear, quadratic"):
         GaussianDiffusion("x")
-    with pytest.raises(ValueError, match="unknown prediction 'x'; choose from eps"):
+    with pytest.raises(ValueError, match="unknown prediction 'x'; choose from eps, x_0, v"):
         GaussianDiffusion(prediction="x")
+    with pytest.raises(ValueError, match="unknown spacing 'x'; choose from trailing"):
+        GaussianDiffusion().levels(10, "x")
+    with pytest.raises(ValueError, match="unknown timestep sampling 'x'"):
+        GaussianDiffusion().sample_t(4, "x")
     with pytest.raises(ValueError, match="at least 2 timesteps"):
         GaussianDiffusion(timesteps=1)
     with pytest.raises(ValueError, match="at least 21 timesteps"):

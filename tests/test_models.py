@@ -147,3 +147,27 @@ def test_build_model_refuses_what_it_does_not_know():
         build_model({"name": "x"})
     with pytest.raises(ValueError, match="not the arguments of a unet"):
         build_model({"name": "unet", "image_size": 28, "image_channels": 1, "heads": 3})
+
+
+def test_labels_change_the_output_and_the_null_label_is_the_default():
+    torch.manual_seed(0)
+    model = UNet(8, 1, channels=8, num_classes=3)
+    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.middle[0].conv_2.weight)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
+    outs = [model(x, t, torch.full((2,), y)) for y in range(4)]
+    for i, out in enumerate(outs):
+        for other in outs[:i]:
+            assert not torch.allclose(out, other)
+    assert_close(model(x, t), outs[3])
+    assert model.label.num_embeddings == 4
+
+
+def test_a_network_without_classes_takes_no_labels():
+    with pytest.raises(ValueError, match="made without classes"):
+        UNet(8, 1, channels=8)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long())
+
+
+def test_learned_sigma_doubles_the_output():
+    model = UNet(28, 3, channels=8, learn_sigma=True)
+    assert model(torch.zeros(2, 3, 28, 28), torch.zeros(2)).shape == (2, 6, 28, 28)
