@@ -1,14 +1,31 @@
+import math
+from itertools import groupby, pairwise
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion import SCHEDULES, GaussianDiffusion
-from samplers import SAMPLERS, ddim, ddpm, options_of, posterior_std
+from diffusion import GaussianDiffusion, Level
+from samplers import (
+    SAMPLERS,
+    ddim,
+    ddpm,
+    dpmpp_2m_sde,
+    euler,
+    gamma,
+    heun,
+    options_of,
+    posterior_std,
+)
+from schedules import SCHEDULES, SPACINGS
+
+DETERMINISTIC = ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm", "gamma"]
+ORDERS = {"ddim": 1, "euler": 1, "gamma": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3}
 
 
 @pytest.fixture(params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
-    return GaussianDiffusion(request.param)
+    return GaussianDiffusion(request.param, prediction="v")
 
 
 def last(iterator):
@@ -27,15 +44,45 @@ def exact(x_0):
     return lambda x_t, level: (x_0, (x_t - level.alpha * x_0) / level.sigma)
 
 
-def gaussian(mean: float, std: float):
-    """The denoiser of data from N(mean, std^2): E[x_0 | x_t], by Gaussian conditioning."""
+class Perfect:
+    """The denoiser E[x_0 | x_t] of data from a mixture of Gaussians (weight, mean, std)."""
 
-    def denoise(x_t, level):
-        gain = level.alpha * std**2 / (level.alpha**2 * std**2 + level.sigma**2)
-        x_0 = mean + gain * (x_t - level.alpha * mean)
-        return x_0, (x_t - level.alpha * x_0) / level.sigma
+    def __init__(self, *components: tuple[float, float, float], diffusion=None):
+        self.components, self.calls = components, []
+        self.nearest = diffusion and diffusion.nearest
 
-    return denoise
+    def __call__(self, x_t, level):
+        self.calls.append(level)
+        alpha, sigma = level.alpha, level.sigma
+        log_weights, means = [], []
+        for weight, mean, std in self.components:
+            variance = alpha**2 * std**2 + sigma**2
+            log_weights.append(
+                math.log(weight) - math.log(variance) / 2 - (x_t - alpha * mean) ** 2 / 2 / variance
+            )
+            means.append(mean + alpha * std**2 / variance * (x_t - alpha * mean))
+        weights = torch.stack(log_weights).softmax(dim=0)
+        x_0 = (weights * torch.stack(means)).sum(dim=0)
+        return x_0, (x_t - alpha * x_0) / sigma
+
+
+def gaussian(mean: float, std: float, diffusion=None) -> Perfect:
+    return Perfect((1.0, mean, std), diffusion=diffusion)
+
+
+def walk_in_equal_steps(steps: int, high: float, low: float, of) -> list[Level]:
+    """A variance-preserving walk in equal steps of `of(ratio)`, log or identity.
+
+    The first of them is broken up into steps that double: all multistep solvers begin with order 1,
+    and the error of a first step of full size would hide the order of the rest.
+    """
+    inverse = math.exp if of is math.log else float
+    h = (of(high) - of(low)) / steps
+    places = [h * i for i in range(steps + 1)]
+    while places[1] > 2 * h**3:
+        places.insert(1, places[1] / 2)
+    ratios = [inverse(of(high) - place) for place in places]
+    return [Level(0, 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)) for ratio in ratios]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 1000])
@@ -81,14 +128,144 @@ def test_ddim_stays_on_the_line_between_data_and_noise(diffusion, steps):
         assert_close(x, level.alpha * x_0 + level.sigma * noise, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_perfect_denoiser_of_a_gaussian_gives_that_gaussian(diffusion, name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in SAMPLERS),
+        ("ddpm", {"variance": "large"}),
+        ("ddim", {"eta": 0.5}),
+        ("euler", {"churn": 20.0}),
+        ("heun", {"churn": 40.0, "churn_min": 0.05, "churn_max": 50.0}),
+        ("unipc", {"order": 2}),
+        ("gamma", {"mu": 0.5, "gamma": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("spacing", ["trailing", "karras"])
+def test_every_sampler_lands_on_a_mixture_of_gaussians(diffusion, name, options, spacing):
+    """Both the weights of two far components and their widths: compared by the quantiles."""
     torch.manual_seed(0)
-    x = torch.randn(20_000, 1, dtype=torch.float64)
-    walk = SAMPLERS[name](gaussian(0.4, 0.3), x, diffusion.levels(), noise_from(4))
-    x = last(walk)
-    assert x.mean().item() == pytest.approx(0.4, abs=0.012)
-    assert x.std().item() == pytest.approx(0.3, rel=0.02)
+    count = 4000
+    data = [(0.3, -1.0, 0.1), (0.7, 0.6, 0.2)]
+    levels = diffusion.levels(300 if spacing == "trailing" else 100, spacing)
+    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    x = levels[0].scale * torch.special.ndtri(shares)  # evenly over the normal distribution
+    denoise = Perfect(*data, diffusion=diffusion)
+    x = last(SAMPLERS[name](denoise, x, levels, noise_from(5), **options)).sort().values
+
+    places = torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    below = sum(w * torch.special.ndtr((places - mean) / std) for w, mean, std in data)
+    sampled = torch.searchsorted(x, places) / count
+    assert (below - sampled).abs().max() < 0.045  # Kolmogorov-Smirnov; 0.03 is p = 0.001
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("of", [math.log, float])
+def test_solvers_converge_at_their_order(name, of):
+    """On the ODE of Gaussian data, whose solution is known: the slope over three doublings."""
+    mean, std, high, low = 0.3, 0.5, *((20.0, 0.1) if of is math.log else (3.0, 0.3))
+    start = torch.tensor([1.7, -0.4], dtype=torch.float64)
+    shrunk = math.sqrt((low**2 + std**2) / (high**2 + std**2))
+    errors = []
+    for steps in (80, 640):
+        levels = walk_in_equal_steps(steps, high, low, of)
+        solution = levels[-1].alpha * (mean + shrunk * (start / levels[0].alpha - mean))
+        x = last(SAMPLERS[name](gaussian(mean, std), start, levels, torch.zeros_like))
+        errors.append((x - solution).abs().max().item())
+    slope = math.log(errors[0] / errors[1], 8)
+    assert slope > ORDERS[name] - 0.15
+    assert name == "unipc" or slope < ORDERS[name] + 0.4  # its corrector adds an order
+
+
+def test_ipndm_is_of_order_4_in_equal_steps_of_sigma():
+    """The start is of lower order, and shows only where the error is small already."""
+    errors = []
+    for steps in (20, 40, 80):
+        levels = walk_in_equal_steps(steps, 3.0, 0.3, float)
+        start = torch.tensor([1.7, -0.4], dtype=torch.float64)
+        shrunk = math.sqrt((0.3**2 + 0.25) / (3.0**2 + 0.25))
+        solution = levels[-1].alpha * (0.3 + shrunk * (start / levels[0].alpha - 0.3))
+        x = last(SAMPLERS["ipndm"](gaussian(0.3, 0.5), start, levels, torch.zeros_like))
+        errors.append((x - solution).abs().max().item())
+    assert all(a / b > 14 for a, b in pairwise(errors))
+
+
+def test_gamma_1_is_ddim_and_mu_one_half_is_ddpm_s_noise(diffusion):
+    torch.manual_seed(0)
+    levels, denoise = diffusion.levels(20), gaussian(0.3, 0.5)
+    x = torch.randn(8, 3, dtype=torch.float64) * levels[0].scale
+    plain = list(ddim(denoise, x, levels, noise_from(1)))
+    for a, b in zip(gamma(denoise, x, levels, noise_from(1), gamma=1.0), plain, strict=True):
+        assert_close(a, b)
+    noisy = list(ddpm(denoise, x, levels, noise_from(1)))
+    same = list(gamma(denoise, x, levels, noise_from(1), gamma=1.0, mu=0.5))
+    for a, b in zip(same, noisy, strict=True):
+        assert_close(a, b)
+
+
+def test_gamma_goes_beyond_each_step():
+    """Permenter & Yuan's form: x - (sigma - sigma') (gamma eps + (1 - gamma) last eps)."""
+    levels = [Level(0, 1.0, sigma) for sigma in (3.0, 2.0, 1.0)]
+    denoise = gaussian(0.3, 0.5)
+    x = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    first, second = gamma(denoise, x, levels, torch.zeros_like, gamma=1.7)
+    eps, eps_next = denoise(x, levels[0])[1], denoise(first, levels[1])[1]
+    assert_close(first, x - eps)
+    assert_close(second, first - (1.7 * eps_next + (1 - 1.7) * eps))
+
+
+def test_euler_without_churn_is_ddim(diffusion):
+    levels, denoise = diffusion.levels(20), gaussian(0.3, 0.5)
+    x = torch.randn(8, 3, dtype=torch.float64) * levels[0].scale
+    for a, b in zip(euler(denoise, x, levels, None), ddim(denoise, x, levels, None), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_churn_raises_the_noise_level_where_it_is_asked_to(sampler):
+    diffusion = GaussianDiffusion("edm", prediction="edm", sigma_data=0.5)
+    levels = diffusion.levels(10, "karras")
+    denoise = gaussian(0.3, 0.5, diffusion)
+    x = levels[0].scale * torch.randn(4, 2, dtype=torch.float64)
+    last(sampler(denoise, x, levels, noise_from(1), churn=2.0, churn_min=0.1, churn_max=10.0))
+    seen = [level for level in denoise.calls if level not in levels]
+    inside = [level for level in levels if 0.1 <= level.ratio <= 10.0]
+    assert len(seen) == len(inside)
+    for churned, level in zip(seen, inside, strict=True):
+        assert churned.ratio == pytest.approx(1.2 * level.ratio, rel=0.006)  # half a table step
+
+
+def test_sde_of_two_steps_begins_as_ddpm(diffusion):
+    levels, denoise = diffusion.levels(5), gaussian(0.3, 0.5)
+    x = levels[0].scale * torch.randn(8, 3, dtype=torch.float64)
+    first = next(dpmpp_2m_sde(denoise, x, levels, noise_from(1)))
+    assert_close(first, next(ddpm(denoise, x, levels, noise_from(1))))
+
+
+@pytest.mark.parametrize(("fraction", "variance"), [(0.0, "small"), (1.0, "large")])
+def test_a_learned_variance_lies_between_small_and_large(diffusion, fraction, variance):
+    denoise, levels = gaussian(0.3, 0.5), diffusion.levels(10)
+    x = levels[0].scale * torch.randn(8, 3, dtype=torch.float64)
+
+    def with_variance(x_t, level):
+        return *denoise(x_t, level), torch.full_like(x_t, fraction)
+
+    fixed = last(ddpm(denoise, x, levels, noise_from(1), variance=variance))
+    denoise.with_variance = with_variance
+    assert_close(last(ddpm(denoise, x, levels, noise_from(1), variance="learned")), fixed)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_from_pure_noise_at_every_spacing(name, spacing):
+    """alpha = 0 at the start: no sampler may divide by it."""
+    torch.manual_seed(0)
+    for schedule, zero in [("flow", False), ("cosine", True)]:
+        diffusion = GaussianDiffusion(schedule, prediction="v", zero_terminal_snr=zero)
+        for steps in (1, 2, 3, 10):
+            levels = diffusion.levels(steps, spacing)
+            x_0, x = torch.randn(2, 4, 2, dtype=torch.float64)
+            walk = SAMPLERS[name](exact(x_0), levels[0].scale * x, levels, noise_from(2))
+            assert_close(last(walk), x_0, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -99,17 +276,19 @@ def test_a_sampler_yields_after_every_step(diffusion, name):
         lambda x, level: calls.append(level) or denoise(x, level), x, levels, torch.randn_like
     )
     assert len(list(walk)) == 7
-    assert calls == levels[:-1]
+    assert [level for level, _ in groupby(calls)] == levels[:-1]  # heun asks twice for each
+    assert len(calls) == 7 or name == "heun"
 
 
-def test_ddim_draws_no_noise_by_default(diffusion):
-    draws = []
-    list(ddim(exact(torch.zeros(2, 2)), torch.randn(2, 2), diffusion.levels(5), draws.append))
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_solvers_of_the_ode_draw_no_noise(diffusion, name):
+    draws, levels = [], diffusion.levels(5)
+    list(SAMPLERS[name](exact(torch.zeros(2, 2)), torch.randn(2, 2), levels, draws.append))
     assert draws == []
 
 
 def test_no_sampler_draws_noise_for_the_last_step(diffusion):
-    for sampler, options in [(ddpm, {}), (ddim, {"eta": 1.0})]:
+    for sampler, options in [(ddpm, {}), (ddim, {"eta": 1.0}), (dpmpp_2m_sde, {})]:
         draws = []
         list(
             sampler(
@@ -125,4 +304,5 @@ def test_no_sampler_draws_noise_for_the_last_step(diffusion):
 
 def test_options_of():
     assert options_of(ddim) == {"eta": 0.0}
-    assert options_of(ddpm) == {}
+    assert options_of(ddpm) == {"variance": "small"}
+    assert options_of(SAMPLERS["dpmpp_2m"]) == {}
