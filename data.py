@@ -63,12 +63,14 @@ class Request(NamedTuple):
     image_size: int | None
     download: bool
     skip_bad_images: bool
+    split: str  # "train", or "test" of those sets that have one
     progress: Callable[..., Iterable]  # wraps an iterable; tqdm, say
 
 
 class Source(NamedTuple):
     load: Callable[[Request], Images]
     flip: bool  # does an image stay plausible when mirrored?
+    has_test: bool = False  # is there a test split?
 
 
 def load_dataset(
@@ -78,9 +80,10 @@ def load_dataset(
     image_size: int | None = None,
     download: bool = True,
     skip_bad_images: bool = False,
+    split: str = "train",
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> Images:
-    """The training images of a data set, resized where a size is given.
+    """The images of a data set, resized where a size is given.
 
     Args:
         name: a key of `DATASETS`.
@@ -88,6 +91,7 @@ def load_dataset(
         image_size: side of the images in pixels; by default their own.
         download: fetch from the network what is not there.
         skip_bad_images: "folder" leaves out files that cannot be decoded.
+        split: "train", or "test" for a set that has one (`Source.has_test`).
         progress: wraps the iteration over files, to show a bar.
 
     Raises:
@@ -95,7 +99,7 @@ def load_dataset(
         ValueError: an unknown name.
     """
     source = pick(DATASETS, name, "dataset")
-    request = Request(Path(data_dir), image_size, download, skip_bad_images, progress)
+    request = Request(Path(data_dir), image_size, download, skip_bad_images, split, progress)
     data = source.load(request)
     if image_size and data.images.shape[-1] != image_size:
         data = data._replace(images=resized(data.images, image_size))
@@ -135,7 +139,7 @@ def cifar10(request: Request) -> Images:
     for name, md5 in files.items():  # before any of them is unpickled
         check_md5(folder / name, (folder / name).read_bytes(), md5)
 
-    data = CIFAR10(str(request.data_dir), train=True, download=False)
+    data = CIFAR10(str(request.data_dir), train=request.split == "train", download=False)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Images(images, torch.tensor(data.targets), data.classes)
 
@@ -197,9 +201,10 @@ def folder(request: Request) -> Images:
 
 
 DATASETS: dict[str, Source] = {
-    "mnist": Source(mnist, flip=False),
-    "fashion_mnist": Source(fashion_mnist, flip=False),  # every shoe there points to the left
-    "cifar10": Source(cifar10, flip=True),
+    "mnist": Source(mnist, flip=False, has_test=True),
+    # In Fashion-MNIST every shoe points to the left.
+    "fashion_mnist": Source(fashion_mnist, flip=False, has_test=True),
+    "cifar10": Source(cifar10, flip=True, has_test=True),
     "digits": Source(digits, flip=False),
     "folder": Source(folder, flip=True),
 }
@@ -223,6 +228,8 @@ MNIST = IdxSet(
     {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     },
 )
 FASHION_MNIST = IdxSet(
@@ -233,6 +240,8 @@ FASHION_MNIST = IdxSet(
     {
         "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
     (
         Path("/usr/share/datasets/fashion-mnist"),
@@ -250,7 +259,9 @@ def idx_images(spec: IdxSet, request: Request) -> Images:
         candidates = [folder / name for folder in folders for name in (stem, f"{stem}.gz")]
         return next((path for path in candidates if path.exists()), None)
 
-    if missing := [stem for stem in spec.md5 if find(stem) is None]:
+    start = {"train": "train", "test": "t10k"}[request.split]
+    needed = {stem: md5 for stem, md5 in spec.md5.items() if stem.startswith(start)}
+    if missing := [stem for stem in needed if find(stem) is None]:
         looked = f"Looked for {' and '.join(f'{stem}[.gz]' for stem in missing)} in "
         looked += " and ".join(map(str, folders)) + "."
         copy = f"copy {' and '.join(f'{stem}.gz' for stem in missing)} to {raw}{os.sep}"
@@ -260,7 +271,7 @@ def idx_images(spec: IdxSet, request: Request) -> Images:
         fetch(spec.name, kind, raw, request, looked, [copy, *([spec.also[1]] if spec.also else [])])
 
     contents = []
-    for stem, md5 in spec.md5.items():
+    for stem, md5 in needed.items():
         path = find(stem)
         content = read(path)
         check_md5(path, content, md5)
@@ -391,6 +402,39 @@ def decode(file: Path, size: int) -> tuple[np.ndarray, bool]:
         return np.array(image), grey
 
 
+def read_image(file: Path, size: int, channels: int) -> Tensor:
+    """The central square of one image file, uint8 (C, size, size), grey or in colour.
+
+    Raises DataError if it is missing or cannot be read.
+    """
+    if not file.is_file():
+        raise DataError(f"there is no image {file}")
+    try:
+        pixels, _ = decode(file, size)
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        raise DataError(f"{file} cannot be read as an image ({error})") from None
+    image = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, size, size)
+    if channels == 1:
+        image = image.float().mean(dim=0, keepdim=True).round().to(torch.uint8)
+    return image
+
+
+def require_same_size(image: Path, mask: Path) -> None:
+    """Raise a ValueError if two image files are not of one width and height."""
+    from PIL import Image
+
+    sizes = []
+    for file in (image, mask):
+        try:
+            with Image.open(file, formats=sorted(set(FORMATS.values()))) as opened:
+                sizes.append(opened.size)
+        except OSError as error:
+            raise DataError(f"{file} cannot be read as an image ({error})") from None
+    if sizes[0] != sizes[1]:
+        (w, h), (mask_w, mask_h) = sizes
+        raise ValueError(f"{mask} is {mask_w} x {mask_h} pixels, and {image} {w} x {h}")
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 
@@ -421,6 +465,14 @@ def flipped(images: Tensor) -> Tensor:
 def to_unit(images: Tensor) -> Tensor:
     """uint8 images in 0 ... 255 as floats in [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def standard_deviation(images: Tensor, chunk: int = 4096) -> float:
+    """That of uint8 images (N, C, H, W) in [-1, 1], over all their pixels."""
+    parts = [part.double() for part in images.split(chunk)]
+    mean = sum(part.sum() for part in parts) / images.numel()
+    variance = sum(((part - mean) ** 2).sum() for part in parts) / images.numel()
+    return variance.sqrt().item() / 127.5
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -2,8 +2,12 @@
 
 from flags import Parser, add_runtime_flags, add_seed_flag, names, number, run
 
+MODES = ("start_from", "inpaint", "interpolate", "invert")  # walks that begin elsewhere
 
-DEFAULT_STEPS = 100  # more did not draw better digits
+
+def class_ids(text: str) -> str | list[int]:
+    """An argparse type: `all`, or class numbers with commas between them."""
+    return text if text == "all" else [number(int, 0)(part) for part in text.split(",")]
 
 
 # fmt: off
@@ -18,23 +22,74 @@ def make_parser() -> Parser:
     what = parser.add_argument_group("what")
     what.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
     what.add_argument("--num-images", "--num-samples", type=number(int, 1), default=64, metavar="N",
-                      help="how many")
+                      help="how many (with several classes by default 8 of each)")
     what.add_argument("--raw", action="store_true",
                       help="use the weights as trained, not their moving average")
     add_seed_flag(what)
 
+    classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
+    classes.add_argument("--class-id", type=class_ids, metavar="ID",
+                         help="a class, several (0,1,2) or all: one row each "
+                         "(default: image i is of class i, counted round)")
+    classes.add_argument("--guidance-scale", type=number(float, 0), default=1.0, metavar="W",
+                         help="classifier-free guidance: uncond + W (cond - uncond)")
+    classes.add_argument("--guidance-interval", type=number(float, 0), nargs=2,
+                         metavar=("LOW", "HIGH"),
+                         help="guide only at these noise levels, sigma / alpha (default: at all)")
+    classes.add_argument("--guidance-rescale", type=number(float, 0, 1), default=0.0, metavar="X",
+                         help="bring the guided output back to its size without guidance, 0 to 1")
+
     how = parser.add_argument_group("how")
-    how.add_argument("--sampler", choices=names("samplers.py", "SAMPLERS"), default="ddpm",
-                     help="the walk back from noise")
+    how.add_argument("--sampler", choices=["auto", *names("samplers.py", "SAMPLERS")],
+                     default="auto",
+                     help="the walk back from noise; auto is the best known for the checkpoint")
     how.add_argument("--steps", type=number(int, 1), metavar="N",
-                     help=f"calls of the network, up to T (default: {DEFAULT_STEPS})")
-    how.add_argument("--eta", type=number(float, 0, 1), metavar="X",
-                     help="ddim: fresh noise in each step, from 0, none, to 1, as much as ddpm's "
-                     "(default: 0)")
+                     help="steps of the walk, up to T (default: the sampler's)")
+    how.add_argument("--spacing", choices=names("schedules.py", "SPACINGS"),
+                     help="which timesteps the steps visit (default: the sampler's)")
     how.add_argument("--timesteps", type=number(int, 2), metavar="T",
                      help="steps of the forward process; checked against the checkpoint's")
     how.add_argument("--batch-size", type=number(int, 1), default=64, metavar="N",
                      help="images that are computed at once; does not change them")
+
+    options = parser.add_argument_group("options of single samplers")
+    options.add_argument("--eta", type=number(float, 0, 1), metavar="X",
+                         help="ddim: fresh noise in each step, from 0, none, to 1, as much as "
+                         "ddpm's (default: 0)")
+    options.add_argument("--variance", choices=["small", "large", "learned"],
+                         help="ddpm: of each step (default: learned where the network has learned "
+                         "it, else small)")
+    options.add_argument("--churn", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_churn, fresh noise added before each step "
+                         "(default: 0)")
+    options.add_argument("--churn-min", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_min, the least sigma / alpha with churn (default: 0)")
+    options.add_argument("--churn-max", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_max, the largest (default: none)")
+    options.add_argument("--churn-noise", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_noise, standard deviation of that noise (default: 1)")
+    options.add_argument("--order", type=number(int, 1, 4), metavar="N",
+                         help="unipc: order of the predictor and the corrector (default: 3)")
+    options.add_argument("--gamma", type=number(float, 0), metavar="X",
+                         help="gamma: how far to go beyond each step; 1 is ddim (default: 2)")
+    options.add_argument("--mu", type=number(float, 0, 0.99), metavar="X",
+                         help="gamma: fresh noise, from 0, none, to 0.5, as ddpm's, and beyond "
+                         "(default: 0)")
+
+    edit = parser.add_argument_group("from given images")
+    edit.add_argument("--start-from", metavar="IMAGE",
+                      help="begin with this image, noised: image to image")
+    edit.add_argument("--strength", type=number(float, 0.001, 1), default=0.6, metavar="X",
+                      help="--start-from: share of the walk that is walked")
+    edit.add_argument("--inpaint", metavar="IMAGE",
+                      help="keep this image where --mask is white, and paint the rest")
+    edit.add_argument("--mask", metavar="IMAGE", help="white: to keep; black: to paint")
+    edit.add_argument("--resamplings", type=number(int, 1), default=10, metavar="N",
+                      help="--inpaint: times that each step is walked")
+    edit.add_argument("--interpolate", action="store_true",
+                      help="a strip of images between two noises")
+    edit.add_argument("--invert", metavar="IMAGE",
+                      help="walk from this image to its noise and back, and say how near it comes")
     add_runtime_flags(parser, "fp32", "with bf16, faster, images depend a little on the batch size")
 
     output = parser.add_argument_group("output")
@@ -42,8 +97,10 @@ def make_parser() -> Parser:
                         help="a picture of all images, or, if it ends in .npz, their pixels: "
                         "uint8 arr_0 of shape N, H, W, C")
     output.add_argument("--show-intermediate", action="store_true",
-                        help="also write the walk: intermediate/step_XXXX.png and a filmstrip.png, "
-                        "beside the output")
+                        help="also write the walk, x_t and the x_0 that the network sees in it: "
+                        "intermediate/step_XXXX.png, x_0_XXXX.png and filmstrips beside the output")
+    output.add_argument("--animate", action="store_true",
+                        help="also write the walk as NAME.gif, beside the output")
     return parser
 
 
@@ -51,7 +108,18 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv=None):
-    return make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    modes = [mode.replace("_", "-") for mode in MODES if getattr(args, mode)]
+    if len(modes) > 1:
+        parser.error(f"give one of --{' and --'.join(modes)}")
+    needs = {"mask": "inpaint", "resamplings": "inpaint", "strength": "start_from"}
+    for flag, mode in needs.items():
+        if flag in args.given and not getattr(args, mode):
+            parser.error(f"--{flag} is for --{mode.replace('_', '-')}")
+    if args.inpaint and not args.mask:
+        parser.error("--inpaint needs a --mask: white where the image is to be kept")
+    return args
 
 
 if __name__ == "__main__":
@@ -59,14 +127,20 @@ if __name__ == "__main__":
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from data import to_uint8
-from samplers import SAMPLERS, options_of
+import editing
+from data import read_image, require_same_size, to_uint8, to_unit
+from diffusion import Denoiser, GaussianDiffusion, Level
+from samplers import AUTO, SAMPLERS, options_of
 from training.checkpoint import load_checkpoint, restore
 from utils import (
     NoisePerImage,
@@ -78,12 +152,61 @@ from utils import (
     image_format,
     image_grid,
     memory_format,
+    save_animation,
     save_picture,
     save_whole,
     square,
 )
 
 MOMENTS = 10  # pictures of the walk that --show-intermediate writes
+FRAMES = 60  # at most, of an animation
+STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
+SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
+
+
+class Walk:
+    """What sample.py draws: images, the levels they walk over, and how the walk begins."""
+
+    def __init__(self, args, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        data = config["data"]
+        self.args, self.diffusion, self.device = args, diffusion, device
+        self.shape = (data["image_channels"], data["image_size"], data["image_size"])
+        self.sampler, options = choose_sampler(args, diffusion)
+        self.walk = partial(SAMPLERS[self.sampler], **options)
+        self.levels = choose_levels(args, diffusion, self.sampler)
+        self.y, self.columns, self.count = choose_classes(args, config)
+        self.name = self.sampler
+        if args.start_from:
+            self.image = self.read(args.start_from)
+            self.levels = editing.partway(self.levels, args.strength)
+            self.name = f"{args.start_from} with {self.sampler}"
+        elif args.inpaint:
+            require_same_size(Path(args.inpaint), Path(args.mask))
+            known, mask = self.read(args.inpaint), (self.read(args.mask)[:, :1] + 1) / 2
+            self.name = f"repaint of {args.inpaint}"
+            self.walk = partial(
+                editing.repaint, known=known, mask=mask, resamplings=args.resamplings
+            )
+        elif args.invert:
+            self.image, self.count, self.columns = self.read(args.invert), 1, 2
+
+    def read(self, path: str) -> Tensor:
+        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
+        return to_unit(read_image(Path(path), self.shape[-1], self.shape[0])[None]).to(self.device)
+
+    def start(self, batch: range, noise_like: NoisePerImage) -> Tensor:
+        """x at the first level, for the images of those numbers."""
+        first = self.levels[0]
+        if self.args.interpolate:
+            a, b = NoisePerImage(self.args.seed, range(2)).draw(self.shape)
+            shares = [i / max(1, self.count - 1) for i in batch]
+            noise = torch.stack([editing.slerp(a, b, share) for share in shares])
+        else:
+            noise = noise_like.draw(self.shape)
+        noise = noise.to(self.device)
+        if self.args.start_from:
+            return editing.noised(self.image, first, noise)
+        return first.scale * noise
 
 
 def main(args) -> int:
@@ -97,88 +220,205 @@ def main(args) -> int:
     config = checkpoint["config"]
     model, diffusion = restore(checkpoint, raw=args.raw)
     model = model.to(device, memory_format=memory_format(device))
-    levels = diffusion.levels(steps_of(args, diffusion.timesteps))
-    options = sampler_options(args)
-    data = config["data"]
-    shape = (data["image_channels"], data["image_size"], data["image_size"])
+    diffusion = diffusion.to(device)
+    walk = Walk(args, diffusion, config, device)
+    denoiser = partial(diffusion.denoiser, model, **guidance(args))
 
     weights = "as trained" if args.raw else "moving average"
-    print(f"{args.checkpoint}: {data['dataset']}, step {checkpoint['step']:,}, weights: {weights}")
-    print(f"{args.sampler}, {len(levels) - 1} steps, {describe(device, precision)}", flush=True)
+    dataset, steps = config["data"]["dataset"], len(walk.levels) - 1
+    print(f"{args.checkpoint}: {dataset}, step {checkpoint['step']:,}, weights: {weights}")
+    print(f"{walk.name}, {steps} steps, {describe(device, precision)}", flush=True)
 
-    denoise = diffusion.denoiser(model)
-    keep = moments(len(levels) - 1) if args.show_intermediate else set()
-    images, walk = [], {}  # walk: what the first batch looks like at a few moments
-    start = time.monotonic()
-    bar = tqdm(
-        total=args.num_images * (len(levels) - 1), unit="step", disable=not sys.stderr.isatty()
-    )
-    for first in range(0, args.num_images, args.batch_size):
-        batch = range(first, min(first + args.batch_size, args.num_images))
+    if args.invert:
+        images = to_uint8(invert(walk, denoiser, device, precision)).cpu()
+        save(output, images, walk.columns)
+        print(f"the image, and what came back: {output}")
+        return 0
+
+    kept = moments(steps, MOMENTS if args.show_intermediate else 0)
+    kept |= moments(steps, FRAMES if args.animate else 0)
+    frames: dict[int, tuple[Tensor, Tensor]] = {}  # of the first batch: x_t, and x_0 in it
+    images, start = [], time.monotonic()
+    bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
+    for first in range(0, walk.count, args.batch_size):
+        batch = range(first, min(first + args.batch_size, walk.count))
         noise_like = NoisePerImage(args.seed, batch)
-        x = noise_like.draw(shape).to(device)
-        if keep and first == 0:
-            walk[0] = to_uint8(x).cpu()
+        y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
+        denoise = Watched(denoiser(y))
+        x_t = walk.start(batch, noise_like)
         with autocast(device, precision):
-            walker = SAMPLERS[args.sampler](denoise, x, levels, noise_like, **options)
-            for done, x in enumerate(walker, start=1):
+            for done, x in enumerate(walk.walk(denoise, x_t, walk.levels, noise_like)):
+                if first == 0 and done in kept:
+                    frames[done] = to_uint8(x_t).cpu(), to_uint8(denoise.x_0).cpu()
+                x_t = x
                 bar.update(len(batch))
-                if done in keep and first == 0:
-                    walk[done] = to_uint8(x).cpu()
-        images.append(to_uint8(x).cpu())
+        if first == 0 and kept:
+            frames[steps] = to_uint8(x_t).cpu(), to_uint8(x_t).cpu()
+        images.append(to_uint8(x_t).cpu())
     bar.close()
-    images = torch.cat(images)
     seconds = time.monotonic() - start
 
-    if output.suffix == ".npz":
-        save_npz(output, images)
-    else:
-        save_picture(output, image_grid(images, square(len(images))))
-    print(f"{len(images)} images in {seconds:.1f} s: {output}")
-    if walk:
-        folder = write_walk(output.parent / "intermediate", walk, [level.t for level in levels])
+    images = torch.cat(images)
+    save(output, images, walk.columns)
+    print(f"{len(images)} images in {seconds:.1f} s, {denoise.calls} network calls: {output}")
+    if args.show_intermediate:
+        chosen = {done: frames[done] for done in moments(steps, MOMENTS)}
+        folder = write_walk(output.parent / "intermediate", chosen, walk)
         print(f"the walk: {folder}")
+    if args.animate:
+        grids = [image_grid(frames[i][0], walk.columns) for i in sorted(moments(steps, FRAMES))]
+        save_animation(output.with_suffix(".gif"), grids)
+        print(f"the animation: {output.with_suffix('.gif')}")
     return 0
 
 
-def steps_of(args, timesteps: int) -> int:
-    """The number of sampling steps; raises ValueError for flags that do not fit the checkpoint."""
+class Watched:
+    """A denoiser that remembers the last x_0 that it saw."""
+
+    def __init__(self, denoise: Denoiser):
+        self.denoise, self.x_0 = denoise, None
+        self.nearest = denoise.nearest
+
+    def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        self.x_0, eps = self.denoise(x_t, level)
+        return self.x_0, eps
+
+    def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        self.x_0, eps, fraction = self.denoise.with_variance(x_t, level)
+        return self.x_0, eps, fraction
+
+    @property
+    def calls(self) -> int:
+        return self.denoise.calls
+
+
+def invert(
+    walk: Walk, denoiser: Callable[..., Denoiser], device: torch.device, precision: str
+) -> Tensor:
+    """The image and its reconstruction from its own noise (2, C, H, W); prints how near it is."""
+    y = None if walk.y is None else walk.y[:1].to(device)
+    denoise = denoiser(y)
+    with autocast(device, precision):
+        *_, noise = editing.invert(denoise, walk.image, walk.levels)
+        *_, x = walk.walk(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
+    error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5
+    print(
+        f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
+        f"{error:.1f} of 255 grey levels; the noise's standard deviation is {noise.std():.2f}"
+    )
+    return torch.cat([walk.image, x])
+
+
+def choose_sampler(args, diffusion: GaussianDiffusion) -> tuple[str, dict]:
+    """The sampler's name and its options; raises ValueError for what does not fit together."""
+    name = args.sampler
+    if name == "auto":
+        name = "ddim" if args.invert else "dpmpp_2m" if args.interpolate else AUTO
+    if args.inpaint and args.sampler not in ("auto", "ddpm"):
+        raise ValueError(f"--inpaint walks by ddpm, not by --sampler {args.sampler}")
+    name = "ddpm" if args.inpaint else name
+    every = {option for sampler in SAMPLERS.values() for option in options_of(sampler)}
+    given = {option: getattr(args, option) for option in every & args.given}
+    if other := given.keys() - options_of(SAMPLERS[name]).keys():
+        flag = min(other).replace("_", "-")
+        raise ValueError(f"--{flag} is not an option of the sampler {name}")
+    if given.get("variance") == "learned" and not diffusion.learn_sigma:
+        raise ValueError("--variance learned: the checkpoint was trained without --learn-sigma")
+    if name == "ddpm" and diffusion.learn_sigma and not args.inpaint:
+        given.setdefault("variance", "learned")
+    noisy = name in ("ddpm", "dpmpp_2m_sde") or any(
+        given.get(option) for option in ("eta", "churn", "mu")
+    )
+    if noisy and (args.interpolate or args.invert):
+        mode = "--interpolate" if args.interpolate else "--invert"
+        raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; try ddim")
+    if args.invert and name != "ddim":
+        raise ValueError(f"--invert walks by ddim, not by --sampler {name}")
+    return name, given
+
+
+def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Level]:
+    """The levels of the walk; raises ValueError for flags that do not fit the checkpoint."""
+    timesteps = diffusion.timesteps
     if args.timesteps not in (None, timesteps):
         raise ValueError(
             f"--timesteps {args.timesteps}: the checkpoint was trained with {timesteps}"
         )
-    if args.steps is None:
-        return min(DEFAULT_STEPS, timesteps)
-    if args.steps > timesteps:
+    if args.steps is not None and args.steps > timesteps:
         raise ValueError(f"--steps {args.steps}: the checkpoint has only {timesteps} timesteps")
-    return args.steps
+    steps = args.steps or min(STEPS.get(sampler, 20), timesteps)
+    return diffusion.levels(steps, args.spacing or SPACING.get(sampler, "trailing"))
 
 
-def sampler_options(args) -> dict:
-    """The sampler's own options that were given; raises ValueError for another sampler's."""
-    given = {name: getattr(args, name) for name in ("eta",) if getattr(args, name) is not None}
-    if other := given.keys() - options_of(SAMPLERS[args.sampler]).keys():
-        raise ValueError(f"--{other.pop()} is not an option of the sampler {args.sampler}")
-    return given
+def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
+    """Labels (N,), or None, the columns of the grid, and N; raises ValueError for no such class."""
+    count, num_classes = args.num_images, config["model"].get("num_classes")
+    if args.interpolate and "num_images" not in args.given:
+        count = 10
+    columns = count if args.interpolate else square(count)
+    if num_classes is None:
+        for flag in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
+            if flag in args.given:
+                raise ValueError(
+                    f"--{flag.replace('_', '-')}: this checkpoint knows no classes; "
+                    "train.py --class-conditional makes one that does"
+                )
+        return None, columns, count
+    if args.class_id is None:
+        return torch.arange(count) % num_classes, columns, count
+    ids = list(range(num_classes)) if args.class_id == "all" else args.class_id
+    if wrong := [i for i in ids if i >= num_classes]:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(config["data"]["classes"]))
+        raise ValueError(f"--class-id {wrong[0]}: there are only the classes {names}")
+    if len(ids) == 1:
+        return torch.full((count,), ids[0]), columns, count
+    if "num_images" not in args.given:
+        count = 8 * len(ids)
+    columns = -(-count // len(ids))
+    return torch.tensor(ids).repeat_interleave(columns)[:count], columns, count
 
 
-def moments(steps: int) -> set[int]:
-    """Numbers of steps done, from 0 to all, at which the walk is kept."""
-    return {round(i * steps / (MOMENTS - 1)) for i in range(MOMENTS)}
+def guidance(args) -> dict:
+    """The denoiser's options."""
+    low, high = args.guidance_interval or (0.0, inf)
+    if low > high:
+        raise ValueError(f"--guidance-interval: {low} is above {high}")
+    return {
+        "guidance_scale": args.guidance_scale,
+        "guidance_interval": (low, high),
+        "guidance_rescale": args.guidance_rescale,
+    }
 
 
-def write_walk(folder: Path, walk: dict[int, torch.Tensor], t: list[int]) -> Path:
-    """A grid of each moment, named by its timestep (0000 for clean), and all as a filmstrip."""
-    for old in folder.glob("step_*.png"):
+def moments(steps: int, count: int) -> set[int]:
+    """At most `count` numbers of steps done, from 0 to all, evenly spread."""
+    return {round(i * steps / (count - 1)) for i in range(count)}
+
+
+def save(output: Path, images: Tensor, columns: int) -> None:
+    """uint8 images as a grid, or as an .npz."""
+    if output.suffix == ".npz":
+        save_npz(output, images)
+    else:
+        save_picture(output, image_grid(images, columns))
+
+
+def write_walk(folder: Path, frames: dict[int, tuple[Tensor, Tensor]], walk: Walk) -> Path:
+    """A grid of each moment, named by its timestep (0000 for clean), and all as a filmstrip.
+
+    The same for x_0 as the network saw it then.
+    """
+    for old in [*folder.glob("step_*.png"), *folder.glob("x_0_*.png")]:
         old.unlink()
-    for done, images in walk.items():
-        grid = image_grid(images, square(len(images)))
-        save_picture(folder / f"step_{t[done] + 1:04d}.png", grid)
-    rows = min(8, len(walk[0]))
-    strip = torch.stack(
-        [images[:rows] for images in walk.values()], dim=1
-    )  # (rows, moments, C, H, W)
-    save_picture(folder / "filmstrip.png", image_grid(strip.flatten(0, 1), len(walk)))
+    for which, (name, strip) in enumerate([("step", "filmstrip"), ("x_0", "filmstrip_x_0")]):
+        moments = {done: pair[which] for done, pair in sorted(frames.items())}
+        for done, images in moments.items():
+            t = walk.levels[done].t + 1
+            save_picture(folder / f"{name}_{t:04d}.png", image_grid(images, walk.columns))
+        rows = min(8, len(moments[0]))
+        pictures = torch.stack([images[:rows] for images in moments.values()], dim=1)
+        picture = image_grid(pictures.flatten(0, 1), len(moments))  # from (rows, moments, C, H, W)
+        save_picture(folder / f"{strip}.png", picture)
     return folder
 
 

@@ -153,6 +153,19 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     )
 
 
+def save_animation(path: Path, pictures: Sequence[np.ndarray], milliseconds: int = 60) -> None:
+    """Write pictures (H, W, 3) uint8 as a GIF that repeats and rests on its last picture."""
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(picture).quantize(64) for picture in pictures]
+    times = [milliseconds] * len(rest) + [1500]
+
+    def write(partial: Path) -> None:
+        first.save(partial, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+
+    save_whole(path, write)
+
+
 def image_format(path: Path) -> str:
     """The image format that a path's ending names.
 

@@ -17,14 +17,17 @@ def pixels_of(path) -> np.ndarray:
 def test_a_checkpoint_is_enough(script, checkpoint, tmp_path):
     result = script("sample", "--checkpoint", checkpoint)
     assert result.code == 0, result.err
-    assert "ddpm, 100 steps" in result.out
+    assert "dpmpp_2m_sde, 50 steps" in result.out
+    assert "50 network calls" in result.out
     assert "digits, step 28" in result.out
     with Image.open(tmp_path / "outputs" / "generated_samples.png") as image:
         assert image.size == (8 * 58 + 2, 8 * 58 + 2)
         assert len(image.getcolors(1 << 20)) > 20  # not one flat colour
 
 
-@pytest.mark.parametrize("options", [[], ["--sampler", "ddim"], ["--sampler", "ddim", "--eta", 1]])
+@pytest.mark.parametrize(
+    "options", [[], ["--sampler", "ddpm"], ["--sampler", "ddim", "--eta", 1], ["--sampler", "heun"]]
+)
 def test_images_do_not_depend_on_the_batch_size(script, checkpoint, options):
     flags = ["--checkpoint", checkpoint, "--num-images", 7, "--steps", 10, *options]
     for size in (1, 3, 7):
@@ -76,10 +79,12 @@ def test_intermediate_pictures(script, checkpoint, tmp_path):
     assert script("sample", *flags, "--batch-size", 4).code == 0
     folder = tmp_path / "outputs" / "intermediate"
     names = sorted(p.name for p in folder.iterdir())
-    assert names[0] == "filmstrip.png"
-    assert names[1] == "step_0000.png"  # clean
-    assert names[-1] == "step_1000.png"  # noise
-    assert len(names) == 11
+    assert {"filmstrip.png", "filmstrip_x_0.png"} <= set(names)
+    assert {"step_0000.png", "step_1000.png"} <= set(names)  # clean, and noise
+    assert len([name for name in names if name.startswith("step_")]) == 10
+    assert [n[4:] for n in names if n.startswith("x_0_")] == [
+        n[5:] for n in names if n[:5] == "step_"
+    ]
     with Image.open(folder / "filmstrip.png") as image:
         assert image.size == (10 * 58 + 2, 4 * 58 + 2)
     script("sample", *flags, "--steps", 3)  # a shorter walk leaves nothing of the longer one
@@ -87,7 +92,7 @@ def test_intermediate_pictures(script, checkpoint, tmp_path):
 
 
 def test_all_steps(script, checkpoint):
-    flags = ["--checkpoint", checkpoint, "--num-images", 1, "--steps", 1000]
+    flags = ["--checkpoint", checkpoint, "--num-images", 1, "--sampler", "ddpm", "--steps", 1000]
     result = script("sample", *flags, "--output", "one.npz")
     assert result.code == 0
     assert "ddpm, 1000 steps" in result.out
@@ -101,6 +106,13 @@ def test_all_steps(script, checkpoint):
         (["--steps", 1001], 2, "--steps 1001: the checkpoint has only 1000 timesteps"),
         (["--output", "/dev/null/x.png"], 2, "cannot write to /dev/null: /dev/null is a file"),
         (["--sampler", "ddpm", "--eta", 0.5], 2, "--eta is not an option of the sampler ddpm"),
+        (["--class-id", 1], 2, "--class-id: this checkpoint knows no classes"),
+        (["--guidance-scale", 2], 2, "--guidance-scale: this checkpoint knows no classes"),
+        (["--sampler", "ddpm", "--variance", "learned"], 2, "trained without --learn-sigma"),
+        (["--sampler", "ddpm", "--interpolate"], 2, "needs a sampler without fresh noise"),
+        (["--sampler", "ddim", "--eta", 0.5, "--interpolate"], 2, "without fresh noise"),
+        (["--sampler", "heun", "--invert", "i.png"], 2, "--invert walks by ddim"),
+        (["--start-from", "i.png"], 1, "there is no image i.png"),
         (["--output", "x.txt"], 2, "x.txt: cannot write a picture of that ending"),
         (["--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU"),
     ],
@@ -135,8 +147,152 @@ def test_weights_of_a_perfect_model_give_its_image(script, trained, tmp_path):
     for name, weight in checkpoint["ema"].items():
         if name == "head.weight":
             weight.zero_()
-        if name == "head.bias":  # a constant "noise" of +9 implies an x_0 far below -1
-            weight.fill_(9.0)
+        if name == "head.bias":  # a constant v of +90 implies an x_0 far below -1
+            weight.fill_(90.0)
     save_checkpoint(tmp_path / "black.pt", checkpoint)
     script("sample", "--checkpoint", "black.pt", "--num-images", 2, "--output", "black.npz")
     assert pixels_of("black.npz").max() <= 1
+
+
+def test_every_sampler_draws(script, checkpoint):
+    from samplers import SAMPLERS
+
+    flags = ["--checkpoint", checkpoint, "--num-images", 2, "--steps", 4]
+    for name in SAMPLERS:
+        result = script("sample", *flags, "--sampler", name, "--output", f"{name}.npz")
+        assert result.code == 0, result.err
+        calls = 7 if name == "heun" else 4
+        assert f"{calls} network calls" in result.out
+
+
+def test_options_of_samplers_change_the_images(script, checkpoint):
+    for sampler, option, value in [
+        ("heun", "--churn", 3),
+        ("euler", "--churn", 3),
+        ("unipc", "--order", 1),
+        ("gamma", "--gamma", 1.5),
+        ("gamma", "--mu", 0.4),
+        ("ddpm", "--variance", "large"),
+        ("dpmpp_2m", "--spacing", "karras"),
+    ]:
+        flags = ["--checkpoint", checkpoint, "--num-images", 2, "--steps", 6, "--sampler", sampler]
+        script("sample", *flags, "--output", "a.npz")
+        result = script("sample", *flags, option, value, "--output", "b.npz")
+        assert result.code == 0, result.err
+        assert (pixels_of("a.npz") != pixels_of("b.npz")).any(), option
+
+
+def test_an_animation_of_the_walk(script, checkpoint, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--num-images", 4, "--steps", 12, "--animate"]
+    assert script("sample", *flags).code == 0
+    with Image.open(tmp_path / "outputs" / "generated_samples.gif") as gif:
+        assert gif.n_frames == 13
+        assert gif.size == (2 * 58 + 2, 2 * 58 + 2)
+
+
+def test_classes(script, conditional, tmp_path):
+    flags = ["--checkpoint", conditional, "--steps", 3]
+    for name, options in {
+        "any": ["--num-images", 10],
+        "five": ["--num-images", 10, "--class-id", 5],
+        "guided": ["--num-images", 10, "--class-id", 5, "--guidance-scale", 3],
+        "late": ["--num-images", 10, "--class-id", 5, "--guidance-scale", 3]
+        + ["--guidance-interval", 0, 1],
+        "rescaled": ["--num-images", 10, "--class-id", 5, "--guidance-scale", 3]
+        + ["--guidance-rescale", 0.7],
+        "some": ["--num-images", 6, "--class-id", "0,1,2"],
+    }.items():
+        result = script("sample", *flags, *options, "--output", f"{name}.npz")
+        assert result.code == 0, result.err
+        assert "3 network calls" in result.out  # guided or not
+    any_class, five = pixels_of("any.npz"), pixels_of("five.npz")
+    assert (any_class[5] == five[5]).all()  # the same noise, and the sixth of the round is a 5
+    assert (any_class != five).any()
+    assert len(pixels_of("some.npz")) == 6
+    pictures = [pixels_of(f"{name}.npz") for name in ("five", "guided", "late", "rescaled")]
+    for i, picture in enumerate(pictures):
+        for j in range(i):
+            assert (picture != pictures[j]).any(), (i, j)
+
+    assert script("sample", *flags, "--class-id", "all").code == 0
+    with Image.open(tmp_path / "outputs" / "generated_samples.png") as image:
+        assert image.size == (8 * 58 + 2, 10 * 58 + 2)  # one row each
+
+
+def test_classes_that_do_not_exist(script, conditional):
+    result = script("sample", "--checkpoint", conditional, "--class-id", 10)
+    assert result.code == 2
+    assert "--class-id 10: there are only the classes 0 0, 1 1" in result.err
+
+
+def test_learned_variance_is_used_by_default(script, conditional):
+    flags = ["--checkpoint", conditional, "--num-images", 3, "--steps", 5, "--sampler", "ddpm"]
+    for name, options in [("default", []), ("learned", ["--variance", "learned"])]:
+        assert script("sample", *flags, *options, "--output", f"{name}.npz").code == 0
+    assert script("sample", *flags, "--variance", "small", "--output", "small.npz").code == 0
+    assert (pixels_of("default.npz") == pixels_of("learned.npz")).all()
+    assert (pixels_of("default.npz") != pixels_of("small.npz")).any()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A grey picture, white at the top and black below, and a mask that keeps its left half."""
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:4] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    Image.fromarray(pixels.T.copy()).save(tmp_path / "mask.png")
+    return pixels
+
+
+def test_image_to_image(script, checkpoint, picture):
+    flags = ["--checkpoint", checkpoint, "--num-images", 3, "--start-from", "image.png"]
+    errors = []
+    for strength in (0.05, 0.3, 1):
+        result = script("sample", *flags, "--strength", strength, "--output", "a.npz")
+        assert result.code == 0, result.err
+        errors.append(abs(pixels_of("a.npz")[..., 0].astype(int) - picture).mean())
+    assert errors[0] < errors[1] < errors[2]
+    assert "15 steps" in script("sample", *flags, "--strength", 0.3).out
+
+
+def test_inpainting_keeps_what_is_white_in_the_mask(script, checkpoint, picture):
+    flags = ["--checkpoint", checkpoint, "--num-images", 3, "--steps", 5]
+    flags += ["--inpaint", "image.png", "--mask", "mask.png", "--resamplings", 2]
+    result = script("sample", *flags, "--output", "a.npz")
+    assert result.code == 0, result.err
+    assert "9 network calls" in result.out  # the last step leads to clean data: it is walked once
+    pixels = pixels_of("a.npz")[..., 0]
+    assert (pixels[:, :, :4] == picture[:, :4]).all()
+    assert (pixels[:, :, 4:] != picture[:, 4:]).any()
+
+
+def test_a_mask_of_another_size(script, checkpoint, picture, tmp_path):
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    flags = ["--checkpoint", checkpoint, "--inpaint", "image.png", "--mask", "wide.png"]
+    result = script("sample", *flags)
+    assert result.code == 2
+    assert "wide.png is 9 x 8 pixels, and image.png 8 x 8" in result.err
+
+
+def test_interpolation_begins_and_ends_at_the_two_noises(script, checkpoint, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--steps", 5]
+    ends = ["--num-images", 2, "--sampler", "dpmpp_2m", "--output", "ends.npz"]
+    script("sample", *flags, *ends)
+    script("sample", *flags, "--num-images", 6, "--interpolate", "--output", "strip.npz")
+    ends, strip = pixels_of("ends.npz").astype(int), pixels_of("strip.npz").astype(int)
+    assert abs(strip[[0, -1]] - ends).max() <= 1
+    assert (strip[2] != strip[3]).any()
+    assert script("sample", *flags, "--interpolate").code == 0
+    with Image.open(tmp_path / "outputs" / "generated_samples.png") as image:
+        assert image.size == (10 * 58 + 2, 58 + 2)
+
+
+def test_inversion_says_how_near_it_comes(script, checkpoint, picture):
+    errors = []
+    for steps in (10, 200):
+        flags = ["--checkpoint", checkpoint, "--invert", "image.png", "--steps", steps]
+        result = script("sample", *flags)
+        assert result.code == 0, result.err
+        errors.append(float(result.out.split("error ")[1].split()[0]))
+        assert f"{2 * steps} network calls" in result.out
+    assert errors[1] < errors[0]
