@@ -1,0 +1,158 @@
+"""Measure a trained model."""
+
+from flags import Parser, add_runtime_flags, add_seed_flag, number, run
+
+
+METRICS = ["bpd"]
+
+
+# fmt: off
+def make_parser() -> Parser:
+    parser = Parser(
+        "Measure a trained model. bpd: bits per dimension of held-out images, by the variational "
+        "bound and by the probability-flow ODE.",
+        [
+            "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd",
+            "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd --num-images 256",
+        ],
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    what.add_argument("--metrics", choices=METRICS, nargs="+", default=["bpd"],
+                      help="what to measure")
+    what.add_argument("--num-images", type=number(int, 2), default=32, metavar="N",
+                      help="images of the data set to measure on, chosen by the seed")
+    what.add_argument("--data-dir", metavar="DIR",
+                      help="where the data set is (default: where the model was trained on it)")
+    what.add_argument("--raw", action="store_true",
+                      help="use the weights as trained, not their moving average")
+    add_seed_flag(what)
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=number(int, 2), default=100, metavar="N",
+                     help="steps of the ODE; the bound takes all T")
+    how.add_argument("--batch-size", type=number(int, 1), default=32, metavar="N",
+                     help="images that are computed at once")
+    add_runtime_flags(parser, "fp32", "fp32 is what a likelihood needs")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="FILE",
+                        help="the figures (default: metrics.json beside the checkpoint)")
+    return parser
+
+
+# fmt: on
+
+
+def parse_args(argv=None):
+    return make_parser().parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DATASETS, Images, epoch_order, load_dataset, to_unit
+from diffusion import pick
+from likelihood import flow_likelihood, variational_bound
+from training.checkpoint import load_checkpoint, restore
+from utils import (
+    NoisePerImage,
+    autocast,
+    check_writable,
+    choose_device,
+    choose_precision,
+    describe,
+    memory_format,
+    save_whole,
+)
+
+
+def main(args) -> int:
+    output = Path(args.output or Path(args.checkpoint).parent / "metrics.json")
+    check_writable(output.parent)
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    checkpoint = load_checkpoint(args.checkpoint)
+    config = checkpoint["config"]
+    model, diffusion = restore(checkpoint, raw=args.raw)
+    model = model.to(device, memory_format=memory_format(device))
+    diffusion = diffusion.to(device)
+    data, split = held_out(config["data"], args.data_dir)
+    chosen = epoch_order(len(data.images), args.seed, 0)[: args.num_images]
+    y = data.labels[chosen] if config["model"].get("num_classes") else None
+    print(f"{args.checkpoint}: {config['data']['dataset']}, step {checkpoint['step']:,}")
+    print(f"{len(chosen)} {split} images, {describe(device, precision)}", flush=True)
+
+    def bits(
+        measure: Callable[..., Tensor], name: str, calls: int, **options
+    ) -> tuple[float, float]:
+        """Mean and standard error of a measure over the images."""
+        results, start = [], time.monotonic()
+        batches = range(0, len(chosen), args.batch_size)
+        bar = tqdm(total=calls * len(batches), desc=name, disable=not sys.stderr.isatty())
+        for first in batches:
+            part = slice(first, first + args.batch_size)
+            x_0 = to_unit(data.images[chosen[part]].to(device))
+            labels = None if y is None else y[part].to(device)
+            noise_like = NoisePerImage(args.seed, range(first, first + len(x_0)))
+            denoise = diffusion.denoiser(model, labels)
+            with autocast(device, precision):
+                results.append(measure(denoise, x_0, noise_like, done=bar.update, **options).cpu())
+        bar.close()
+        values = torch.cat(results)
+        mean, error = values.mean().item(), values.std().item() / len(values) ** 0.5
+        seconds = time.monotonic() - start
+        print(f"{name}: {mean:.4f} +- {error:.4f} bits per dimension ({seconds:.0f} s)")
+        return mean, error
+
+    figures = {}
+    if "bpd" in args.metrics:
+        bound, bound_error = bits(variational_bound, "variational bound", diffusion.timesteps)
+        ode, ode_error = bits(flow_likelihood, "ODE", args.steps, steps=args.steps)
+        figures |= {
+            "bpd_bound": bound,
+            "bpd_bound_standard_error": bound_error,
+            "bpd_ode": ode,
+            "bpd_ode_standard_error": ode_error,
+            "bpd_ode_steps": args.steps,
+        }
+    figures |= {
+        "checkpoint": str(args.checkpoint),
+        "step": checkpoint["step"],
+        "dataset": config["data"]["dataset"],
+        "split": split,
+        "num_images": len(chosen),
+        "seed": args.seed,
+    }
+    text = json.dumps(figures, indent=2) + "\n"
+    save_whole(output, lambda partial: partial.write_text(text, encoding="utf-8"))
+    print(output)
+    return 0
+
+
+def held_out(config: dict, data_dir: str | None) -> tuple[Images, str]:
+    """Images that the model was not trained on, where its data set has some; and the split."""
+    source = pick(DATASETS, config["dataset"], "dataset")
+    split = "test" if source.has_test else "train"
+    data = load_dataset(
+        config["dataset"],
+        data_dir or config["data_dir"],
+        image_size=config["image_size"],
+        skip_bad_images=config["skip_bad_images"],
+        split=split,
+    )
+    if not source.has_test:
+        print(f"{config['dataset']} has no test split: these are images that the model has seen")
+    return data, split
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

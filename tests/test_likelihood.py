@@ -1,0 +1,121 @@
+"""Likelihoods against the exact entropy of Gaussian data, and the script that reports them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion import GaussianDiffusion
+from likelihood import flow_likelihood, variational_bound
+from schedules import SCHEDULES
+
+MEAN, STD, DIMS = 0.3, 0.5, 2
+ENTROPY = math.log2(STD * math.sqrt(2 * math.pi * math.e))  # bits per dimension
+
+
+def perfect(diffusion: GaussianDiffusion):
+    """The network that outputs E[x_0 | x_t] for data from N(MEAN, STD^2)."""
+
+    def model(x_in, t):
+        alpha, sigma = diffusion.alpha[t][:, None], diffusion.sigma[t][:, None]
+        x_t = x_in / diffusion.scale_in[t][:, None]
+        gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+        x_0 = MEAN + gain * (x_t - alpha * MEAN)
+        if not diffusion.learn_sigma:
+            return x_0
+        variance = (
+            diffusion.posterior_variance[t]
+            + (diffusion.posterior_coef_x_0[t] * STD * sigma[:, 0] / (x_scale(alpha, sigma))) ** 2
+        )  # of q(x_{t-1} | x_t) for such data
+        small, large = diffusion.posterior_log_variance[t], diffusion.betas[t].log()
+        fraction = (variance.log() - small) / (large - small).clamp(min=1e-9)
+        return torch.cat([x_0, (2 * fraction[:, None] - 1).expand_as(x_0)], dim=1)
+
+    def x_scale(alpha, sigma):
+        return (alpha[:, 0] ** 2 * STD**2 + sigma[:, 0] ** 2).sqrt()
+
+    return model
+
+
+@pytest.fixture(params=SCHEDULES)
+def denoise(request):
+    diffusion = GaussianDiffusion(request.param, prediction="x_0", clip=False)
+    return diffusion.denoiser(perfect(diffusion))
+
+
+def spread_data(count: int) -> torch.Tensor:
+    """Points of N(MEAN, STD^2) whose mean log density is that of the distribution."""
+    shares = (torch.arange(count) + 0.5) / count
+    points = MEAN + STD * torch.special.ndtri(shares)
+    torch.manual_seed(0)
+    return torch.stack([points, points[torch.randperm(count)]], dim=1)  # (count, DIMS)
+
+
+def test_the_ode_gives_the_entropy(denoise):
+    torch.manual_seed(0)
+    bits = flow_likelihood(denoise, spread_data(2000), torch.randn_like, steps=200)
+    assert bits.shape == (2000,)
+    assert bits.mean().item() == pytest.approx(ENTROPY, abs=0.02)
+    assert denoise.calls == 2 * 199
+
+
+def test_the_ode_gives_the_density_of_each_point(denoise):
+    torch.manual_seed(0)
+    x_0 = torch.tensor([[0.3, 0.3], [1.5, -0.4], [-0.2, 0.9]])
+    bits = flow_likelihood(denoise, x_0, torch.randn_like, steps=300)
+    normal = torch.distributions.Normal(MEAN, STD)
+    expected = -normal.log_prob(x_0).mean(dim=1) / math.log(2)
+    torch.testing.assert_close(bits, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_with_the_best_variance_is_the_entropy(schedule):
+    """For Gaussian data each reverse step is Gaussian, so that nothing is lost."""
+    diffusion = GaussianDiffusion(schedule, prediction="x_0", clip=False, learn_sigma=True)
+    denoise = diffusion.denoiser(perfect(diffusion))
+    torch.manual_seed(0)
+    bits = variational_bound(denoise, spread_data(2000), torch.randn_like)
+    error = bits.std().item() / 2000**0.5
+    assert bits.mean().item() == pytest.approx(ENTROPY, abs=3 * error + 0.005)
+    assert denoise.calls == 1000
+
+
+def test_the_bound_with_a_fixed_variance_lies_above_the_entropy(denoise):
+    torch.manual_seed(0)
+    bits = variational_bound(denoise, spread_data(2000), torch.randn_like)
+    # Wide where the first steps are wide: flow halves the noise from t = 1 to 0.
+    assert ENTROPY < bits.mean().item() < ENTROPY + 3
+
+
+def test_pixels_cost_eight_bits_to_a_model_that_knows_nothing():
+    """Uniform pixels under a network that sees a flat grey: the decoder pays for every one."""
+    diffusion = GaussianDiffusion("cosine", prediction="x_0")
+    denoise = diffusion.denoiser(lambda x_t, t: torch.zeros_like(x_t))
+    torch.manual_seed(0)
+    x_0 = torch.randint(256, (4, 1, 8, 8)) / 127.5 - 1
+    assert (variational_bound(denoise, x_0, torch.randn_like) > 8).all()
+
+
+def test_the_script(script, trained, conditional):
+    for checkpoint in (trained / "model_final.pt", conditional):
+        flags = ["--num-images", 3, "--steps", 5, "--batch-size", 2]
+        result = script("evaluate", "--checkpoint", checkpoint, *flags, "--output", "m.json")
+        assert result.code == 0, result.err
+        assert "variational bound: " in result.out
+        assert "digits has no test split" in result.out
+        figures = json.loads(Path("m.json").read_text())
+        assert 0 < figures["bpd_bound"] < 100
+        assert 0 < figures["bpd_ode"] < 100
+        assert figures["bpd_bound_standard_error"] > 0
+        assert figures["num_images"] == 3
+
+
+def test_held_out_images_are_the_test_split(real_data):
+    from evaluate import held_out
+
+    config = {"dataset": "mnist", "data_dir": str(real_data), "image_size": 28}
+    data, split = held_out({**config, "skip_bad_images": False}, None)
+    assert split == "test"
+    assert len(data.images) == 10_000
