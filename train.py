@@ -52,8 +52,30 @@ def make_parser() -> Parser:
     process = parser.add_argument_group("process")
     process.add_argument("--timesteps", type=number(int, 2), default=1000, metavar="T",
                          help="steps of the forward process")
-    process.add_argument("--schedule", choices=names("diffusion.py", "SCHEDULES"), default="cosine",
+    process.add_argument("--schedule", choices=names("schedules.py", "SCHEDULES"), default="cosine",
                          help="how noise grows over the steps")
+    process.add_argument("--zero-terminal-snr", action="store_true",
+                         help="shift the schedule so that it ends in pure noise")
+    process.add_argument("--prediction", choices=names("objectives.py", "PREDICTIONS"),
+                         help="what the network puts out (default: v; flow and edm for the "
+                         "schedules of that name)")
+    process.add_argument("--learn-sigma", action="store_true",
+                         help="learn the variance of the reverse steps too")
+    process.add_argument("--loss-weight", choices=names("objectives.py", "LOSS_WEIGHTS"),
+                         default="uniform",
+                         help="of the error at each noise level; vlb: the variational bound")
+    process.add_argument("--timestep-sampling",
+                         choices=names("objectives.py", "TIMESTEP_SAMPLINGS"),
+                         help="choice of t in training (default: uniform; log-normal with edm)")
+    process.add_argument("--noise-assignment",
+                         choices=names("objectives.py", "NOISE_ASSIGNMENTS"), default="independent",
+                         help="which noise goes to which image of a batch")
+    process.add_argument("--class-conditional", action="store_true",
+                         help="tell the network the images' classes, so that sample.py can ask "
+                         "for one")
+    process.add_argument("--label-dropout", type=number(float, 0, 1), default=0.1, metavar="P",
+                         help="with --class-conditional: share of images that go without their "
+                         "class, so that guidance has something to compare with")
 
     length = parser.add_argument_group("length (the first limit ends the run)")
     length.add_argument("--epochs", type=number(int, 1), metavar="N",
@@ -67,8 +89,11 @@ def make_parser() -> Parser:
                           help="images that are computed at once")
     training.add_argument("--grad-accum", type=number(int, 1), default=1, metavar="N",
                           help="batches of an update: the same update as one N times as large")
+    training.add_argument("--optimizer", choices=names("training/optimizers.py", "OPTIMIZERS"),
+                          default="muon",
+                          help="muon: for the matrices, and adamw for the rest")
     training.add_argument("--lr", type=number(float, 0), default=2e-3, metavar="X",
-                          help="peak learning rate of AdamW")
+                          help="peak learning rate")
     training.add_argument("--lr-decay", choices=names("training/plan.py", "LR_DECAYS"),
                           default="cosine",
                           help="its way to zero after the warm-up")
@@ -107,6 +132,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
+    if "label_dropout" in args.given and not (args.class_conditional or args.resume):
+        parser.error("--label-dropout is for --class-conditional")
     return args
 
 
@@ -120,12 +147,13 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Images, epoch_order, load_dataset, to_uint8
+from data import DATASETS, Images, epoch_order, load_dataset, standard_deviation, to_uint8
 from models.unet import default_patch_size
-from samplers import ddpm
+from samplers import AUTO, SAMPLERS
 from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.folder import RunFolder
 from training.log import open_metrics, plot_loss
@@ -146,10 +174,12 @@ from utils import (
 )
 
 LOG_EVERY = 10  # steps between two rows of metrics
-GRID_STEPS = 50  # sampling steps of a grid
+GRID_STEPS = 25  # sampling steps of a grid
 DEFAULT_EPOCHS = 20
 LIMITS = ("epochs", "max_steps", "max_minutes")
-FIXED = ("batch_size", "grad_accum", "seed")  # training flags that a resumed run cannot change
+# Training flags that a resumed run cannot change.
+FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
+FIXED += ("class_conditional", "label_dropout")
 
 
 class Run:
@@ -157,6 +187,7 @@ class Run:
 
     def __init__(self, args, config: dict, trainer: Trainer, data: Images, total: int | None):
         self.config, self.trainer, self.images = config, trainer, data.images
+        self.labels = data.labels if config["model"]["num_classes"] else None
         self.folder = RunFolder(args.output_dir)
         self.sample_interval, self.save_interval = args.sample_interval, args.save_interval
         self.batch = update_size(args, len(data.images))
@@ -184,7 +215,7 @@ class Run:
         """Train to the end, or to a signal. Returns the exit code."""
         trainer = self.trainer
         self.folder.save_config(self.config)
-        last_lr = trainer.optimizer.param_groups[0]["lr"]  # of the run that is resumed
+        last_lr = trainer.lr  # of the run that is resumed
         if self.plan:
             self.plan.grid_seconds = self.time_of_grid()
         loss, since, mark = 0.0, trainer.step, time.monotonic()
@@ -194,10 +225,11 @@ class Run:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
                     order, order_epoch = epoch_order(len(self.images), trainer.seed, epoch), epoch
-                images = self.images[order[i * self.batch : (i + 1) * self.batch]]
+                chosen = order[i * self.batch : (i + 1) * self.batch]
+                y = None if self.labels is None else self.labels[chosen]
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
                 lr = min(lr, last_lr) if self.total is None else lr
-                step_loss, norm = trainer.update(images, lr)
+                step_loss, norm = trainer.update(self.images[chosen], y, lr)
                 loss += step_loss
                 self.follow_plan()
 
@@ -300,12 +332,16 @@ class Run:
     def sample(self, steps: int) -> Tensor | None:
         """uint8 images by the averaged weights, from the same noise each time; None if stopped."""
         trainer = self.trainer
-        noise = NoisePerImage(trainer.seed, range(64 if self.images.shape[-1] <= 32 else 16))
-        denoise = trainer.diffusion.denoiser(trainer.ema.module)
+        count = 64 if self.images.shape[-1] <= 32 else 16
+        noise, y = NoisePerImage(trainer.seed, range(count)), None
+        if self.labels is not None:  # one class a column, as far as they go
+            columns = torch.arange(count, device=trainer.device) % square(count)
+            y = columns % trainer.model.num_classes
+        denoise = trainer.diffusion.denoiser(trainer.ema.module, y)
         levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
-        start = noise.draw(self.images.shape[1:]).to(trainer.device)
+        start = levels[0].scale * noise.draw(self.images.shape[1:]).to(trainer.device)
         with autocast(trainer.device, trainer.precision):
-            for x in ddpm(denoise, start, levels, noise):  # noqa: B007
+            for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
                 if self.stop.received:
                     return None
         return to_uint8(x).cpu()
@@ -367,11 +403,18 @@ def make_config(args, data: Images) -> dict:
     def chosen(*flags: str) -> dict:
         return {flag: getattr(args, flag) for flag in flags}
 
+    prediction, sampling = natural_choices(args)
+    num_classes = None
+    if args.class_conditional:
+        num_classes = len(data.classes)
+        if num_classes < 2:
+            raise ValueError(f"--class-conditional: {args.dataset} has no classes here")
     return {
         "data": {
             **chosen("dataset", "data_dir", "skip_bad_images"),
             **shape,
             "images": len(data.images),
+            "classes": data.classes,
             "flip": flip,
         },
         "model": {
@@ -379,14 +422,28 @@ def make_config(args, data: Images) -> dict:
             **shape,
             **chosen("channels", "multipliers", "blocks", "attention_resolutions", "dropout"),
             "patch_size": args.patch_size or default_patch_size(shape["image_size"]),
+            "num_classes": num_classes,
+            "learn_sigma": args.learn_sigma,
         },
-        "diffusion": {**chosen("schedule", "timesteps"), "prediction": "eps"},
+        "diffusion": {
+            **chosen("schedule", "timesteps", "zero_terminal_snr", "learn_sigma", "loss_weight"),
+            "prediction": prediction,
+            "sigma_data": standard_deviation(data.images) if prediction == "edm" else 1.0,
+        },
         "train": {
             **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
             **chosen("precision", "sample_interval", "save_interval"),
+            "timestep_sampling": sampling,
             "total_steps": None,
         },
     }
+
+
+def natural_choices(args) -> tuple[str, str]:
+    """The prediction and the timestep sampling: as asked for, or as the schedule's papers do."""
+    prediction = {"flow": "flow", "edm": "edm"}.get(args.schedule, "v")
+    sampling = "log-normal" if args.schedule == "edm" else "uniform"
+    return args.prediction or prediction, args.timestep_sampling or sampling
 
 
 def checkpoint_to_resume(args) -> dict | None:

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 import flags
 import sample
 import train
 import visualize_diffusion
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
-SCRIPTS = {"train": train, "sample": sample, "visualize_diffusion": visualize_diffusion}
+SCRIPTS = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "visualize_diffusion": visualize_diffusion,
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 # A network and a run that take a second.
@@ -59,6 +65,16 @@ def trained(tmp_path_factory) -> Path:
     arguments += ["--sample-interval", "1", "--save-interval", "1"]
     assert flags.run(train.main, train.parse_args(arguments)) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory) -> Path:
+    """The checkpoint of a tiny class-conditional run on digits that learned its variance."""
+    output = tmp_path_factory.mktemp("conditional")
+    arguments = [*TINY, "--max-steps", "5", "--output-dir", str(output)]
+    arguments += ["--class-conditional", "--learn-sigma"]
+    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    return output / "model_final.pt"
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,13 @@ import time
 import pytest
 
 import data
-import diffusion
 import flags
 import models
+import objectives
 import samplers
+import schedules
 from conftest import ROOT, SCRIPTS
-from training import plan
+from training import optimizers, plan
 
 EVERY_FLAG = [
     (script, flag)
@@ -19,7 +20,14 @@ EVERY_FLAG = [
     for flag in action.option_strings
     if action.dest != "help"
 ]
-REQUIRED = {"sample": ["--checkpoint", "x.pt"]}
+REQUIRED = {name: ["--checkpoint", "x.pt"] for name in ("sample", "evaluate")}
+NEEDS = {  # flags that mean something only beside another
+    "--label-dropout": ["--class-conditional"],
+    "--inpaint": ["--mask", "m.png"],
+    "--mask": ["--inpaint", "i.png"],
+    "--resamplings": ["--inpaint", "i.png", "--mask", "m.png"],
+    "--strength": ["--start-from", "i.png"],
+}
 
 
 def values_of(script: str, flag: str) -> list[str]:
@@ -27,6 +35,8 @@ def values_of(script: str, flag: str) -> list[str]:
     action = next(a for a in SCRIPTS[script].make_parser()._actions if flag in a.option_strings)
     if action.nargs == 0:
         return []
+    if action.nargs == 2:
+        return ["0.5", "3"]
     if action.choices:
         return list(action.choices)[-1:]
     for text in ("3", "0.25", "cpu"):
@@ -40,14 +50,14 @@ def values_of(script: str, flag: str) -> list[str]:
 
 @pytest.mark.parametrize(("script", "flag"), EVERY_FLAG)
 def test_every_flag_in_both_spellings(script, flag):
-    values, required = values_of(script, flag), REQUIRED.get(script, [])
+    values, required = values_of(script, flag), REQUIRED.get(script, []) + NEEDS.get(flag, [])
     parse = SCRIPTS[script].parse_args
     hyphens = parse([*required, flag, *values])
     underscored = "--" + flag[2:].replace("-", "_")
     assert vars(parse([*required, underscored, *values])) == vars(hyphens)
     if len(values) == 1:
         assert vars(parse([*required, f"{underscored}={values[0]}"])) == vars(hyphens)
-    defaults = vars(parse(["--checkpoint", "y.pt"] if required else []))
+    defaults = vars(parse(["--checkpoint", "y.pt"] if script in REQUIRED else []))
     changed = [k for k in defaults if k != "given" and vars(hyphens)[k] != defaults[k]]
     only_choice = values == [defaults.get(flag[2:].replace("-", "_"))]
     assert changed or only_choice  # the flag did something
@@ -67,9 +77,15 @@ def test_given_holds_what_stood_on_the_command_line():
     ("file", "table", "actual"),
     [
         ("data.py", "DATASETS", data.DATASETS),
-        ("diffusion.py", "SCHEDULES", diffusion.SCHEDULES),
+        ("schedules.py", "SCHEDULES", schedules.SCHEDULES),
+        ("schedules.py", "SPACINGS", schedules.SPACINGS),
+        ("objectives.py", "PREDICTIONS", objectives.PREDICTIONS),
+        ("objectives.py", "LOSS_WEIGHTS", objectives.LOSS_WEIGHTS),
+        ("objectives.py", "TIMESTEP_SAMPLINGS", objectives.TIMESTEP_SAMPLINGS),
+        ("objectives.py", "NOISE_ASSIGNMENTS", objectives.NOISE_ASSIGNMENTS),
         ("samplers.py", "SAMPLERS", samplers.SAMPLERS),
         ("models/__init__.py", "MODELS", models.MODELS),
+        ("training/optimizers.py", "OPTIMIZERS", optimizers.OPTIMIZERS),
         ("training/plan.py", "LR_DECAYS", plan.LR_DECAYS),
     ],
 )
@@ -121,6 +137,18 @@ def test_the_examples_of_the_help_are_accepted(script):
         ("sample", ["--checkpoint", "x", "--steps", "0"], "--steps: must be at least 1"),
         ("sample", ["--checkpoint", "x", "--eta", "1.5"], "must lie between 0 and 1, not 1.5"),
         ("sample", ["--checkpoint", "x", "--sampler", "magic"], "invalid choice: 'magic'"),
+        ("sample", ["--checkpoint", "x", "--class-id", "two"], "'two' is not a whole number"),
+        ("sample", ["--checkpoint", "x", "--mask", "m.png"], "--mask is for --inpaint"),
+        ("sample", ["--checkpoint", "x", "--inpaint", "i.png"], "--inpaint needs a --mask"),
+        ("sample", ["--checkpoint", "x", "--strength", "0.5"], "--strength is for --start-from"),
+        (
+            "sample",
+            ["--checkpoint", "x", "--interpolate", "--invert", "i.png"],
+            "give one of --interpolate and --invert",
+        ),
+        ("train", ["--label-dropout", "0.2"], "--label-dropout is for --class-conditional"),
+        ("train", ["--prediction", "noise"], "invalid choice: 'noise'"),
+        ("evaluate", ["--checkpoint", "x", "--metrics", "beauty"], "invalid choice: 'beauty'"),
         ("visualize_diffusion", ["--timesteps", "1000"], "must lie between 0 and 999"),
         ("visualize_diffusion", ["--num-images", "65"], "must lie between 1 and 64"),
     ],

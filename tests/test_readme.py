@@ -10,7 +10,7 @@ from conftest import ROOT, SCRIPTS
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 COMMANDS = re.findall(
-    r"^python (train|sample|visualize_diffusion)\.py ?(.*)$", BLOCKS, re.MULTILINE
+    r"^python (train|sample|evaluate|visualize_diffusion)\.py ?(.*)$", BLOCKS, re.MULTILINE
 )
 
 

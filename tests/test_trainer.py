@@ -8,7 +8,10 @@ from torch.testing import assert_close
 
 import train
 from conftest import TINY
-from data import load_dataset
+from data import load_dataset, to_unit
+from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
+from schedules import SCHEDULES
+from training.optimizers import Muon, orthogonal
 from training.trainer import Trainer
 
 
@@ -24,33 +27,36 @@ def test_overfits_one_batch():
     losses = []
     for _ in range(250):
         trainer.step %= 10  # ten draws of t and noise, again and again
-        losses.append(trainer.update(images, lr=3e-3)[0].item())
+        losses.append(trainer.update(images, None, lr=3e-3)[0].item())
     assert sum(losses[-10:]) < 0.12 * sum(losses[:10])
 
 
 @pytest.mark.parametrize("flip", ["--flip", "--no-flip"])
 def test_accumulation_makes_the_update_of_one_large_batch(flip):
     images = load_dataset("digits").images
-    large = trainer_of("--batch-size", 32, flip)
-    parts = trainer_of("--batch-size", 8, "--grad-accum", 4, flip)
+    flags = (flip, "--optimizer", "adamw")  # muon's matrices are in bfloat16: it rounds more
+    large = trainer_of("--batch-size", 32, *flags)
+    parts = trainer_of("--batch-size", 8, "--grad-accum", 4, *flags)
     for step in range(3):
         batch = images[32 * step : 32 * (step + 1)]
-        loss, norm = large.update(batch, 1e-3)
-        assert_close(parts.update(batch, 1e-3), (loss, norm), rtol=1e-4, atol=1e-5)
+        loss, norm = large.update(batch, None, 1e-3)
+        assert_close(parts.update(batch, None, 1e-3), (loss, norm), rtol=1e-4, atol=1e-5)
     assert_close(parts.model.state_dict(), large.model.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_is_clipped():
-    trainer = trainer_of("--grad-clip", 1e-6)
+    trainer = trainer_of("--grad-clip", 1e-6, "--optimizer", "adamw")
     images = load_dataset("digits").images[:16]
-    _, norm = trainer.update(images, 1e-3)
+    _, norm = trainer.update(images, None, 1e-3)
     assert norm > 1e-3  # reported as it was
-    state = trainer.optimizer.state_dict()["state"]  # after one step exp_avg is 0.1 * gradient
+    state = trainer.optimizers["adamw"].state_dict()[
+        "state"
+    ]  # after one step exp_avg is 0.1 * gradient
     clipped = torch.cat([10 * s["exp_avg"].flatten() for s in state.values()]).norm()
     assert clipped.item() == pytest.approx(1e-6, rel=1e-3)
-    trainer = trainer_of("--grad-clip", 0)
-    _, norm = trainer.update(images, 1e-3)
-    state = trainer.optimizer.state_dict()["state"]
+    trainer = trainer_of("--grad-clip", 0, "--optimizer", "adamw")
+    _, norm = trainer.update(images, None, 1e-3)
+    state = trainer.optimizers["adamw"].state_dict()["state"]
     full = torch.cat([10 * s["exp_avg"].flatten() for s in state.values()]).norm()
     assert_close(full, norm, rtol=1e-3, atol=0)
 
@@ -62,7 +68,7 @@ def test_the_seed_decides_everything():
         torch.manual_seed(time.time_ns())
         trainer = trainer_of("--seed", seed, "--dropout", 0.2)
         for _ in range(2):
-            trainer.update(images, 1e-3)
+            trainer.update(images, None, 1e-3)
         return trainer.model.state_dict()
 
     first, again, other = after_two_updates(1), after_two_updates(1), after_two_updates(2)
@@ -73,11 +79,92 @@ def test_the_seed_decides_everything():
 def test_bf16_and_compile_train_too():
     args = ("--channels", 8, "--multipliers", 1)
     images = load_dataset("digits").images[:16]
-    expected, _ = trainer_of(*args).update(images, 1e-3)
-    bf16, _ = trainer_of(*args, "--precision", "bf16").update(images, 1e-3)
+    expected, _ = trainer_of(*args).update(images, None, 1e-3)
+    bf16, _ = trainer_of(*args, "--precision", "bf16").update(images, None, 1e-3)
     assert_close(bf16, expected, rtol=0.02, atol=0)
     compiled = trainer_of(*args)
     # The default backend takes a minute to build kernels; this one captures the same graph.
     compiled.network = torch.compile(compiled.model, backend="aot_eager")
-    loss, _ = compiled.update(images, 1e-3)
+    loss, _ = compiled.update(images, None, 1e-3)
     assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+def test_muon_s_updates_are_nearly_orthogonal():
+    torch.manual_seed(0)
+    for shape in [(16, 144), (64, 32), (8, 8)]:
+        matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -2, shape[1]))
+        singular = torch.linalg.svdvals(orthogonal(matrix).float())
+        assert singular.max() < 1.3
+        assert singular.median() > 0.6
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        exact = u @ v
+        cosine = (orthogonal(matrix).float() * exact).sum() / exact.norm()
+        assert cosine / orthogonal(matrix).float().norm() > 0.9
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    trainer = trainer_of("--class-conditional")
+    muon, adamw = trainer.optimizers["muon"], trainer.optimizers["adamw"]
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    hidden = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    rest = {names[id(p)] for p in adamw.param_groups[0]["params"]}
+    assert hidden | rest == set(names.values())
+    assert not hidden & rest
+    assert {"down.0.conv_1.weight", "middle.0.attention.qkv.weight", "time.1.weight"} <= hidden
+    assert {"stem.weight", "head.weight", "label.weight", "down.0.conv_1.bias"} <= rest
+
+
+def test_muon_s_update_has_the_size_of_adamw_s():
+    """Liu et al. 2025: a root mean square of 0.2 times the learning rate, whatever the shape."""
+    torch.manual_seed(0)
+    for shape in [(32, 16, 3, 3), (64, 32), (24, 96)]:
+        p = torch.nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape)
+        Muon([p], lr=0.1).step()
+        assert p.pow(2).mean().sqrt().item() == pytest.approx(0.02, rel=0.25)
+
+
+def test_label_dropout():
+    trainer = trainer_of("--class-conditional", "--label-dropout", 0.3)
+    y = torch.arange(10).repeat(1000)
+    torch.manual_seed(0)
+    dropped = trainer.dropped(y)
+    gone = dropped == 10
+    assert gone.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert (dropped[~gone] == y[~gone]).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_schedule_and_prediction_learns(schedule, prediction):
+    """Ten images: the network's x_0 comes nearer to them."""
+    flags = ["--channels", 16, "--schedule", schedule, "--prediction", prediction]
+    if (schedule, prediction) == ("flow", "eps"):
+        with pytest.raises(ValueError, match="ends in pure noise"):
+            trainer_of(*flags)
+        return
+    trainer = trainer_of(*flags, "--timestep-sampling", "stratified", "--loss-weight", "edm")
+    images = load_dataset("digits").images[:16]
+
+    def error():
+        torch.manual_seed(1)
+        denoise = trainer.diffusion.denoiser(trainer.model)
+        x_0, level = to_unit(images), trainer.diffusion.nearest(1.0)
+        x_t = level.alpha * x_0 + level.sigma * torch.randn_like(x_0)
+        return (denoise(x_t, level)[0] - x_0).square().mean().item()
+
+    before = error()
+    for _ in range(40):
+        trainer.update(images, None, lr=2e-3)
+    assert error() < 0.95 * before
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
+@pytest.mark.parametrize("sampling", TIMESTEP_SAMPLINGS)
+@pytest.mark.parametrize("assignment", NOISE_ASSIGNMENTS)
+def test_every_objective_takes_a_step(weight, sampling, assignment):
+    flags = ["--loss-weight", weight, "--timestep-sampling", sampling]
+    trainer = trainer_of(*flags, "--noise-assignment", assignment, "--learn-sigma")
+    loss, norm = trainer.update(load_dataset("digits").images[:16], None, 1e-3)
+    assert loss.isfinite()
+    assert norm > 0

@@ -1,11 +1,11 @@
 """Checkpoints: plain containers and tensors in one file that explains itself.
 
-format      1
+format      2
 step        updates made so far
 seconds     of training so far
 config      {"data", "model", "diffusion", "train"}: all that rebuilds the network and the process
 model, ema  the network's weights, and their moving average
-optimizer   its state
+optimizer   the optimizers' states, by name
 scaler      the state of the fp16 gradient scaler, or None
 """
 
@@ -18,7 +18,7 @@ from diffusion import GaussianDiffusion
 from models import build_model
 from utils import save_whole
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {"format", "step", "seconds", "config", "model", "ema", "optimizer", "scaler"}
 
 

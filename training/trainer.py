@@ -7,6 +7,7 @@ from data import flipped, to_unit
 from diffusion import GaussianDiffusion
 from models import build_model
 from training.ema import EMA
+from training.optimizers import OPTIMIZERS
 from utils import autocast, derive_seed, memory_format
 
 
@@ -17,6 +18,9 @@ class Trainer:
         train = config["train"]
         self.seed, self.grad_accum = train["seed"], train["grad_accum"]
         self.max_norm = train["grad_clip"] or float("inf")
+        self.timestep_sampling = train["timestep_sampling"]
+        self.noise_assignment = train["noise_assignment"]
+        self.label_dropout = train["label_dropout"]
         self.flip = config["data"]["flip"]
         self.device, self.precision = device, precision
         torch.manual_seed(self.seed)
@@ -24,42 +28,55 @@ class Trainer:
         self.model = build_model(config["model"]).to(device, memory_format=self.layout)
         self.network = torch.compile(self.model) if compiled else self.model
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train["lr"], fused=True)
+        self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
         self.ema = EMA(self.model, train["ema_decay"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.step = 0
+        self.step, self.lr = 0, train["lr"]  # lr: of the last update
 
-    def update(self, images: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One update on uint8 images (B, C, H, W). Returns the loss and the gradient's norm.
+    def update(self, images: Tensor, y: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
+        """One update on uint8 images (B, C, H, W), with labels (B,) for a conditional network.
 
-        Its random numbers depend on the seed and the step alone, and are drawn for all of the
-        update at once, so that neither a resume nor the number of batches it is split into changes
-        them.
+        Returns the loss and the gradient's norm. Its random numbers depend on the seed and the
+        step alone, and are drawn for all of the update at once, so that neither a resume nor the
+        number of batches it is split into changes them.
         """
         torch.manual_seed(derive_seed("step", self.seed, self.step))
         images = flipped(images) if self.flip else images
         x_0 = to_unit(images.to(self.device, memory_format=self.layout))
-        t = torch.randint(self.diffusion.timesteps, (len(x_0),), device=self.device)
-        noise = torch.randn_like(x_0)
+        t = self.diffusion.sample_t(len(x_0), self.timestep_sampling)
+        noise = self.diffusion.sample_noise(x_0, self.noise_assignment)
+        y = None if y is None else self.dropped(y.to(self.device))
 
         total = torch.zeros((), device=self.device)
-        parts = (x.chunk(self.grad_accum) for x in (x_0, t, noise))
-        for x_0, t, noise in zip(*parts, strict=True):
+        size = len(x_0) // self.grad_accum
+        for part in (slice(i * size, (i + 1) * size) for i in range(self.grad_accum)):
+            labels = None if y is None else y[part]
             with autocast(self.device, self.precision):
-                loss = self.diffusion.loss(self.network, x_0, t=t, noise=noise) / self.grad_accum
+                loss = self.diffusion.loss(
+                    self.network, x_0[part], labels, t=t[part], noise=noise[part]
+                )
+            loss = loss / self.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
 
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(optimizer)
+            optimizer.zero_grad()
         self.scaler.update()
-        self.optimizer.zero_grad()
         self.ema.update_parameters(self.model)
         self.step += 1
+        self.lr = lr
         return total, norm
+
+    def dropped(self, y: Tensor) -> Tensor:
+        """Labels, some of them replaced by the null label (Ho & Salimans 2022, algorithm 1)."""
+        drop = torch.rand(len(y), device=y.device) < self.label_dropout
+        return torch.where(drop, self.model.num_classes, y)
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
@@ -67,7 +84,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
         }
 
@@ -77,6 +94,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(self.step)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizer"][name])
+            self.lr = optimizer.param_groups[0]["lr"]
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

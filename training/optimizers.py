@@ -1,0 +1,88 @@
+"""Optimizers: AdamW, and Muon for the matrices with AdamW for the rest."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan's post, chosen for speed
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices and convolutions.
+
+    A convolution (D, C, k, k) counts as the matrix (D, C k^2), which `torch.optim.Muon` refuses.
+    Updates are scaled by 0.2 sqrt(max(rows, columns)), so that they are as large as AdamW's and
+    the same learning rate suits both (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+
+    Args:
+        params: parameters of two or more dimensions.
+        lr: learning rate.
+        momentum: decay of the moving average of gradients, applied as Nesterov's.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))
+                scale = 0.2 * max(update.shape) ** 0.5
+                p.add_(update.view(p.shape).to(p.dtype), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Roughly U V^T of the matrix's U S V^T: singular values between about 0.7 and 1.2.
+
+    In bfloat16, by a Newton-Schulz iteration.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrix.bfloat16()
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    x = x / (x.norm() + 1e-7)  # its largest singular value must not exceed 1
+    for _ in range(ITERATIONS):
+        xx = x @ x.T
+        x = a * x + (b * xx + c * xx @ xx) @ x
+    return x if wide else x.T
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(what Muon is for, what AdamW is for): the hidden layers' matrices, and all the rest.
+
+    Biases, norms, embeddings, and the first and last layers (`model.ends`) are the rest.
+    """
+    ends = {id(p) for module in model.ends() for p in module.parameters()}
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    hidden, rest = [], []
+    for p in model.parameters():
+        fits = p.ndim >= 2 and id(p) not in ends | embeddings
+        (hidden if fits else rest).append(p)
+    return hidden, rest
+
+
+def adamw(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:
+    return {"adamw": torch.optim.AdamW(model.parameters(), lr=lr, fused=True)}
+
+
+def muon(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:
+    hidden, rest = split_parameters(model)
+    return {"muon": Muon(hidden, lr), "adamw": torch.optim.AdamW(rest, lr=lr, fused=True)}
+
+
+# (model, lr) -> the optimizers that together hold each parameter once, by name
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], dict[str, torch.optim.Optimizer]]] = {
+    "muon": muon,
+    "adamw": adamw,
+}
