@@ -1,0 +1,166 @@
+"""What each choice of train.py is worth: one changed at a time, the rest as it is by default.
+
+    python benchmarks/ablations.py
+
+Trains a small network on MNIST at 16 x 16 for the same number of images each time, draws images,
+and measures their energy distance to images of the test set in the features of a small classifier,
+for several seeds. The floor is that distance for as many training images. Writes ablations.md, and
+a row of ablations.jsonl for each run, to --output-dir; with the same folder it goes on where it
+was.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch import Tensor
+
+import train
+from benchmarks.features import train_classifier
+from data import epoch_order, load_dataset, to_unit
+from metrics import energy_distance
+from samplers import AUTO, SAMPLERS
+from training.plan import learning_rate
+from training.trainer import Trainer
+from utils import NoisePerImage, autocast, choose_device, choose_precision, describe
+
+BASE = ["--channels", "32", "--image-size", "16", "--warmup-steps", "50"]
+SAMPLER, STEPS = AUTO, 25
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "schedule linear": ["--schedule", "linear"],
+    "schedule quadratic": ["--schedule", "quadratic"],
+    "schedule sigmoid": ["--schedule", "sigmoid"],
+    "schedule flow": ["--schedule", "flow"],
+    "schedule flow, logit-normal": ["--schedule", "flow", "--timestep-sampling", "logit-normal"],
+    "schedule edm": ["--schedule", "edm"],
+    "zero terminal SNR": ["--zero-terminal-snr"],
+    "prediction eps": ["--prediction", "eps"],
+    "prediction x_0": ["--prediction", "x_0"],
+    "prediction flow": ["--prediction", "flow"],
+    "prediction edm": ["--prediction", "edm"],
+    "weight snr": ["--loss-weight", "snr"],
+    "weight min-snr": ["--loss-weight", "min-snr"],
+    "t stratified": ["--timestep-sampling", "stratified"],
+    "t logit-normal": ["--timestep-sampling", "logit-normal"],
+    "noise optimal": ["--noise-assignment", "optimal"],
+    "noise nearest": ["--noise-assignment", "nearest"],
+    "learned variance": ["--learn-sigma"],
+    "no EMA": ["--ema-decay", "0"],
+    "optimizer adamw": ["--optimizer", "adamw"],
+    "batch 64": ["--batch-size", "64"],
+    "batch 256": ["--batch-size", "256"],
+    "learning rate 1e-3": ["--lr", "1e-3"],
+    "learning rate 4e-3": ["--lr", "4e-3"],
+}
+
+
+class Measure:
+    """The data, and the distance of images to its test set."""
+
+    def __init__(self, data_dir: str, count: int):
+        self.data, self.test = (
+            load_dataset("mnist", data_dir, image_size=16, download=False, split=split)
+            for split in ("train", "test")
+        )
+        self.device, self.count = choose_device("auto"), count
+        self.classifier, self.accuracy = train_classifier(self.data, self.test, self.device)
+        self.real = self.classifier.features(to_unit(self.test.images))
+        self.floor = self.distance(to_unit(self.data.images[:count]))
+
+    def distance(self, x: Tensor) -> float:
+        return energy_distance(self.classifier.features(x), self.real)
+
+
+def run(flags: list[str], seed: int, images: int, measure: Measure, args) -> dict:
+    """Train one variant and measure it."""
+    options = train.parse_args(
+        ["--dataset", "mnist", "--data-dir", args.data_dir, "--seed", str(seed), *BASE, *flags]
+    )
+    device, data = measure.device, measure.data
+    precision = choose_precision("auto", device)
+    config = train.make_config(options, data)
+    trainer = Trainer(config, device, precision, compiled=False)
+    batch = options.batch_size
+    steps, per_epoch = images // batch, len(data.images) // batch
+    start = time.monotonic()
+    for step in range(steps):
+        epoch, i = divmod(step, per_epoch)
+        if i == 0:
+            order = epoch_order(len(data.images), seed, epoch)
+        chosen = data.images[order[i * batch : (i + 1) * batch]]
+        trainer.update(chosen, None, learning_rate(step, steps, config["train"]))
+    seconds = time.monotonic() - start
+
+    denoise = trainer.diffusion.denoiser(trainer.ema.module)
+    levels = trainer.diffusion.levels(STEPS, args.spacing)
+    noise = NoisePerImage(seed, range(measure.count))
+    x = levels[0].scale * noise.draw(data.images.shape[1:]).to(device)
+    with autocast(device, precision):
+        *_, x = SAMPLERS[SAMPLER](denoise, x, levels, noise)
+    return {"distance": measure.distance(x.clamp(-1, 1).cpu()), "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=30_000, help="trained on, by each run")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--spacing", default="trailing")
+    parser.add_argument("--data-dir", default=str(ROOT / "data"))
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    log = args.output_dir / "ablations.jsonl"
+    setting = {"images": args.images, "samples": args.samples, "spacing": args.spacing}
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = [row for row in rows if row.items() >= setting.items()]
+    done = {(row["variant"], row["seed"]) for row in rows}
+    measure = Measure(args.data_dir, args.samples)
+    for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
+        for variant in args.only:
+            if (variant, seed) in done:
+                continue
+            result = run(VARIANTS[variant], seed, args.images, measure, args)
+            rows.append({"variant": variant, "seed": seed, **setting, **result})
+            with open(log, "a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(f"{variant}, seed {seed}: {result['distance']:.4f}", flush=True)
+    device = measure.device
+    head = (
+        f"Energy distance to the test images in the features of a classifier (right on "
+        f"{100 * measure.accuracy:.1f} % of them), {args.samples:,} samples by {SAMPLER} with "
+        f"{STEPS} steps, after {args.images:,} images of training, {args.seeds} seeds, "
+        f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as many "
+        f"training images: {measure.floor:.4f}."
+    )
+    text = f"{head}\n\n{table(rows, args.only)}\n"
+    (args.output_dir / "ablations.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{args.output_dir / 'ablations.md'}")
+
+
+def table(rows: list[dict], variants: list[str]) -> str:
+    lines = ["| changed | distance | lowest, highest | training, s |", "| --- | --- | --- | --- |"]
+    for variant in variants:
+        mine = [row for row in rows if row["variant"] == variant]
+        distances = [row["distance"] for row in mine]
+        seconds = statistics.median(row["seconds"] for row in mine)
+        lines.append(
+            f"| {variant} | {statistics.mean(distances):.4f} | "
+            f"{min(distances):.4f}, {max(distances):.4f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Sampler by number of network calls: how near to the 1000-step result, and in how many seconds.
+
+    python benchmarks/samplers.py --checkpoint outputs/model_final.pt
+
+For each sampler and number of network calls (NFE) it draws images from one set of noises, and
+measures their energy distance to images that `ddpm` drew in all T steps from other noises, in the
+features of a small classifier. Two such sets of full length give the distance that is left to
+chance, which is the floor. Writes samplers.md and samplers.png to --output-dir.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from benchmarks.features import train_classifier
+from data import load_dataset
+from diffusion import GaussianDiffusion
+from metrics import energy_distance
+from samplers import SAMPLERS
+from schedules import SPACINGS
+from training.checkpoint import load_checkpoint, restore
+from utils import (
+    NoisePerImage,
+    autocast,
+    choose_device,
+    choose_precision,
+    describe,
+    memory_format,
+)
+
+NFE = [5, 6, 8, 10, 15, 20, 35, 50, 100]
+
+
+class Timed(nn.Module):
+    """A network that adds up the time it takes."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__()
+        self.model, self.device, self.seconds = model, device, 0.0
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        start = now(self.device)
+        out = self.model(*inputs)
+        self.seconds += now(self.device) - start
+        return out
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class Bench:
+    """A checkpoint and how images are drawn from it."""
+
+    def __init__(self, args):
+        self.device = choose_device("auto")
+        self.precision = choose_precision(args.precision, self.device)
+        checkpoint = load_checkpoint(args.checkpoint)
+        model, diffusion = restore(checkpoint)
+        self.model = Timed(
+            model.to(self.device, memory_format=memory_format(self.device)), self.device
+        )
+        self.diffusion: GaussianDiffusion = diffusion.to(self.device)
+        data = checkpoint["config"]["data"]
+        self.shape = (data["image_channels"], data["image_size"], data["image_size"])
+        self.count, self.batch = args.num_images, args.batch_size
+        train, test = (
+            load_dataset(
+                data["dataset"],
+                args.data_dir,
+                image_size=data["image_size"],
+                split=split,
+                download=False,
+            )
+            for split in ("train", "test")
+        )
+        self.classifier, self.accuracy = train_classifier(train, test, self.device)
+
+    def distance(self, a: Tensor, b: Tensor) -> float:
+        return energy_distance(self.classifier.features(a), self.classifier.features(b))
+
+    def draw(self, sampler: str, nfe: int, spacing: str, seed: int) -> tuple[Tensor, float, float]:
+        """Images (N, C, H, W), seconds, and seconds of them spent in the network."""
+        if sampler == "heun":  # two calls a step, but for the last; its spacing is sample.py's
+            levels = self.diffusion.levels((nfe + 1) // 2, "karras")
+        else:
+            levels = self.diffusion.levels(nfe, spacing)
+        self.model.seconds, images, start = 0.0, [], now(self.device)
+        for first in range(0, self.count, self.batch):
+            noise_like = NoisePerImage(seed, range(first, min(first + self.batch, self.count)))
+            x = levels[0].scale * noise_like.draw(self.shape).to(self.device)
+            denoise = self.diffusion.denoiser(self.model)
+            with autocast(self.device, self.precision):
+                *_, x = SAMPLERS[sampler](denoise, x, levels, noise_like)
+            images.append(x.clamp(-1, 1).cpu())
+        return torch.cat(images), now(self.device) - start, self.model.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--nfe", nargs="+", type=int, default=NFE)
+    parser.add_argument("--spacing", choices=SPACINGS, default="trailing")
+    parser.add_argument("--data-dir", default=str(ROOT / "data"))
+    parser.add_argument("--num-images", type=int, default=250)
+    parser.add_argument("--batch-size", type=int, default=125)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
+    args = parser.parse_args()
+    bench = Bench(args)
+
+    full = bench.diffusion.timesteps
+    reference, *_ = bench.draw("ddpm", full, "trailing", seed=1)
+    again, seconds, _ = bench.draw("ddpm", full, "trailing", seed=2)
+    floor = bench.distance(again, reference)
+    per_64 = 64 / bench.count
+    print(f"ddpm, {full} calls: {floor:+.4f} (the floor), {seconds * per_64:.1f} s", flush=True)
+
+    results: dict[str, list[tuple[int, float, float]]] = {}
+    total = inside = 0.0
+    for sampler in args.samplers:
+        for nfe in args.nfe:
+            images, seconds, network = bench.draw(sampler, nfe, args.spacing, seed=2)
+            distance = bench.distance(images, reference)
+            results.setdefault(sampler, []).append((nfe, distance, seconds * per_64))
+            total, inside = total + seconds, inside + network
+            print(f"{sampler}, {nfe}: {distance:+.4f}, {seconds * per_64:.2f} s", flush=True)
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    overhead = 100 * (total - inside) / inside
+    head = (
+        f"{args.checkpoint}, {args.spacing} spacing, {bench.count} images, "
+        f"{describe(bench.device, bench.precision)}, torch {torch.__version__}. Energy distance "
+        f"to ddpm with {full} steps in the features of a classifier (right on "
+        f"{100 * bench.accuracy:.1f} % of the test images); floor {floor:+.4f}. Seconds are for 64 "
+        f"images. Samplers took {overhead:.1f} % beyond the network's own time."
+    )
+    text = f"{head}\n\n{table(results, args.nfe)}\n\n{verdict(results)}\n"
+    (args.output_dir / "samplers.md").write_text(text, encoding="utf-8")
+    draw(results, floor).savefig(args.output_dir / "samplers.png", dpi=110)
+    print(f"\n{text}\n{args.output_dir}")
+
+
+def table(results: dict[str, list[tuple[int, float, float]]], nfe: list[int]) -> str:
+    rows = ["| sampler | " + " | ".join(map(str, nfe)) + " |", "| --- " * (len(nfe) + 1) + "|"]
+    for sampler, row in results.items():
+        cells = (f"{distance:.3f}" for _, distance, _ in row)
+        rows.append(f"| `{sampler}` | " + " | ".join(cells) + " |")
+    seconds = [
+        min(row[i][2] for name, row in results.items() if name != "heun" or len(results) == 1)
+        for i in range(len(nfe))
+    ]
+    rows.append("| seconds | " + " | ".join(f"{s:.2f}" for s in seconds) + " |")
+    return "\n".join(rows)
+
+
+def verdict(results: dict[str, list[tuple[int, float, float]]]) -> str:
+    """The first to come within 5 % of the best."""
+    every = [(nfe, d, name) for name, row in results.items() for nfe, d, _ in row]
+    best = min(every, key=lambda entry: entry[1])
+    near = min((e for e in every if e[1] <= best[1] + 0.05 * abs(best[1])), key=lambda e: e[0])
+    return (
+        f"The best is {best[2]} with {best[0]} calls, {best[1]:.4f}; the first within 5 % of it "
+        f"{near[2]} with {near[0]}, {near[1]:.4f}."
+    )
+
+
+def draw(results: dict[str, list[tuple[int, float, float]]], floor: float) -> Figure:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (sampler, row), marker in zip(results.items(), "osv^<>DPX*", strict=False):
+        nfe, distance, _ = zip(*row, strict=True)
+        axes.plot(nfe, distance, label=sampler, marker=marker, markersize=4, linewidth=1)
+    axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", yscale="symlog", xlabel="network calls", ylabel="energy distance")
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_xticks([nfe for nfe, *_ in row], [str(nfe) for nfe, *_ in row])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, ncols=2, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
