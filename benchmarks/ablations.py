@@ -39,12 +39,11 @@ VARIANTS: dict[str, list[str]] = {
     "schedule quadratic": ["--schedule", "quadratic"],
     "schedule sigmoid": ["--schedule", "sigmoid"],
     "schedule flow": ["--schedule", "flow"],
-    "schedule flow, logit-normal": ["--schedule", "flow", "--timestep-sampling", "logit-normal"],
-    "schedule edm": ["--schedule", "edm"],
+    "schedule edm, prediction edm": ["--schedule", "edm"],
     "zero terminal SNR": ["--zero-terminal-snr"],
     "prediction eps": ["--prediction", "eps"],
     "prediction x_0": ["--prediction", "x_0"],
-    "prediction flow": ["--prediction", "flow"],
+    "prediction v": ["--prediction", "v"],
     "prediction edm": ["--prediction", "edm"],
     "weight snr": ["--loss-weight", "snr"],
     "weight min-snr": ["--loss-weight", "min-snr"],
@@ -56,9 +55,8 @@ VARIANTS: dict[str, list[str]] = {
     "no EMA": ["--ema-decay", "0"],
     "optimizer adamw": ["--optimizer", "adamw"],
     "batch 64": ["--batch-size", "64"],
-    "batch 256": ["--batch-size", "256"],
-    "learning rate 1e-3": ["--lr", "1e-3"],
-    "learning rate 4e-3": ["--lr", "4e-3"],
+    "learning rate 1.5e-3": ["--lr", "1.5e-3"],
+    "learning rate 6e-3": ["--lr", "6e-3"],
 }
 
 

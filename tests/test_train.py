@@ -362,7 +362,7 @@ def test_the_natural_choices_of_schedules():
     def choices(*flags):
         return train.natural_choices(train.parse_args(list(flags)))
 
-    assert choices() == ("v", "uniform")
+    assert choices() == ("flow", "uniform")
     assert choices("--schedule", "flow") == ("flow", "uniform")
     assert choices("--schedule", "edm") == ("edm", "log-normal")
     assert choices("--schedule", "edm", "--prediction", "v") == ("v", "log-normal")
