@@ -37,6 +37,7 @@ def repaint(
     known: Tensor,
     mask: Tensor,
     resamplings: int = 10,
+    variance: str = "small",
 ) -> Iterator[Tensor]:
     """RePaint (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1), with jumps of one step.
 
@@ -46,7 +47,7 @@ def repaint(
     """
     for cur, nxt in pairwise(levels):
         for again in range(resamplings, 0, -1):
-            (new,) = ddpm(denoise, x, [cur, nxt], noise_like)
+            (new,) = ddpm(denoise, x, [cur, nxt], noise_like, variance=variance)
             old = noised(known, nxt, noise_like(x)) if nxt.sigma > 0 else known
             x_nxt = torch.where(mask > 0.5, old, new)
             if again > 1 and nxt.sigma > 0:  # q(x_cur | x_nxt)

@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     add_seed_flag(what)
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=number(int, 2), default=100, metavar="N",
-                     help="steps of the ODE; the bound takes all T")
+                     help="steps of the ODE, at most T; the bound takes all T")
     how.add_argument("--batch-size", type=number(int, 1), default=32, metavar="N",
                      help="images that are computed at once")
     add_runtime_flags(parser, "fp32", "fp32 is what a likelihood needs")
@@ -85,7 +85,8 @@ def main(args) -> int:
     model, diffusion = restore(checkpoint, raw=args.raw)
     model = model.to(device, memory_format=memory_format(device))
     diffusion = diffusion.to(device)
-    data, split = held_out(config["data"], args.data_dir)
+    steps = min(args.steps, diffusion.timesteps)
+    data, split = held_out(config, args.data_dir)
     chosen = epoch_order(len(data.images), args.seed, 0)[: args.num_images]
     y = data.labels[chosen] if config["model"].get("num_classes") else None
     print(f"{args.checkpoint}: {config['data']['dataset']}, step {checkpoint['step']:,}")
@@ -116,13 +117,13 @@ def main(args) -> int:
     figures = {}
     if "bpd" in args.metrics:
         bound, bound_error = bits(variational_bound, "variational bound", diffusion.timesteps)
-        ode, ode_error = bits(flow_likelihood, "ODE", args.steps, steps=args.steps)
+        ode, ode_error = bits(flow_likelihood, "ODE", steps, steps=steps)
         figures |= {
             "bpd_bound": bound,
             "bpd_bound_standard_error": bound_error,
             "bpd_ode": ode,
             "bpd_ode_standard_error": ode_error,
-            "bpd_ode_steps": args.steps,
+            "bpd_ode_steps": steps,
         }
     figures |= {
         "checkpoint": str(args.checkpoint),
@@ -140,17 +141,25 @@ def main(args) -> int:
 
 def held_out(config: dict, data_dir: str | None) -> tuple[Images, str]:
     """Images that the model was not trained on, where its data set has some; and the split."""
-    source = pick(DATASETS, config["dataset"], "dataset")
+    trained = config["data"]
+    source = pick(DATASETS, trained["dataset"], "dataset")
     split = "test" if source.has_test else "train"
     data = load_dataset(
-        config["dataset"],
-        data_dir or config["data_dir"],
-        image_size=config["image_size"],
-        skip_bad_images=config["skip_bad_images"],
+        trained["dataset"],
+        data_dir or trained["data_dir"],
+        image_size=trained["image_size"],
+        skip_bad_images=trained["skip_bad_images"],
         split=split,
     )
+    if data.images.shape[1] != trained["image_channels"]:
+        raise ValueError(
+            f"the data has {data.images.shape[1]} channels, the checkpoint's network "
+            f"{trained['image_channels']}"
+        )
+    if config["model"].get("num_classes") and data.classes != trained["classes"]:
+        raise ValueError("the data has other classes than the checkpoint was trained with")
     if not source.has_test:
-        print(f"{config['dataset']} has no test split: these are images that the model has seen")
+        print(f"{trained['dataset']} has no test split: these are images that the model has seen")
     return data, split
 
 

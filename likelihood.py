@@ -67,7 +67,7 @@ def flow_likelihood(
     The network is called, and differentiated, twice a step; `done` is called after each step.
     """
     pixels = denoise.diffusion.clip
-    levels = denoise.diffusion.levels(steps, "uniform-logsnr")[-2::-1]  # from t = 0 to noise
+    levels = levels_from_data(denoise.diffusion, steps)
     x = x_0
     if pixels:
         x = x_0 + BIN * (torch.special.ndtr(noise_like(x_0)) - 0.5)
@@ -85,6 +85,13 @@ def flow_likelihood(
     log_p = -0.5 * (x / std).square().flatten(1).sum(dim=1) - dims * (log(std) + log(2 * pi) / 2)
     bits = -(log_p + change) / (dims * log(2))
     return bits - log(BIN) / log(2) if pixels else bits
+
+
+def levels_from_data(diffusion: GaussianDiffusion, steps: int) -> list[Level]:
+    """`steps` + 1 levels, or as many as there are, from t = 0 up, without pure noise: it has no
+    x / alpha."""
+    levels = diffusion.levels(min(steps + 1, diffusion.timesteps), "uniform-logsnr")
+    return [level for level in reversed(levels[:-1]) if level.alpha > 0]
 
 
 def eps_and_divergence(

@@ -42,7 +42,7 @@ def make_parser() -> Parser:
     how = parser.add_argument_group("how")
     how.add_argument("--sampler", choices=["auto", *names("samplers.py", "SAMPLERS")],
                      default="auto",
-                     help="the walk back from noise; auto is the best known for the checkpoint")
+                     help="the walk back from noise; auto is the best known")
     how.add_argument("--steps", type=number(int, 1), metavar="N",
                      help="steps of the walk, up to T (default: the sampler's)")
     how.add_argument("--spacing", choices=names("schedules.py", "SPACINGS"),
@@ -117,6 +117,15 @@ def parse_args(argv=None):
     for flag, mode in needs.items():
         if flag in args.given and not getattr(args, mode):
             parser.error(f"--{flag} is for --{mode.replace('_', '-')}")
+    unused = args.given & {"num_images", "batch_size", "seed", "show_intermediate", "animate"}
+    if args.invert and unused:
+        parser.error(f"--invert has no use for --{min(unused).replace('_', '-')}")
+    for flag in ("churn_min", "churn_max", "churn_noise"):
+        if flag in args.given and not args.churn:
+            parser.error(f"--{flag.replace('_', '-')} is for --churn")
+    for flag in ("guidance_interval", "guidance_rescale"):
+        if flag in args.given and args.guidance_scale == 1:
+            parser.error(f"--{flag.replace('_', '-')} is for a --guidance-scale other than 1")
     if args.inpaint and not args.mask:
         parser.error("--inpaint needs a --mask: white where the image is to be kept")
     return args
@@ -185,7 +194,11 @@ class Walk:
             known, mask = self.read(args.inpaint), (self.read(args.mask)[:, :1] + 1) / 2
             self.name = f"repaint of {args.inpaint}"
             self.walk = partial(
-                editing.repaint, known=known, mask=mask, resamplings=args.resamplings
+                editing.repaint,
+                known=known,
+                mask=mask,
+                resamplings=args.resamplings,
+                **options,
             )
         elif args.invert:
             self.image, self.count, self.columns = self.read(args.invert), 1, 2
@@ -238,7 +251,7 @@ def main(args) -> int:
     kept = moments(steps, MOMENTS if args.show_intermediate else 0)
     kept |= moments(steps, FRAMES if args.animate else 0)
     frames: dict[int, tuple[Tensor, Tensor]] = {}  # of the first batch: x_t, and x_0 in it
-    images, start = [], time.monotonic()
+    images, calls, start = [], 0, time.monotonic()
     bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
     for first in range(0, walk.count, args.batch_size):
         batch = range(first, min(first + args.batch_size, walk.count))
@@ -249,18 +262,20 @@ def main(args) -> int:
         with autocast(device, precision):
             for done, x in enumerate(walk.walk(denoise, x_t, walk.levels, noise_like)):
                 if first == 0 and done in kept:
-                    frames[done] = to_uint8(x_t).cpu(), to_uint8(denoise.x_0).cpu()
+                    seen = x_t / walk.levels[done].scale  # edm's would be far too bright
+                    frames[done] = to_uint8(seen).cpu(), to_uint8(denoise.x_0).cpu()
                 x_t = x
                 bar.update(len(batch))
         if first == 0 and kept:
             frames[steps] = to_uint8(x_t).cpu(), to_uint8(x_t).cpu()
         images.append(to_uint8(x_t).cpu())
+        calls += denoise.calls
     bar.close()
     seconds = time.monotonic() - start
 
     images = torch.cat(images)
     save(output, images, walk.columns)
-    print(f"{len(images)} images in {seconds:.1f} s, {denoise.calls} network calls: {output}")
+    print(f"{len(images)} images in {seconds:.1f} s, {calls} network calls: {output}")
     if args.show_intermediate:
         chosen = {done: frames[done] for done in moments(steps, MOMENTS)}
         folder = write_walk(output.parent / "intermediate", chosen, walk)
@@ -304,7 +319,8 @@ def invert(
     error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5
     print(
         f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
-        f"{error:.1f} of 255 grey levels; the noise's standard deviation is {noise.std():.2f}"
+        f"{error:.1f} of 255 grey levels; the noise's standard deviation is "
+        f"{noise.std() / walk.levels[0].scale:.2f}"
     )
     return torch.cat([walk.image, x])
 
@@ -324,14 +340,14 @@ def choose_sampler(args, diffusion: GaussianDiffusion) -> tuple[str, dict]:
         raise ValueError(f"--{flag} is not an option of the sampler {name}")
     if given.get("variance") == "learned" and not diffusion.learn_sigma:
         raise ValueError("--variance learned: the checkpoint was trained without --learn-sigma")
-    if name == "ddpm" and diffusion.learn_sigma and not args.inpaint:
+    if name == "ddpm" and diffusion.learn_sigma:
         given.setdefault("variance", "learned")
-    noisy = name in ("ddpm", "dpmpp_2m_sde") or any(
-        given.get(option) for option in ("eta", "churn", "mu")
-    )
-    if noisy and (args.interpolate or args.invert):
+    if args.interpolate or args.invert:
         mode = "--interpolate" if args.interpolate else "--invert"
-        raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; try ddim")
+        if name in ("ddpm", "dpmpp_2m_sde"):
+            raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; try ddim")
+        if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
+            raise ValueError(f"{mode} needs a walk without fresh noise: leave out --{noisy[0]}")
     if args.invert and name != "ddim":
         raise ValueError(f"--invert walks by ddim, not by --sampler {name}")
     return name, given
@@ -364,7 +380,17 @@ def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
                     "train.py --class-conditional makes one that does"
                 )
         return None, columns, count
+    if args.guidance_scale != 1 and config["train"]["label_dropout"] == 0:
+        raise ValueError(
+            "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has not "
+            "learned to do without a class"
+        )
+    given_images = args.start_from or args.inpaint or args.invert or args.interpolate
     if args.class_id is None:
+        if given_images and (args.guidance_scale != 1 or config["train"]["label_dropout"] == 0):
+            raise ValueError("give the --class-id of the images")
+        if given_images:  # of whatever class: the null label
+            return torch.full((count,), num_classes), columns, count
         return torch.arange(count) % num_classes, columns, count
     ids = list(range(num_classes)) if args.class_id == "all" else args.class_id
     if wrong := [i for i in ids if i >= num_classes]:
@@ -372,8 +398,12 @@ def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
         raise ValueError(f"--class-id {wrong[0]}: there are only the classes {names}")
     if len(ids) == 1:
         return torch.full((count,), ids[0]), columns, count
+    if args.interpolate or args.invert:
+        raise ValueError("--class-id: give one class, as all of these images share it")
     if "num_images" not in args.given:
         count = 8 * len(ids)
+    if count % len(ids):
+        raise ValueError(f"--num-images {count} cannot be shared evenly by {len(ids)} classes")
     columns = -(-count // len(ids))
     return torch.tensor(ids).repeat_interleave(columns)[:count], columns, count
 

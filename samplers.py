@@ -313,7 +313,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-AUTO = "dpmpp_2m_sde"  # drew the best digits for its calls; see the README's table
+AUTO = "dpmpp_2m_sde"  # drew the best digits for its calls
 
 
 def options_of(sampler: Callable) -> dict[str, float | str]:

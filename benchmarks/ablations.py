@@ -122,7 +122,7 @@ def main() -> None:
     log = args.output_dir / "ablations.jsonl"
     setting = {"images": args.images, "samples": args.samples, "spacing": args.spacing}
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    rows = [row for row in rows if row.items() >= setting.items()]
+    rows = [row for row in rows if row.items() >= setting.items() and row["seed"] < args.seeds]
     done = {(row["variant"], row["seed"]) for row in rows}
     measure = Measure(args.data_dir, args.samples)
     for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table

@@ -71,7 +71,7 @@ def trained(tmp_path_factory) -> Path:
 def conditional(tmp_path_factory) -> Path:
     """The checkpoint of a tiny class-conditional run on digits that learned its variance."""
     output = tmp_path_factory.mktemp("conditional")
-    arguments = [*TINY, "--max-steps", "5", "--output-dir", str(output)]
+    arguments = [*TINY, "--max-steps", "5", "--timesteps", "100", "--output-dir", str(output)]
     arguments += ["--class-conditional", "--learn-sigma"]
     assert flags.run(train.main, train.parse_args(arguments)) == 0
     return output / "model_final.pt"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import TINY
 from diffusion import GaussianDiffusion
 from likelihood import flow_likelihood, variational_bound
 from schedules import SCHEDULES
@@ -58,7 +59,7 @@ def test_the_ode_gives_the_entropy(denoise):
     bits = flow_likelihood(denoise, spread_data(2000), torch.randn_like, steps=200)
     assert bits.shape == (2000,)
     assert bits.mean().item() == pytest.approx(ENTROPY, abs=0.02)
-    assert denoise.calls == 2 * 199
+    assert denoise.calls == 2 * 200
 
 
 def test_the_ode_gives_the_density_of_each_point(denoise):
@@ -100,7 +101,7 @@ def test_pixels_cost_eight_bits_to_a_model_that_knows_nothing():
 
 def test_the_script(script, trained, conditional):
     for checkpoint in (trained / "model_final.pt", conditional):
-        flags = ["--num-images", 3, "--steps", 5, "--batch-size", 2]
+        flags = ["--num-images", 3, "--steps", 5]
         result = script("evaluate", "--checkpoint", checkpoint, *flags, "--output", "m.json")
         assert result.code == 0, result.err
         assert "variational bound: " in result.out
@@ -116,6 +117,26 @@ def test_held_out_images_are_the_test_split(real_data):
     from evaluate import held_out
 
     config = {"dataset": "mnist", "data_dir": str(real_data), "image_size": 28}
-    data, split = held_out({**config, "skip_bad_images": False}, None)
+    config |= {"skip_bad_images": False, "image_channels": 1}
+    data, split = held_out({"data": config, "model": {}}, None)
     assert split == "test"
     assert len(data.images) == 10_000
+
+
+def test_the_ode_takes_no_more_steps_than_there_are():
+    """And leaves out pure noise, where x / alpha has no value."""
+    diffusion = GaussianDiffusion("flow", 20, prediction="x_0", clip=False)
+    denoise = diffusion.denoiser(perfect(diffusion))
+    bits = flow_likelihood(denoise, spread_data(100), torch.randn_like, steps=50)
+    assert bits.isfinite().all()
+    assert denoise.calls == 2 * 18
+
+
+def test_other_classes_than_the_checkpoint_s_are_refused(script, image_folder):
+    flags = ["--dataset", "folder", "--image-size", 8, "--class-conditional", "--max-steps", 2]
+    assert script("train", *TINY, *flags, "--data-dir", image_folder, "--batch-size", 4).code == 0
+    (image_folder / "cats").rename(image_folder / "lions")
+    flags = ["--num-images", 2, "--steps", 2, "--data-dir", image_folder]
+    result = script("evaluate", "--checkpoint", "outputs/model_final.pt", *flags)
+    assert result.code == 2
+    assert "other classes than the checkpoint was trained with" in result.err

@@ -110,7 +110,7 @@ def test_all_steps(script, checkpoint):
         (["--guidance-scale", 2], 2, "--guidance-scale: this checkpoint knows no classes"),
         (["--sampler", "ddpm", "--variance", "learned"], 2, "trained without --learn-sigma"),
         (["--sampler", "ddpm", "--interpolate"], 2, "needs a sampler without fresh noise"),
-        (["--sampler", "ddim", "--eta", 0.5, "--interpolate"], 2, "without fresh noise"),
+        (["--sampler", "ddim", "--eta", 0.5, "--interpolate"], 2, "leave out --eta"),
         (["--sampler", "heun", "--invert", "i.png"], 2, "--invert walks by ddim"),
         (["--start-from", "i.png"], 1, "there is no image i.png"),
         (["--output", "x.txt"], 2, "x.txt: cannot write a picture of that ending"),
@@ -225,6 +225,24 @@ def test_classes_that_do_not_exist(script, conditional):
     assert "--class-id 10: there are only the classes 0 0, 1 1" in result.err
 
 
+def test_given_images_are_of_any_class_unless_one_is_named(script, conditional, picture):
+    flags = ["--checkpoint", conditional, "--steps", 3]
+    for mode in (["--interpolate"], ["--invert", "image.png"], ["--start-from", "image.png"]):
+        for name, options in {"any": [], "two": ["--class-id", 2]}.items():
+            result = script("sample", *flags, *mode, *options, "--output", f"{name}.npz")
+            assert result.code == 0, result.err
+        assert (pixels_of("any.npz") != pixels_of("two.npz")).any()
+    result = script("sample", *flags, "--interpolate", "--class-id", "1,2")
+    assert result.code == 2
+    assert "give one class" in result.err
+    result = script("sample", *flags, "--start-from", "image.png", "--guidance-scale", 2)
+    assert result.code == 2
+    assert "give the --class-id" in result.err
+    result = script("sample", *flags, "--class-id", "all", "--num-images", 15)
+    assert result.code == 2
+    assert "--num-images 15 cannot be shared evenly by 10 classes" in result.err
+
+
 def test_learned_variance_is_used_by_default(script, conditional):
     flags = ["--checkpoint", conditional, "--num-images", 3, "--steps", 5, "--sampler", "ddpm"]
     for name, options in [("default", []), ("learned", ["--variance", "learned"])]:
@@ -232,6 +250,16 @@ def test_learned_variance_is_used_by_default(script, conditional):
     assert script("sample", *flags, "--variance", "small", "--output", "small.npz").code == 0
     assert (pixels_of("default.npz") == pixels_of("learned.npz")).all()
     assert (pixels_of("default.npz") != pixels_of("small.npz")).any()
+
+
+def test_inpainting_takes_the_variance_too(script, conditional, picture):
+    flags = ["--checkpoint", conditional, "--num-images", 2, "--steps", 4]
+    flags += ["--inpaint", "image.png", "--mask", "mask.png", "--resamplings", 2]
+    for name in ("small", "large", "learned"):
+        result = script("sample", *flags, "--variance", name, "--output", f"{name}.npz")
+        assert result.code == 0, result.err
+    assert (pixels_of("small.npz") != pixels_of("large.npz")).any()
+    assert (pixels_of("small.npz") != pixels_of("learned.npz")).any()
 
 
 @pytest.fixture

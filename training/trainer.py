@@ -62,10 +62,14 @@ class Trainer:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        # fp16 leaves out an update whose gradients overflow: for all of the optimizers or for none,
+        # as clipping has spread the overflow to the gradients of all.
+        usable = not self.scaler.is_enabled() or bool(norm.isfinite())
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            self.scaler.step(optimizer)
+            if usable:
+                self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
         self.ema.update_parameters(self.model)
