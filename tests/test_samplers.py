@@ -146,7 +146,7 @@ def test_every_sampler_lands_on_a_mixture_of_gaussians(diffusion, name, options,
     torch.manual_seed(0)
     count = 4000
     data = [(0.3, -1.0, 0.1), (0.7, 0.6, 0.2)]
-    levels = diffusion.levels(300 if spacing == "trailing" else 100, spacing)
+    levels = diffusion.levels(200 if spacing == "trailing" else 80, spacing)
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     x = levels[0].scale * torch.special.ndtri(shares)  # evenly over the normal distribution
     denoise = Perfect(*data, diffusion=diffusion)
