@@ -60,15 +60,12 @@ class Denoise(Protocol):
 
     def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """(x_0, eps) that the network sees in x_t."""
-        ...
 
     def nearest(self, ratio: float) -> Level:
         """The level of the process whose sigma / alpha is nearest; only churn asks for it."""
-        ...
 
     def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """(x_0, eps, fraction) of a network that has learned its variance; only ddpm asks."""
-        ...
 
 
 def pick(table: dict, name: str, what: str):
@@ -215,19 +212,21 @@ class GaussianDiffusion(nn.Module):
         noise = self.sample_noise(x_0) if noise is None else noise
         x_t = self.q_sample(x_0, t, noise)
         out, fraction = self.split(call(model, self.scaled(x_t, t), t, y).float())
-        s = self.sigma_data
-        alpha, sigma = s * at(self.alpha, t, x_0), at(self.sigma, t, x_0)
-        x_0_hat = s * self.prediction.x_0(out, x_t, alpha, sigma)
+        alpha, sigma = at(self.alpha, t, x_0), at(self.sigma, t, x_0)
         if self.is_bound:
+            x_0_hat = self.x_0(out, x_t, alpha, sigma)
             return self.timesteps * self.bound(x_0_hat, fraction, x_0, x_t, t).mean()
+
+        s = self.sigma_data
         if self.weight is None:
-            error = out - self.prediction.target(x_0 / s, noise, alpha, sigma)
+            error = out - self.prediction.target(x_0 / s, noise, s * alpha, sigma)
             loss = error.square().mean()
         else:
-            error = (x_0_hat - x_0) / s
-            loss = (self.weight((alpha / sigma) ** 2) * error.square()).mean()
+            error = (self.x_0(out, x_t, alpha, sigma) - x_0) / s
+            loss = (self.weight((s * alpha / sigma) ** 2) * error.square()).mean()
         if self.learn_sigma:  # which the bound teaches, and the mean does not hear of
-            bound = self.timesteps * self.bound(x_0_hat.detach(), fraction, x_0, x_t, t).mean()
+            x_0_hat = self.x_0(out.detach(), x_t, alpha, sigma)
+            bound = self.timesteps * self.bound(x_0_hat, fraction, x_0, x_t, t).mean()
             loss = loss + 0.001 * bound
         return loss
 
@@ -285,7 +284,7 @@ class GaussianDiffusion(nn.Module):
 
     def nearest(self, ratio: float) -> Level:
         """The level whose sigma / alpha is nearest to `ratio`."""
-        t = schedules.nearest(self._ratio, torch.tensor([ratio], dtype=torch.float64))
+        t = schedules.nearest_index(self._ratio, torch.tensor([ratio], dtype=torch.float64))
         return self._levels[int(t)]
 
     def denoiser(self, model: nn.Module, y: Tensor | None = None, **guidance) -> "Denoiser":
@@ -297,7 +296,7 @@ class Denoiser:
     """A network as a function (x_t, level) -> (x_0, eps), without gradients.
 
     `eps` is derived again from the clipped x_0, so that the two always fit x_t. `calls` counts the
-    calls of the network.
+    calls of the network, and `seen` is the x_0 of the last.
 
     Args:
         diffusion, model: a process and the network that was trained for it.
@@ -329,7 +328,7 @@ class Denoiser:
         self.scale, self.interval = guidance_scale, guidance_interval
         self.rescale = guidance_rescale
         self.nearest = diffusion.nearest
-        self.calls = 0
+        self.calls, self.seen = 0, None
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -343,6 +342,7 @@ class Denoiser:
         x_0 = self.diffusion.x_0(out, x_t, level.alpha, level.sigma)
         if self.diffusion.clip:
             x_0 = x_0.clamp(-1, 1)
+        self.seen = x_0
         eps = (x_t - level.alpha * x_0) / level.sigma
         return x_0, eps, fraction
 

@@ -1,6 +1,6 @@
 """Measure a trained model."""
 
-from flags import Parser, add_runtime_flags, add_seed_flag, number, run
+from flags import Parser, add_checkpoint_flags, add_runtime_flags, number, run
 
 
 METRICS = ["bpd"]
@@ -16,17 +16,13 @@ def make_parser() -> Parser:
             "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd --num-images 256",
         ],
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    what = add_checkpoint_flags(parser)
     what.add_argument("--metrics", choices=METRICS, nargs="+", default=["bpd"],
                       help="what to measure")
     what.add_argument("--num-images", type=number(int, 2), default=32, metavar="N",
                       help="images of the data set to measure on, chosen by the seed")
     what.add_argument("--data-dir", metavar="DIR",
                       help="where the data set is (default: where the model was trained on it)")
-    what.add_argument("--raw", action="store_true",
-                      help="use the weights as trained, not their moving average")
-    add_seed_flag(what)
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=number(int, 2), default=100, metavar="N",
                      help="steps of the ODE, at most T; the bound takes all T")
@@ -70,7 +66,6 @@ from utils import (
     choose_device,
     choose_precision,
     describe,
-    memory_format,
     save_whole,
 )
 
@@ -82,9 +77,7 @@ def main(args) -> int:
     precision = choose_precision(args.precision, device)
     checkpoint = load_checkpoint(args.checkpoint)
     config = checkpoint["config"]
-    model, diffusion = restore(checkpoint, raw=args.raw)
-    model = model.to(device, memory_format=memory_format(device))
-    diffusion = diffusion.to(device)
+    model, diffusion = restore(checkpoint, device, raw=args.raw)
     steps = min(args.steps, diffusion.timesteps)
     data, split = held_out(config, args.data_dir)
     chosen = epoch_order(len(data.images), args.seed, 0)[: args.num_images]

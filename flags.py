@@ -136,6 +136,19 @@ def add_seed_flag(group) -> None:
     )
 
 
+def add_checkpoint_flags(parser: Parser):
+    """The flags of every script that opens a checkpoint. Returns their group."""
+    group = parser.add_argument_group("what")
+    group.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    group.add_argument(
+        "--raw",
+        action="store_true",
+        help="use the weights as trained, not their moving average",
+    )
+    add_seed_flag(group)
+    return group
+
+
 def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
     """The flags of every script that opens a data set. Returns their group."""
     group = parser.add_argument_group("data")

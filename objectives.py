@@ -1,7 +1,7 @@
 """What a network learns: its target, the weight of an error, and which noise it is shown."""
 
 from collections.abc import Callable
-from math import pi
+from math import inf, log, pi
 from typing import NamedTuple
 
 import torch
@@ -162,7 +162,7 @@ def gaussian_kl(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Te
 
 def gaussian_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """-log N(x; mean, var) in nats, element by element."""
-    return 0.5 * (log_var + torch.log(torch.tensor(2 * pi)) + (x - mean) ** 2 * (-log_var).exp())
+    return 0.5 * (log_var + log(2 * pi) + (x - mean) ** 2 * (-log_var).exp())
 
 
 def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -172,14 +172,10 @@ def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor
     2020, eq. 13).
     """
     std = (0.5 * log_var).exp()
-    upper = (x - mean + 1 / 255) / std
-    lower = (x - mean - 1 / 255) / std
+    upper = torch.where(x > 0.999, inf, (x - mean + 1 / 255) / std)
+    lower = torch.where(x < -0.999, -inf, (x - mean - 1 / 255) / std)
     # The far side of the bell is mirrored: differences of numbers near 1 would lose their digits.
     mirrored = lower > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
-    first, last = x < -0.999, x > 0.999
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    inside = log_upper + torch.log1p(-(log_lower - log_upper).exp().clamp(max=1 - 1e-6))
-    log_p_first = torch.special.log_ndtr((x - mean + 1 / 255) / std)
-    log_p_last = torch.special.log_ndtr(-(x - mean - 1 / 255) / std)
-    return -torch.where(first, log_p_first, torch.where(last, log_p_last, inside))
+    return -log_upper - torch.log1p(-(log_lower - log_upper).exp().clamp(max=1 - 1e-6))

@@ -1,6 +1,6 @@
 """Draw images from a trained model."""
 
-from flags import Parser, add_runtime_flags, add_seed_flag, names, number, run
+from flags import Parser, add_checkpoint_flags, add_runtime_flags, names, number, run
 
 MODES = ("start_from", "inpaint", "interpolate", "invert")  # walks that begin elsewhere
 
@@ -19,13 +19,9 @@ def make_parser() -> Parser:
             "python sample.py --checkpoint outputs/model_final.pt --sampler ddim --steps 20",
         ],
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    what = add_checkpoint_flags(parser)
     what.add_argument("--num-images", "--num-samples", type=number(int, 1), default=64, metavar="N",
                       help="how many (with several classes by default 8 of each)")
-    what.add_argument("--raw", action="store_true",
-                      help="use the weights as trained, not their moving average")
-    add_seed_flag(what)
 
     classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
     classes.add_argument("--class-id", type=class_ids, metavar="ID",
@@ -160,7 +156,6 @@ from utils import (
     describe,
     image_format,
     image_grid,
-    memory_format,
     save_animation,
     save_picture,
     save_whole,
@@ -178,22 +173,21 @@ class Walk:
 
     def __init__(self, args, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         data = config["data"]
-        self.args, self.diffusion, self.device = args, diffusion, device
+        self.args, self.device = args, device
         self.shape = (data["image_channels"], data["image_size"], data["image_size"])
-        self.sampler, options = choose_sampler(args, diffusion)
-        self.walk = partial(SAMPLERS[self.sampler], **options)
-        self.levels = choose_levels(args, diffusion, self.sampler)
+        self.name, options = choose_sampler(args, diffusion)
+        self.sampler = partial(SAMPLERS[self.name], **options)
+        self.levels = choose_levels(args, diffusion, self.name)
         self.y, self.columns, self.count = choose_classes(args, config)
-        self.name = self.sampler
         if args.start_from:
             self.image = self.read(args.start_from)
             self.levels = editing.partway(self.levels, args.strength)
-            self.name = f"{args.start_from} with {self.sampler}"
+            self.name = f"{args.start_from} with {self.name}"
         elif args.inpaint:
             require_same_size(Path(args.inpaint), Path(args.mask))
             known, mask = self.read(args.inpaint), (self.read(args.mask)[:, :1] + 1) / 2
             self.name = f"repaint of {args.inpaint}"
-            self.walk = partial(
+            self.sampler = partial(
                 editing.repaint,
                 known=known,
                 mask=mask,
@@ -231,9 +225,7 @@ def main(args) -> int:
     precision = choose_precision(args.precision, device)
     checkpoint = load_checkpoint(args.checkpoint)
     config = checkpoint["config"]
-    model, diffusion = restore(checkpoint, raw=args.raw)
-    model = model.to(device, memory_format=memory_format(device))
-    diffusion = diffusion.to(device)
+    model, diffusion = restore(checkpoint, device, raw=args.raw)
     walk = Walk(args, diffusion, config, device)
     denoiser = partial(diffusion.denoiser, model, **guidance(args))
 
@@ -257,13 +249,13 @@ def main(args) -> int:
         batch = range(first, min(first + args.batch_size, walk.count))
         noise_like = NoisePerImage(args.seed, batch)
         y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
-        denoise = Watched(denoiser(y))
+        denoise = denoiser(y)
         x_t = walk.start(batch, noise_like)
         with autocast(device, precision):
-            for done, x in enumerate(walk.walk(denoise, x_t, walk.levels, noise_like)):
+            for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
                 if first == 0 and done in kept:
                     seen = x_t / walk.levels[done].scale  # edm's would be far too bright
-                    frames[done] = to_uint8(seen).cpu(), to_uint8(denoise.x_0).cpu()
+                    frames[done] = to_uint8(seen).cpu(), to_uint8(denoise.seen).cpu()
                 x_t = x
                 bar.update(len(batch))
         if first == 0 and kept:
@@ -287,26 +279,6 @@ def main(args) -> int:
     return 0
 
 
-class Watched:
-    """A denoiser that remembers the last x_0 that it saw."""
-
-    def __init__(self, denoise: Denoiser):
-        self.denoise, self.x_0 = denoise, None
-        self.nearest = denoise.nearest
-
-    def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        self.x_0, eps = self.denoise(x_t, level)
-        return self.x_0, eps
-
-    def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        self.x_0, eps, fraction = self.denoise.with_variance(x_t, level)
-        return self.x_0, eps, fraction
-
-    @property
-    def calls(self) -> int:
-        return self.denoise.calls
-
-
 def invert(
     walk: Walk, denoiser: Callable[..., Denoiser], device: torch.device, precision: str
 ) -> Tensor:
@@ -315,7 +287,7 @@ def invert(
     denoise = denoiser(y)
     with autocast(device, precision):
         *_, noise = editing.invert(denoise, walk.image, walk.levels)
-        *_, x = walk.walk(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
+        *_, x = walk.sampler(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
     error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5
     print(
         f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
@@ -404,8 +376,8 @@ def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
         count = 8 * len(ids)
     if count % len(ids):
         raise ValueError(f"--num-images {count} cannot be shared evenly by {len(ids)} classes")
-    columns = -(-count // len(ids))
-    return torch.tensor(ids).repeat_interleave(columns)[:count], columns, count
+    columns = count // len(ids)
+    return torch.tensor(ids).repeat_interleave(columns), columns, count
 
 
 def guidance(args) -> dict:

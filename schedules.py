@@ -132,13 +132,15 @@ def quadratic_spacing(ratio: Tensor, steps: int) -> Tensor:
 def uniform_logsnr(ratio: Tensor, steps: int) -> Tensor:
     """Evenly in log-SNR, from sigma / alpha = 80 or less (Lu et al. 2022, arXiv:2206.00927)."""
     top = ratio.clamp(max=SIGMA_MAX)[-1].log()
-    return nearest(ratio, torch.linspace(top, ratio[0].log(), steps, dtype=torch.float64).exp())
+    return nearest_index(
+        ratio, torch.linspace(top, ratio[0].log(), steps, dtype=torch.float64).exp()
+    )
 
 
 def karras(ratio: Tensor, steps: int) -> Tensor:
     """(sigma / alpha)^(1/7) on a line, from 80 or less (Karras et al. 2022, eq. 5)."""
     top = ratio.clamp(max=SIGMA_MAX)[-1] ** (1 / RHO)
-    return nearest(ratio, torch.linspace(top, ratio[0] ** (1 / RHO), steps) ** RHO)
+    return nearest_index(ratio, torch.linspace(top, ratio[0] ** (1 / RHO), steps) ** RHO)
 
 
 SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -150,7 +152,7 @@ SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def nearest(ratio: Tensor, wanted: Tensor) -> Tensor:
+def nearest_index(ratio: Tensor, wanted: Tensor) -> Tensor:
     """Indices of the entries of an ascending table that are nearest, in their logarithm."""
     log = ratio.log()
     middles = (log[1:] + log[:-1]) / 2

@@ -2,18 +2,19 @@
 
     python benchmarks/ablations.py
 
-Trains a small network on MNIST at 16 x 16 for the same number of images each time, draws images,
-and measures their energy distance to images of the test set in the features of a small classifier,
-for several seeds. The floor is that distance for as many training images. Writes ablations.md, and
-a row of ablations.jsonl for each run, to --output-dir; with the same folder it goes on where it
-was.
+Lets train.py train a small network on MNIST at 16 x 16 for the same number of images each time,
+draws images, and measures their energy distance to images of the test set in the features of a
+small classifier, for several seeds. The floor is that distance for as many training images. Writes
+ablations.md, and a row of ablations.jsonl for each run, to --output-dir; with the same folder it
+goes on where it was.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,13 +23,11 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor
 
-import train
 from benchmarks.features import train_classifier
-from data import epoch_order, load_dataset, to_unit
+from data import load_dataset, to_unit
 from metrics import energy_distance
 from samplers import AUTO, SAMPLERS
-from training.plan import learning_rate
-from training.trainer import Trainer
+from training.checkpoint import load_checkpoint, restore
 from utils import NoisePerImage, autocast, choose_device, choose_precision, describe
 
 BASE = ["--channels", "32", "--image-size", "16", "--warmup-steps", "50"]
@@ -68,7 +67,8 @@ class Measure:
             load_dataset("mnist", data_dir, image_size=16, download=False, split=split)
             for split in ("train", "test")
         )
-        self.device, self.count = choose_device("auto"), count
+        self.device = choose_device("auto")
+        self.precision = choose_precision("auto", self.device)
         self.classifier, self.accuracy = train_classifier(self.data, self.test, self.device)
         self.real = self.classifier.features(to_unit(self.test.images))
         self.floor = self.distance(to_unit(self.data.images[:count]))
@@ -77,33 +77,25 @@ class Measure:
         return energy_distance(self.classifier.features(x), self.real)
 
 
-def run(flags: list[str], seed: int, images: int, measure: Measure, args) -> dict:
-    """Train one variant and measure it."""
-    options = train.parse_args(
-        ["--dataset", "mnist", "--data-dir", args.data_dir, "--seed", str(seed), *BASE, *flags]
-    )
-    device, data = measure.device, measure.data
-    precision = choose_precision("auto", device)
-    config = train.make_config(options, data)
-    trainer = Trainer(config, device, precision, compiled=False)
-    batch = options.batch_size
-    steps, per_epoch = images // batch, len(data.images) // batch
-    start = time.monotonic()
-    for step in range(steps):
-        epoch, i = divmod(step, per_epoch)
-        if i == 0:
-            order = epoch_order(len(data.images), seed, epoch)
-        chosen = data.images[order[i * batch : (i + 1) * batch]]
-        trainer.update(chosen, None, learning_rate(step, steps, config["train"]))
-    seconds = time.monotonic() - start
+def run(flags: list[str], seed: int, args, measure: Measure) -> dict:
+    """Train one variant by train.py, and measure what it draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), "--dataset", "mnist", "--no-download"]
+        command += ["--data-dir", args.data_dir, "--output-dir", folder, "--seed", str(seed)]
+        command += ["--sample-interval", "0", "--save-interval", "0", *BASE]
+        batch = int(flags[flags.index("--batch-size") + 1]) if "--batch-size" in flags else 128
+        command += ["--batch-size", str(batch), "--max-steps", str(args.images // batch), *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # its progress is seen
+        checkpoint = load_checkpoint(Path(folder) / "model_final.pt")
 
-    denoise = trainer.diffusion.denoiser(trainer.ema.module)
-    levels = trainer.diffusion.levels(STEPS, args.spacing)
-    noise = NoisePerImage(seed, range(measure.count))
-    x = levels[0].scale * noise.draw(data.images.shape[1:]).to(device)
-    with autocast(device, precision):
-        *_, x = SAMPLERS[SAMPLER](denoise, x, levels, noise)
-    return {"distance": measure.distance(x.clamp(-1, 1).cpu()), "seconds": seconds}
+    model, diffusion = restore(checkpoint, measure.device)
+    levels = diffusion.levels(STEPS, args.spacing)
+    noise = NoisePerImage(seed, range(args.samples))
+    x = levels[0].scale * noise.draw(measure.data.images.shape[1:]).to(measure.device)
+    with autocast(measure.device, measure.precision):
+        *_, x = SAMPLERS[SAMPLER](diffusion.denoiser(model), x, levels, noise)
+    distance = measure.distance(x.clamp(-1, 1).cpu())
+    return {"distance": distance, "seconds": checkpoint["seconds"]}
 
 
 def main() -> None:
@@ -122,24 +114,30 @@ def main() -> None:
     log = args.output_dir / "ablations.jsonl"
     setting = {"images": args.images, "samples": args.samples, "spacing": args.spacing}
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    rows = [row for row in rows if row.items() >= setting.items() and row["seed"] < args.seeds]
+    rows = [
+        row
+        for row in rows
+        if row.items() >= setting.items()
+        and row["seed"] < args.seeds
+        and row["flags"] == BASE + VARIANTS.get(row["variant"], [])  # as they are now
+    ]
     done = {(row["variant"], row["seed"]) for row in rows}
     measure = Measure(args.data_dir, args.samples)
     for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
         for variant in args.only:
             if (variant, seed) in done:
                 continue
-            result = run(VARIANTS[variant], seed, args.images, measure, args)
-            rows.append({"variant": variant, "seed": seed, **setting, **result})
+            result = run(VARIANTS[variant], seed, args, measure)
+            flags = BASE + VARIANTS[variant]
+            rows.append({"variant": variant, "flags": flags, "seed": seed, **setting, **result})
             with open(log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(f"{variant}, seed {seed}: {result['distance']:.4f}", flush=True)
-    device = measure.device
     head = (
         f"Energy distance to the test images in the features of a classifier (right on "
         f"{100 * measure.accuracy:.1f} % of them), {args.samples:,} samples by {SAMPLER} with "
         f"{STEPS} steps, after {args.images:,} images of training, {args.seeds} seeds, "
-        f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as many "
+        f"{describe(measure.device, measure.precision)}, torch {torch.__version__}; as many "
         f"training images: {measure.floor:.4f}."
     )
     text = f"{head}\n\n{table(rows, args.only)}\n"

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from benchmarks.features import train_classifier
 from data import load_dataset
-from diffusion import GaussianDiffusion
 from metrics import energy_distance
 from samplers import SAMPLERS
 from schedules import SPACINGS
@@ -33,7 +32,6 @@ from utils import (
     choose_device,
     choose_precision,
     describe,
-    memory_format,
 )
 
 NFE = [5, 6, 8, 10, 15, 20, 35, 50, 100]
@@ -66,11 +64,8 @@ class Bench:
         self.device = choose_device("auto")
         self.precision = choose_precision(args.precision, self.device)
         checkpoint = load_checkpoint(args.checkpoint)
-        model, diffusion = restore(checkpoint)
-        self.model = Timed(
-            model.to(self.device, memory_format=memory_format(self.device)), self.device
-        )
-        self.diffusion: GaussianDiffusion = diffusion.to(self.device)
+        model, self.diffusion = restore(checkpoint, self.device)
+        self.model = Timed(model, self.device)
         data = checkpoint["config"]["data"]
         self.shape = (data["image_channels"], data["image_size"], data["image_size"])
         self.count, self.batch = args.num_images, args.batch_size

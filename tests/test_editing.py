@@ -6,9 +6,9 @@ from torch.testing import assert_close
 
 from diffusion import GaussianDiffusion
 from editing import invert, noised, partway, repaint, slerp
+from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import ddim, heun
 from schedules import SCHEDULES
-from test_samplers import Perfect, exact, gaussian, last, noise_from
 
 
 @pytest.fixture(params=SCHEDULES)

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from diffusion import GaussianDiffusion, Level
+from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import (
     SAMPLERS,
     ddim,
@@ -26,48 +27,6 @@ ORDERS = {"ddim": 1, "euler": 1, "gamma": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m
 @pytest.fixture(params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
     return GaussianDiffusion(request.param, prediction="v")
-
-
-def last(iterator):
-    *_, x = iterator
-    return x
-
-
-def noise_from(seed: int):
-    """noise_like with its own stream, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-
-def exact(x_0):
-    """The denoiser of data that is the one point x_0."""
-    return lambda x_t, level: (x_0, (x_t - level.alpha * x_0) / level.sigma)
-
-
-class Perfect:
-    """The denoiser E[x_0 | x_t] of data from a mixture of Gaussians (weight, mean, std)."""
-
-    def __init__(self, *components: tuple[float, float, float], diffusion=None):
-        self.components, self.calls = components, []
-        self.nearest = diffusion and diffusion.nearest
-
-    def __call__(self, x_t, level):
-        self.calls.append(level)
-        alpha, sigma = level.alpha, level.sigma
-        log_weights, means = [], []
-        for weight, mean, std in self.components:
-            variance = alpha**2 * std**2 + sigma**2
-            log_weights.append(
-                math.log(weight) - math.log(variance) / 2 - (x_t - alpha * mean) ** 2 / 2 / variance
-            )
-            means.append(mean + alpha * std**2 / variance * (x_t - alpha * mean))
-        weights = torch.stack(log_weights).softmax(dim=0)
-        x_0 = (weights * torch.stack(means)).sum(dim=0)
-        return x_0, (x_t - alpha * x_0) / sigma
-
-
-def gaussian(mean: float, std: float, diffusion=None) -> Perfect:
-    return Perfect((1.0, mean, std), diffusion=diffusion)
 
 
 def walk_in_equal_steps(steps: int, high: float, low: float, of) -> list[Level]:
@@ -232,6 +191,28 @@ def test_churn_raises_the_noise_level_where_it_is_asked_to(sampler):
     assert len(seen) == len(inside)
     for churned, level in zip(seen, inside, strict=True):
         assert churned.ratio == pytest.approx(1.2 * level.ratio, rel=0.006)  # half a table step
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_churn_noise_scales_the_fresh_noise(sampler):
+    """Karras et al. 2022, algorithm 2, line 6: x + sqrt(sigma_hat^2 - sigma^2) S_noise noise."""
+    diffusion = GaussianDiffusion("edm", prediction="edm", sigma_data=0.5)
+    levels = [diffusion.nearest(ratio) for ratio in (2.0, 1.0)]
+    x, noise = torch.randn(2, 4, 2, dtype=torch.float64)
+    for churn_noise in (0.0, 1.0, 1.007):
+        seen = []
+        denoise = gaussian(0.3, 0.5, diffusion)
+
+        def watch(x_t, level, denoise=denoise, seen=seen):
+            seen.append((x_t, level))
+            return denoise(x_t, level)
+
+        watch.nearest = diffusion.nearest
+        last(sampler(watch, x, levels, lambda x: noise, churn=0.2, churn_noise=churn_noise))
+        x_hat, level = seen[0]
+        extra = math.sqrt(level.sigma**2 - levels[0].sigma ** 2)
+        assert extra > 0
+        assert_close(x_hat, x + churn_noise * extra * noise)
 
 
 def test_sde_of_two_steps_begins_as_ddpm(diffusion):

@@ -16,7 +16,7 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import save_whole
+from utils import memory_format, save_whole
 
 FORMAT = 2
 KEYS = {"format", "step", "seconds", "config", "model", "ema", "optimizer", "scaler"}
@@ -57,8 +57,10 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     return checkpoint
 
 
-def restore(checkpoint: dict, *, raw: bool = False) -> tuple[nn.Module, GaussianDiffusion]:
-    """The network, ready to sample, and the process of a checkpoint.
+def restore(
+    checkpoint: dict, device: torch.device | str = "cpu", *, raw: bool = False
+) -> tuple[nn.Module, GaussianDiffusion]:
+    """The network, ready to sample, and the process of a checkpoint, both on a device.
 
     With `raw` the network has the weights as trained, otherwise their moving average.
     Raises CheckpointError where weights and configuration do not fit each other.
@@ -70,7 +72,9 @@ def restore(checkpoint: dict, *, raw: bool = False) -> tuple[nn.Module, Gaussian
         diffusion = GaussianDiffusion(**config["diffusion"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint contradicts itself: {error}") from None
-    return model.eval().requires_grad_(False), diffusion
+    device = torch.device(device)
+    model = model.eval().requires_grad_(False).to(device, memory_format=memory_format(device))
+    return model, diffusion.to(device)
 
 
 def step_of(path: Path) -> int:
