@@ -1,6 +1,6 @@
-"""Data sets. Each becomes one uint8 tensor in memory, so that training never decodes an image.
+"""Data sets. Each becomes one tensor in memory, so that training never decodes an image.
 
-To add one: write a function `Request -> Images` and add a line to `DATASETS`.
+To add one: write a function `Request -> Data` and add a line to `DATASETS`.
 """
 
 import gzip
@@ -11,9 +11,10 @@ import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import pick
+from points import POINT_SETS, draw_points
 from utils import derive_seed
 
 DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
 MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
 FOLDER_SIZE = 64  # pixels that `folder` resizes to where no size is asked for
+NUM_POINTS = 25_600
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -48,10 +51,10 @@ class MissingData(DataError):
     """Data that is not there and was not downloaded."""
 
 
-class Images(NamedTuple):
+class Data(NamedTuple):
     """A data set in memory."""
 
-    images: Tensor  # uint8 (N, C, H, W)
+    items: Tensor  # images, uint8 (N, C, H, W), or points, float32 (N, 2)
     labels: Tensor | None  # int64 (N,)
     classes: list[str]  # names of the labels
     note: str = ""  # what its user should know: files that were left out, say
@@ -69,8 +72,9 @@ class Request(NamedTuple):
 
 
 class Source(NamedTuple):
-    load: Callable[[Request], Images]
-    flip: bool  # does an image stay plausible when mirrored?
+    load: Callable[[Request], Data]
+    shape: tuple[int, ...]  # of one item: (C, H, W), as far as that is known without loading
+    flip: bool = False  # does an image stay plausible when mirrored?
     has_test: bool = False  # is there a test split?
 
 
@@ -83,7 +87,7 @@ def load_dataset(
     skip_bad_images: bool = False,
     split: str = "train",
     progress: Callable[..., Iterable] = lambda items, **_: items,
-) -> Images:
+) -> Data:
     """The images of a data set, resized where a size is given.
 
     Args:
@@ -102,22 +106,24 @@ def load_dataset(
     source = pick(DATASETS, name, "dataset")
     request = Request(Path(data_dir), image_size, download, skip_bad_images, split, progress)
     data = source.load(request)
-    if image_size and data.images.shape[-1] != image_size:
-        data = data._replace(images=resized(data.images, image_size))
+    if image_size and name in POINT_SETS:
+        raise ValueError(f"{name} has no image size: it is points")
+    if image_size and data.items.shape[-1] != image_size:
+        data = data._replace(items=resized(data.items, image_size))
     return data
 
 
-def mnist(request: Request) -> Images:
+def mnist(request: Request) -> Data:
     """MNIST: 60,000 handwritten digits, 28 x 28, grey (LeCun et al. 1998)."""
     return idx_images(MNIST, request)
 
 
-def fashion_mnist(request: Request) -> Images:
+def fashion_mnist(request: Request) -> Data:
     """Fashion-MNIST: 60,000 pieces of clothing, 28 x 28, grey (Xiao et al. 2017)."""
     return idx_images(FASHION_MNIST, request)
 
 
-def cifar10(request: Request) -> Images:
+def cifar10(request: Request) -> Data:
     """CIFAR-10: 50,000 photographs, 32 x 32, colour (Krizhevsky 2009)."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import extract_archive
@@ -142,23 +148,23 @@ def cifar10(request: Request) -> Images:
 
     data = CIFAR10(str(request.data_dir), train=request.split == "train", download=False)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return Images(images, torch.tensor(data.targets), data.classes)
+    return Data(images, torch.tensor(data.targets), data.classes)
 
 
-def digits(request: Request) -> Images:
+def digits(request: Request) -> Data:
     """1,797 scanned digits, 8 x 8, grey, that come with scikit-learn: no network is needed."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)
-    return Images(
+    return Data(
         torch.from_numpy(images)[:, None],
         torch.from_numpy(bunch.target).long(),
         [str(name) for name in bunch.target_names],
     )
 
 
-def folder(request: Request) -> Images:
+def folder(request: Request) -> Data:
     """Any folder of images, cropped to their central square.
 
     Subfolders are classes, unless images lie beside them. Grey if every image is.
@@ -198,16 +204,33 @@ def folder(request: Request) -> Images:
     classes = [] if flat else sorted({p[0] for p in parts})
     labels = None if flat else torch.tensor([classes.index(p[0]) for p in parts])
     note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
-    return Images(pixels, labels, classes, note)
+    return Data(pixels, labels, classes, note)
+
+
+def points(name: str, request: Request) -> Data:
+    """25,600 points of a set of `points.py`; as many others for the test split."""
+    items, labels = draw_points(name, NUM_POINTS, {"train": 0, "test": 1}[request.split])
+    count = 0 if labels is None else labels.max() + 1
+    return Data(
+        torch.from_numpy(items),
+        None if labels is None else torch.from_numpy(labels),
+        [str(label) for label in range(count)],
+    )
 
 
 DATASETS: dict[str, Source] = {
-    "mnist": Source(mnist, flip=False, has_test=True),
+    "mnist": Source(mnist, (1, 28, 28), has_test=True),
     # In Fashion-MNIST every shoe points to the left.
-    "fashion_mnist": Source(fashion_mnist, flip=False, has_test=True),
-    "cifar10": Source(cifar10, flip=True, has_test=True),
-    "digits": Source(digits, flip=False),
-    "folder": Source(folder, flip=True),
+    "fashion_mnist": Source(fashion_mnist, (1, 28, 28), has_test=True),
+    "cifar10": Source(cifar10, (3, 32, 32), flip=True, has_test=True),
+    "digits": Source(digits, (1, 8, 8)),
+    "folder": Source(folder, (3, FOLDER_SIZE, FOLDER_SIZE), flip=True),
+    "moons": Source(partial(points, "moons"), (2,), has_test=True),
+    "swissroll": Source(partial(points, "swissroll"), (2,), has_test=True),
+    "circles": Source(partial(points, "circles"), (2,), has_test=True),
+    "spiral": Source(partial(points, "spiral"), (2,), has_test=True),
+    "checkerboard": Source(partial(points, "checkerboard"), (2,), has_test=True),
+    "gaussians": Source(partial(points, "gaussians"), (2,), has_test=True),
 }
 
 
@@ -251,7 +274,7 @@ FASHION_MNIST = IdxSet(
 )
 
 
-def idx_images(spec: IdxSet, request: Request) -> Images:
+def idx_images(spec: IdxSet, request: Request) -> Data:
     raw = request.data_dir / spec.torchvision / "raw"
     folders = [raw, *([spec.also[0]] if spec.also else [])]
 
@@ -279,7 +302,7 @@ def idx_images(spec: IdxSet, request: Request) -> Images:
         contents.append(content)
     images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer(contents[1], np.uint8, offset=8).astype(np.int64)
-    return Images(torch.from_numpy(images.copy()), torch.from_numpy(labels), spec.classes)
+    return Data(torch.from_numpy(images.copy()), torch.from_numpy(labels), spec.classes)
 
 
 def read(path: Path) -> bytes:
@@ -463,16 +486,32 @@ def flipped(images: Tensor) -> Tensor:
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 images in 0 ... 255 as floats in [-1, 1]."""
-    return images.float() / 127.5 - 1
+def to_unit(items: Tensor) -> Tensor:
+    """uint8 images in 0 ... 255 as floats in [-1, 1]; points as they are."""
+    return items.float() / 127.5 - 1 if items.dtype == torch.uint8 else items
+
+
+def shape_config(shape: Sequence[int]) -> dict:
+    """The shape of an item, (C, H, W) or (2,), as networks and checkpoints are told it."""
+    if len(shape) == 1:
+        return {"dim": shape[0]}
+    return {"image_size": shape[-1], "image_channels": shape[0]}
+
+
+def item_shape(config: dict) -> tuple[int, ...]:
+    """The shape of an item of a checkpoint's `config["data"]`: the inverse of `shape_config`."""
+    if "dim" in config:
+        return (config["dim"],)
+    return (config["image_channels"], config["image_size"], config["image_size"])
 
 
 def standard_deviation(images: Tensor) -> float:
-    """That of uint8 images (N, C, H, W) in [-1, 1], over all their pixels.
+    """That of uint8 images (N, C, H, W) in [-1, 1], over all their pixels, or of points.
 
-    Counted in whole numbers: a resumed run must find the very same, on whatever machine.
+    Pixels are counted in whole numbers: a resumed run must find the very same, on whatever machine.
     """
+    if images.dtype != torch.uint8:
+        return round(images.double().std().item(), 6)
     counts = sum(torch.bincount(part.flatten(), minlength=256) for part in images.split(4096))
     count, values = images.numel(), range(256)
     first = sum(v * n for v, n in zip(values, counts.tolist(), strict=True))

@@ -55,7 +55,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Images, epoch_order, load_dataset, to_unit
+from data import DATASETS, Data, epoch_order, item_shape, load_dataset, to_unit
 from diffusion import pick
 from likelihood import flow_likelihood, variational_bound
 from training.checkpoint import load_checkpoint, restore
@@ -80,10 +80,10 @@ def main(args) -> int:
     model, diffusion = restore(checkpoint, device, raw=args.raw)
     steps = min(args.steps, diffusion.timesteps)
     data, split = held_out(config, args.data_dir)
-    chosen = epoch_order(len(data.images), args.seed, 0)[: args.num_images]
+    chosen = epoch_order(len(data.items), args.seed, 0)[: args.num_images]
     y = data.labels[chosen] if config["model"].get("num_classes") else None
     print(f"{args.checkpoint}: {config['data']['dataset']}, step {checkpoint['step']:,}")
-    print(f"{len(chosen)} {split} images, {describe(device, precision)}", flush=True)
+    print(f"{len(chosen)} items of the {split} split, {describe(device, precision)}", flush=True)
 
     def bits(
         measure: Callable[..., Tensor], name: str, calls: int, **options
@@ -94,7 +94,7 @@ def main(args) -> int:
         bar = tqdm(total=calls * len(batches), desc=name, disable=not sys.stderr.isatty())
         for first in batches:
             part = slice(first, first + args.batch_size)
-            x_0 = to_unit(data.images[chosen[part]].to(device))
+            x_0 = to_unit(data.items[chosen[part]].to(device))
             labels = None if y is None else y[part].to(device)
             noise_like = NoisePerImage(args.seed, range(first, first + len(x_0)))
             denoise = diffusion.denoiser(model, labels)
@@ -132,7 +132,7 @@ def main(args) -> int:
     return 0
 
 
-def held_out(config: dict, data_dir: str | None) -> tuple[Images, str]:
+def held_out(config: dict, data_dir: str | None) -> tuple[Data, str]:
     """Images that the model was not trained on, where its data set has some; and the split."""
     trained = config["data"]
     source = pick(DATASETS, trained["dataset"], "dataset")
@@ -140,15 +140,13 @@ def held_out(config: dict, data_dir: str | None) -> tuple[Images, str]:
     data = load_dataset(
         trained["dataset"],
         data_dir or trained["data_dir"],
-        image_size=trained["image_size"],
+        image_size=trained.get("image_size"),
         skip_bad_images=trained["skip_bad_images"],
         split=split,
     )
-    if data.images.shape[1] != trained["image_channels"]:
-        raise ValueError(
-            f"the data has {data.images.shape[1]} channels, the checkpoint's network "
-            f"{trained['image_channels']}"
-        )
+    if data.items.shape[1:] != item_shape(trained):
+        has, wants = (" x ".join(map(str, s)) for s in (data.items.shape[1:], item_shape(trained)))
+        raise ValueError(f"the data's shape is {has}, that of the checkpoint's network {wants}")
     if config["model"].get("num_classes") and data.classes != trained["classes"]:
         raise ValueError("the data has other classes than the checkpoint was trained with")
     if not source.has_test:

@@ -1,4 +1,4 @@
-"""Draw images from a trained model."""
+"""Draw images, or points, from a trained model."""
 
 from flags import Parser, add_checkpoint_flags, add_runtime_flags, names, number, run
 
@@ -13,15 +13,15 @@ def class_ids(text: str) -> str | list[int]:
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
-        "Draw images from a checkpoint; the checkpoint says all that is needed about its network.",
+        "Draw images, or points, from a checkpoint, which says all that is needed of its network.",
         [
             "python sample.py --checkpoint outputs/model_final.pt",
             "python sample.py --checkpoint outputs/model_final.pt --sampler ddim --steps 20",
         ],
     )
     what = add_checkpoint_flags(parser)
-    what.add_argument("--num-images", "--num-samples", type=number(int, 1), default=64, metavar="N",
-                      help="how many (with several classes by default 8 of each)")
+    what.add_argument("--num-images", "--num-samples", type=number(int, 1), metavar="N",
+                      help="how many (default: 64, with several classes 8 of each; 2000 points)")
 
     classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
     classes.add_argument("--class-id", type=class_ids, metavar="ID",
@@ -45,8 +45,9 @@ def make_parser() -> Parser:
                      help="which timesteps the steps visit (default: the sampler's)")
     how.add_argument("--timesteps", type=number(int, 2), metavar="T",
                      help="steps of the forward process; checked against the checkpoint's")
-    how.add_argument("--batch-size", type=number(int, 1), default=64, metavar="N",
-                     help="images that are computed at once; does not change them")
+    how.add_argument("--batch-size", type=number(int, 1), metavar="N",
+                     help="how many are computed at once; does not change them (default: 64; "
+                     "2000 points)")
 
     options = parser.add_argument_group("options of single samplers")
     options.add_argument("--eta", type=number(float, 0, 1), metavar="X",
@@ -91,7 +92,7 @@ def make_parser() -> Parser:
     output = parser.add_argument_group("output")
     output.add_argument("--output", default="outputs/generated_samples.png", metavar="FILE",
                         help="a picture of all images, or, if it ends in .npz, their pixels: "
-                        "uint8 arr_0 of shape N, H, W, C")
+                        "uint8 arr_0 of shape N, H, W, C; of points, float32 of N, 2")
     output.add_argument("--show-intermediate", action="store_true",
                         help="also write the walk, x_t and the x_0 that the network sees in it: "
                         "intermediate/step_XXXX.png, x_0_XXXX.png and filmstrips beside the output")
@@ -143,8 +144,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import editing
-from data import read_image, require_same_size, to_uint8, to_unit
+from data import item_shape, load_dataset, read_image, require_same_size, to_unit
 from diffusion import Denoiser, GaussianDiffusion, Level
+from pictures import image_format, pictures_of, save_animation, save_picture, square
 from samplers import AUTO, SAMPLERS, options_of
 from training.checkpoint import load_checkpoint, restore
 from utils import (
@@ -154,12 +156,7 @@ from utils import (
     choose_device,
     choose_precision,
     describe,
-    image_format,
-    image_grid,
-    save_animation,
-    save_picture,
     save_whole,
-    square,
 )
 
 MOMENTS = 10  # pictures of the walk that --show-intermediate writes
@@ -168,13 +165,20 @@ STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other 
 SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
 
 
+COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
+
+
 class Walk:
-    """What sample.py draws: images, the levels they walk over, and how the walk begins."""
+    """What sample.py draws: how many items, the levels they walk over, and how the walk begins."""
 
     def __init__(self, args, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         data = config["data"]
         self.args, self.device = args, device
-        self.shape = (data["image_channels"], data["image_size"], data["image_size"])
+        self.shape = item_shape(data)
+        self.pictures = pictures_of(self.shape)
+        self.kind = kind_of(config)
+        if self.kind == "points" and (modes := [mode for mode in MODES if getattr(args, mode)]):
+            raise ValueError(f"--{modes[0].replace('_', '-')} is for images; these are points")
         self.name, options = choose_sampler(args, diffusion)
         self.sampler = partial(SAMPLERS[self.name], **options)
         self.levels = choose_levels(args, diffusion, self.name)
@@ -235,18 +239,20 @@ def main(args) -> int:
     print(f"{walk.name}, {steps} steps, {describe(device, precision)}", flush=True)
 
     if args.invert:
-        images = to_uint8(invert(walk, denoiser, device, precision)).cpu()
-        save(output, images, walk.columns)
+        images = walk.pictures.finished(invert(walk, denoiser, device, precision))
+        save(output, images, walk)
         print(f"the image, and what came back: {output}")
         return 0
 
     kept = moments(steps, MOMENTS if args.show_intermediate else 0)
     kept |= moments(steps, FRAMES if args.animate else 0)
     frames: dict[int, tuple[Tensor, Tensor]] = {}  # of the first batch: x_t, and x_0 in it
-    images, calls, start = [], 0, time.monotonic()
+    drawn, calls, start = [], 0, time.monotonic()
+    finished = walk.pictures.finished
+    at_once = args.batch_size or COUNT[walk.kind]
     bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
-    for first in range(0, walk.count, args.batch_size):
-        batch = range(first, min(first + args.batch_size, walk.count))
+    for first in range(0, walk.count, at_once):
+        batch = range(first, min(first + at_once, walk.count))
         noise_like = NoisePerImage(args.seed, batch)
         y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
         denoise = denoiser(y)
@@ -255,25 +261,27 @@ def main(args) -> int:
             for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
                 if first == 0 and done in kept:
                     seen = x_t / walk.levels[done].scale  # edm's would be far too bright
-                    frames[done] = to_uint8(seen).cpu(), to_uint8(denoise.seen).cpu()
+                    frames[done] = finished(seen), finished(denoise.seen)
                 x_t = x
                 bar.update(len(batch))
         if first == 0 and kept:
-            frames[steps] = to_uint8(x_t).cpu(), to_uint8(x_t).cpu()
-        images.append(to_uint8(x_t).cpu())
+            frames[steps] = finished(x_t), finished(x_t)
+        drawn.append(finished(x_t))
         calls += denoise.calls
     bar.close()
     seconds = time.monotonic() - start
 
-    images = torch.cat(images)
-    save(output, images, walk.columns)
-    print(f"{len(images)} images in {seconds:.1f} s, {calls} network calls: {output}")
+    drawn = torch.cat(drawn)
+    real = load_dataset(dataset, split="test").items if walk.kind == "points" else None
+    save(output, drawn, walk, real)
+    print(f"{len(drawn)} {walk.kind} in {seconds:.1f} s, {calls} network calls: {output}")
     if args.show_intermediate:
         chosen = {done: frames[done] for done in moments(steps, MOMENTS)}
         folder = write_walk(output.parent / "intermediate", chosen, walk)
         print(f"the walk: {folder}")
     if args.animate:
-        grids = [image_grid(frames[i][0], walk.columns) for i in sorted(moments(steps, FRAMES))]
+        chosen = [frames[i][0] for i in sorted(moments(steps, FRAMES))]
+        grids = [walk.pictures.frame(items, walk.columns) for items in chosen]
         save_animation(output.with_suffix(".gif"), grids)
         print(f"the animation: {output.with_suffix('.gif')}")
     return 0
@@ -338,11 +346,16 @@ def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Leve
     return diffusion.levels(steps, args.spacing or SPACING.get(sampler, "trailing"))
 
 
+def kind_of(config: dict) -> str:
+    """images or points."""
+    return "points" if len(item_shape(config["data"])) == 1 else "images"
+
+
 def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
     """Labels (N,), or None, the columns of the grid, and N; raises ValueError for no such class."""
     count, num_classes = args.num_images, config["model"].get("num_classes")
-    if args.interpolate and "num_images" not in args.given:
-        count = 10
+    if count is None:
+        count = 10 if args.interpolate else COUNT[kind_of(config)]
     columns = count if args.interpolate else square(count)
     if num_classes is None:
         for flag in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
@@ -372,8 +385,8 @@ def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
         return torch.full((count,), ids[0]), columns, count
     if args.interpolate or args.invert:
         raise ValueError("--class-id: give one class, as all of these images share it")
-    if "num_images" not in args.given:
-        count = 8 * len(ids)
+    if args.num_images is None:
+        count = COUNT[kind_of(config)] // 8 * len(ids)
     if count % len(ids):
         raise ValueError(f"--num-images {count} cannot be shared evenly by {len(ids)} classes")
     columns = count // len(ids)
@@ -397,16 +410,16 @@ def moments(steps: int, count: int) -> set[int]:
     return {round(i * steps / (count - 1)) for i in range(count)}
 
 
-def save(output: Path, images: Tensor, columns: int) -> None:
-    """uint8 images as a grid, or as an .npz."""
+def save(output: Path, drawn: Tensor, walk: Walk, real: Tensor | None = None) -> None:
+    """Items as a picture, beside real ones if there are any, or as an .npz."""
     if output.suffix == ".npz":
-        save_npz(output, images)
+        save_npz(output, walk.pictures.array(drawn))
     else:
-        save_picture(output, image_grid(images, columns))
+        save_picture(output, walk.pictures.grid(drawn, walk.columns, real))
 
 
 def write_walk(folder: Path, frames: dict[int, tuple[Tensor, Tensor]], walk: Walk) -> Path:
-    """A grid of each moment, named by its timestep (0000 for clean), and all as a filmstrip.
+    """A picture of each moment, named by its timestep (0000 for clean), and all as a filmstrip.
 
     The same for x_0 as the network saw it then.
     """
@@ -414,22 +427,20 @@ def write_walk(folder: Path, frames: dict[int, tuple[Tensor, Tensor]], walk: Wal
         old.unlink()
     for which, (name, strip) in enumerate([("step", "filmstrip"), ("x_0", "filmstrip_x_0")]):
         moments = {done: pair[which] for done, pair in sorted(frames.items())}
-        for done, images in moments.items():
+        for done, items in moments.items():
             t = walk.levels[done].t + 1
-            save_picture(folder / f"{name}_{t:04d}.png", image_grid(images, walk.columns))
-        rows = min(8, len(moments[0]))
-        pictures = torch.stack([images[:rows] for images in moments.values()], dim=1)
-        picture = image_grid(pictures.flatten(0, 1), len(moments))  # from (rows, moments, C, H, W)
-        save_picture(folder / f"{strip}.png", picture)
+            picture = walk.pictures.frame(items, walk.columns)
+            save_picture(folder / f"{name}_{t:04d}.png", picture)
+        save_picture(folder / f"{strip}.png", walk.pictures.filmstrip(list(moments.values())))
     return folder
 
 
-def save_npz(path: Path, images: torch.Tensor) -> None:
-    """uint8 images (N, C, H, W) as arr_0 of shape (N, H, W, C), the form that FID tools read."""
+def save_npz(path: Path, array: np.ndarray) -> None:
+    """One array as arr_0, where FID tools look for it."""
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:  # given a name, NumPy would add an ending to it
-            np.savez(file, images.permute(0, 2, 3, 1).numpy())
+            np.savez(file, array)
 
     save_whole(path, write)
 

@@ -1,4 +1,4 @@
-"""Train a diffusion model on images."""
+"""Train a diffusion model on images or points."""
 
 import time
 
@@ -20,10 +20,10 @@ from flags import (
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
-        "Train a diffusion model on images, and write checkpoints and sample grids.",
+        "Train a diffusion model on images or points, and write checkpoints and pictures.",
         [
             "python train.py --dataset mnist --max-minutes 10",
-            "python train.py --resume",
+            "python train.py --dataset moons --output-dir outputs/moons",
         ],
     )
     data = add_data_flags(parser, default="mnist")
@@ -31,23 +31,29 @@ def make_parser() -> Parser:
                       help="mirror images at random (default: for cifar10 and folder)")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--model", choices=names("models/__init__.py", "MODELS"), default="unet",
-                         help="kind of network")
-    network.add_argument("--channels", type=number(int, 1), default=64, metavar="N",
-                         help="width of the first level")
-    network.add_argument("--multipliers", type=number(int, 1), nargs="+", default=[1, 2],
-                         metavar="N",
-                         help="width of each level, in multiples of --channels")
-    network.add_argument("--blocks", type=number(int, 1), default=1, metavar="N",
-                         help="residual blocks of a level")
-    network.add_argument("--attention-resolutions", type=number(int, 1), nargs="*", default=[],
-                         metavar="N",
-                         help="sizes of feature maps with self-attention; the middle always has it")
-    network.add_argument("--dropout", type=number(float, 0, 0.99), default=0.0, metavar="P",
-                         help="probability of dropping a feature")
+    network.add_argument("--model", choices=names("models/__init__.py", "MODELS"),
+                         help="kind of network (default: unet for images, mlp for points)")
+    network.add_argument("--channels", type=number(int, 1), metavar="N",
+                         help="width of the first level, or of all (default: 64; dit 192, mlp 128)")
+    network.add_argument("--multipliers", type=number(int, 1), nargs="+", metavar="N",
+                         help="unet: width of each level, in multiples of --channels "
+                         "(default: 1 2)")
+    network.add_argument("--blocks", type=number(int, 1), metavar="N",
+                         help="unet: residual blocks of a level (default: 1); dit, mlp: of all "
+                         "(default: 6, 4)")
+    network.add_argument("--attention-resolutions", type=number(int, 1), nargs="*", metavar="N",
+                         help="unet: sizes of feature maps with self-attention; the middle always "
+                         "has it")
+    network.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P",
+                         help="unet, dit, mlp: probability of dropping a feature (default: 0)")
     network.add_argument("--patch-size", type=number(int, 1), metavar="N",
-                         help="side of the patches that the image is folded into "
-                         "(default: 2, and 1 for images under 16 pixels)")
+                         help="unet, dit: side of the patches that the image is folded into "
+                         "(default: 2 and 4; for images under 16 pixels 1 and 2)")
+    network.add_argument("--long-skips", action="store_true", default=None,
+                         help="dit: join the first blocks to the last, as U-ViT does")
+    network.add_argument("--list-models", action="store_true",
+                         help="print each network that fits the data, with its parameters and "
+                         "FLOPs, and end")
 
     process = parser.add_argument_group("process")
     process.add_argument("--timesteps", type=number(int, 2), default=1000, metavar="T",
@@ -84,15 +90,16 @@ def make_parser() -> Parser:
                         help="time, all told; the learning rate's decay is fitted to it")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", type=number(int, 1), default=128, metavar="N",
-                          help="images that are computed at once")
+    training.add_argument("--batch-size", type=number(int, 1), metavar="N",
+                          help="images, or points, that are computed at once (default: 128; for "
+                          "points 512)")
     training.add_argument("--grad-accum", type=number(int, 1), default=1, metavar="N",
                           help="batches of an update: the same update as one N times as large")
     training.add_argument("--optimizer", choices=names("training/optimizers.py", "OPTIMIZERS"),
-                          default="muon",
-                          help="muon: for the matrices, and adamw for the rest")
-    training.add_argument("--lr", type=number(float, 0), default=3e-3, metavar="X",
-                          help="peak learning rate")
+                          help="muon: for the matrices, and adamw for the rest (default: muon; for "
+                          "points adamw)")
+    training.add_argument("--lr", type=number(float, 0), metavar="X",
+                          help="peak learning rate (default: 0.003; for points 0.002)")
     training.add_argument("--lr-decay", choices=names("training/plan.py", "LR_DECAYS"),
                           default="cosine",
                           help="its way to zero after the warm-up")
@@ -150,8 +157,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Images, epoch_order, load_dataset, standard_deviation, to_uint8
-from models.unet import default_patch_size
+from data import (
+    DATASETS,
+    Data,
+    epoch_order,
+    item_shape,
+    load_dataset,
+    shape_config,
+    standard_deviation,
+)
+from models import DEFAULT, MODELS, cost, model_config
+from pictures import pictures_of, save_picture, square
+from points import POINT_SETS, distances
 from samplers import AUTO, SAMPLERS
 from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.folder import RunFolder
@@ -167,14 +184,20 @@ from utils import (
     choose_device,
     choose_precision,
     describe,
-    image_grid,
-    save_picture,
-    square,
 )
 
 LOG_EVERY = 10  # steps between two rows of metrics
 GRID_STEPS = 50  # sampling steps of a grid
 DEFAULT_EPOCHS = 20
+NUM_POINTS = 2000  # points of a picture
+# What is natural depends on the data; measured for each.
+NATURAL = {
+    "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3},
+    "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3},
+}
+# Flags of the network, each for those that take it.
+NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropout", "patch_size")
+NETWORK += ("long_skips",)
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
@@ -184,13 +207,15 @@ FIXED += ("class_conditional", "label_dropout")
 class Run:
     """The loop around the updates: order of the data, length, log, grids and checkpoints."""
 
-    def __init__(self, args, config: dict, trainer: Trainer, data: Images, total: int | None):
-        self.config, self.trainer, self.images = config, trainer, data.images
-        self.labels = data.labels if config["model"]["num_classes"] else None
+    def __init__(self, args, config: dict, trainer: Trainer, data: Data, total: int | None):
+        self.config, self.trainer, self.items = config, trainer, data.items
+        self.shape = item_shape(config["data"])
+        self.pictures = pictures_of(self.shape)
+        self.labels = data.labels if config["model"].get("num_classes") else None
         self.folder = RunFolder(args.output_dir)
         self.sample_interval, self.save_interval = args.sample_interval, args.save_interval
-        self.batch = update_size(args, len(data.images))
-        self.epoch_steps = len(data.images) // self.batch
+        self.batch = update_size(args, len(data.items))
+        self.epoch_steps = len(data.items) // self.batch
         self.stop = StopSignals()
         self.progress = Progress(trainer.step)
         self.seconds = 0.0  # of training, over all sessions
@@ -223,12 +248,12 @@ class Run:
             while self.total is None or trainer.step < self.total:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
-                    order, order_epoch = epoch_order(len(self.images), trainer.seed, epoch), epoch
+                    order, order_epoch = epoch_order(len(self.items), trainer.seed, epoch), epoch
                 chosen = order[i * self.batch : (i + 1) * self.batch]
                 y = None if self.labels is None else self.labels[chosen]
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
                 lr = min(lr, last_lr) if self.total is None else lr
-                step_loss, norm = trainer.update(self.images[chosen], y, lr)
+                step_loss, norm = trainer.update(self.items[chosen], y, lr)
                 loss += step_loss
                 self.follow_plan()
 
@@ -299,14 +324,25 @@ class Run:
         folder.save(folder.final, self.checkpoint())
         plot_loss(folder.metrics, folder.loss_plot)
         self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
-        self.write_grid(-(-self.trainer.step // self.epoch_steps))
+        drawn = self.write_grid(-(-self.trainer.step // self.epoch_steps))
         folder.interrupted.unlink(missing_ok=True)
+        if self.config["data"]["dataset"] in POINT_SETS and drawn is not None:
+            self.judge(drawn)
         say(
             f"done: {self.trainer.step:,} updates in {tqdm.format_interval(self.seconds)}; "
             f"pictures in {folder.samples}, loss in {folder.loss_plot}\n"
             f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
         )
         return 0
+
+    def judge(self, drawn: Tensor) -> None:
+        """Say how near points have come to the data."""
+        name = self.config["data"]["dataset"]
+        ours, floor = distances(drawn, name)
+        say(
+            f"energy distance of {len(drawn):,} samples to fresh {name}: {ours:.2e}, "
+            f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"
+        )
 
     def interrupted(self) -> int:
         """Save, and say how to go on."""
@@ -322,28 +358,32 @@ class Run:
     def checkpoint(self) -> dict:
         return {**self.trainer.state(), "config": self.config, "seconds": self.seconds}
 
-    def write_grid(self, epoch: int) -> None:
-        images = self.sample(GRID_STEPS)
-        if images is not None:
-            grid = image_grid(images, square(len(images)), real=self.images)
+    def write_grid(self, epoch: int) -> Tensor | None:
+        """Draw, and write the picture; returns what was drawn."""
+        drawn = self.sample(GRID_STEPS)
+        if drawn is not None:
+            grid = self.pictures.grid(drawn, square(len(drawn)), real=self.items)
             save_picture(self.folder.grid(epoch), grid)
+        return drawn
 
     def sample(self, steps: int) -> Tensor | None:
-        """uint8 images by the averaged weights, from the same noise each time; None if stopped."""
+        """Items by the averaged weights, from the same noise each time; None if stopped."""
         trainer = self.trainer
-        count = 64 if self.images.shape[-1] <= 32 else 16
+        count = 64 if self.shape[-1] <= 32 else 16
+        if len(self.shape) == 1:
+            count = NUM_POINTS
         noise, y = NoisePerImage(trainer.seed, range(count)), None
         if self.labels is not None:  # one class a column, as far as they go
             columns = torch.arange(count, device=trainer.device) % square(count)
             y = columns % trainer.model.num_classes
         denoise = trainer.diffusion.denoiser(trainer.ema.module, y)
         levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
-        start = levels[0].scale * noise.draw(self.images.shape[1:]).to(trainer.device)
+        start = levels[0].scale * noise.draw(self.shape).to(trainer.device)
         with autocast(trainer.device, trainer.precision):
             for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
                 if self.stop.received:
                     return None
-        return to_uint8(x).cpu()
+        return self.pictures.finished(x)
 
     def time_of_grid(self) -> float:
         """Seconds that a sample grid takes, from a few of its steps."""
@@ -354,6 +394,8 @@ class Run:
 
 
 def main(args) -> int:
+    if args.list_models:
+        return list_models(args)
     device = choose_device(args.device)
     checkpoint = checkpoint_to_resume(args)
     precision = choose_precision(args.precision, device)
@@ -366,8 +408,9 @@ def main(args) -> int:
         skip_bad_images=args.skip_bad_images,
         progress=partial(tqdm, disable=None),  # no bar off a terminal
     )
-    shape = " x ".join(map(str, data.images.shape[1:]))
-    say(f"data: {args.dataset}, {len(data.images):,} images of {shape}")
+    kind = "points" if data.items.ndim == 2 else "images"
+    shape = " x ".join(map(str, data.items.shape[1:]))
+    say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
     if data.note:
         say(data.note)
     config = make_config(args, data)
@@ -377,8 +420,8 @@ def main(args) -> int:
     say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
     if checkpoint is not None:
         trainer.load(checkpoint)
-    if len(data.images) < args.batch_size * args.grad_accum:
-        say(f"an update takes all {update_size(args, len(data.images))} images: there are no more")
+    if len(data.items) < args.batch_size * args.grad_accum:
+        say(f"an update takes all {update_size(args, len(data.items))} {kind}: there are no more")
     job = Run(args, config, trainer, data, planned_steps(args, checkpoint))
     if checkpoint is not None:
         job.seconds = checkpoint["seconds"]
@@ -394,40 +437,57 @@ def main(args) -> int:
     return job.train()
 
 
-def make_config(args, data: Images) -> dict:
+def list_models(args) -> int:
+    """Print the networks for the data set, as they are by default, and what they cost."""
+    shape = DATASETS[args.dataset].shape
+    if args.image_size and len(shape) == 3:
+        shape = (shape[0], args.image_size, args.image_size)
+    say(f"for {args.dataset}, {' x '.join(map(str, shape))}:")
+    for name in MODELS:
+        try:
+            config = model_config(name, shape_config(shape), args.timesteps, {})
+            parameters, flops = cost(config, shape)
+        except ValueError as error:  # it does not fit: for other data, or for another size
+            say(f"  {name:<11} -  {error}")
+            continue
+        say(f"  {name:<11} {parameters:>11,} parameters  {flops / 1e6:>9,.1f} MFLOPs an item")
+    return 0
+
+
+def make_config(args, data: Data) -> dict:
     """What a checkpoint says of its run: plain values only."""
-    shape = {"image_size": data.images.shape[-1], "image_channels": data.images.shape[1]}
+    shape = shape_config(data.items.shape[1:])
+    is_image = "image_size" in shape
+    if args.flip and not is_image:
+        raise ValueError("--flip mirrors images; these are points")
     flip = DATASETS[args.dataset].flip if args.flip is None else args.flip
 
     def chosen(*flags: str) -> dict:
         return {flag: getattr(args, flag) for flag in flags}
 
-    prediction, sampling = natural_choices(args)
-    num_classes = None
+    choose_natural(args, "images" if is_image else "points")
+    prediction, sampling = natural_objective(args)
+    options = {flag: getattr(args, flag) for flag in NETWORK if getattr(args, flag) is not None}
+    if args.learn_sigma:
+        options["learn_sigma"] = True
     if args.class_conditional:
-        num_classes = len(data.classes)
-        if num_classes < 2:
+        options["num_classes"] = len(data.classes)
+        if len(data.classes) < 2:
             raise ValueError(f"--class-conditional: {args.dataset} has no classes here")
     return {
         "data": {
             **chosen("dataset", "data_dir", "skip_bad_images"),
             **shape,
-            "images": len(data.images),
+            "count": len(data.items),
             "classes": data.classes,
             "flip": flip,
         },
-        "model": {
-            "name": args.model,
-            **shape,
-            **chosen("channels", "multipliers", "blocks", "attention_resolutions", "dropout"),
-            "patch_size": args.patch_size or default_patch_size(shape["image_size"]),
-            "num_classes": num_classes,
-            "learn_sigma": args.learn_sigma,
-        },
+        "model": model_config(args.model, shape, args.timesteps, options),
         "diffusion": {
             **chosen("schedule", "timesteps", "zero_terminal_snr", "learn_sigma", "loss_weight"),
             "prediction": prediction,
-            "sigma_data": standard_deviation(data.images) if prediction == "edm" else 1.0,
+            "clip": is_image,  # points have no bounds
+            "sigma_data": standard_deviation(data.items) if prediction == "edm" else 1.0,
         },
         "train": {
             **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
@@ -438,7 +498,14 @@ def make_config(args, data: Images) -> dict:
     }
 
 
-def natural_choices(args) -> tuple[str, str]:
+def choose_natural(args, kind: str) -> None:
+    """Set what was not asked for to what is natural for images, or for points."""
+    for flag, value in {"model": DEFAULT[kind], **NATURAL[kind]}.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+
+
+def natural_objective(args) -> tuple[str, str]:
     """The prediction and the timestep sampling: as asked for, or as the schedule's paper does.
 
     Elsewhere the velocity of flow matching learned fastest, with the cosine schedule too.
@@ -505,7 +572,7 @@ def step_limit(args, epoch_steps: int) -> int | None:
 
 
 def update_size(args, count: int) -> int:
-    """Images of an update: the whole set, if it is smaller than that."""
+    """Data of an update: the whole set, if it is smaller than that."""
     size = min(args.batch_size * args.grad_accum, count // args.grad_accum * args.grad_accum)
     if size == 0:
         raise ValueError(f"--grad-accum {args.grad_accum}: there are only {count} images")

@@ -1,15 +1,12 @@
-"""Device, precision, random numbers and pictures: what the scripts share."""
+"""Device, precision, random numbers and whole files: what the scripts share."""
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,9 +73,11 @@ def describe(device: torch.device, precision: str) -> str:
     return f"{device.type}, {precision}"
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images and convolutions that is fastest on a device."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+def memory_format(device: torch.device, x: Tensor | None = None) -> torch.memory_format:
+    """The layout that is fastest on a device: of convolutions and images, or of x in particular."""
+    if device.type == "mps" or (x is not None and x.ndim != 4):  # points are no images
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 # --- random numbers ------------------------------------------------------------------------------
@@ -112,69 +111,7 @@ class NoisePerImage:
         return torch.empty_like(x).copy_(self.draw(x.shape[1:]))
 
 
-# --- pictures ------------------------------------------------------------------------------------
-
-
-def enlarged(images: Tensor, to: int = 56) -> Tensor:
-    """uint8 images with each pixel repeated, so that small ones can be read on a screen."""
-    return F.interpolate(images, scale_factor=max(1, round(to / images.shape[-1])), mode="nearest")
-
-
-def image_grid(images: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
-    """uint8 images (N, C, H, W) as a picture (H', W', 3); real ones below a thin line, if given."""
-    from torchvision.utils import make_grid
-
-    def grid(part: Tensor) -> Tensor:
-        if len(part) == 1:  # make_grid would leave out the padding
-            return F.pad(enlarged(part)[0].expand(3, -1, -1), (2, 2, 2, 2), value=40)
-        return make_grid(enlarged(part), nrow=columns, padding=2, pad_value=40)  # (3, H', W')
-
-    picture = grid(images)
-    if real is not None:
-        line = torch.full_like(picture[:, :2], 255)
-        row = torch.full_like(real[:1], 40).repeat(columns, 1, 1, 1)
-        row[: len(real)] = real[:columns]  # blank where there are too few
-        picture = torch.cat([picture, line, grid(row)], dim=1)
-    return picture.permute(1, 2, 0).numpy()
-
-
-def square(count: int) -> int:
-    """The number of columns that makes a grid of so many images about square."""
-    return math.ceil(math.sqrt(count))
-
-
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 in the format of the path's ending."""
-    from PIL import Image
-
-    path = Path(path)
-    save_whole(
-        path, lambda partial: Image.fromarray(picture).save(partial, format=image_format(path))
-    )
-
-
-def save_animation(path: Path, pictures: Sequence[np.ndarray], milliseconds: int = 60) -> None:
-    """Write pictures (H, W, 3) uint8 as a GIF that repeats and rests on its last picture."""
-    from PIL import Image
-
-    first, *rest = [Image.fromarray(picture).quantize(64) for picture in pictures]
-    times = [milliseconds] * len(rest) + [1500]
-
-    def write(partial: Path) -> None:
-        first.save(partial, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
-
-    save_whole(path, write)
-
-
-def image_format(path: Path) -> str:
-    """The image format that a path's ending names.
-
-    Raises ValueError for one that is not an image's.
-    """
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-    if path.suffix.lower() not in formats:
-        raise ValueError(f"{path}: cannot write a picture of that ending; use {', '.join(formats)}")
-    return formats[path.suffix.lower()]
+# --- files ----------------------------------------------------------------------------------------
 
 
 def check_writable(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Show the forward process: real images that fade into noise, and the schedules behind it."""
+"""Show the forward process: real data that fades into noise, and the schedules behind it."""
 
 from flags import Parser, add_data_flags, add_seed_flag, names, number, run
 
@@ -9,14 +9,16 @@ COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
-        "Draw real images fading into noise, and the schedules over t. Needs no trained model.",
+        "Draw real images or points fading into noise, and the schedules over t, for which no "
+        "trained model is needed; or what a model has learned of the plane.",
         [
-            "python visualize_diffusion.py",
             "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
+            "python visualize_diffusion.py --checkpoint outputs/moons/model_final.pt --field",
         ],
     )
     data = add_data_flags(parser, None, " (default: mnist where it is at hand, else digits)")
-    data.add_argument("--num-images", type=number(int, 1, 64), default=8, metavar="N", help="rows")
+    data.add_argument("--num-images", type=number(int, 1, 64), default=8, metavar="N",
+                      help="rows of images; of points, 2000 are shown")
     add_seed_flag(data)
     process = parser.add_argument_group("process")
     process.add_argument("--schedule", choices=names("schedules.py", "SCHEDULES"), default="cosine",
@@ -24,9 +26,14 @@ def make_parser() -> Parser:
     process.add_argument("--timesteps", type=number(int, 0, TIMESTEPS - 1), nargs="+",
                          default=COLUMNS, metavar="T",
                          help="columns: timesteps t to show")
+    learned = parser.add_argument_group("what a model has learned")
+    learned.add_argument("--checkpoint", metavar="FILE", help="of points, written by train.py")
+    learned.add_argument("--field", action="store_true",
+                         help="draw its score as arrows over the plane, at a few noise levels")
     output = parser.add_argument_group("output")
-    output.add_argument("--save-path", default="outputs/forward_process.png", metavar="FILE",
-                        help="the picture; the schedules go beside it, as NAME_schedules")
+    output.add_argument("--save-path", metavar="FILE",
+                        help="the picture; the schedules go beside it, as NAME_schedules "
+                        "(default: outputs/forward_process.png, outputs/score_field.png)")
     return parser
 
 
@@ -34,7 +41,14 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv=None):
-    return make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if bool(args.checkpoint) != args.field:
+        parser.error("--checkpoint and --field go together")
+    for flag in ("dataset", "data_dir", "image_size", "num_images", "schedule", "timesteps"):
+        if args.field and flag in args.given:
+            parser.error(f"--{flag.replace('_', '-')} has no effect on --field")
+    return args
 
 
 if __name__ == "__main__":
@@ -49,26 +63,39 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data import MissingData, epoch_order, load_dataset, to_uint8, to_unit
-from diffusion import GaussianDiffusion
+from data import MissingData, epoch_order, item_shape, load_dataset, to_uint8, to_unit
+from diffusion import Denoise, GaussianDiffusion, Level
+from pictures import EXTENT, frame, image_format, save_figure, scatter
 from schedules import SCHEDULES
-from utils import NoisePerImage, check_writable, image_format, save_whole
+from training.checkpoint import load_checkpoint, restore
+from utils import NoisePerImage, check_writable
+
+NUM_POINTS = 2000  # of a scatter plot
+ARROWS = 21  # of the score field, in each direction
+FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # the noise levels at which it is drawn, sigma / alpha
 
 
 def main(args) -> int:
-    path = Path(args.save_path)
+    path = Path(
+        args.save_path or f"outputs/{'score_field' if args.field else 'forward_process'}.png"
+    )
     image_format(path)
     check_writable(path.parent)
-    images = some_images(args)
-    diffusion = process(args.schedule)
+    if args.field:
+        save_figure(path, draw_field(args.checkpoint, args.seed))
+        print(path)
+        return 0
 
-    noise = NoisePerImage(args.seed, range(len(images))).draw(images.shape[1:])
+    items = some_items(args)
+    diffusion = process(args.schedule)
+    noise = NoisePerImage(args.seed, range(len(items))).draw(items.shape[1:])
     columns = []
     for t in args.timesteps:
-        t = torch.full((len(images),), t)
-        x_t = diffusion.q_sample(to_unit(images), t, noise)
+        t = torch.full((len(items),), t)
+        x_t = diffusion.q_sample(to_unit(items), t, noise)
         columns.append(diffusion.scaled(x_t, t))  # as a network sees it: edm's grow beyond a screen
-    save_figure(path, draw_process(columns, args.timesteps, diffusion, args.schedule))
+    draw = draw_points if items.ndim == 2 else draw_images
+    save_figure(path, draw(columns, args.timesteps, diffusion, args.schedule))
     schedules = path.with_stem(path.stem + "_schedules")
     save_figure(schedules, draw_schedules(args.schedule))
     print(f"{path}\n{schedules}")
@@ -80,8 +107,8 @@ def process(schedule: str) -> GaussianDiffusion:
     return GaussianDiffusion(schedule, TIMESTEPS, prediction="v")
 
 
-def some_images(args) -> Tensor:
-    """uint8 images (N, C, H, W) of the data set, chosen by the seed."""
+def some_items(args) -> Tensor:
+    """uint8 images (N, C, H, W), or points (N, 2), of the data set, chosen by the seed."""
 
     def load(name: str, download: bool) -> Tensor:
         return load_dataset(
@@ -91,20 +118,21 @@ def some_images(args) -> Tensor:
             download=download,
             skip_bad_images=args.skip_bad_images,
             progress=partial(tqdm, disable=None),  # no bar off a terminal
-        ).images
+        ).items
 
     if args.dataset is not None:
-        images = load(args.dataset, not args.no_download)
+        items = load(args.dataset, not args.no_download)
     else:
         try:
-            images = load("mnist", False)
+            items = load("mnist", False)
         except MissingData:
-            images = load("digits", False)
+            items = load("digits", False)
             print(f"mnist is not in {args.data_dir}; showing digits, which comes with scikit-learn")
-    return images[epoch_order(len(images), args.seed, 0)[: args.num_images]]
+    count = NUM_POINTS if items.ndim == 2 else args.num_images
+    return items[epoch_order(len(items), args.seed, 0)[:count]]
 
 
-def draw_process(
+def draw_images(
     columns: list[Tensor], timesteps: list[int], diffusion: GaussianDiffusion, schedule: str
 ) -> Figure:
     """One row an image, one column a timestep, with t and the signal-to-noise ratio above."""
@@ -119,6 +147,61 @@ def draw_process(
             grid[i, j].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             grid[i, j].axis("off")
     return figure
+
+
+def draw_points(
+    columns: list[Tensor], timesteps: list[int], diffusion: GaussianDiffusion, schedule: str
+) -> Figure:
+    """A row of scatter plots, with t and the signal-to-noise ratio above."""
+    figure = Figure(figsize=(1.6 * len(columns), 2.5), layout="constrained")
+    figure.suptitle(f"q(x_t | x_0), {schedule} schedule, T = {diffusion.timesteps}", fontsize=11)
+    row = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, t, x_t in zip(row, timesteps, columns, strict=True):
+        scatter(axes, x_t, f"t = {t}\nSNR {diffusion.log_snr[t].exp().item():.2g}")
+    return figure
+
+
+def draw_field(checkpoint: str, seed: int) -> Figure:
+    """The learned score, grad log p(x_t), as arrows over the plane, from much noise to little.
+
+    Behind it, the data with that much noise. Arrows have one length, and the color of the score's
+    norm times sigma, which is comparable between the levels.
+    """
+    content = load_checkpoint(checkpoint)
+    model, diffusion = restore(content)
+    data = content["config"]["data"]
+    if len(item_shape(data)) != 1:
+        raise ValueError(f"--field is for points; {checkpoint} draws images of {data['dataset']}")
+    items = load_dataset(data["dataset"], split="test").items[:NUM_POINTS]
+    noise = NoisePerImage(seed, range(len(items))).draw(items.shape[1:])
+    denoise = diffusion.denoiser(model)
+
+    figure = Figure(figsize=(3.4 * len(FIELD_RATIOS) + 0.6, 3.7), layout="constrained")
+    figure.suptitle(f"score of {data['dataset']}: grad log p(x_t), learned", fontsize=11)
+    row = figure.subplots(1, len(FIELD_RATIOS))
+    for axes, ratio in zip(row, FIELD_RATIOS, strict=True):
+        level = diffusion.nearest(ratio)
+        shown = level.scale  # so that all levels fit the same square of the plane
+        x_t = (level.alpha * items + level.sigma * noise) / shown
+        scatter(axes, x_t)
+        x, y, score = field(denoise, level)
+        length = score.norm(dim=1)
+        u, v = (score / length[:, None]).T
+        arrows = axes.quiver(
+            x, y, u, v, level.sigma * length, cmap="viridis", clim=(0, 3), scale=28, width=0.005
+        )
+        frame(axes, f"t = {level.t}, sigma / alpha = {level.ratio:.2g}")
+    figure.colorbar(arrows, ax=row[-1], label="sigma times norm")
+    return figure
+
+
+def field(denoise: Denoise, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+    """x and y (N,) of a lattice in the plane, in units of the level's scale, and the score (N, 2)
+    there: -eps / sigma (Song et al. 2020, arXiv:2011.13456, section 3.1)."""
+    line = torch.linspace(-EXTENT, EXTENT, ARROWS + 2)[1:-1]
+    points = torch.cartesian_prod(line, line)
+    _, eps = denoise(level.scale * points, level)
+    return *points.T, -eps / level.sigma
 
 
 def draw_schedules(shown: str) -> Figure:
@@ -139,12 +222,6 @@ def draw_schedules(shown: str) -> Figure:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     return figure
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    save_whole(
-        path, lambda partial: figure.savefig(partial, dpi=130, format=image_format(path).lower())
-    )
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ class Measure:
         self.device = choose_device("auto")
         self.precision = choose_precision("auto", self.device)
         self.classifier, self.accuracy = train_classifier(self.data, self.test, self.device)
-        self.real = self.classifier.features(to_unit(self.test.images))
-        self.floor = self.distance(to_unit(self.data.images[:count]))
+        self.real = self.classifier.features(to_unit(self.test.items))
+        self.floor = self.distance(to_unit(self.data.items[:count]))
 
     def distance(self, x: Tensor) -> float:
         return energy_distance(self.classifier.features(x), self.real)
@@ -91,7 +91,7 @@ def run(flags: list[str], seed: int, args, measure: Measure) -> dict:
     model, diffusion = restore(checkpoint, measure.device)
     levels = diffusion.levels(STEPS, args.spacing)
     noise = NoisePerImage(seed, range(args.samples))
-    x = levels[0].scale * noise.draw(measure.data.images.shape[1:]).to(measure.device)
+    x = levels[0].scale * noise.draw(measure.data.items.shape[1:]).to(measure.device)
     with autocast(measure.device, measure.precision):
         *_, x = SAMPLERS[SAMPLER](diffusion.denoiser(model), x, levels, noise)
     distance = measure.distance(x.clamp(-1, 1).cpu())

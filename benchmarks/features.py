@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Images, epoch_order, to_unit
+from data import Data, epoch_order, to_unit
 
 
 class Classifier(nn.Module):
@@ -36,26 +36,26 @@ class Classifier(nn.Module):
         return torch.cat(parts).cpu()
 
 
-def train_classifier(data: Images, test: Images, device: torch.device) -> tuple[Classifier, float]:
+def train_classifier(data: Data, test: Data, device: torch.device) -> tuple[Classifier, float]:
     """Two epochs with a fixed seed, whatever the seed of what is measured; and test accuracy."""
     torch.manual_seed(0)
-    model = Classifier(data.images.shape[1], len(data.classes)).to(device)
+    model = Classifier(data.items.shape[1], len(data.classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     batch, epochs = 128, 2
-    per_epoch = len(data.images) // batch
+    per_epoch = len(data.items) // batch
     for step in range(epochs * per_epoch):
         epoch, i = divmod(step, per_epoch)
         if i == 0:
-            order = epoch_order(len(data.images), 0, epoch)
+            order = epoch_order(len(data.items), 0, epoch)
         chosen = order[i * batch : (i + 1) * batch]
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / (epochs * per_epoch))
-        scores = model(to_unit(data.images[chosen].to(device)))
+        scores = model(to_unit(data.items[chosen].to(device)))
         F.cross_entropy(scores, data.labels[chosen].to(device)).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    real = to_unit(test.images)
+    real = to_unit(test.items)
     model.std.copy_(model.features(real).std(dim=0).clamp(min=1e-6))
     with torch.no_grad():
         predicted = torch.cat([model(x.to(device)).argmax(1).cpu() for x in real.split(500)])

@@ -124,6 +124,7 @@ def main() -> None:
     per_64 = 64 / bench.count
     print(f"ddpm, {full} calls: {floor:+.4f} (the floor), {seconds * per_64:.1f} s", flush=True)
 
+    whole = (full, floor, seconds * per_64)
     results: dict[str, list[tuple[int, float, float]]] = {}
     total = inside = 0.0
     for sampler in args.samplers:
@@ -144,22 +145,30 @@ def main() -> None:
         f"{100 * bench.accuracy:.1f} % of the test images); floor {floor:+.4f}. Seconds are for 64 "
         f"images. Samplers took {overhead:.1f} % beyond the network's own time."
     )
-    text = f"{head}\n\n{table(results, args.nfe)}\n\n{verdict(results, floor)}\n"
+    text = f"{head}\n\n{table(results, args.nfe, whole)}\n\n{verdict(results, floor)}\n"
     (args.output_dir / "samplers.md").write_text(text, encoding="utf-8")
     draw(results, floor).savefig(args.output_dir / "samplers.png", dpi=110)
     print(f"\n{text}\n{args.output_dir}")
 
 
-def table(results: dict[str, list[tuple[int, float, float]]], nfe: list[int]) -> str:
-    rows = ["| sampler | " + " | ".join(map(str, nfe)) + " |", "| --- " * (len(nfe) + 1) + "|"]
+def table(
+    results: dict[str, list[tuple[int, float, float]]],
+    nfe: list[int],
+    whole: tuple[int, float, float],
+) -> str:
+    """The last column is `whole`: all timesteps, with which ddpm alone was run."""
+    full, floor, seconds_of_all = whole
+    head = " | ".join(map(str, [*nfe, full]))
+    rows = [f"| sampler | {head} |", "| --- " * (len(nfe) + 2) + "|"]
     for sampler, row in results.items():
-        cells = (f"{distance:.3f}" for _, distance, _ in row)
+        cells = [f"{distance:.3f}" for _, distance, _ in row]
+        cells.append(f"{floor:.3f}" if sampler == "ddpm" else "")
         rows.append(f"| `{sampler}` | " + " | ".join(cells) + " |")
     seconds = [
         min(row[i][2] for name, row in results.items() if name != "heun" or len(results) == 1)
         for i in range(len(nfe))
     ]
-    rows.append("| seconds | " + " | ".join(f"{s:.2f}" for s in seconds) + " |")
+    rows.append("| seconds | " + " | ".join(f"{s:.2f}" for s in [*seconds, seconds_of_all]) + " |")
     return "\n".join(rows)
 
 

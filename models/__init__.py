@@ -1,13 +1,64 @@
-"""The networks. Each maps (x_t, t) to a prediction of x_t's shape."""
+"""The networks. Each maps (x_t, t), or (x_t, t, y), to a prediction of x_t's shape.
 
+To add one: write a class and a line in `MODELS`. Its `data` says what it is for, "images" or
+"points"; its constructor takes that data's shape, `image_size` and `image_channels` or `dim`, and
+keyword arguments with defaults, which are train.py's flags of the same names; `ends()` lists its
+first and last layers.
+"""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 
 from diffusion import pick
+from models.cnn import CNN
+from models.dit import DiT
+from models.mlp import MLP
+from models.naive_unet import NaiveUNet
 from models.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "naive_unet": NaiveUNet,
+    "cnn": CNN,
+    "dit": DiT,
+    "mlp": MLP,
 }
+DEFAULT = {"images": "unet", "points": "mlp"}  # by what the data is
+
+
+def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
+    """The complete configuration of a network: its options, and its own defaults for the rest.
+
+    Args:
+        name: a key of `MODELS`.
+        shape: the data's, {"image_size", "image_channels"} or {"dim"}.
+        timesteps: T of the process, for a network that asks for it.
+        options: arguments of the network that differ from its defaults.
+
+    Raises:
+        ValueError: an unknown name, a network for other data, or an option that it has not.
+    """
+    network = pick(MODELS, name, "model")
+    kind = "points" if "dim" in shape else "images"
+    if network.data != kind:
+        fitting = ", ".join(n for n, other in MODELS.items() if other.data == kind)
+        raise ValueError(f"the model {name} is for {network.data}; for {kind} there are {fitting}")
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(network).parameters.items()
+        if key not in shape
+    }
+    if unknown := options.keys() - defaults.keys():
+        raise ValueError(
+            f"the model {name} has no {', '.join(sorted(unknown))}; it has {', '.join(defaults)}"
+        )
+    if "timesteps" in defaults:
+        options = {**options, "timesteps": timesteps}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **options}.items()}
+    return {"name": name, **shape, **plain}
 
 
 def build_model(config: dict) -> nn.Module:
@@ -22,3 +73,18 @@ def build_model(config: dict) -> nn.Module:
         return network(**arguments)
     except TypeError as error:
         raise ValueError(f"these are not the arguments of a {name}: {error}") from None
+
+
+def cost(config: dict, shape: Sequence[int]) -> tuple[int, int]:
+    """Parameters of a configuration's network, and FLOPs of its forward pass for one item.
+
+    A multiplication and an addition are two. Nothing is computed: the tensors have no content.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = build_model(config).eval()
+        x_t, t = torch.empty(1, *shape), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x_t, t)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()

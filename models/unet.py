@@ -1,13 +1,13 @@
 """A time-conditioned U-Net (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, appendix A)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_DIM = 32  # channels of one attention head, at least
+from models.layers import attend, embed, heads_for, time_embedding, zero
+
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
 
 
@@ -37,6 +37,8 @@ class UNet(nn.Module):
             does not occur, or a value out of range.
     """
 
+    data = "images"
+
     def __init__(
         self,
         image_size: int,
@@ -61,12 +63,7 @@ class UNet(nn.Module):
         patch_channels = image_channels * patch_size**2
         embedding = 256
 
-        self.time = nn.Sequential(
-            TimestepEmbedding(embedding),
-            nn.Linear(embedding, embedding),
-            nn.SiLU(),
-            nn.Linear(embedding, embedding),
-        )
+        self.time = time_embedding(embedding)
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
 
@@ -107,12 +104,7 @@ class UNet(nn.Module):
         (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. Raises ValueError for labels given to a
         network without classes.
         """
-        emb = self.time(t)  # (B, 256)
-        if self.label is not None:
-            emb = emb + self.label(torch.full_like(t, self.num_classes) if y is None else y)
-        elif y is not None:
-            raise ValueError("this network was made without classes: it takes no labels")
-        emb = F.silu(emb)
+        emb = F.silu(embed(self.time, self.label, t, y))  # (B, 256)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 
         skips = []
@@ -199,8 +191,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        heads = max(1, channels // HEAD_DIM)
-        self.heads = next(h for h in range(heads, 0, -1) if channels % h == 0)
+        self.heads = heads_for(channels)
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))
@@ -211,17 +202,6 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, HW, d)
         a = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, C)
         return x + self.out(a).mT.reshape(x.shape)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for tensors (B, heads, N, d).
-
-    Written out for few tokens on a CPU: PyTorch's fused kernel takes six times as long there in
-    bf16 (49 tokens, forward and backward).
-    """
-    if q.device.type == "cpu" and q.shape[2] <= 256:
-        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):
@@ -242,27 +222,6 @@ class Upsample(nn.Module):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class TimestepEmbedding(nn.Module):
-    """Sinusoidal features (B, dim) of the timesteps t (B,) (Vaswani et al. 2017, section 3.5)."""
-
-    def __init__(self, dim: int, max_period: float = 10_000):
-        super().__init__()
-        exponents = torch.arange(dim // 2) / (dim // 2)
-        frequencies = torch.exp(-math.log(max_period) * exponents)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.frequencies  # (B, dim / 2)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
 def group_norm(channels: int) -> nn.GroupNorm:
     groups = max(1, channels // GROUP)
     return nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
-
-
-def zero(module: nn.Module) -> nn.Module:
-    """The module with its parameters set to zero, so that its branch starts as the identity."""
-    for p in module.parameters():
-        nn.init.zeros_(p)
-    return module

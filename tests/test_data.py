@@ -41,9 +41,9 @@ def noise_pixels(*shape):
 
 
 def check(dataset, count, shape, classes):
-    assert dataset.images.shape == (count, *shape)
-    assert dataset.images.dtype == torch.uint8
-    assert dataset.images.is_contiguous()
+    assert dataset.items.shape == (count, *shape)
+    assert dataset.items.dtype == torch.uint8
+    assert dataset.items.is_contiguous()
     assert dataset.labels.shape == (count,)
     assert dataset.labels.dtype == torch.int64
     assert set(dataset.labels.tolist()) == set(range(classes))
@@ -53,11 +53,11 @@ def check(dataset, count, shape, classes):
 def test_digits():
     dataset = load_dataset("digits")
     check(dataset, 1797, (1, 8, 8), 10)
-    assert dataset.images.min() == 0
-    assert dataset.images.max() == 255
+    assert dataset.items.min() == 0
+    assert dataset.items.max() == 255
     # The first scans are of 0, 1, 2, ...; a zero is dark in its middle.
     assert dataset.labels[:10].tolist() == list(range(10))
-    assert dataset.images[0, 0, 3:5, 3:5].float().mean() < 30
+    assert dataset.items[0, 0, 3:5, 3:5].float().mean() < 30
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_real_data_equals_torchvisions(name, count, shape, real_data):
     theirs = getattr(torchvision.datasets, kind)(str(real_data), download=False)
     for i in (0, 777, count - 1):
         image, label = theirs[i]
-        ours = dataset.images[i].permute(1, 2, 0).squeeze(-1).numpy()
+        ours = dataset.items[i].permute(1, 2, 0).squeeze(-1).numpy()
         assert (np.asarray(image) == ours).all()
         assert dataset.labels[i] == label
     assert dataset.classes[3] in theirs.classes[3]
@@ -85,9 +85,9 @@ def test_real_data_equals_torchvisions(name, count, shape, real_data):
 
 def test_image_size_resizes_any_set():
     dataset = load_dataset("digits", image_size=28)
-    assert dataset.images.shape == (1797, 1, 28, 28)
-    small = load_dataset("digits").images
-    assert abs(dataset.images.float().mean() - small.float().mean()) < 3
+    assert dataset.items.shape == (1797, 1, 28, 28)
+    small = load_dataset("digits").items
+    assert abs(dataset.items.float().mean() - small.float().mean()) < 3
 
 
 def test_resizing_in_parts_is_resizing_at_once():
@@ -131,9 +131,9 @@ def test_mnist_is_found_in_the_data_folder(small_mnist, tmp_path, compressed, mo
     monkeypatch.setattr(data, "fetch", no_network)
     put(tmp_path / "MNIST" / "raw", small_mnist, compressed)
     dataset = load_dataset("mnist", tmp_path)
-    assert dataset.images.shape == (5, 1, 28, 28)
+    assert dataset.items.shape == (5, 1, 28, 28)
     assert dataset.labels.tolist() == [3, 1, 4, 1, 5]
-    assert dataset.images.numpy().tobytes() == small_mnist["train-images-idx3-ubyte"][16:]
+    assert dataset.items.numpy().tobytes() == small_mnist["train-images-idx3-ubyte"][16:]
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it(small_mnist, tmp_path, monkeypatch):
@@ -249,9 +249,9 @@ def test_a_download_that_works_is_used(small_mnist, tmp_path, monkeypatch):
         put(data.Path(root) / "MNIST" / "raw", small_mnist)
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    assert len(load_dataset("mnist", tmp_path).images) == 5
+    assert len(load_dataset("mnist", tmp_path).items) == 5
     monkeypatch.setattr(torchvision.datasets, "MNIST", no_network)
-    assert len(load_dataset("mnist", tmp_path).images) == 5  # now it is there
+    assert len(load_dataset("mnist", tmp_path).items) == 5  # now it is there
     assert [p.name for p in tmp_path.iterdir()] == ["MNIST"]
 
 
@@ -271,17 +271,17 @@ def test_folder_without_classes_and_of_another_shape(tmp_path):
     for i in range(3):
         save_image(tmp_path / f"{i:06d}.jpg", pixels, quality=95)
     dataset = load_dataset("folder", tmp_path, image_size=32)
-    assert dataset.images.shape == (3, 3, 32, 32)
+    assert dataset.items.shape == (3, 3, 32, 32)
     assert dataset.labels is None
     assert dataset.classes == []
-    assert dataset.images[:, 0].min() > 240
-    assert dataset.images[:, 1:].max() < 16
+    assert dataset.items[:, 0].min() > 240
+    assert dataset.items[:, 1:].max() < 16
 
 
 def test_folder_with_one_class(tmp_path):
     save_image(tmp_path / "only" / "a.png", noise_pixels(9, 9, 3))
     dataset = load_dataset("folder", tmp_path)
-    assert dataset.images.shape == (1, 3, data.FOLDER_SIZE, data.FOLDER_SIZE)
+    assert dataset.items.shape == (1, 3, data.FOLDER_SIZE, data.FOLDER_SIZE)
     assert dataset.classes == ["only"]
     assert dataset.labels.tolist() == [0]
 
@@ -290,18 +290,18 @@ def test_folder_keeps_the_pixels_of_images_that_fit(tmp_path):
     pixels = noise_pixels(16, 16, 3)
     save_image(tmp_path / "a.png", pixels)
     dataset = load_dataset("folder", tmp_path, image_size=16)
-    assert (dataset.images[0].permute(1, 2, 0).numpy() == pixels).all()
+    assert (dataset.items[0].permute(1, 2, 0).numpy() == pixels).all()
 
 
 def test_folder_of_grey_images_is_grey(tmp_path):
     save_image(tmp_path / "a.png", noise_pixels(16, 16))
     deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)  # 16 bits a pixel
     Image.fromarray(deep).save(tmp_path / "b.png")
-    images = load_dataset("folder", tmp_path, image_size=16).images
+    images = load_dataset("folder", tmp_path, image_size=16).items
     assert images.shape == (2, 1, 16, 16)
     assert images[1].flatten().tolist() == list(range(256))
     save_image(tmp_path / "c.png", noise_pixels(16, 16, 3))
-    assert load_dataset("folder", tmp_path, image_size=16).images.shape == (3, 3, 16, 16)
+    assert load_dataset("folder", tmp_path, image_size=16).items.shape == (3, 3, 16, 16)
 
 
 def test_pixels_without_a_known_range_are_refused(tmp_path):
@@ -312,7 +312,7 @@ def test_pixels_without_a_known_range_are_refused(tmp_path):
 
 def test_transparent_pixels_become_white(tmp_path):
     save_image(tmp_path / "a.png", np.zeros((8, 8, 4)))
-    assert load_dataset("folder", tmp_path, image_size=8).images.min() == 255
+    assert load_dataset("folder", tmp_path, image_size=8).items.min() == 255
 
 
 def test_empty_and_missing_folders(tmp_path):

@@ -32,7 +32,9 @@ NEEDS = {  # flags that mean something only beside another
     "--guidance-rescale": ["--guidance-scale", "2"],
     "--resamplings": ["--inpaint", "i.png", "--mask", "m.png"],
     "--strength": ["--start-from", "i.png"],
+    "--field": ["--checkpoint", "x.pt"],
 }
+NEEDS_HERE = {("visualize_diffusion", "--checkpoint"): ["--field"]}  # needed in one script alone
 
 
 def values_of(script: str, flag: str) -> list[str]:
@@ -56,6 +58,7 @@ def values_of(script: str, flag: str) -> list[str]:
 @pytest.mark.parametrize(("script", "flag"), EVERY_FLAG)
 def test_every_flag_in_both_spellings(script, flag):
     values, required = values_of(script, flag), REQUIRED.get(script, []) + NEEDS.get(flag, [])
+    required = required + NEEDS_HERE.get((script, flag), [])
     parse = SCRIPTS[script].parse_args
     hyphens = parse([*required, flag, *values])
     underscored = "--" + flag[2:].replace("-", "_")

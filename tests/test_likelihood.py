@@ -120,7 +120,7 @@ def test_held_out_images_are_the_test_split(real_data):
     config |= {"skip_bad_images": False, "image_channels": 1}
     data, split = held_out({"data": config, "model": {}}, None)
     assert split == "test"
-    assert len(data.images) == 10_000
+    assert len(data.items) == 10_000
 
 
 def test_the_ode_takes_no_more_steps_than_there_are():

@@ -3,8 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from models import MODELS, build_model
-from models.unet import TimestepEmbedding, UNet, attend
+from data import shape_config
+from models import MODELS, build_model, cost, model_config
+from models.dit import DiT, position_embedding
+from models.layers import TimestepEmbedding, attend
+from models.unet import UNet
 
 
 def awake(model):
@@ -16,34 +19,158 @@ def awake(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size", [8, 28, 32, 64])
-@pytest.mark.parametrize("image_channels", [1, 3])
-def test_keeps_the_shape(name, size, image_channels):
-    model = build_model(
-        {"name": name, "image_size": size, "image_channels": image_channels, "channels": 16}
-    )
-    x = torch.randn(2, image_channels, size, size)
-    assert model(x, torch.tensor([0, 999])).shape == x.shape
+SHAPES = [(1, 8, 8), (3, 28, 28), (1, 32, 32), (3, 64, 64), (1, 128, 128), (2,)]
+CASES = [
+    (name, shape)
+    for name, network in MODELS.items()
+    for shape in SHAPES
+    if network.data == ("points" if len(shape) == 1 else "images")
+]
+
+
+def small(name: str, shape, **options):
+    """A network of that name that takes a moment, with its zeros woken up, and data for it."""
+    options = {"channels": 16, **options}
+    if name == "cnn":
+        options["channels"] = 1
+    model = awake(build_model(model_config(name, shape_config(shape), 1000, options)))
+    return model, torch.randn(3, *shape), torch.tensor([0, 500, 999])
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_keeps_the_shape(name, shape):
+    model, x_t, t = small(name, shape)
+    assert model(x_t, t).shape == x_t.shape
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_is_used(name):
-    config = {"image_size": 28, "image_channels": 1, "channels": 16}
-    model = awake(build_model({"name": name, **config})).train()
-    model(torch.randn(2, 1, 28, 28), torch.tensor([3, 700])).square().sum().backward()
+def test_learned_variance_doubles_the_channels(name):
+    shape = (2,) if MODELS[name].data == "points" else (3, 8, 8)
+    model, x_t, t = small(name, shape, learn_sigma=True)
+    assert model(x_t, t).shape == (3, 2 * shape[0], *shape[1:])
+
+
+@pytest.mark.parametrize(("name", "shape"), [c for c in CASES if c[1][-1] in (28, 2)])
+def test_every_weight_is_used(name, shape):
+    model, x_t, t = small(name, shape)
+    model.train()
+    model(x_t, t).square().sum().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert unused == []
+    # BatchNorm takes the mean away again, so that a bias before it does nothing.
+    assert [n for n in unused if not (name == "cnn" and n.endswith("0.bias"))] == []
+
+
+@pytest.mark.parametrize(("name", "shape"), [c for c in CASES if c[1][-1] in (8, 2)])
+def test_items_of_a_batch_do_not_see_each_other(name, shape):
+    model, x_t, t = small(name, shape)
+    together = model(x_t, t)
+    alone = torch.cat([model(x_t[i : i + 1], t[i : i + 1]) for i in range(3)])
+    assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_images_of_a_batch_do_not_see_each_other(name):
-    config = {"image_size": 8, "image_channels": 1, "channels": 16}
-    model = awake(build_model({"name": name, **config}))
-    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999])
-    together = model(x, t)
-    alone = torch.cat([model(x[i : i + 1], t[i : i + 1]) for i in range(3)])
-    assert_close(together, alone, rtol=1e-4, atol=1e-5)
+def test_sees_the_time_or_says_that_it_does_not(name):
+    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    model, x_t, t = small(name, shape)
+    same = torch.allclose(model(x_t, t), model(x_t, t.flip(0)), atol=1e-3)
+    assert same == (name == "cnn")
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
+def test_labels(name):
+    """Each class is seen, no label is the null label, and a network without classes takes none."""
+    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    model, x_t, t = small(name, shape, num_classes=4)
+    x_t, t = x_t[:1].repeat(5, *[1] * len(shape)), t[:1].repeat(5)
+    out = model(x_t, t, torch.arange(5))
+    assert torch.pdist(out.flatten(1)).min() > 1e-3
+    assert_close(model(x_t, t)[0], out[4])
+    model, x_t, t = small(name, shape)
+    with pytest.raises(ValueError, match="takes no labels"):
+        model(x_t, t, torch.arange(3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ends_are_the_first_and_the_last_layers(name):
+    shape = (2,) if MODELS[name].data == "points" else (3, 8, 8)
+    model, x_t, t = small(name, shape)
+    first, last = model.ends()
+    seen = []
+    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
+    last.register_forward_hook(lambda module, inputs, out: seen.append(out.numel()))
+    model(x_t, t)
+    assert seen == [x_t.numel(), x_t.numel()]  # before and after patches
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_cost_counts_multiplications_and_additions(name):
+    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    config = model_config(name, shape_config(shape), 1000, {"channels": 16})
+    parameters, flops = cost(config, shape)
+    model = build_model(config)
+    assert parameters == sum(p.numel() for p in model.parameters())
+    # A matrix is used once for a point, and a convolution's once for each pixel at most.
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert matrices < flops < 2 * matrices * 64 + 10_000
+    if name == "mlp":
+        assert flops == 2 * matrices
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("unet", (2,), {}, "the model unet is for images; for points there are mlp"),
+        ("mlp", (1, 8, 8), {}, "mlp is for points; for images there are unet, naive_unet, cnn"),
+        ("lenet", (1, 8, 8), {}, "unknown model 'lenet'; choose from unet"),
+        ("cnn", (1, 8, 8), {"num_classes": 10}, "the model cnn has no num_classes; it has"),
+        ("dit", (1, 28, 28), {"patch_size": 5}, "patches of 5 do not divide .* 1, 2, 4, 7, 14, 28"),
+        ("dit", (1, 28, 28), {"channels": 30}, "multiple of 4, not 30"),
+        ("naive_unet", (1, 28, 28), {"channels": 20}, "must be a multiple of 8, the groups"),
+        ("naive_unet", (1, 4, 4), {}, "image sizes from 8 up, not 4"),
+        ("mlp", (2,), {"channels": 9}, "must be an even number"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(name, shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(model_config(name, shape_config(shape), 1000, options))
+
+
+def test_the_naive_unet_sees_the_share_of_the_timesteps():
+    config = {"image_size": 8, "image_channels": 1}
+    models = {}
+    for timesteps in (100, 1000):
+        torch.manual_seed(0)
+        models[timesteps] = build_model(model_config("naive_unet", config, timesteps, {}))
+    x_t = torch.randn(1, 1, 8, 8)
+    assert_close(models[100](x_t, torch.tensor([50])), models[1000](x_t, torch.tensor([500])))
+
+
+def test_positions_are_told_apart_by_row_and_column():
+    positions = position_embedding(7, 16).view(7, 7, 16)
+    assert_close(positions[3, 0, :8], positions[3, 6, :8])  # a row's half
+    assert_close(positions[0, 5, 8:], positions[6, 5, 8:])  # a column's half
+    assert torch.pdist(positions.flatten(0, 1)).min() > 0.1
+
+
+def test_the_transformer_begins_as_the_identity():
+    model = DiT(8, 1, channels=16)
+    tokens, emb = torch.randn(2, 16, 16), torch.randn(2, 16)
+    for block in model.blocks:
+        assert_close(block(tokens, emb), tokens)
+
+
+def test_long_skips_join_the_outermost_blocks():
+    with_skips = DiT(8, 1, channels=16, blocks=5, long_skips=True)
+    assert len(with_skips.joins) == 2
+    awake(with_skips)
+    seen = {}
+    for i, block in enumerate(with_skips.blocks):
+        block.register_forward_hook(lambda m, inputs, out, i=i: seen.__setitem__(i, out))
+    for j, join in enumerate(with_skips.joins):
+        join.register_forward_pre_hook(lambda m, inputs, j=j: seen.__setitem__(f"join {j}", inputs))
+    with_skips(torch.randn(1, 1, 8, 8), torch.tensor([5]))
+    for j, (before, partner) in enumerate([(2, 1), (3, 0)]):
+        assert_close(seen[f"join {j}"][0], torch.cat([seen[before], seen[partner]], dim=2))
 
 
 def test_the_default_has_about_two_million_parameters():
@@ -54,12 +181,6 @@ def test_the_default_has_about_two_million_parameters():
 def test_starts_at_zero():
     out = UNet(28, 1, channels=16)(torch.randn(2, 1, 28, 28), torch.tensor([0, 999]))
     assert_close(out, torch.zeros_like(out))
-
-
-def test_sees_the_time():
-    model = awake(UNet(8, 1, channels=16))
-    x = torch.randn(1, 1, 8, 8)
-    assert not torch.allclose(model(x, torch.tensor([0])), model(x, torch.tensor([500])), atol=1e-3)
 
 
 def test_channels_last_changes_nothing():

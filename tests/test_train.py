@@ -360,7 +360,7 @@ def test_objectives_that_contradict_themselves(script, image_folder, flags, reas
 
 def test_the_natural_choices_of_schedules():
     def choices(*flags):
-        return train.natural_choices(train.parse_args(list(flags)))
+        return train.natural_objective(train.parse_args(list(flags)))
 
     assert choices() == ("flow", "uniform")
     assert choices("--schedule", "flow") == ("flow", "uniform")
@@ -373,7 +373,7 @@ def test_edm_measures_the_data(script):
     config = load_checkpoint("run/model_final.pt")["config"]["diffusion"]
     from data import load_dataset, to_unit
 
-    measured = to_unit(load_dataset("digits").images).std(correction=0).item()
+    measured = to_unit(load_dataset("digits").items).std(correction=0).item()
     assert config["sigma_data"] == pytest.approx(measured, rel=1e-5)
     assert config["prediction"] == "edm"
 

@@ -22,7 +22,7 @@ def trainer_of(*arguments) -> Trainer:
 
 def test_overfits_one_batch():
     trainer = trainer_of("--channels", 16, "--warmup-steps", 0)
-    images = load_dataset("digits").images[:16]
+    images = load_dataset("digits").items[:16]
     losses = []
     for _ in range(250):
         trainer.step %= 10  # ten draws of t and noise, again and again
@@ -32,7 +32,7 @@ def test_overfits_one_batch():
 
 @pytest.mark.parametrize("flip", ["--flip", "--no-flip"])
 def test_accumulation_makes_the_update_of_one_large_batch(flip):
-    images = load_dataset("digits").images
+    images = load_dataset("digits").items
     flags = (flip, "--optimizer", "adamw")  # muon's matrices are in bfloat16: it rounds more
     large = trainer_of("--batch-size", 32, *flags)
     parts = trainer_of("--batch-size", 8, "--grad-accum", 4, *flags)
@@ -45,7 +45,7 @@ def test_accumulation_makes_the_update_of_one_large_batch(flip):
 
 def test_the_gradient_is_clipped():
     trainer = trainer_of("--grad-clip", 1e-6, "--optimizer", "adamw")
-    images = load_dataset("digits").images[:16]
+    images = load_dataset("digits").items[:16]
     _, norm = trainer.update(images, None, 1e-3)
     assert norm > 1e-3  # reported as it was
     state = trainer.optimizers["adamw"].state_dict()[
@@ -61,7 +61,7 @@ def test_the_gradient_is_clipped():
 
 
 def test_the_seed_decides_everything():
-    images = load_dataset("digits").images[:32]
+    images = load_dataset("digits").items[:32]
 
     def after_two_updates(seed):
         torch.manual_seed(time.time_ns())
@@ -77,7 +77,7 @@ def test_the_seed_decides_everything():
 
 def test_bf16_and_compile_train_too():
     args = ("--channels", 8, "--multipliers", 1)
-    images = load_dataset("digits").images[:16]
+    images = load_dataset("digits").items[:16]
     expected, _ = trainer_of(*args).update(images, None, 1e-3)
     bf16, _ = trainer_of(*args, "--precision", "bf16").update(images, None, 1e-3)
     assert_close(bf16, expected, rtol=0.02, atol=0)
@@ -143,7 +143,7 @@ def test_every_schedule_and_prediction_learns(schedule, prediction):
             trainer_of(*flags)
         return
     trainer = trainer_of(*flags, "--timestep-sampling", "stratified", "--loss-weight", "edm")
-    images = load_dataset("digits").images[:16]
+    images = load_dataset("digits").items[:16]
 
     def error():
         torch.manual_seed(1)
@@ -169,6 +169,6 @@ def test_every_schedule_and_prediction_learns(schedule, prediction):
 def test_every_objective_takes_a_step(weight, sampling, assignment):
     flags = ["--loss-weight", weight, "--timestep-sampling", sampling]
     trainer = trainer_of(*flags, "--noise-assignment", assignment, "--learn-sigma")
-    loss, norm = trainer.update(load_dataset("digits").images[:16], None, 1e-3)
+    loss, norm = trainer.update(load_dataset("digits").items[:16], None, 1e-3)
     assert loss.isfinite()
     assert norm > 0

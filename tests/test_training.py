@@ -246,7 +246,7 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
 
 
 def test_differences_name_the_fields():
-    saved = {"model": {"channels": 64, "blocks": 1}, "data": {"images": 5}}
+    saved = {"model": {"channels": 64, "blocks": 1}, "data": {"count": 5}}
     assert differences(saved, {"model": {"channels": 64}}) == []
     assert differences(saved, {"model": {"channels": 32, "heads": 2}}) == [
         "model.channels: 64 in the checkpoint, 32 now",

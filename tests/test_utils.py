@@ -1,9 +1,7 @@
 import os
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 import utils
@@ -13,10 +11,6 @@ from utils import (
     choose_device,
     choose_precision,
     derive_seed,
-    enlarged,
-    image_grid,
-    save_picture,
-    square,
 )
 
 CPU = torch.device("cpu")
@@ -78,36 +72,6 @@ def test_native_bf16_agrees_with_the_cpu():
     assert utils.has_native_bf16(CPU) == expected
 
 
-def test_small_images_are_enlarged_by_whole_pixels():
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    out = enlarged(images, 56)
-    assert out.shape == (1, 1, 56, 56)
-    assert_close(out[:, :, ::7, ::7], images)
-    assert enlarged(torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1] == 128
-
-
-def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
-    images = torch.stack([torch.full((3, 64, 64), i * 10, dtype=torch.uint8) for i in range(6)])
-    grid = image_grid(images, 3)
-    assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
-    assert [grid[33, 33, 0], grid[33, 99, 0], grid[99, 33, 0]] == [0, 10, 30]
-    both = image_grid(images, 3, real=images + 100)
-    line = both[grid.shape[0]]
-    assert (line == 255).all()
-    assert both[grid.shape[0] + 2 + 33, 99, 0] == 110
-    assert both.shape[0] == grid.shape[0] + 2 + 68  # one row, however many real images there are
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_grid_with_few_images_and_fewer_real_ones(count):
-    images = torch.full((count, 1, 64, 64), 200, dtype=torch.uint8)
-    columns = square(count)
-    grid = image_grid(images, columns, real=images[:1])
-    assert grid.shape[1] == columns * 66 + 2
-    assert grid[-30, 30, 0] == 200
-    assert columns == 1 or grid[-30, 96, 0] == 40
-
-
 def test_places_that_cannot_be_written(tmp_path):
     check_writable(tmp_path / "not" / "there" / "yet")
     (tmp_path / "file").write_text("")
@@ -117,17 +81,3 @@ def test_places_that_cannot_be_written(tmp_path):
         tmp_path.chmod(0o500)
         with pytest.raises(ValueError, match="no permission"):
             check_writable(tmp_path)
-
-
-def test_square():
-    assert [square(n) for n in (1, 2, 4, 5, 9, 64)] == [1, 2, 2, 3, 3, 8]
-
-
-def test_pictures_are_written_in_the_format_of_their_ending(tmp_path):
-    picture = np.zeros((8, 8, 3), np.uint8)
-    for name, kind in [("a.png", "PNG"), ("b/c.jpg", "JPEG")]:
-        save_picture(tmp_path / name, picture)
-        with Image.open(tmp_path / name) as image:
-            assert image.format == kind
-    with pytest.raises(ValueError, match=r"x\.txt: cannot write a picture of that ending"):
-        save_picture(tmp_path / "x.txt", picture)

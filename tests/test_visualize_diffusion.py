@@ -50,7 +50,7 @@ def test_rows_and_columns(script):
 def test_the_picture_shows_the_process():
     diffusion = GaussianDiffusion("linear")
     columns = [torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)]
-    figure = visualize_diffusion.draw_process(columns, [0, 999], diffusion, "linear")
+    figure = visualize_diffusion.draw_images(columns, [0, 999], diffusion, "linear")
     axes = figure.axes
     assert [a.get_title() for a in axes] == ["t = 0\nSNR 1e+04", "t = 999\nSNR 4e-05", "", ""]
     shown = [np.asarray(a.images[0].get_array()) for a in axes]

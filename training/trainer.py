@@ -24,8 +24,7 @@ class Trainer:
         self.flip = config["data"]["flip"]
         self.device, self.precision = device, precision
         torch.manual_seed(self.seed)
-        self.layout = memory_format(device)
-        self.model = build_model(config["model"]).to(device, memory_format=self.layout)
+        self.model = build_model(config["model"]).to(device, memory_format=memory_format(device))
         self.network = torch.compile(self.model) if compiled else self.model
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
         self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
@@ -33,16 +32,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step, self.lr = 0, train["lr"]  # lr: of the last update
 
-    def update(self, images: Tensor, y: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
-        """One update on uint8 images (B, C, H, W), with labels (B,) for a conditional network.
+    def update(self, items: Tensor, y: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
+        """One update on uint8 images (B, C, H, W) or points (B, 2), with labels (B,) for a
+        conditional network.
 
         Returns the loss and the gradient's norm. Its random numbers depend on the seed and the
         step alone, and are drawn for all of the update at once, so that neither a resume nor the
         number of batches it is split into changes them.
         """
         torch.manual_seed(derive_seed("step", self.seed, self.step))
-        images = flipped(images) if self.flip else images
-        x_0 = to_unit(images.to(self.device, memory_format=self.layout))
+        items = flipped(items) if self.flip else items
+        x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
         t = self.diffusion.sample_t(len(x_0), self.timestep_sampling)
         noise = self.diffusion.sample_noise(x_0, self.noise_assignment)
         y = None if y is None else self.dropped(y.to(self.device))

@@ -1,0 +1,44 @@
+"""A plain convolutional network that is not told the time: the baseline to beat."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class CNN(nn.Module):
+    """A stack of 7 x 7 convolutions with BatchNorm and LeakyReLU, without skips or downsampling.
+
+    It ignores t, as the first network of many a tutorial does: from one output for all noise levels
+    it can only guess the level from the image itself.
+
+    Args:
+        image_size: height and width in pixels; any.
+        image_channels: channels of the data, 1 for grey and 3 for colour.
+        channels: width of the first layer; the stack is 1, 2, 4, 8, 4, 2, 1 times that wide.
+        learn_sigma: put out twice the channels, the second half for the variance.
+    """
+
+    data = "images"
+    WIDTHS = (1, 2, 4, 8, 4, 2, 1)
+
+    def __init__(
+        self, image_size: int, image_channels: int, channels: int = 64, learn_sigma: bool = False
+    ):
+        super().__init__()
+        if channels < 1:
+            raise ValueError("the CNN needs at least 1 channel")
+        widths = [image_channels, *(channels * m for m in self.WIDTHS)]
+        layers = [
+            nn.Sequential(nn.Conv2d(a, b, 7, padding=3), nn.BatchNorm2d(b), nn.LeakyReLU())
+            for a, b in pairwise(widths)
+        ]
+        outputs = image_channels * (2 if learn_sigma else 1)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], outputs, 7, padding=3))
+
+    def ends(self) -> list[nn.Module]:
+        """The layers that read the image and write the prediction."""
+        return [self.layers[0], self.layers[-1]]
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, whatever t (B,) is."""
+        return self.layers(x_t)

@@ -1,0 +1,137 @@
+"""A diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import attend, embed, heads_for, time_embedding, zero
+
+
+class DiT(nn.Module):
+    """Patches as tokens, and transformer blocks whose norms the time and the class steer.
+
+    Args:
+        image_size: height and width in pixels: a multiple of the patch size.
+        image_channels: channels of the data, 1 for grey and 3 for colour.
+        channels: width of a token: a multiple of 4; there is an attention head for each 32.
+        blocks: transformer blocks.
+        patch_size: side of a patch. By default 4, and 2 for images under 16 pixels.
+        long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
+            outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
+        dropout: probability inside the blocks.
+        num_classes, learn_sigma: as in `models.unet.UNet`.
+
+    Raises:
+        ValueError: a patch size that does not divide the image, or a value out of range.
+    """
+
+    data = "images"
+
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        channels: int = 192,
+        blocks: int = 6,
+        patch_size: int | None = None,
+        long_skips: bool = False,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        learn_sigma: bool = False,
+    ):
+        super().__init__()
+        patch_size = patch_size or (4 if image_size >= 16 else 2)
+        if image_size % patch_size:
+            fitting = [p for p in range(1, image_size + 1) if image_size % p == 0]
+            raise ValueError(
+                f"patches of {patch_size} do not divide images of {image_size}; these do: "
+                + ", ".join(map(str, fitting))
+            )
+        if channels < 4 or channels % 4:
+            raise ValueError(f"the transformer's channels must be a multiple of 4, not {channels}")
+        if blocks < 1 or not 0 <= dropout < 1:
+            raise ValueError("blocks must be at least 1, and dropout lie in [0, 1)")
+        self.patch_size, self.num_classes = patch_size, num_classes
+        pixels = image_channels * patch_size**2
+        self.time = time_embedding(channels)
+        self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
+        self.stem = nn.Linear(pixels, channels)
+        positions = position_embedding(image_size // patch_size, channels)
+        self.register_buffer("positions", positions, persistent=False)
+        self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
+        joined = blocks // 2 if long_skips else 0
+        self.joins = nn.ModuleList(nn.Linear(2 * channels, channels) for _ in range(joined))
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.scale_shift = zero(nn.Linear(channels, 2 * channels))
+        self.head = zero(nn.Linear(channels, pixels * (2 if learn_sigma else 1)))
+
+    def ends(self) -> list[nn.Module]:
+        """The layers that read the image and write the prediction."""
+        return [self.stem, self.head]
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
+        timesteps t (B,), with the labels y (B,) of a network with classes."""
+        emb = F.silu(embed(self.time, self.label, t, y))  # (B, D)
+        patches = F.pixel_unshuffle(x_t, self.patch_size)  # (B, C p^2, H/p, W/p)
+        h = self.stem(patches.flatten(2).mT) + self.positions  # (B, N, D)
+
+        skips, half = [], len(self.joins)
+        for i, block in enumerate(self.blocks):
+            if (j := i - (len(self.blocks) - half)) >= 0:
+                h = self.joins[j](torch.cat([h, skips.pop()], dim=2))
+            h = block(h, emb)
+            if i < half:
+                skips.append(h)
+
+        scale, shift = self.scale_shift(emb)[:, None].chunk(2, dim=2)
+        out = self.head(torch.addcmul(shift, self.norm(h), 1 + scale))  # (B, N, C p^2)
+        out = out.mT.unflatten(2, patches.shape[2:])  # (B, C p^2, H/p, W/p)
+        return F.pixel_shuffle(out, self.patch_size)
+
+
+class Block(nn.Module):
+    """Attention and a network of two layers, each with adaLN-zero: (B, N, D) -> (B, N, D).
+
+    Scales, shifts and gates come from the features emb (B, D); the gates begin at zero, so that
+    the block begins as the identity (section 3.2).
+    """
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.heads = heads_for(channels)
+        self.modulation = zero(nn.Linear(channels, 6 * channels))
+        self.norm_1 = nn.LayerNorm(channels, elementwise_affine=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.norm_2 = nn.LayerNorm(channels, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(dropout),
+            nn.Linear(4 * channels, channels),
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        modulation = self.modulation(emb)[:, None].chunk(6, dim=2)  # each (B, 1, D)
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation
+        x = x + gate_1 * self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1))
+        return x + gate_2 * self.mlp(torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2))
+
+    def attention(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def position_embedding(side: int, dim: int) -> Tensor:
+    """Fixed sines and cosines (side^2, dim) of a token's row (first half) and column."""
+    quarter = dim // 4
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * frequencies  # (side, dim / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)

@@ -1,0 +1,74 @@
+"""A time-conditioned residual network for points."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import embed, time_embedding, zero
+
+
+class MLP(nn.Module):
+    """Maps noisy points and their timesteps to a prediction of the same shape.
+
+    Args:
+        dim: coordinates of a point.
+        channels: width of the hidden layers.
+        blocks: residual blocks of two layers each.
+        dropout: probability inside the blocks.
+        num_classes, learn_sigma: as in `models.unet.UNet`.
+    """
+
+    data = "points"
+
+    def __init__(
+        self,
+        dim: int,
+        channels: int = 128,
+        blocks: int = 4,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        learn_sigma: bool = False,
+    ):
+        super().__init__()
+        if channels < 2 or channels % 2 or blocks < 1:
+            raise ValueError("the MLP's channels must be an even number, its blocks at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        self.num_classes = num_classes
+        self.time = time_embedding(channels)
+        self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
+        self.stem = nn.Linear(dim, channels)
+        self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(channels)
+        self.head = zero(nn.Linear(channels, 2 * dim if learn_sigma else dim))
+
+    def ends(self) -> list[nn.Module]:
+        """The layers that read the points and write the prediction."""
+        return [self.stem, self.head]
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The prediction (B, dim), or (B, 2 dim) with `learn_sigma`, for points x_t (B, dim) at the
+        timesteps t (B,), with the labels y (B,) of a network with classes."""
+        emb = F.silu(embed(self.time, self.label, t, y))  # (B, C)
+        h = self.stem(x_t)  # (B, C)
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.head(F.silu(self.norm(h)))
+
+
+class Block(nn.Module):
+    """A residual block of two layers, (B, C) -> (B, C), scaled and shifted by the features emb."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.linear_1 = nn.Linear(channels, channels)
+        self.scale_shift = nn.Linear(channels, 2 * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.linear_2 = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.scale_shift(emb).chunk(2, dim=1)
+        h = self.linear_1(F.silu(self.norm(x)))
+        h = torch.addcmul(shift, h, 1 + scale)
+        return x + self.linear_2(self.dropout(F.silu(h)))

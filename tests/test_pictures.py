@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.testing import assert_close
+
+from pictures import (
+    EXTENT,
+    ImagePictures,
+    PointPictures,
+    enlarged,
+    pictures_of,
+    save_figure,
+    save_picture,
+    square,
+)
+
+
+def test_small_images_are_enlarged_by_whole_pixels():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    out = enlarged(images, 56)
+    assert out.shape == (1, 1, 56, 56)
+    assert_close(out[:, :, ::7, ::7], images)
+    assert enlarged(torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1] == 128
+
+
+def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
+    images = torch.stack([torch.full((3, 64, 64), i * 10, dtype=torch.uint8) for i in range(6)])
+    grid = ImagePictures().grid(images, 3)
+    assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
+    assert [grid[33, 33, 0], grid[33, 99, 0], grid[99, 33, 0]] == [0, 10, 30]
+    both = ImagePictures().grid(images, 3, real=images + 100)
+    line = both[grid.shape[0]]
+    assert (line == 255).all()
+    assert both[grid.shape[0] + 2 + 33, 99, 0] == 110
+    assert both.shape[0] == grid.shape[0] + 2 + 68  # one row, however many real images there are
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_grid_with_few_images_and_fewer_real_ones(count):
+    images = torch.full((count, 1, 64, 64), 200, dtype=torch.uint8)
+    columns = square(count)
+    grid = ImagePictures().grid(images, columns, real=images[:1])
+    assert grid.shape[1] == columns * 66 + 2
+    assert grid[-30, 30, 0] == 200
+    assert columns == 1 or grid[-30, 96, 0] == 40
+
+
+def test_square():
+    assert [square(n) for n in (1, 2, 4, 5, 9, 64)] == [1, 2, 2, 3, 3, 8]
+
+
+def test_pictures_are_written_in_the_format_of_their_ending(tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for name, kind in [("a.png", "PNG"), ("b/c.jpg", "JPEG")]:
+        save_picture(tmp_path / name, picture)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind
+    with pytest.raises(ValueError, match=r"x\.txt: cannot write a picture of that ending"):
+        save_picture(tmp_path / "x.txt", picture)
+
+
+def test_images_as_pixels_and_in_the_form_of_fid_tools():
+    pictures = pictures_of((3, 4, 4))
+    pixels = pictures.finished(torch.linspace(-2, 2, 96).view(2, 3, 4, 4))
+    assert pixels.dtype == torch.uint8
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert pictures.array(pixels).shape == (2, 4, 4, 3)
+
+
+def test_a_filmstrip_has_a_column_for_each_moment():
+    moments = [torch.full((12, 1, 64, 64), 10 * i, dtype=torch.uint8) for i in range(3)]
+    strip = ImagePictures().filmstrip(moments)
+    assert strip.shape == (8 * 66 + 2, 3 * 66 + 2, 3)  # of the first eight images
+    assert [strip[33, 33 + 66 * i, 0] for i in range(3)] == [0, 10, 20]
+
+
+def blue(picture) -> np.ndarray:
+    """Where a picture (H, W, 3) has the points' color."""
+    r, g, b = picture.astype(int).transpose(2, 0, 1)
+    return (b - r > 60) & (b > g)
+
+
+def test_points_are_drawn_where_they_are():
+    pictures = pictures_of((2,))
+    assert isinstance(pictures, PointPictures)
+    points = torch.tensor([[0.9 * EXTENT, 0.9 * EXTENT]]).repeat(500, 1)  # above, on the right
+    rows, columns = np.nonzero(blue(pictures.frame(points, 1)))
+    height, width, _ = pictures.frame(points, 1).shape
+    assert len(rows) > 0
+    assert rows.max() < height / 4
+    assert columns.min() > 3 * width / 4
+
+
+def test_points_are_drawn_beside_the_data_with_their_density():
+    left, right = -torch.ones(500, 2), torch.ones(500, 2)
+    pictures = PointPictures()
+    picture = pictures.grid(right, 1, real=left)
+    assert pictures.grid(right, 1).shape[1] < picture.shape[1]  # without data, a panel fewer
+    rows, columns = np.nonzero(blue(picture))
+    data, samples = columns < picture.shape[1] / 3, columns > picture.shape[1] / 3
+    assert rows[data].min() > rows[samples].max()
+    density = picture[:, 2 * picture.shape[1] // 3 :].astype(int).sum(axis=2)
+    assert density.min() < 30  # black but for one bright spot
+
+
+def test_points_are_saved_as_they_are():
+    points = torch.tensor([[2.5, -7.0]], dtype=torch.float64)
+    finished = PointPictures().finished(points)
+    assert finished.dtype == torch.float32
+    assert PointPictures().array(finished).tolist() == [[2.5, -7.0]]
+    strip = PointPictures().filmstrip([torch.zeros(5, 2)] * 4)
+    assert strip.shape[1] > 3 * strip.shape[0]
+
+
+def test_figures_are_written_in_the_format_of_their_ending(tmp_path):
+    for name, kind in [("a.png", "PNG"), ("b.jpg", "JPEG")]:
+        save_figure(tmp_path / name, Figure())
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind

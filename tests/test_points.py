@@ -1,0 +1,219 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from data import DATASETS, load_dataset
+from points import POINT_SETS, distances, draw_points
+from training.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    """The output folder of a short run on moons."""
+    import flags
+    import train
+
+    output = tmp_path_factory.mktemp("moons")
+    arguments = ["--dataset", "moons", "--max-steps", "400", "--output-dir", str(output)]
+    arguments += ["--precision", "fp32", "--device", "cpu", "--sample-interval", "4"]
+    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    return output
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_sets_are_centred_and_of_unit_size(name):
+    data = load_dataset(name)
+    points = data.items.double()
+    assert points.shape[1:] == DATASETS[name].shape == (2,)
+    assert data.items.dtype == torch.float32
+    assert points.mean(dim=0).abs().max() < 0.15
+    assert 0.9 < points.square().mean() ** 0.5 < 1.1
+    assert points.abs().max() < 3
+    if data.labels is not None:
+        assert data.labels.dtype == torch.int64
+        assert data.labels.unique().tolist() == list(range(len(data.classes)))
+        assert data.labels.bincount().min() > 0.9 * len(points) / len(data.classes)
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_sets_are_the_same_each_time_and_others_in_the_test_split(name):
+    data = load_dataset(name).items
+    assert torch.equal(data, load_dataset(name).items)
+    fresh = load_dataset(name, split="test").items
+    assert not set(map(tuple, data.tolist())) & set(map(tuple, fresh.tolist()))
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_draws_are_independent(name):
+    """A set that is laid out evenly (scikit-learn's moons are) differs less from another than
+    chance makes random draws differ."""
+    big = torch.from_numpy(draw_points(name, 20_000, 5)[0])
+    for axis in range(2):
+        edges = torch.quantile(big[:, axis], torch.linspace(0, 1, 11))[1:-1]
+        counts = []
+        for seed in range(60):
+            x = torch.from_numpy(draw_points(name, 200, seed)[0])[:, axis].contiguous()
+            counts.append(torch.bucketize(x, edges).bincount(minlength=10).double())
+        chi_square = (torch.stack(counts) - 20).square().sum(dim=1).div(20).mean().item()
+        assert 7.5 < chi_square < 10.5  # 9 degrees of freedom
+
+
+def test_the_checkerboard_has_only_its_dark_squares():
+    points, _ = draw_points("checkerboard", 5000, 0)
+    spec = POINT_SETS["checkerboard"]
+    column, row = np.floor(points * spec.size + np.array(spec.centre)).astype(int).T
+    assert ((column + row) % 2 == 0).all()
+    assert set(zip(column.tolist(), row.tolist(), strict=True)) == {
+        (i, j) for i in range(4) for j in range(4) if (i + j) % 2 == 0
+    }
+
+
+def test_gaussians_and_circles_by_radius():
+    points, labels = draw_points("gaussians", 5000, 0)
+    for i in range(8):
+        angle = 2 * np.pi * i / 8
+        centre = np.array([np.cos(angle), np.sin(angle)]) / POINT_SETS["gaussians"].size
+        assert_close(points[labels == i].mean(axis=0), centre.astype(np.float32), atol=0.02, rtol=0)
+    points, labels = draw_points("circles", 5000, 0)
+    radius = np.linalg.norm(points, axis=1) * POINT_SETS["circles"].size
+    assert abs(radius[labels == 0].mean() - 1) < 0.01
+    assert abs(radius[labels == 1].mean() - 0.5) < 0.01
+
+
+def test_distances_are_near_for_the_data_itself_and_far_for_another():
+    fresh = torch.from_numpy(draw_points("moons", 1000, 7)[0])
+    ours, floor = distances(fresh, "moons")
+    assert 0.3 < ours / floor < 3
+    ours, floor = distances(fresh, "circles")
+    assert ours / floor > 10
+
+
+def test_a_run_on_points(moons):
+    config = json.loads((moons / "config.json").read_text())
+    assert config["model"]["name"] == "mlp"
+    assert config["data"]["dim"] == 2
+    assert config["diffusion"]["clip"] is False
+    assert config["train"]["optimizer"] == "adamw"
+    assert len(list((moons / "samples").glob("epoch_*.png"))) == 2
+    assert load_checkpoint(moons / "model_final.pt")["step"] == 400
+
+
+def test_samples_come_near_the_data(script, moons, tmp_path):
+    result = script("sample", "--checkpoint", moons / "model_final.pt", "--output", "s.npz")
+    assert result.code == 0, result.err
+    assert "2000 points" in result.out
+    samples = torch.from_numpy(np.load(tmp_path / "s.npz")["arr_0"])
+    assert samples.shape == (2000, 2)
+    ours, floor = distances(samples, "moons")
+    assert ours < 2 * floor
+
+
+def test_pictures_of_a_walk(script, moons, tmp_path):
+    flags = ["--checkpoint", moons / "model_final.pt", "--num-images", 100, "--steps", 12]
+    result = script("sample", *flags, "--show-intermediate", "--animate", "--output", "o/s.png")
+    assert result.code == 0, result.err
+    assert {"s.png", "s.gif", "intermediate"} <= {p.name for p in (tmp_path / "o").iterdir()}
+    assert (tmp_path / "o" / "intermediate" / "filmstrip.png").stat().st_size > 5000
+
+
+def test_samples_do_not_depend_on_the_batch_size(script, moons, tmp_path):
+    flags = ["--checkpoint", moons / "model_final.pt", "--num-images", 40, "--steps", 8]
+    for size in (7, 40):
+        script("sample", *flags, "--batch-size", size, "--output", f"{size}.npz")
+    few, all_at_once = (np.load(tmp_path / f"{size}.npz")["arr_0"] for size in (7, 40))
+    assert_close(few, all_at_once, atol=1e-4, rtol=1e-4)
+
+
+def test_the_likelihood_of_points(script, moons):
+    result = script(
+        *("evaluate", "--checkpoint", moons / "model_final.pt", "--num-images", 64, "--steps", 40)
+    )
+    assert result.code == 0, result.err
+    figures = json.loads((moons / "metrics.json").read_text())
+    # The data's density is near a band of width 4 std and length 2 pi in units of its size.
+    assert abs(figures["bpd_ode"] - figures["bpd_bound"]) < 1
+    assert figures["bpd_ode"] < 1.6  # a normal density of the same size has 2
+
+
+def test_the_score_field(script, moons, tmp_path):
+    result = script("visualize_diffusion", "--checkpoint", moons / "model_final.pt", "--field")
+    assert result.code == 0, result.err
+    assert (tmp_path / "outputs" / "score_field.png").stat().st_size > 20_000
+
+
+def test_the_score_of_the_field_is_that_of_the_noised_data():
+    """With the perfect denoiser of a normal distribution the score is linear, -x / scale^2."""
+    from diffusion import GaussianDiffusion
+    from oracles import gaussian
+    from visualize_diffusion import field
+
+    level = GaussianDiffusion("cosine", prediction="v").nearest(0.7)
+    x, y, score = field(gaussian(0.0, 2.0), level)
+    variance = (2 * level.alpha) ** 2 + level.sigma**2
+    assert_close(score, -level.scale * torch.stack([x, y], dim=1) / variance)
+
+
+def test_the_forward_process_of_points(script, tmp_path):
+    result = script("visualize_diffusion", "--dataset", "swissroll", "--save-path", "f.png")
+    assert result.code == 0, result.err
+    assert (tmp_path / "f.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("name", ["gaussians", "moons"])
+def test_classes_of_points(script, tmp_path, name):
+    flags = ["--dataset", name, "--max-steps", 5, "--class-conditional", "--sample-interval", 0]
+    assert script("train", *flags).code == 0
+    count = len(load_dataset(name).classes)
+    flags = ["--checkpoint", "outputs/model_final.pt", "--class-id", "all", "--steps", 3]
+    result = script("sample", *flags, "--guidance-scale", 2, "--output", "s.npz")
+    assert result.code == 0, result.err
+    assert np.load("s.npz")["arr_0"].shape == (250 * count, 2)
+
+
+def test_every_option_of_the_process_takes_points(script):
+    flags = ["--dataset", "moons", "--max-steps", 3, "--sample-interval", 0, "--overwrite"]
+    for extra in (
+        ["--schedule", "edm"],
+        ["--schedule", "flow"],
+        ["--learn-sigma"],
+        ["--loss-weight", "vlb", "--learn-sigma"],
+        ["--noise-assignment", "optimal"],
+        ["--optimizer", "muon"],
+    ):
+        result = script("train", *flags, *extra)
+        assert result.code == 0, (extra, result.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "unet"], "the model unet is for images; for points there are mlp"),
+        (["--image-size", 8], "moons has no image size: it is points"),
+        (["--flip"], "--flip mirrors images; these are points"),
+        (["--patch-size", 2], "the model mlp has no patch_size"),
+        (["--channels", 7], "must be an even number"),
+    ],
+)
+def test_what_does_not_fit_points(script, arguments, message):
+    result = script("train", "--dataset", "moons", *arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_walks_from_images_are_not_for_points(script, moons):
+    for flags in (["--interpolate"], ["--start-from", "i.png"], ["--invert", "i.png"]):
+        result = script("sample", "--checkpoint", moons / "model_final.pt", *flags)
+        assert result.code == 2
+        assert f"{flags[0]} is for images; these are points" in result.err
+
+
+def test_the_field_is_not_for_images(script, trained):
+    result = script("visualize_diffusion", "--checkpoint", trained / "model_final.pt", "--field")
+    assert result.code == 2
+    assert "--field is for points" in result.err
+    result = script("visualize_diffusion", "--field")
+    assert result.code == 2
+    assert "--checkpoint and --field go together" in result.err
