@@ -1,0 +1,191 @@
+"""The layers of a U-Net, for inference.
+
+A layer is called with a tensor and returns a new one. Its weights are attributes with the names
+that PyTorch gives them, so that a state_dict fits as it is. Where no `rng` is given, the first
+weights differ from call to call.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+
+from mini_diffusion.tensor import Rng, Tensor
+
+BUFFER = 2**21  # floats of a convolution's buffer, 8 MB; one image may take more
+
+
+class Layer:
+    """Something with weights."""
+
+    def parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """(name, weights) of this layer and those in it, named as in PyTorch: up.0.norm_1.bias."""
+        yield from walk(vars(self).items(), prefix)
+
+    def parameter_count(self) -> int:
+        return sum(weights.data.size for _, weights in self.parameters())
+
+
+def walk(items, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in items:
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Layer):
+            yield from value.parameters(f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield from walk(enumerate(value), f"{prefix}{name}.")
+
+
+class Linear(Layer):
+    """y = x W^T + b over the last axis: (..., in) -> (..., out)."""
+
+    def __init__(self, in_features: int, out_features: int, rng: Rng = None):
+        self.weight = Tensor.xavier(out_features, in_features, rng=rng)
+        self.bias = Tensor.zeros(out_features)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.data @ self.weight.data.T
+        y += self.bias.data
+        return Tensor(y)
+
+
+class Conv2d(Layer):
+    """A convolution: (N, in, H, W) -> (N, out, (H + 2 padding - k) // stride + 1, ...).
+
+    The k x k pixels that an output sees are laid side by side as one row of a matrix (im2col), and
+    the rows of a few images at a time are multiplied by the weights.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        rng: Rng = None,
+    ):
+        self.weight = Tensor.kaiming(out_channels, in_channels, kernel_size, kernel_size, rng=rng)
+        self.bias = Tensor.zeros(out_channels)
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        out_channels, _, k, _ = self.weight.shape
+        s, p = self.stride, self.padding
+        h, w = (height + 2 * p - k) // s + 1, (width + 2 * p - k) // s + 1
+
+        padded = np.zeros((n, height + 2 * p, width + 2 * p, c), np.float32)
+        padded[:, p : p + height, p : p + width] = x.nhwc
+        matrix = self.weight.nhwc.reshape(out_channels, k * k * c).T
+        y = np.empty((n, h, w, out_channels), np.float32)
+        images = max(1, BUFFER // (h * w * k * k * c))  # at a time
+        buffer = np.empty((min(images, n), h, w, k, k, c), np.float32)
+        for first in range(0, n, images):
+            part = padded[first : first + images]
+            rows = buffer[: len(part)]
+            for i, j in product(range(k), repeat=2):
+                rows[..., i, j, :] = part[:, i : i + s * h : s, j : j + s * w : s]
+            out = y[first : first + images].reshape(-1, out_channels)
+            np.matmul(rows.reshape(-1, k * k * c), matrix, out=out)
+        y += self.bias.data
+        return Tensor.from_nhwc(y)
+
+
+class GroupNorm(Layer):
+    """Each image's groups of channels brought to mean 0 and variance 1, then scaled and shifted.
+
+    Wu & He 2018, arXiv:1803.08494, section 3. Keeps the shape (N, C, H, W).
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be shared evenly by {groups} groups")
+        self.weight, self.bias = Tensor.ones(channels), Tensor.zeros(channels)
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        pixels = x.nhwc.reshape(n, h * w, c)
+        y = pixels - self.group_mean(pixels.mean(axis=1))
+        variance = self.group_mean(np.einsum("npc,npc->nc", y, y) / (h * w))
+        y *= self.weight.data / np.sqrt(variance + self.eps)
+        y += self.bias.data
+        return Tensor.from_nhwc(y.reshape(n, h, w, c))
+
+    def group_mean(self, x: np.ndarray) -> np.ndarray:
+        """Means over the groups of numbers (N, C), as (N, 1, C)."""
+        means = x.reshape(len(x), self.groups, -1).mean(axis=2)
+        return means.repeat(x.shape[1] // self.groups, axis=1)[:, None]
+
+
+class Attention(Layer):
+    """Self-attention among the pixels of a feature map (N, C, H, W), added to it.
+
+    Vaswani et al. 2017, arXiv:1706.03762, eq. 1. One image at a time, as the weights of all of a
+    batch's pairs of pixels would need much memory.
+    """
+
+    def __init__(self, channels: int, heads: int, norm: GroupNorm, rng: Rng = None):
+        self.norm, self.heads = norm, heads
+        self.qkv = Linear(channels, 3 * channels, rng)
+        self.out = Linear(channels, channels, rng)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = Tensor(self.norm(x).nhwc.reshape(n, h * w, c))
+        qkv = self.qkv(tokens).data.reshape(n, h * w, 3, self.heads, -1)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (N, heads, HW, d)
+        a = np.stack([attend(*image) for image in zip(q, k, v, strict=True)])
+        a = self.out(Tensor(a.swapaxes(1, 2).reshape(n, h * w, c)))
+        return x + Tensor.from_nhwc(a.data.reshape(n, h, w, c))
+
+
+class Embedding(Layer):
+    """A vector (N, features) for each of the numbers (N,)."""
+
+    def __init__(self, count: int, features: int, rng: Rng = None):
+        self.weight = Tensor.randn(count, features, rng=rng)
+
+    def __call__(self, numbers: np.ndarray) -> Tensor:
+        return self.weight[numbers]
+
+
+class TimestepEmbedding(Layer):
+    """Sinusoids (N, features) of the timesteps (N,) (Vaswani et al. 2017, section 3.5)."""
+
+    def __init__(self, features: int, max_period: float = 10_000):
+        exponents = np.arange(features // 2, dtype=np.float32) / (features // 2)
+        self.frequencies = np.exp(-math.log(max_period) * exponents)
+
+    def __call__(self, timesteps: np.ndarray) -> Tensor:
+        angles = timesteps[:, None].astype(np.float32) * self.frequencies
+        return Tensor(np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """softmax(q k^T / sqrt(d)) v for arrays (heads, N, d)."""
+    weights = q * q.shape[-1] ** -0.5 @ k.swapaxes(1, 2)
+    np.exp(weights - weights.max(axis=-1, keepdims=True), out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights @ v
+
+
+def concat(a: Tensor, b: Tensor) -> Tensor:
+    """The channels of two feature maps of one size."""
+    return Tensor.from_nhwc(np.concatenate([a.nhwc, b.nhwc], axis=3))
+
+
+def fold(x: Tensor, patch_size: int) -> Tensor:
+    """Patches as pixels with more channels: (N, C, H, W) -> (N, C p^2, H/p, W/p)."""
+    (n, c, h, w), p = x.shape, patch_size
+    patches = x.data.reshape(n, c, h // p, p, w // p, p)
+    return Tensor(patches.transpose(0, 1, 3, 5, 2, 4).reshape(n, c * p * p, h // p, w // p))
+
+
+def unfold(x: Tensor, patch_size: int) -> Tensor:
+    """Undoes `fold`."""
+    (n, c, h, w), p = x.shape, patch_size
+    patches = x.data.reshape(n, c // p**2, p, p, h, w)
+    return Tensor(patches.transpose(0, 1, 4, 2, 5, 3).reshape(n, c // p**2, h * p, w * p))
