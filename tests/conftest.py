@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import evaluate
+import export
 import flags
 import sample
 import train
@@ -20,6 +21,7 @@ SCRIPTS = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "export": export,
     "visualize_diffusion": visualize_diffusion,
 }
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ EVERY_FLAG = [
     for flag in action.option_strings
     if action.dest != "help"
 ]
-REQUIRED = {name: ["--checkpoint", "x.pt"] for name in ("sample", "evaluate")}
+REQUIRED = {name: ["--checkpoint", "x.pt"] for name in ("sample", "evaluate", "export")}
 NEEDS = {  # flags that mean something only beside another
     "--label-dropout": ["--class-conditional"],
     "--inpaint": ["--mask", "m.png"],
