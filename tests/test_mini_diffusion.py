@@ -1,0 +1,714 @@
+"""The NumPy package and the PyTorch code are two implementations: each is the other's truth."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.testing import assert_allclose
+from PIL import Image
+from torch import nn
+
+import export
+import flags
+import samplers
+import schedules
+from conftest import ROOT
+from data import to_uint8
+from diffusion import CLEAN, GaussianDiffusion, Level
+from mini_diffusion import (
+    Attention,
+    Conv2d,
+    GroupNorm,
+    Linear,
+    ModelFileError,
+    NoiseScheduler,
+    Sampler,
+    ScheduleType,
+    Tensor,
+    UNet,
+    demo,
+    read_model,
+    sample,
+)
+from mini_diffusion.picture import grid, png
+from mini_diffusion.scheduler import PREDICTIONS
+from models import build_model
+from models import unet as torch_unet
+from objectives import PREDICTIONS as TORCH_PREDICTIONS
+from training.checkpoint import load_checkpoint, restore, save_checkpoint
+from utils import image_grid, square
+
+T = 50
+DEFAULTS = {"name": "unet", "image_size": 8, "image_channels": 1, "channels": 8}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def randn(rng, *shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def as_torch(x: Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.data))
+
+
+def write_checkpoint(folder: Path, diffusion: dict | None = None, **model) -> Path:
+    """A checkpoint with random weights."""
+    config = {**DEFAULTS, **model}
+    torch.manual_seed(0)
+    weights = {}
+    for which in ("model", "ema"):
+        network = build_model(config)
+        for p in network.parameters():  # some of which are zeros
+            p.data += 0.1 * torch.randn_like(p)
+        weights[which] = network.state_dict()
+    data = {"dataset": "digits", "classes": [str(i) for i in range(config.get("num_classes", 0))]}
+    process = {"timesteps": T, **(diffusion or {})}
+    rest = dict.fromkeys(("step", "seconds", "optimizer", "scaler"), 0)
+    path = folder / "checkpoint.pt"
+    save_checkpoint(
+        path, {"config": {"data": data, "model": config, "diffusion": process}, **weights, **rest}
+    )
+    return path
+
+
+def exported(checkpoint: Path, folder: Path, *arguments: str) -> Path:
+    """The file that export.py makes of a checkpoint."""
+    path = folder / "model.npz"
+    command = ["--checkpoint", str(checkpoint), "--to", "numpy", *arguments, str(path)]
+    assert flags.run(export.main, export.parse_args(command)) == 0
+    return path
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+def test_tensors_are_made_in_both_spellings_of_a_shape(rng):
+    for make in (Tensor.zeros, Tensor.ones, Tensor.randn, Tensor.xavier, Tensor.kaiming):
+        for x in (make(2, 3, 4, 5), make((2, 3, 4, 5))):
+            assert x.shape == (2, 3, 4, 5)
+            assert x.data.dtype == np.float32
+    assert not Tensor.zeros(3).data.any()
+    assert (Tensor.ones(3).data == 1).all()
+    expected = randn(np.random.default_rng(3), 2, 3, 4, 5)
+    assert_allclose(Tensor.randn(2, 3, 4, 5, rng=np.random.default_rng(3)).data, expected)
+    assert Tensor.xavier(200, 100, rng=rng).std() == pytest.approx((2 / 300) ** 0.5, rel=0.02)
+    assert Tensor.kaiming(64, 32, 3, 3, rng=rng).std() == pytest.approx((2 / 288) ** 0.5, rel=0.02)
+
+
+def test_arithmetic_is_numpys_whatever_the_layout(rng):
+    a, b = randn(rng, 2, 3, 4, 5), randn(rng, 2, 3, 4, 5) + 3
+    x, y = Tensor(a), Tensor(b)
+    for actual, expected in [
+        (x + y, a + b),
+        (x - y, a - b),
+        (x * y, a * b),
+        (x / y, a / b),
+        (-x, -a),
+        (2 + x * 3, 2 + a * 3),
+        (1 - x, 1 - a),
+        (1 / y, 1 / b),
+        (a + y, a + b),
+        (x * b[:, :, :1, :1], a * b[:, :, :1, :1]),
+        (x.clip(-1, 1), a.clip(-1, 1)),
+        (x.reshape(6, 20), a.reshape(6, 20)),
+        (x[:, :2], a[:, :2]),
+        (x.reshape(6, 20) @ y.reshape(20, 6), a.reshape(6, 20) @ b.reshape(20, 6)),
+    ]:
+        assert isinstance(actual, Tensor)
+        assert actual.data.dtype == np.float32
+        assert_allclose(actual.data, expected, rtol=1e-5, atol=1e-5)
+    assert x.nhwc.flags.c_contiguous
+    assert x.mean() == pytest.approx(a.mean(), abs=1e-6)
+    assert "mean" in repr(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("relu", F.relu),
+        ("sigmoid", torch.sigmoid),
+        ("silu", F.silu),
+        ("gelu", lambda x: F.gelu(x, approximate="tanh")),
+    ],
+)
+def test_activations(name, truth):
+    x = np.r_[np.linspace(-10, 10, 101), -1000, 1000].astype(np.float32)
+    actual = getattr(Tensor(x), name)().data
+    assert_allclose(actual, truth(torch.from_numpy(x)), rtol=1e-5, atol=1e-6)
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def same_weights(layer, module):
+    """The PyTorch module with the weights of our layer, which must have the same names."""
+    torch.manual_seed(0)
+    parameters = dict(layer.parameters())
+    assert parameters.keys() == dict(module.named_parameters()).keys()
+    for name, p in module.named_parameters():
+        nn.init.normal_(p, std=0.3)
+        parameters[name].data = Tensor(p.detach().numpy()).data
+    return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (5, 1, 0), (2, 2, 1)]
+)
+def test_conv2d(rng, size, kernel, stride, padding):
+    layer = Conv2d(3, 6, kernel, stride, padding, rng)
+    module = same_weights(layer, nn.Conv2d(3, 6, kernel, stride, padding))
+    x = Tensor(randn(rng, 5, 3, *size))
+    assert_allclose(layer(x).data, module(as_torch(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_conv2d_in_chunks_of_images(rng, monkeypatch):
+    monkeypatch.setattr("mini_diffusion.layers.BUFFER", 2 * 64 * 27)  # two of the five at a time
+    test_conv2d(rng, (8, 8), 3, 1, 1)
+
+
+def test_linear(rng):
+    layer = Linear(6, 4, rng)
+    module = same_weights(layer, nn.Linear(6, 4))
+    for shape in [(5, 6), (2, 7, 6)]:
+        x = Tensor(randn(rng, *shape))
+        assert_allclose(layer(x).data, module(as_torch(x)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm(rng, groups):
+    layer = GroupNorm(groups, 6)
+    module = same_weights(layer, nn.GroupNorm(groups, 6))
+    x = Tensor(randn(rng, 3, 6, 4, 5) * 3 + 100)  # far from 0: the variance must not cancel out
+    assert_allclose(layer(x).data, module(as_torch(x)), rtol=1e-3, atol=1e-4)
+
+
+def test_group_norm_refuses_uneven_groups():
+    with pytest.raises(ValueError, match="6 channels cannot be shared evenly by 4 groups"):
+        GroupNorm(4, 6)
+
+
+def test_attention(rng):
+    module = torch_unet.Attention(64)
+    layer = Attention(64, module.heads, GroupNorm(module.norm.num_groups, 64), rng)
+    same_weights(layer, module)
+    x = Tensor(randn(rng, 2, 64, 4, 6))
+    assert_allclose(layer(x).data, module(as_torch(x)), rtol=1e-4, atol=1e-4)
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timesteps", [T, 1000])
+@pytest.mark.parametrize("kind", ScheduleType)
+def test_schedules(kind, timesteps):
+    scheduler = getattr(NoiseScheduler, kind.value)(timesteps)
+    alpha, sigma = schedules.SCHEDULES[kind.value](timesteps)
+    assert_allclose(scheduler.alpha, alpha, rtol=1e-10)
+    assert_allclose(scheduler.sigma, sigma, rtol=1e-10)
+    diffusion = GaussianDiffusion(kind.value, timesteps)
+    assert_allclose(scheduler.betas, diffusion.betas, rtol=1e-5)
+    assert_allclose(scheduler.alphas_cumprod, diffusion.alphas_cumprod, rtol=1e-5)
+
+
+def test_schedules_refuse_too_few_timesteps():
+    with pytest.raises(ValueError, match="at least 21 timesteps, not 20"):
+        NoiseScheduler.linear(20)
+
+
+def test_add_noise_is_q_sample(rng):
+    scheduler, diffusion = NoiseScheduler.cosine(T), GaussianDiffusion("cosine", T)
+    x_0, noise = Tensor(randn(rng, 3, 2, 4, 4)), Tensor(randn(rng, 3, 2, 4, 4))
+    for t in (7, np.array([0, 20, T - 1])):
+        expected = diffusion.q_sample(as_torch(x_0), torch.as_tensor(t).expand(3), as_torch(noise))
+        assert_allclose(scheduler.add_noise(x_0, noise, t).data, expected, rtol=1e-5, atol=1e-6)
+    assert_allclose(scheduler.add_noise(x_0, noise, -1).data, x_0.data)
+    for t in (-2, T):
+        with pytest.raises(ValueError, match=f"no timestep {t}: T is {T}"):
+            scheduler.add_noise(x_0, noise, t)
+
+
+def walk(sampler, diffusion, x_t, eps, t, prev, noise=None):
+    """One step of a PyTorch sampler, with a network that sees the noise eps."""
+    levels = [*diffusion.levels()[::-1][1:], CLEAN]  # by timestep, and -1
+    cur, nxt = levels[t], levels[prev]
+
+    def denoise(x: torch.Tensor, level: Level):
+        return (x - level.sigma * eps) / level.alpha, eps
+
+    (x,) = sampler(denoise, x_t, [cur, nxt], lambda x: noise)
+    return x
+
+
+@pytest.mark.parametrize("kind", ScheduleType)
+@pytest.mark.parametrize("t", [0, 1, 20, T - 1])
+def test_step_is_ddpm(rng, kind, t):
+    scheduler, diffusion = NoiseScheduler.of_type(kind, T), GaussianDiffusion(kind.value, T)
+    x_t, eps = Tensor(randn(rng, 2, 1, 4, 4)), Tensor(randn(rng, 2, 1, 4, 4))
+    noise = torch.from_numpy(randn(np.random.default_rng(5), 2, 1, 4, 4))
+    actual = scheduler.step(x_t, eps, t, np.random.default_rng(5)).data
+    expected = walk(samplers.ddpm, diffusion, as_torch(x_t), as_torch(eps), t, t - 1, noise)
+    assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+    alpha, sigma = scheduler.level(t)
+    x_0 = (as_torch(x_t) - sigma * as_torch(eps)) / alpha
+    mean, variance = diffusion.q_posterior(x_0, as_torch(x_t), torch.tensor([t]))
+    assert_allclose(actual, mean + variance.sqrt() * noise, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ScheduleType)
+@pytest.mark.parametrize(("t", "prev"), [(0, -1), (T - 1, T - 2), (T - 1, 10), (30, -1)])
+def test_step_ddim_is_ddim(rng, kind, t, prev):
+    scheduler, diffusion = NoiseScheduler.of_type(kind, T), GaussianDiffusion(kind.value, T)
+    x_t, eps = Tensor(randn(rng, 2, 1, 4, 4)), Tensor(randn(rng, 2, 1, 4, 4))
+    actual = scheduler.step_ddim(x_t, eps, t, prev).data
+    expected = walk(samplers.ddim, diffusion, as_torch(x_t), as_torch(eps), t, prev)
+    assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_says_nothing_in_pure_noise():
+    scheduler = NoiseScheduler(*schedules.flow(T))
+    x = Tensor.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="t = 49 is pure noise"):
+        scheduler.step(x, x, T - 1)
+
+
+def test_the_schedulers_refuse_what_they_do_not_know():
+    with pytest.raises(ValueError, match="unknown prediction 'x'; there are"):
+        NoiseScheduler([0.9], [0.1], prediction="x")
+    with pytest.raises(ValueError, match="two tables of one length"):
+        NoiseScheduler([0.9, 0.5], [0.1])
+
+
+@pytest.mark.parametrize("sigma_data", [1.0, 0.4])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+@pytest.mark.parametrize("prediction", TORCH_PREDICTIONS)
+def test_every_prediction_with_every_schedule(rng, prediction, schedule, clip, sigma_data):
+    options = {"prediction": prediction, "clip": clip, "sigma_data": sigma_data}
+    scheduler = NoiseScheduler(*schedules.SCHEDULES[schedule](T), **options)
+    if prediction == "eps" and scheduler.alpha[-1] == 0:
+        return  # refused: test_noise_says_nothing_in_pure_noise
+    diffusion = GaussianDiffusion(schedule, T, **options)
+    x_t, out = Tensor(randn(rng, 2, 1, 2, 2)), Tensor(randn(rng, 2, 1, 2, 2))
+    seen = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return as_torch(out)
+
+    for level in (diffusion.levels()[0], diffusion.levels()[20], diffusion.levels()[-2]):
+        expected = diffusion.denoiser(model)(as_torch(x_t), level)
+        actual = scheduler.x_0_and_eps(out, x_t, level.t)
+        for a, b in zip(actual, expected, strict=True):
+            assert_allclose(a.data, b, rtol=1e-4, atol=1e-4)
+        assert_allclose(scheduler.scaled(x_t, level.t).data, seen[-1], rtol=1e-5)
+
+
+def test_the_predictions_are_the_projects():
+    assert PREDICTIONS.keys() == TORCH_PREDICTIONS.keys()
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+def test_unet_of_its_own(rng):
+    model = UNet(1, 3, 16, rng)
+    x = Tensor.randn(2, 1, 8, 12, rng=rng)
+    out = model(x, 7)
+    assert out.shape == (2, 3, 8, 12)
+    assert out.data.dtype == np.float32
+    assert np.isfinite(out.data).all()
+    assert_allclose(model(x, np.array([7, 7])).data, out.data)
+    assert np.abs(model(x, 500).data - out.data).max() > 1e-3
+    assert model.parameter_count() == sum(w.data.size for _, w in model.parameters())
+    same = UNet(1, 3, 16, np.random.default_rng(0))
+    assert_allclose(same(x, 7).data, out.data)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"image_size": 28, "image_channels": 3, "channels": 40, "patch_size": 7},
+        {"image_size": 16, "multipliers": [1, 2, 2], "blocks": 2},
+        {"image_size": 16, "patch_size": 1, "channels": 64, "attention_resolutions": [16, 8]},
+        {"channels": 50, "multipliers": [1]},  # a width that 16 and 32 do not divide
+        {"channels": 1},
+        {"num_classes": 3, "learn_sigma": True, "image_channels": 3, "dropout": 0.5},
+    ],
+)
+def test_the_forward_is_pytorchs(rng, tmp_path, config):
+    checkpoint = write_checkpoint(tmp_path, **config)
+    model = UNet.load(exported(checkpoint, tmp_path))
+    expected, _ = restore(load_checkpoint(checkpoint))
+    assert model.parameter_count() == sum(p.numel() for p in expected.parameters())
+    size, t = expected.image_size, np.array([0, 400, 999])
+    x = randn(rng, 3, expected.image_channels, size, size)
+    for y in [None] if model.num_classes is None else [None, [0, 2, model.num_classes]]:
+        actual = model(Tensor(x), t, y).data
+        labels = None if y is None else torch.tensor(y)
+        truth = expected(torch.from_numpy(x), torch.from_numpy(t), labels)
+        assert truth.std() > 0.01
+        assert_allclose(actual, truth, rtol=0, atol=1e-4)
+
+
+def test_the_network_refuses_what_does_not_fit(rng):
+    model = UNet(1, 1, 8, rng, patch_size=2, multipliers=(1, 1, 1))
+    with pytest.raises(ValueError, match="multiples of 8, not 12x16"):
+        model(Tensor.zeros(1, 1, 12, 16), 0)
+    with pytest.raises(ValueError, match="made without classes"):
+        model(Tensor.zeros(1, 1, 8, 8), 0, 1)
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def test_samplers_report_each_step(rng):
+    steps = []
+
+    def model(x, t):
+        return 0 * x
+
+    sampler = Sampler.ddim(NoiseScheduler.cosine(T), 5)
+    x = sampler.sample(model, (2, 1, 4, 4), rng, lambda *step: steps.append(step))
+    assert [step[:3] for step in steps] == [
+        (1, 5, 49), (2, 5, 39), (3, 5, 29), (4, 5, 19), (5, 5, 9)
+    ]  # fmt: skip
+    assert_allclose(steps[-1][3].data, x.data)
+    assert len(Sampler.ddpm(NoiseScheduler.cosine(T)).timesteps) == T
+    for steps in (0, T + 1):
+        with pytest.raises(ValueError, match=f"between 1 and {T}, not {steps}"):
+            Sampler.ddpm(NoiseScheduler.cosine(T), steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 33, 49, T])
+def test_the_timesteps_are_those_of_trailing(steps):
+    levels = GaussianDiffusion("cosine", T).levels(steps)
+    sampler = Sampler.ddim(NoiseScheduler.cosine(T), steps)
+    assert [*sampler.timesteps, -1] == [level.t for level in levels]
+
+
+def torch_walk(checkpoint, sampler: str, steps: int, count: int, y=None, raw=False):
+    """All x of a PyTorch sampler's walk, with the random numbers of NumPy's seed 0."""
+    model, diffusion = restore(load_checkpoint(checkpoint), raw=raw)
+    rng = np.random.default_rng(0)
+    levels = diffusion.levels(steps)
+
+    def noise_like(x):
+        return torch.from_numpy(randn(rng, *x.shape))
+
+    shape = (count, model.image_channels, model.image_size, model.image_size)
+    x = levels[0].scale * noise_like(torch.empty(shape))
+    labels = None if y is None else torch.tensor(y)
+    return [*samplers.SAMPLERS[sampler](diffusion.denoiser(model, labels), x, levels, noise_like)]
+
+
+def assert_same_walk(checkpoint, file, sampler, steps, y=None, raw=False):
+    model, scheduler = UNet.load(file), NoiseScheduler.load(file)
+    config, walked = read_model(file).config, []
+    shape = (3, config["image_channels"], config["image_size"], config["image_size"])
+    getattr(Sampler, sampler)(scheduler, steps).sample(
+        lambda x, t: model(x, t, y),
+        shape,
+        np.random.default_rng(0),
+        lambda step, total, t, x: walked.append(x),
+    )
+    expected = torch_walk(checkpoint, sampler, steps, 3, y, raw)
+    for a, b in zip(walked, expected, strict=True):
+        assert_allclose(a.data, b, rtol=1e-3, atol=1e-3)
+    assert np.abs(walked[-1].data).max() > 0.5
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("weights", [[], ["--raw"]])
+def test_a_trained_model_walks_as_in_pytorch(trained, tmp_path, sampler, weights):
+    checkpoint = trained / "model_final.pt"
+    file = exported(checkpoint, tmp_path, *weights)
+    assert_same_walk(checkpoint, file, sampler, 10, raw=bool(weights))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_model_with_classes_walks_as_in_pytorch(conditional, tmp_path, sampler):
+    file = exported(conditional, tmp_path)  # it has learned its variance, which is left aside
+    assert_same_walk(conditional, file, sampler, 10, y=[1, 9, 10])
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"schedule": "flow", "prediction": "flow"},
+        {"schedule": "edm", "prediction": "edm", "sigma_data": 0.5},
+        {"schedule": "cosine", "prediction": "v", "zero_terminal_snr": True},
+        {"schedule": "linear", "prediction": "eps"},
+        {"schedule": "sigmoid", "prediction": "x_0", "clip": False},
+    ],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_every_process_walks_as_in_pytorch(tmp_path, process, sampler):
+    checkpoint = write_checkpoint(tmp_path, process)
+    assert_same_walk(checkpoint, exported(checkpoint, tmp_path), sampler, 10)
+
+
+# --- export.py -----------------------------------------------------------------------------------
+
+
+def test_the_file_explains_itself(conditional, tmp_path):
+    path = exported(conditional, tmp_path)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert arrays["alpha"].dtype == arrays["sigma"].dtype == np.float64
+        alpha, sigma = schedules.cosine(100)
+        assert_allclose(arrays["alpha"], alpha, rtol=1e-15)
+        assert_allclose(arrays["sigma"], sigma, rtol=1e-15)
+    config = read_model(path).config
+    assert config["dataset"] == "digits"
+    assert config["classes"] == [str(i) for i in range(10)]
+    assert (config["prediction"], config["clip"], config["sigma_data"]) == ("flow", True, 1.0)
+    assert config["model"]["num_classes"] == 10
+
+
+def test_export_by_default(script, trained, tmp_path):
+    done = script("export", "--checkpoint", trained / "model_final.pt")
+    assert done.code == 0
+    assert "digits, weights: moving average" in done.out
+    assert (tmp_path / "outputs" / "model.npz").is_file()
+
+
+def test_export_refuses(script, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    done = script("export", "--checkpoint", checkpoint, "--to", "numpy", "model.pt")
+    assert (done.code, done.err) == (
+        2, "export.py: error: model.pt: the name of the file must end in .npz\n"
+    )  # fmt: skip
+    done = script("export", "--checkpoint", checkpoint, "--to", "onnx", "model.npz")
+    assert done.code == 2
+    done = script("export", "--checkpoint", tmp_path / "none.pt", "--to", "numpy", "model.npz")
+    assert done.code == 1
+    assert "there is no checkpoint" in done.err
+
+    saved = torch.load(checkpoint)
+    saved["config"]["model"] = {"name": "mlp", "width": 8}
+    torch.save(saved, checkpoint)
+    done = script("export", "--checkpoint", checkpoint, "--to", "numpy", "model.npz")
+    assert done.code == 2
+    assert done.err.endswith("holds a network mlp; only the unet can be exported\n")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "model.npz").exists()
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """Runs python -m in an environment that has NumPy and mini_diffusion, and nothing else."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for package in [ROOT / "mini_diffusion", *Path(np.__file__).parents[1].glob("numpy*")]:
+        (packages / package.name).symlink_to(package)
+
+    def call(*arguments, cwd=folder):
+        command = [folder / "bin" / "python", "-I", *map(str, arguments)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return call
+
+
+def test_draws_without_torch(without_torch, trained, tmp_path):
+    done = without_torch("-c", "import torch")
+    assert "No module named 'torch'" in done.err
+
+    checkpoint = trained / "model_final.pt"
+    file = exported(checkpoint, tmp_path)
+    done = without_torch(
+        "-m", "mini_diffusion.sample", file, "--num-images", 5, "--steps=10", cwd=tmp_path
+    )
+    assert (done.code, done.err) == (0, "")
+    assert "digits" in done.out
+    assert "ddim, 10 steps" in done.out
+    assert "5 images in" in done.out
+    with Image.open(tmp_path / "outputs" / "mini_samples.png") as picture:
+        pixels = np.asarray(picture)
+    images = to_uint8(torch_walk(checkpoint, "ddim", 10, 5)[-1])
+    expected = image_grid(images, square(5))
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_the_demo_needs_numpy_alone(without_torch):
+    done = without_torch("-m", "mini_diffusion.demo")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_it_imports_numpy_and_itself_alone():
+    allowed = {"numpy", "mini_diffusion", *sys.stdlib_module_names}
+    for path in (ROOT / "mini_diffusion").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else names
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert {module.partition(".")[0] for module in modules} <= allowed
+
+
+@pytest.fixture
+def draw(capsys, tmp_path, monkeypatch):
+    """Runs mini_diffusion.sample in this process."""
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        capsys.readouterr()
+        try:
+            code = sample.main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    return call
+
+
+def pixels_of(path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["arr_0"]
+
+
+def test_seeds_classes_and_samplers(draw, conditional, tmp_path):
+    file = exported(conditional, tmp_path)
+
+    def images(*arguments, count=4):
+        flags = ["--num_images", count, "--steps", "4", "--output", "out.npz"]
+        done = draw(file, *flags, *arguments)
+        assert (done.code, done.err) == (0, "")
+        return pixels_of("out.npz")
+
+    first = images()
+    assert first.shape == (4, 8, 8, 1)
+    assert first.dtype == np.uint8
+    assert (images("--seed", 0, "--sampler", "ddim") == first).all()
+    assert (images(count=70)[:4] == first).all()  # more than a batch
+    for changed in (["--seed", 1], ["--sampler", "ddpm"], ["--class-id", 3]):
+        assert (images(*changed) != first).any()
+    assert (images("--class-id", 3)[3] == first[3]).all()  # image i is of class i
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory) -> Path:
+    """A folder with model.npz, and files that are not a model."""
+    folder = tmp_path_factory.mktemp("bad")
+    whole = exported(write_checkpoint(folder), folder).read_bytes()
+    middle = len(whole) // 2
+    (folder / "text").write_text("some text")
+    (folder / "empty").touch()
+    (folder / "cut.npz").write_bytes(whole[:middle])
+    flipped = bytes([whole[middle] ^ 255])
+    (folder / "flipped.npz").write_bytes(whole[:middle] + flipped + whole[middle + 1 :])
+    np.savez(folder / "other.npz", np.zeros(3))
+    np.savez(folder / "pickle.npz", config=np.array({"format": 1}, dtype=object))
+    np.save(folder / "array.npy", np.zeros(3))
+    with np.load(folder / "model.npz") as loaded:
+        arrays = dict(loaded)
+    text = str(arrays["config"])
+    for name, old, new in [
+        ("config", text, "{}"),
+        ("newer", '"format": 1', '"format": 2'),
+        ("narrow", '"model_channels": 8', '"model_channels": 4'),
+        ("unknown", '"prediction": "eps"', '"prediction": "x"'),
+    ]:
+        assert old in text
+        config = np.array(text.replace(old, new))
+        np.savez(folder / f"{name}.npz", **arrays | {"config": config})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["model.npz", "--steps", "51"], 2, "--steps 51: the model has only 50 timesteps"),
+        (["model.npz", "--steps", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["model.npz", "--num-images", "x"], 2, "'x' is not a whole number of at least 1"),
+        (["model.npz", "--seed", "-1"], 2, "'-1' is not a whole number of at least 0"),
+        (["model.npz", "--sampler", "heun"], 2, "invalid choice: 'heun'"),
+        (["model.npz", "--class-id", "1"], 2, "--class-id: this model knows no classes"),
+        (["model.npz", "--output", "a.jpg"], 2, "must end in .png or .npz"),
+        (["model.npz", "--output", "text/a.png"], 1, "text"),
+        (["model.npz", "--guidance", "2"], 2, "unrecognized arguments: --guidance 2"),
+        ([], 2, "the following arguments are required: MODEL"),
+        (["none.npz"], 1, "there is no model none.npz"),
+        (["."], 1, "there is no model"),
+        (["text"], 1, "text is damaged, or is not a model"),
+        (["empty"], 1, "empty is damaged, or is not a model"),
+        (["other.npz"], 1, "other.npz is damaged, or is not a model"),
+        (["pickle.npz"], 1, "pickle.npz is damaged, or is not a model"),
+        (["array.npy"], 1, "array.npy is damaged, or is not a model"),
+        (["config.npz"], 1, "config.npz is not a model"),
+        (["newer.npz"], 1, "newer.npz has format 2; this version reads 1"),
+        (["cut.npz"], 1, "cut.npz is damaged, or is not a model"),
+        (["flipped.npz"], 1, "flipped.npz is damaged, or is not a model"),
+        (["narrow.npz"], 1, "narrow.npz contradicts itself: "),
+        (["unknown.npz"], 1, "unknown.npz contradicts itself: unknown prediction 'x'"),
+    ],
+)
+def test_errors_are_one_line(draw, bad_files, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(bad_files)
+    done = draw(*arguments)
+    assert done.code == code
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("python -m mini_diffusion.sample: error: ")
+    assert not (bad_files / "outputs").exists()
+
+
+def test_classes_that_there_are_not(draw, conditional, tmp_path):
+    done = draw(exported(conditional, tmp_path), "--class-id", "10")
+    assert (done.code, done.err.split("error: ")[1]) == (
+        2,
+        "--class-id 10: the classes are 0 ... 9\n",
+    )
+
+
+def test_model_files_raise_what_they_say(tmp_path):
+    for load in (UNet.load, NoiseScheduler.load, read_model):
+        with pytest.raises(FileNotFoundError):
+            load(tmp_path / "none.npz")
+        (tmp_path / "text.npz").write_text("text")
+        with pytest.raises(ModelFileError):
+            load(tmp_path / "text.npz")
+
+
+@pytest.mark.parametrize("size", [8, 28, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_pictures(rng, tmp_path, size, channels, count):
+    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    picture = grid(images)
+    expected = image_grid(torch.from_numpy(images).permute(0, 3, 1, 2), square(count))
+    assert (picture == expected).all()
+    (tmp_path / "picture.png").write_bytes(png(picture))
+    with Image.open(tmp_path / "picture.png") as decoded:
+        assert (np.asarray(decoded) == picture).all()
+
+
+def test_the_demo_prints_real_numbers(capsys):
+    assert demo.main([]) == 0
+    out = capsys.readouterr().out
+    parameters = UNet(1, 1, 64).parameter_count()
+    assert f"{parameters:,} parameters" in out
+    last_lines = [line for line in out.splitlines() if "step   50 of   50" in line]
+    last_lines += [line for line in out.splitlines() if "step 1000 of 1000" in line]
+    assert len(last_lines) == 2
+    for line in last_lines:
+        mean, std = line.split("mean ")[1].split(", std ")
+        assert float(mean) == pytest.approx(demo.MEAN, abs=0.02)
+        assert float(std) == pytest.approx(demo.STD, abs=0.02)
