@@ -41,8 +41,8 @@ from mini_diffusion.scheduler import PREDICTIONS
 from models import build_model
 from models import unet as torch_unet
 from objectives import PREDICTIONS as TORCH_PREDICTIONS
+from pictures import ImagePictures, square
 from training.checkpoint import load_checkpoint, restore, save_checkpoint
-from utils import image_grid, square
 
 T = 50
 DEFAULTS = {"name": "unet", "image_size": 8, "image_channels": 1, "channels": 8}
@@ -542,7 +542,7 @@ def test_draws_without_torch(without_torch, trained, tmp_path):
     with Image.open(tmp_path / "outputs" / "mini_samples.png") as picture:
         pixels = np.asarray(picture)
     images = to_uint8(torch_walk(checkpoint, "ddim", 10, 5)[-1])
-    expected = image_grid(images, square(5))
+    expected = ImagePictures().grid(images, square(5))
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
@@ -693,7 +693,7 @@ def test_model_files_raise_what_they_say(tmp_path):
 def test_pictures(rng, tmp_path, size, channels, count):
     images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
     picture = grid(images)
-    expected = image_grid(torch.from_numpy(images).permute(0, 3, 1, 2), square(count))
+    expected = ImagePictures().grid(torch.from_numpy(images).permute(0, 3, 1, 2), square(count))
     assert (picture == expected).all()
     (tmp_path / "picture.png").write_bytes(png(picture))
     with Image.open(tmp_path / "picture.png") as decoded:
