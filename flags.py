@@ -23,6 +23,8 @@ class Parser(argparse.ArgumentParser):
     The parsed namespace also holds `given`, the set of names whose flags stood on the command line.
     """
 
+    raises = False  # a ValueError where a flag cannot be used, instead of ending the process
+
     def __init__(self, description: str, examples: Sequence[str]):
         super().__init__(
             description=description,
@@ -45,7 +47,38 @@ class Parser(argparse.ArgumentParser):
         return parsed, unknown
 
     def error(self, message: str):
+        if self.raises:
+            raise ValueError(message)
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the flags.\n")
+
+
+def parse_keywords(script_parser: Parser, parse_args: Callable, flags: dict) -> argparse.Namespace:
+    """Flags given as keyword arguments, parsed by a script's parse_args as a command line would be.
+
+    Raises ValueError for a flag or a value that the command line would refuse.
+    """
+    actions = {a.dest: a for a in script_parser._actions if a.dest != "help"}
+    words = []
+    for name, value in flags.items():
+        if name not in actions:
+            raise ValueError(f"there is no {name}; there are {', '.join(actions)}")
+        flag = actions[name].option_strings[0]
+        if value is None:
+            continue
+        if isinstance(actions[name], argparse.BooleanOptionalAction):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif actions[name].nargs == 0:
+            words += [flag] if value else []
+        elif actions[name].nargs == "?" and value is True:
+            words.append(flag)
+        else:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [flag, *map(str, values)]
+    Parser.raises = True
+    try:
+        return parse_args(words)
+    finally:
+        Parser.raises = False
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,6 +1,14 @@
 """Draw images, or points, from a trained model."""
 
-from flags import Parser, add_checkpoint_flags, add_runtime_flags, names, number, run
+from flags import (
+    Parser,
+    add_checkpoint_flags,
+    add_runtime_flags,
+    names,
+    number,
+    parse_keywords,
+    run,
+)
 
 MODES = ("start_from", "inpaint", "interpolate", "invert")  # walks that begin elsewhere
 
@@ -133,10 +141,10 @@ if __name__ == "__main__":
 
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -145,7 +153,7 @@ from tqdm import tqdm
 
 import editing
 from data import item_shape, load_dataset, read_image, require_same_size, to_unit
-from diffusion import Denoiser, GaussianDiffusion, Level
+from diffusion import GaussianDiffusion, Level
 from pictures import image_format, pictures_of, save_animation, save_picture, square
 from samplers import AUTO, SAMPLERS, options_of
 from training.checkpoint import load_checkpoint, restore
@@ -220,61 +228,64 @@ class Walk:
         return first.scale * noise
 
 
+def sample(checkpoint: str | Path, **flags) -> np.ndarray:
+    """Draw as `python sample.py` does, with its flags as keyword arguments, for use in notebooks.
+
+        sample("outputs/model_final.pt", num_images=16, steps=20)
+
+    Returns what --output would hold as an .npz: uint8 images (N, H, W, C), or points (N, 2).
+    Nothing is written. Raises ValueError for what the command line would refuse.
+    """
+    unused = flags.keys() & {"output", "show_intermediate", "animate", "invert"}
+    if unused:
+        raise ValueError(f"sample() writes nothing: {min(unused)} is for the command line")
+    args = parse_keywords(make_parser(), parse_args, {"checkpoint": checkpoint, **flags})
+    job = Job(args)
+    return job.walk.pictures.array(draw(args, job).items)
+
+
+class Job:
+    """A checkpoint that is ready to draw, and how."""
+
+    def __init__(self, args):
+        self.device = choose_device(args.device)
+        self.precision = choose_precision(args.precision, self.device)
+        checkpoint = load_checkpoint(args.checkpoint)
+        self.config, self.step = checkpoint["config"], checkpoint["step"]
+        model, diffusion = restore(checkpoint, self.device, raw=args.raw)
+        self.walk = Walk(args, diffusion, self.config, self.device)
+        self.denoiser = partial(diffusion.denoiser, model, **guidance(args))
+
+
+class Drawn(NamedTuple):
+    items: Tensor  # uint8 images (N, C, H, W) or points (N, 2)
+    frames: dict[int, tuple[Tensor, Tensor]]  # by steps done, of the first batch: x_t, x_0 in it
+    calls: int  # of the network
+    seconds: float
+
+
 def main(args) -> int:
     output = Path(args.output)
     if output.suffix != ".npz":
         image_format(output)  # an ending that cannot be written is refused now, not after the work
     check_writable(output.parent)
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    checkpoint = load_checkpoint(args.checkpoint)
-    config = checkpoint["config"]
-    model, diffusion = restore(checkpoint, device, raw=args.raw)
-    walk = Walk(args, diffusion, config, device)
-    denoiser = partial(diffusion.denoiser, model, **guidance(args))
-
+    job = Job(args)
+    walk, steps = job.walk, len(job.walk.levels) - 1
+    dataset = job.config["data"]["dataset"]
     weights = "as trained" if args.raw else "moving average"
-    dataset, steps = config["data"]["dataset"], len(walk.levels) - 1
-    print(f"{args.checkpoint}: {dataset}, step {checkpoint['step']:,}, weights: {weights}")
-    print(f"{walk.name}, {steps} steps, {describe(device, precision)}", flush=True)
+    print(f"{args.checkpoint}: {dataset}, step {job.step:,}, weights: {weights}")
+    print(f"{walk.name}, {steps} steps, {describe(job.device, job.precision)}", flush=True)
 
     if args.invert:
-        images = walk.pictures.finished(invert(walk, denoiser, device, precision))
+        images = walk.pictures.finished(invert(job))
         save(output, images, walk)
         print(f"the image, and what came back: {output}")
         return 0
 
-    kept = moments(steps, MOMENTS if args.show_intermediate else 0)
-    kept |= moments(steps, FRAMES if args.animate else 0)
-    frames: dict[int, tuple[Tensor, Tensor]] = {}  # of the first batch: x_t, and x_0 in it
-    drawn, calls, start = [], 0, time.monotonic()
-    finished = walk.pictures.finished
-    at_once = args.batch_size or COUNT[walk.kind]
-    bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
-    for first in range(0, walk.count, at_once):
-        batch = range(first, min(first + at_once, walk.count))
-        noise_like = NoisePerImage(args.seed, batch)
-        y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
-        denoise = denoiser(y)
-        x_t = walk.start(batch, noise_like)
-        with autocast(device, precision):
-            for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
-                if first == 0 and done in kept:
-                    seen = x_t / walk.levels[done].scale  # edm's would be far too bright
-                    frames[done] = finished(seen), finished(denoise.seen)
-                x_t = x
-                bar.update(len(batch))
-        if first == 0 and kept:
-            frames[steps] = finished(x_t), finished(x_t)
-        drawn.append(finished(x_t))
-        calls += denoise.calls
-    bar.close()
-    seconds = time.monotonic() - start
-
-    drawn = torch.cat(drawn)
+    items, frames, calls, seconds = draw(args, job)
     real = load_dataset(dataset, split="test").items if walk.kind == "points" else None
-    save(output, drawn, walk, real)
-    print(f"{len(drawn)} {walk.kind} in {seconds:.1f} s, {calls} network calls: {output}")
+    save(output, items, walk, real)
+    print(f"{len(items)} {walk.kind} in {seconds:.1f} s, {calls} network calls: {output}")
     if args.show_intermediate:
         chosen = {done: frames[done] for done in moments(steps, MOMENTS)}
         folder = write_walk(output.parent / "intermediate", chosen, walk)
@@ -287,13 +298,42 @@ def main(args) -> int:
     return 0
 
 
-def invert(
-    walk: Walk, denoiser: Callable[..., Denoiser], device: torch.device, precision: str
-) -> Tensor:
+def draw(args, job: Job) -> Drawn:
+    """Walk from noise to data, batch by batch."""
+    walk, device, steps = job.walk, job.device, len(job.walk.levels) - 1
+    kept = moments(steps, MOMENTS if args.show_intermediate else 0)
+    kept |= moments(steps, FRAMES if args.animate else 0)
+    frames, drawn, calls, start = {}, [], 0, time.monotonic()
+    finished = walk.pictures.finished
+    at_once = args.batch_size or COUNT[walk.kind]
+    bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
+    for first in range(0, walk.count, at_once):
+        batch = range(first, min(first + at_once, walk.count))
+        noise_like = NoisePerImage(args.seed, batch)
+        y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
+        denoise = job.denoiser(y)
+        x_t = walk.start(batch, noise_like)
+        with autocast(device, job.precision):
+            for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
+                if first == 0 and done in kept:
+                    seen = x_t / walk.levels[done].scale  # edm's would be far too bright
+                    frames[done] = finished(seen), finished(denoise.seen)
+                x_t = x
+                bar.update(len(batch))
+        if first == 0 and kept:
+            frames[steps] = finished(x_t), finished(x_t)
+        drawn.append(finished(x_t))
+        calls += denoise.calls
+    bar.close()
+    return Drawn(torch.cat(drawn), frames, calls, time.monotonic() - start)
+
+
+def invert(job: Job) -> Tensor:
     """The image and its reconstruction from its own noise (2, C, H, W); prints how near it is."""
+    walk, device = job.walk, job.device
     y = None if walk.y is None else walk.y[:1].to(device)
-    denoise = denoiser(y)
-    with autocast(device, precision):
+    denoise = job.denoiser(y)
+    with autocast(device, job.precision):
         *_, noise = editing.invert(denoise, walk.image, walk.levels)
         *_, x = walk.sampler(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
     error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5

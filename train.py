@@ -13,6 +13,7 @@ from flags import (
     add_seed_flag,
     names,
     number,
+    parse_keywords,
     run,
 )
 
@@ -110,6 +111,9 @@ def make_parser() -> Parser:
     training.add_argument("--ema-decay", type=number(float, 0, 0.999999), default=0.9999,
                           metavar="X",
                           help="limit of the decay of the weights' moving average, which warms up")
+    training.add_argument("--validation", type=number(int, 0), metavar="N",
+                          help="items held out of training, on whose loss checkpoints/best.pt is "
+                          "chosen (default: a twentieth, at most 1024)")
     add_seed_flag(training)
 
     machine = add_runtime_flags(parser, "auto", "auto takes bf16 where the hardware has it")
@@ -122,9 +126,11 @@ def make_parser() -> Parser:
                         help="epochs between two sample grids; 0: only at the end")
     output.add_argument("--save-interval", type=number(int, 0), default=5, metavar="N",
                         help="epochs between two checkpoints; 0: only at the end")
+    output.add_argument("--keep", type=number(int, 1), metavar="N",
+                        help="keep only the newest N of these checkpoints (default: all)")
     output.add_argument("--resume", nargs="?", const="newest", metavar="CHECKPOINT",
                         help="go on with the run in --output-dir, with its flags, from its newest "
-                        "checkpoint or the one given")
+                        "whole checkpoint or the one given")
     output.add_argument("--overwrite", action="store_true",
                         help="replace the run that --output-dir holds")
     return parser
@@ -150,8 +156,9 @@ import json
 import shlex
 import sys
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor
@@ -172,11 +179,12 @@ from points import POINT_SETS, distances
 from samplers import AUTO, SAMPLERS
 from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.folder import RunFolder
-from training.log import open_metrics, plot_loss
+from training.log import open_metrics, plot_loss, read_metrics
 from training.plan import TimePlan, learning_rate
 from training.progress import Progress
 from training.stop import StopSignals
 from training.trainer import Trainer
+from training.validation import held_out_count, split, validation_loss
 from utils import (
     NoisePerImage,
     autocast,
@@ -201,24 +209,29 @@ NETWORK += ("long_skips",)
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
-FIXED += ("class_conditional", "label_dropout")
+FIXED += ("class_conditional", "label_dropout", "validation")
 
 
 class Run:
     """The loop around the updates: order of the data, length, log, grids and checkpoints."""
 
-    def __init__(self, args, config: dict, trainer: Trainer, data: Data, total: int | None):
+    def __init__(
+        self, args, config: dict, trainer: Trainer, data: Data, total: int | None, start: float
+    ):
         self.config, self.trainer, self.items = config, trainer, data.items
+        self.kept, self.held_out = split(len(data.items), args.validation, args.seed)
         self.shape = item_shape(config["data"])
         self.pictures = pictures_of(self.shape)
         self.labels = data.labels if config["model"].get("num_classes") else None
         self.folder = RunFolder(args.output_dir)
         self.sample_interval, self.save_interval = args.sample_interval, args.save_interval
-        self.batch = update_size(args, len(data.items))
-        self.epoch_steps = len(data.items) // self.batch
+        self.keep = args.keep
+        self.batch = update_size(args, len(self.kept))
+        self.epoch_steps = len(self.kept) // self.batch
         self.stop = StopSignals()
         self.progress = Progress(trainer.step)
         self.seconds = 0.0  # of training, over all sessions
+        self.best = inf  # the lowest validation loss
         self.cap = step_limit(args, self.epoch_steps)
         self.total = total  # steps of the whole run; None until the time plan knows it
         self.plan = None
@@ -226,7 +239,7 @@ class Run:
             self.set_total(total)
         elif args.max_minutes:
             grid_steps = self.epoch_steps * (args.sample_interval or 10**9)
-            self.plan = TimePlan(args.max_minutes, START, trainer.step, grid_steps)
+            self.plan = TimePlan(args.max_minutes, start, trainer.step, grid_steps)
         else:
             self.set_total(self.cap)
         if (limit := self.total or self.cap) is not None and limit <= trainer.step:
@@ -248,9 +261,10 @@ class Run:
             while self.total is None or trainer.step < self.total:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
-                    order, order_epoch = epoch_order(len(self.items), trainer.seed, epoch), epoch
+                    order, order_epoch = epoch_order(len(self.kept), trainer.seed, epoch), epoch
+                    order = self.kept[order]
                 chosen = order[i * self.batch : (i + 1) * self.batch]
-                y = None if self.labels is None else self.labels[chosen]
+                y = self.labels_of(chosen)
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
                 lr = min(lr, last_lr) if self.total is None else lr
                 step_loss, norm = trainer.update(self.items[chosen], y, lr)
@@ -279,12 +293,17 @@ class Run:
                     metrics.write(json.dumps(row) + "\n")
                     self.progress.update(self.total, row)
                     loss, since, mark = 0.0, trainer.step, now
+                if epoch_ends:
+                    self.end_epoch(epoch + 1, metrics)
+                    mark = time.monotonic()
+                elif trainer.step == self.total:
+                    self.validate(epoch + 1, metrics)
                 if self.stop.received:
                     break
-                if epoch_ends:
-                    self.end_epoch(epoch + 1)
-                    mark = time.monotonic()
         return self.finish() if trainer.step == self.total else self.interrupted()
+
+    def labels_of(self, chosen: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[chosen]
 
     def set_total(self, total: int) -> None:
         self.total = min(total, self.cap or total)
@@ -304,9 +323,10 @@ class Run:
                 epochs = self.total / self.epoch_steps
                 self.progress.say(f"the time holds {self.total:,} updates, {epochs:.1f} epochs")
 
-    def end_epoch(self, epoch: int) -> None:
-        """Write the sample grid and the checkpoint that are due after an epoch."""
+    def end_epoch(self, epoch: int, metrics: TextIO) -> None:
+        """Validate, and write the sample grid and the checkpoint that are due after an epoch."""
         start = time.monotonic()
+        self.validate(epoch, metrics)
         grid_due = self.sample_interval and epoch % self.sample_interval == 0
         if grid_due and self.trainer.step != self.total:  # the last one is finish()'s
             self.write_grid(epoch)
@@ -315,8 +335,22 @@ class Run:
                 self.plan.grid_seconds = time.monotonic() - start
         if self.save_interval and epoch % self.save_interval == 0:
             self.folder.save(self.folder.checkpoint(epoch), self.checkpoint())
+            self.folder.keep_newest(self.keep)
         if self.plan:
             self.plan.pause(time.monotonic() - start)
+
+    def validate(self, epoch: int, metrics: TextIO) -> None:
+        """Measure the loss of the held-out items; a checkpoint with the lowest yet is the best."""
+        if not len(self.held_out):
+            return
+        y = self.labels_of(self.held_out)
+        loss = validation_loss(self.trainer, self.items[self.held_out], y)
+        row = {"step": self.trainer.step, "epoch": epoch, "validation_loss": loss}
+        metrics.write(json.dumps(row) + "\n")
+        self.progress.validation = loss
+        if self.save_interval and loss < self.best:
+            self.best = loss
+            self.folder.save(self.folder.best, {**self.checkpoint(), "validation_loss": loss})
 
     def finish(self) -> int:
         """Write what a finished run leaves behind."""
@@ -386,16 +420,42 @@ class Run:
         return self.pictures.finished(x)
 
     def time_of_grid(self) -> float:
-        """Seconds that a sample grid takes, from a few of its steps."""
+        """Seconds that a sample grid, from a few of its steps, and a validation take."""
         self.sample(1)  # the first call is slower than the rest
         start = time.monotonic()
         self.sample(3)
-        return (time.monotonic() - start) * GRID_STEPS / 3
+        seconds = (time.monotonic() - start) * GRID_STEPS / 3
+        start = time.monotonic()
+        if len(self.held_out):
+            validation_loss(self.trainer, self.items[self.held_out], self.labels_of(self.held_out))
+        return seconds + time.monotonic() - start
+
+
+class Trained(NamedTuple):
+    """What a run has come to."""
+
+    folder: Path
+    checkpoint: Path  # model_final.pt, or interrupted.pt
+    metrics: list[dict]  # the rows of metrics.jsonl
+    exit_code: int  # 0, or 130 or 143 after Ctrl-C or SIGTERM
+
+
+def train(**flags) -> Trained:
+    """Train as `python train.py` does, with its flags as keyword arguments, for use in notebooks.
+
+        train(dataset="moons", epochs=5, output_dir="outputs/moons")
+
+    Raises ValueError for what the command line would refuse, and what the run itself raises.
+    """
+    return train_with(parse_keywords(make_parser(), parse_args, flags), time.monotonic())
 
 
 def main(args) -> int:
-    if args.list_models:
-        return list_models(args)
+    return list_models(args) if args.list_models else train_with(args, START).exit_code
+
+
+def train_with(args, start: float) -> Trained:
+    """Train; --max-minutes counts from `start`, a reading of `time.monotonic()`."""
     device = choose_device(args.device)
     checkpoint = checkpoint_to_resume(args)
     precision = choose_precision(args.precision, device)
@@ -420,11 +480,12 @@ def main(args) -> int:
     say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
     if checkpoint is not None:
         trainer.load(checkpoint)
-    if len(data.items) < args.batch_size * args.grad_accum:
-        say(f"an update takes all {update_size(args, len(data.items))} {kind}: there are no more")
-    job = Run(args, config, trainer, data, planned_steps(args, checkpoint))
+    job = Run(args, config, trainer, data, planned_steps(args, checkpoint), start)
+    if job.batch < args.batch_size * args.grad_accum:
+        say(f"an update takes {job.batch} {kind}: there are no more")
     if checkpoint is not None:
         job.seconds = checkpoint["seconds"]
+        job.best = job.folder.best_loss(trainer.step)
         if aside := job.folder.set_aside(after=trainer.step):
             say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
     elif args.overwrite:
@@ -434,7 +495,10 @@ def main(args) -> int:
             f"an epoch is {job.epoch_steps} updates, so that grids may take more time than "
             "training; --sample-interval 20 draws fewer"
         )
-    return job.train()
+    exit_code = job.train()
+    folder = job.folder
+    checkpoint = folder.interrupted if exit_code else folder.final
+    return Trained(folder.path, checkpoint, read_metrics(folder.metrics), exit_code)
 
 
 def list_models(args) -> int:
@@ -466,6 +530,7 @@ def make_config(args, data: Data) -> dict:
         return {flag: getattr(args, flag) for flag in flags}
 
     choose_natural(args, "images" if is_image else "points")
+    args.validation = held_out_count(args.validation, len(data.items))
     prediction, sampling = natural_objective(args)
     options = {flag: getattr(args, flag) for flag in NETWORK if getattr(args, flag) is not None}
     if args.learn_sigma:
@@ -526,9 +591,14 @@ def checkpoint_to_resume(args) -> dict | None:
                 "(--overwrite), or choose another --output-dir"
             )
         return None
-    path = folder.newest_checkpoint() if args.resume == "newest" else Path(args.resume)
-    if path is None:
-        raise ValueError(f"--resume: there is no checkpoint in {folder.path}")
+    if args.resume == "newest":
+        path, damaged = folder.newest_checkpoint()
+        for error in damaged:
+            say(f"left out: {error}")
+        if path is None:
+            raise ValueError(f"--resume: there is no whole checkpoint in {folder.path}")
+    else:
+        path = Path(args.resume)
     checkpoint = load_checkpoint(path)
     home = RunFolder.of(path)
     if "output_dir" not in args.given:

@@ -17,8 +17,8 @@ def moons(tmp_path_factory):
     import train
 
     output = tmp_path_factory.mktemp("moons")
-    arguments = ["--dataset", "moons", "--max-steps", "400", "--output-dir", str(output)]
-    arguments += ["--precision", "fp32", "--device", "cpu", "--sample-interval", "4"]
+    arguments = ["--dataset", "moons", "--max-steps", "600", "--output-dir", str(output)]
+    arguments += ["--precision", "fp32", "--device", "cpu", "--sample-interval", "5"]
     assert flags.run(train.main, train.parse_args(arguments)) == 0
     return output
 
@@ -97,8 +97,8 @@ def test_a_run_on_points(moons):
     assert config["data"]["dim"] == 2
     assert config["diffusion"]["clip"] is False
     assert config["train"]["optimizer"] == "adamw"
-    assert len(list((moons / "samples").glob("epoch_*.png"))) == 2
-    assert load_checkpoint(moons / "model_final.pt")["step"] == 400
+    assert len(list((moons / "samples").glob("epoch_*.png"))) == 3
+    assert load_checkpoint(moons / "model_final.pt")["step"] == 600
 
 
 def test_samples_come_near_the_data(script, moons, tmp_path):

@@ -43,12 +43,15 @@ def test_a_run_writes_its_files(trained):
         "samples/epoch_002.png",
         "checkpoints/model_epoch_001.pt",
         "checkpoints/model_epoch_002.pt",
+        "checkpoints/best.pt",
     }
-    rows = read_metrics(trained / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [10, 14, 20, 28]  # every ten steps and each epoch's end
+    every = read_metrics(trained / "metrics.jsonl")
+    rows = [row for row in every if "loss" in row]
+    assert [row["step"] for row in rows] == [10, 13, 20, 26]  # every ten steps and each epoch's end
     for row in rows:
         assert row.keys() >= {"epoch", "loss", "lr", "images_per_second", "gradient_norm"}
     assert [row["epoch"] for row in rows] == [1, 1, 2, 2]
+    assert [(r["step"], r["epoch"]) for r in every if "validation_loss" in r] == [(13, 1), (26, 2)]
     with Image.open(trained / "samples" / "epoch_002.png") as image:
         assert image.width == 8 * 58 + 2
         assert image.height == image.width + 2 + 60  # and a line and a row of real images
@@ -56,7 +59,9 @@ def test_a_run_writes_its_files(trained):
 
 def test_the_loss_falls(trained):
     rows = read_metrics(trained / "metrics.jsonl")
-    assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+    for name in ("loss", "validation_loss"):
+        losses = [row[name] for row in rows if name in row]
+        assert losses[-1] < 0.95 * losses[0]
 
 
 def test_defaults_of_the_length():
@@ -91,10 +96,13 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, tmp_path, pr
 
     whole, parts = (load_checkpoint(f"{name}/model_final.pt") for name in ("whole", "parts"))
     assert_same_training(whole, parts)
-    pictures = [Path(name, "samples", "epoch_003.png").read_bytes() for name in ("whole", "parts")]
+    pictures = [Path(name, "samples", "epoch_004.png").read_bytes() for name in ("whole", "parts")]
     assert pictures[0] == pictures[1]
-    steps = [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
+    rows = {name: read_metrics(Path(name, "metrics.jsonl")) for name in ("whole", "parts")}
+    steps = [row["step"] for row in rows["parts"] if "loss" in row]
     assert steps == sorted(set(steps))
+    validations = [[row for row in rows[name] if "validation_loss" in row] for name in rows]
+    assert validations[0] == validations[1]
 
 
 def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):
@@ -135,12 +143,12 @@ def test_a_given_checkpoint_is_resumed_in_its_folder(script, tmp_path):
     script("train", *TINY, "--epochs", 3, "--save-interval", 1, "--output-dir", "run")
     result = script("train", "--resume", "run/checkpoints/model_epoch_001.pt", "--max-steps", 16)
     assert result.code == 0, result.err
-    assert "resuming from run/checkpoints/model_epoch_001.pt, step 14" in result.out
+    assert "resuming from run/checkpoints/model_epoch_001.pt, step 13" in result.out
     assert "set aside: " in result.out  # or the abandoned branch would be resumed next
     assert "model_epoch_003.pt.aside" in result.out
     assert load_checkpoint("run/model_final.pt")["step"] == 16
     assert not (tmp_path / "outputs").exists()
-    assert RunFolder("run").newest_checkpoint().name == "model_final.pt"
+    assert RunFolder("run").newest_checkpoint()[0].name == "model_final.pt"
 
 
 def test_a_checkpoint_is_not_resumed_into_another_run(script, trained):
@@ -208,7 +216,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(script, tmp_path):
     result = script("train", *TINY, "--max-steps", 3, "--overwrite", "--output-dir", "run")
     assert result.code == 0
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
-    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [3]
+    assert {row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")} == {3}
     assert all(file.exists() for file in mine)
 
 
@@ -222,7 +230,7 @@ def test_a_wrong_overwrite_deletes_nothing(script, tmp_path):
 def test_nothing_to_resume(script):
     result = script("train", "--resume", "--output-dir", "empty")
     assert result.code == 2
-    assert "there is no checkpoint in empty" in result.err
+    assert "there is no whole checkpoint in empty" in result.err
     result = script("train", "--resume", "none.pt")
     assert result.code == 1
     assert "there is no checkpoint none.pt" in result.err
@@ -245,7 +253,7 @@ def test_a_small_folder_trains_as_one_batch(script, image_folder, tmp_path):
     result = script("train", *TINY, *flags, "--max-steps", 3, "--skip-bad-images")
     assert result.code == 0, result.err
     assert "1 of 13 images cannot be read and are left out" in result.out
-    assert "an update takes all 12 images" in result.out
+    assert "an update takes 12 images: there are no more" in result.out
     assert "reading images" not in result.err  # no bar off a terminal
     assert (tmp_path / "outputs" / "samples" / "epoch_003.png").exists()
     config = json.loads((tmp_path / "outputs" / "config.json").read_text())
@@ -356,6 +364,101 @@ def test_objectives_that_contradict_themselves(script, image_folder, flags, reas
     assert result.code == 2
     assert reason in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(script, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.3, 0.4, 0.2, 0.6])
+    monkeypatch.setattr(train, "validation_loss", lambda *_: next(losses))
+    flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
+    assert script("train", *flags, "--epochs", 3).code == 0
+    best = load_checkpoint("run/checkpoints/best.pt")
+    assert (best["step"], best["validation_loss"]) == (26, 0.3)
+    assert script("train", "--resume", "--output-dir", "run", "--epochs", 5).code == 0
+    best = load_checkpoint("run/checkpoints/best.pt")
+    assert (best["step"], best["validation_loss"]) == (52, 0.2)
+    result = script("sample", "--checkpoint", "run/checkpoints/best.pt", "--steps", 2)
+    assert "step 52" in result.out
+
+
+def test_going_back_forgets_a_later_best(script, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.3, 0.1, 0.4])
+    monkeypatch.setattr(train, "validation_loss", lambda *_: next(losses))
+    flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
+    assert script("train", *flags, "--epochs", 3).code == 0
+    back = ["--resume", "run/checkpoints/model_epoch_001.pt", "--epochs", 2]
+    assert script("train", *back).code == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.pt.aside").exists()
+    assert load_checkpoint("run/checkpoints/best.pt")["validation_loss"] == 0.4
+
+
+def test_held_out_items_are_not_trained_on(script, monkeypatch):
+    seen = []
+    update = train.Trainer.update
+
+    def watch(trainer, items, *rest):
+        seen.append(items)
+        return update(trainer, items, *rest)
+
+    held_out = []
+    monkeypatch.setattr(train.Trainer, "update", watch)
+    monkeypatch.setattr(train, "validation_loss", lambda t, items, y: held_out.append(items) or 1.0)
+    flags = [*TINY, "--epochs", 1, "--validation", 200, "--batch-size", 1597]
+    assert script("train", *flags).code == 0
+
+    def rows(items: torch.Tensor) -> set:
+        return {item.numpy().tobytes() for item in items}
+
+    assert len(held_out[0]) == 200
+    assert len(torch.cat(seen)) == 1597
+    assert not rows(held_out[0]) & rows(torch.cat(seen))
+
+
+def test_without_validation_there_is_no_best(script, tmp_path):
+    flags = [*TINY, "--epochs", 1, "--validation", 0, "--save-interval", 1]
+    assert script("train", *flags).code == 0
+    assert not (tmp_path / "outputs" / "checkpoints" / "best.pt").exists()
+    result = script("train", *TINY, "--validation", 1797, "--overwrite")
+    assert result.code == 2
+    assert "1797 items cannot be held out of training: there are 1797" in result.err
+
+
+def test_keep(script, tmp_path):
+    flags = [*TINY, "--epochs", 4, "--save-interval", 1, "--keep", 2]
+    assert script("train", *flags).code == 0
+    names = sorted(p.name for p in (tmp_path / "outputs" / "checkpoints").iterdir())
+    assert names == ["best.pt", "model_epoch_003.pt", "model_epoch_004.pt"]
+
+
+def test_a_damaged_newest_checkpoint_is_left_out(script, tmp_path):
+    script("train", *TINY, "--epochs", 2, "--save-interval", 1, "--output-dir", "run")
+    for name in ("model_final.pt", "checkpoints/best.pt", "checkpoints/model_epoch_002.pt"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:5000])
+    result = script("train", "--resume", "--output-dir", "run")
+    assert result.code == 0, result.err
+    assert "left out: run/model_final.pt is damaged" in result.out
+    assert "resuming from run/checkpoints/model_epoch_001.pt, step 13" in result.out
+    assert load_checkpoint("run/model_final.pt")["step"] == 26
+
+
+def test_training_as_a_function(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "channels": 8, "max_steps": 3, "device": "cpu"}
+    trained = train.train(**flags, sample_interval=0, flip=False, multipliers=[1, 2])
+    assert trained.checkpoint == Path("outputs/model_final.pt")
+    assert load_checkpoint(trained.checkpoint)["step"] == 3
+    assert [row["step"] for row in trained.metrics] == [3, 3]
+    assert trained.exit_code == 0
+    assert train.train(resume=True, max_steps=5, device="cpu").metrics[-1]["step"] == 5
+
+    for wrong, message in [
+        ({"epoch": 3}, "there is no epoch; there are debug, dataset"),
+        ({"epochs": 0}, "argument --epochs: must be at least 1, not 0"),
+        ({"dataset": "digits", "label_dropout": 0.2}, "--label-dropout is for"),
+        ({}, "holds a run already"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train.train(**wrong)
 
 
 def test_the_natural_choices_of_schedules():

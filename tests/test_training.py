@@ -169,6 +169,10 @@ def test_loss_plot(tmp_path):
     plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write(json.dumps({"step": 40, "epoch": 1, "validation_loss": 0.01}) + "\n")
+    plot_loss(tmp_path / "m.jsonl", tmp_path / "both.png")
+    assert (tmp_path / "both.png").read_bytes() != (tmp_path / "loss.png").read_bytes()
     plot_loss(tmp_path / "none.jsonl", tmp_path / "empty.png")  # a run without a row yet
     assert (tmp_path / "empty.png").exists()
 
@@ -178,7 +182,7 @@ def test_loss_plot(tmp_path):
 
 def test_a_checkpoint_explains_itself(trained):
     checkpoint = load_checkpoint(trained / "model_final.pt")
-    assert checkpoint["step"] == 28
+    assert checkpoint["step"] == 26
     assert checkpoint["config"]["data"]["dataset"] == "digits"
     assert checkpoint["config"] == json.loads((trained / "config.json").read_text())
     model, diffusion = restore(checkpoint)
@@ -232,13 +236,17 @@ def test_weights_that_do_not_fit_their_config(trained):
 
 def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
     folder = RunFolder(tmp_path)
-    assert folder.newest_checkpoint() is None
+    assert folder.newest_checkpoint() == (None, [])
     assert not folder.holds_run()
     rest = dict.fromkeys(["seconds", "config", "model", "ema", "optimizer", "scaler"])
     for path, step in [(folder.final, 30), (folder.checkpoint(7), 70), (folder.interrupted, 50)]:
         save_checkpoint(path, {"step": step, **rest})
         assert step_of(path) == step
-    assert folder.newest_checkpoint() == tmp_path / "checkpoints" / "model_epoch_007.pt"
+    assert folder.newest_checkpoint() == (folder.checkpoint(7), [])
+    folder.checkpoint(8).write_bytes(b"torn")
+    newest, damaged = folder.newest_checkpoint()
+    assert newest == folder.checkpoint(7)
+    assert "model_epoch_008.pt is damaged" in str(damaged[0])
     assert folder.holds_run()
     (tmp_path / "mine.txt").write_text("not the run's")
     folder.clear()

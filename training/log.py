@@ -38,10 +38,12 @@ def running_average(average: float, value: float, count: int) -> float:
 
 
 def plot_loss(metrics: Path, path: Path) -> None:
-    """Draw the training loss over the steps, and its running average."""
+    """Draw the training loss over the steps, its running average, and the validation loss."""
     from matplotlib.figure import Figure
 
-    rows = read_metrics(metrics)
+    every = read_metrics(metrics)
+    rows = [row for row in every if "loss" in row]
+    held_out = [(row["step"], row["validation_loss"]) for row in every if "validation_loss" in row]
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     average, averages = 0.0, []
     for count, loss in enumerate(losses):
@@ -54,9 +56,11 @@ def plot_loss(metrics: Path, path: Path) -> None:
         steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="mean since the last point"
     )
     axes.plot(steps, averages, color="tab:blue", linewidth=1.8, label="running average")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), ".-", color="tab:orange", label="held-out items")
     if losses:  # the first losses are near 1 and would flatten all that follows
         axes.set_ylim(0, min(max(losses), 3 * averages[-1]) * 1.05)
-    axes.set(xlabel="step", ylabel="training loss (mean squared error)", title="Training loss")
+    axes.set(xlabel="step", ylabel="loss", title="Training and validation loss")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))

@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, step: int):
         self.first_step, self.bar = step, None
         self.loss, self.updates = 0.0, 0
+        self.validation: float | None = None  # the last validation loss
 
     def __enter__(self) -> "Progress":
         self.start = self.last_line = time.monotonic()
@@ -35,6 +36,8 @@ class Progress:
         self.loss = running_average(self.loss, loss, self.updates)
         self.updates += 1
         figures = {"loss": f"{self.loss:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
+        if self.validation is not None:
+            figures["validation"] = f"{self.validation:.4f}"
         if self.bar is not None:
             self.bar.total = total
             self.bar.set_postfix(figures, refresh=False)

@@ -1,0 +1,48 @@
+"""The loss of items that are held out of training."""
+
+import torch
+from torch import Tensor
+
+from data import to_unit
+from training.trainer import Trainer
+from utils import autocast, derive_seed, memory_format
+
+MOST = 1024  # items held out by default
+BATCH = 256
+
+
+def held_out_count(asked: int | None, count: int) -> int:
+    """Items to hold out of `count`: those asked for, or by default a twentieth, 1024 at most."""
+    return min(MOST, count // 20) if asked is None else asked
+
+
+def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on, and indices held out: a pure function of its arguments.
+
+    Raises ValueError if none would be left to train on.
+    """
+    if held_out >= count:
+        raise ValueError(f"{held_out} items cannot be held out of training: there are {count}")
+    generator = torch.Generator().manual_seed(derive_seed("validation", seed))
+    order = torch.randperm(count, generator=generator)
+    return order[held_out:].sort().values, order[:held_out]
+
+
+@torch.no_grad()
+def validation_loss(trainer: Trainer, items: Tensor, y: Tensor | None) -> float:
+    """The training loss of items (N, ...), by the averaged weights.
+
+    Timesteps and noise are the same at each call, so that the figures of a run compare.
+    """
+    torch.manual_seed(derive_seed("validation", trainer.seed))
+    device, diffusion, total = trainer.device, trainer.diffusion, 0.0
+    t = diffusion.sample_t(len(items), trainer.timestep_sampling)
+    for first in range(0, len(items), BATCH):
+        part = slice(first, first + BATCH)
+        x_0 = to_unit(items[part].to(device, memory_format=memory_format(device, items)))
+        noise = diffusion.sample_noise(x_0, trainer.noise_assignment)
+        labels = None if y is None else y[part].to(device)
+        with autocast(device, trainer.precision):
+            loss = diffusion.loss(trainer.ema.module, x_0, labels, t=t[part], noise=noise)
+        total += float(loss) * len(x_0)
+    return total / len(items)
