@@ -12,26 +12,20 @@ goes on where it was.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch import Tensor
 
-from benchmarks.features import train_classifier
-from data import load_dataset, to_unit
-from metrics import energy_distance
-from samplers import AUTO, SAMPLERS
-from training.checkpoint import load_checkpoint, restore
-from utils import NoisePerImage, autocast, choose_device, choose_precision, describe
+from benchmarks.runs import Measure, train
+from samplers import AUTO
+from utils import describe
 
-BASE = ["--channels", "32", "--image-size", "16", "--warmup-steps", "50"]
-SAMPLER, STEPS = AUTO, 25
+BASE = ["--channels", "32", "--image-size", "16", "--warmup-steps", "50", "--validation", "0"]
+STEPS = 25  # of sampling
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "schedule linear": ["--schedule", "linear"],
@@ -59,42 +53,13 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-class Measure:
-    """The data, and the distance of images to its test set."""
-
-    def __init__(self, data_dir: str, count: int):
-        self.data, self.test = (
-            load_dataset("mnist", data_dir, image_size=16, download=False, split=split)
-            for split in ("train", "test")
-        )
-        self.device = choose_device("auto")
-        self.precision = choose_precision("auto", self.device)
-        self.classifier, self.accuracy = train_classifier(self.data, self.test, self.device)
-        self.real = self.classifier.features(to_unit(self.test.items))
-        self.floor = self.distance(to_unit(self.data.items[:count]))
-
-    def distance(self, x: Tensor) -> float:
-        return energy_distance(self.classifier.features(x), self.real)
-
-
 def run(flags: list[str], seed: int, args, measure: Measure) -> dict:
     """Train one variant by train.py, and measure what it draws."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), "--dataset", "mnist", "--no-download"]
-        command += ["--data-dir", args.data_dir, "--output-dir", folder, "--seed", str(seed)]
-        command += ["--sample-interval", "0", "--save-interval", "0", *BASE]
-        batch = int(flags[flags.index("--batch-size") + 1]) if "--batch-size" in flags else 128
-        command += ["--batch-size", str(batch), "--max-steps", str(args.images // batch), *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # its progress is seen
-        checkpoint = load_checkpoint(Path(folder) / "model_final.pt")
-
-    model, diffusion = restore(checkpoint, measure.device)
-    levels = diffusion.levels(STEPS, args.spacing)
-    noise = NoisePerImage(seed, range(args.samples))
-    x = levels[0].scale * noise.draw(measure.data.items.shape[1:]).to(measure.device)
-    with autocast(measure.device, measure.precision):
-        *_, x = SAMPLERS[SAMPLER](diffusion.denoiser(model), x, levels, noise)
-    distance = measure.distance(x.clamp(-1, 1).cpu())
+    command = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir, *BASE]
+    batch = int(flags[flags.index("--batch-size") + 1]) if "--batch-size" in flags else 128
+    command += ["--batch-size", str(batch), "--max-steps", str(args.images // batch)]
+    checkpoint, _ = train([*command, "--seed", str(seed), *flags])
+    distance = measure.distance(measure.draw(checkpoint, STEPS, seed, args.spacing))
     return {"distance": distance, "seconds": checkpoint["seconds"]}
 
 
@@ -122,7 +87,7 @@ def main() -> None:
         and row["flags"] == BASE + VARIANTS.get(row["variant"], [])  # as they are now
     ]
     done = {(row["variant"], row["seed"]) for row in rows}
-    measure = Measure(args.data_dir, args.samples)
+    measure = Measure(args.data_dir, args.samples, image_size=16)
     for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
         for variant in args.only:
             if (variant, seed) in done:
@@ -135,7 +100,7 @@ def main() -> None:
             print(f"{variant}, seed {seed}: {result['distance']:.4f}", flush=True)
     head = (
         f"Energy distance to the test images in the features of a classifier (right on "
-        f"{100 * measure.accuracy:.1f} % of them), {args.samples:,} samples by {SAMPLER} with "
+        f"{100 * measure.accuracy:.1f} % of them), {args.samples:,} samples by {AUTO} with "
         f"{STEPS} steps, after {args.images:,} images of training, {args.seeds} seeds, "
         f"{describe(measure.device, measure.precision)}, torch {torch.__version__}; as many "
         f"training images: {measure.floor:.4f}."

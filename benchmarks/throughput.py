@@ -11,11 +11,8 @@ rate. Flags that it does not know go to train.py.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.runs import train
 from diffusion import GaussianDiffusion
 from models import build_model
-from training.log import read_metrics
 from utils import DTYPES, choose_device, describe, has_native_bf16
 
 STEPS = 80  # of a run
@@ -49,16 +46,12 @@ def matmul_rate(precision: str, device: torch.device) -> float:
     return 2 * n**3 / min(times[1:])
 
 
-def train(flags: list[str], precision: str) -> tuple[list[float], dict]:
+def speeds_of(flags: list[str], precision: str) -> tuple[list[float], dict]:
     """images/s of each row of a run's metrics after the warm-up, and the run's configuration."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), "--dataset", "digits"]
-        command += ["--image-size", "28", "--precision", precision, "--max-steps", str(STEPS)]
-        command += ["--sample-interval", "0", "--save-interval", "0", "--output-dir", folder]
-        subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
-        rows = read_metrics(Path(folder) / "metrics.jsonl")
-        config = json.loads((Path(folder) / "config.json").read_text())
-    return [row["images_per_second"] for row in rows if row["step"] > WARM_UP], config
+    command = ["--dataset", "digits", "--image-size", "28", "--precision", precision]
+    checkpoint, rows = train([*command, "--max-steps", str(STEPS), "--validation", "0", *flags])
+    speeds = [row["images_per_second"] for row in rows if row["step"] > WARM_UP]
+    return speeds, checkpoint["config"]
 
 
 def flops_per_image(config: dict) -> float:
@@ -81,7 +74,7 @@ def main() -> None:
     for precision in [args.precision] if args.precision else both:
         speeds, rates = [], [matmul_rate(precision, device)]
         for _ in range(ROUNDS):
-            speed, config = train(flags, precision)
+            speed, config = speeds_of(flags, precision)
             speeds += speed
             rates.append(matmul_rate(precision, device))
         speed, rate, flops = (
