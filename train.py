@@ -173,6 +173,7 @@ from data import (
     shape_config,
     standard_deviation,
 )
+from diffusion import GaussianDiffusion
 from models import DEFAULT, MODELS, cost, model_config
 from pictures import pictures_of, save_picture, square
 from points import POINT_SETS, distances
@@ -206,6 +207,7 @@ NATURAL = {
 # Flags of the network, each for those that take it.
 NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropout", "patch_size")
 NETWORK += ("long_skips",)
+MAX_RATIO = 300  # sigma / alpha from which eps without clipping runs away (linear ends at 157)
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
@@ -539,6 +541,19 @@ def make_config(args, data: Data) -> dict:
         options["num_classes"] = len(data.classes)
         if len(data.classes) < 2:
             raise ValueError(f"--class-conditional: {args.dataset} has no classes here")
+    process = {
+        **chosen("schedule", "timesteps", "zero_terminal_snr", "learn_sigma", "loss_weight"),
+        "prediction": prediction,
+        "clip": is_image,  # points have no bounds
+        "sigma_data": standard_deviation(data.items) if prediction == "edm" else 1.0,
+    }
+    ratio = float(GaussianDiffusion(**process).ratio[-1])
+    if prediction == "eps" and not is_image and ratio > MAX_RATIO:
+        raise ValueError(
+            f"--prediction eps does not go with points and the schedule {args.schedule}: at its "
+            f"end an error of the noise is one of the data {ratio:,.0f} times as large, and there "
+            "are no bounds to clip it to; use linear or quadratic, or another prediction"
+        )
     return {
         "data": {
             **chosen("dataset", "data_dir", "skip_bad_images"),
@@ -548,12 +563,7 @@ def make_config(args, data: Data) -> dict:
             "flip": flip,
         },
         "model": model_config(args.model, shape, args.timesteps, options),
-        "diffusion": {
-            **chosen("schedule", "timesteps", "zero_terminal_snr", "learn_sigma", "loss_weight"),
-            "prediction": prediction,
-            "clip": is_image,  # points have no bounds
-            "sigma_data": standard_deviation(data.items) if prediction == "edm" else 1.0,
-        },
+        "diffusion": process,
         "train": {
             **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
             **chosen("precision", "sample_interval", "save_interval"),

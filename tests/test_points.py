@@ -178,7 +178,7 @@ def test_every_option_of_the_process_takes_points(script):
     for extra in (
         ["--schedule", "edm"],
         ["--schedule", "flow"],
-        ["--learn-sigma"],
+        ["--learn-sigma", "--schedule", "linear", "--prediction", "eps"],
         ["--loss-weight", "vlb", "--learn-sigma"],
         ["--noise-assignment", "optimal"],
         ["--optimizer", "muon"],
@@ -192,6 +192,7 @@ def test_every_option_of_the_process_takes_points(script):
     [
         (["--model", "unet"], "the model unet is for images; for points there are mlp"),
         (["--image-size", 8], "moons has no image size: it is points"),
+        (["--prediction", "eps"], "--prediction eps does not go with points and the schedule cos"),
         (["--flip"], "--flip mirrors images; these are points"),
         (["--patch-size", 2], "the model mlp has no patch_size"),
         (["--channels", 7], "must be an even number"),
