@@ -46,6 +46,20 @@ def test_ema_is_the_recurrence():
     assert not any(p.requires_grad for p in ema.module.parameters())
 
 
+def test_ema_of_batch_norm():
+    """The statistics of a BatchNorm are averaged as the weights are."""
+    model = torch.nn.BatchNorm1d(3)
+    ema = EMA(model, decay=0.5)
+    expected = model.running_mean.clone()
+    for step in range(1, 6):
+        model(torch.randn(64, 3) + step)
+        ema.update_parameters(model)
+        decay = ema_decay(step - 1, 0.5) if step > 1 else 0.0  # the first is taken as it is
+        expected = decay * expected + (1 - decay) * model.running_mean
+    assert_close(ema.module.running_mean, expected)
+    assert not torch.allclose(ema.module.running_mean, model.running_mean)
+
+
 def test_ema_decay_warms_up_to_its_limit():
     assert ema_decay(1, 0.999) < 0.2
     assert ema_decay(10**6, 0.999) == 0.999
