@@ -23,7 +23,14 @@ from training.checkpoint import (
 )
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
-from training.log import open_metrics, plot_loss, read_metrics, running_average
+from training.log import (
+    column,
+    draw_loss,
+    open_metrics,
+    plot_loss,
+    read_metrics,
+    running_average,
+)
 from training.plan import LR_DECAYS, TimePlan, learning_rate
 from utils import save_whole
 
@@ -189,6 +196,21 @@ def test_loss_plot(tmp_path):
     assert (tmp_path / "both.png").read_bytes() != (tmp_path / "loss.png").read_bytes()
     plot_loss(tmp_path / "none.jsonl", tmp_path / "empty.png")  # a run without a row yet
     assert (tmp_path / "empty.png").exists()
+
+
+def test_the_loss_is_drawn_beside_rows_of_other_metrics():
+    from matplotlib.figure import Figure
+
+    rows = [{"step": s, "loss": 1 / s, "gradient_norm": None} for s in range(1, 50)]
+    rows[20:20] = [{"step": 20, "epoch": 1, "validation_loss": 0.06}]
+    rows += [{"step": 49, "epoch": 2, "validation_loss": 0.03}]
+    assert column(rows, "gradient_norm") == ([], [])
+    axes = Figure().subplots()
+    draw_loss(axes, rows)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert list(drawn) == ["mean since the last point", "running average", "held-out items"]
+    assert drawn["mean since the last point"] == [[s, 1 / s] for s in range(1, 50)]
+    assert drawn["held-out items"] == [[20, 0.06], [49, 0.03]]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

@@ -37,30 +37,39 @@ def running_average(average: float, value: float, count: int) -> float:
     return keep * average + (1 - keep) * value
 
 
+def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """The steps and the values of the rows that have a value of that name."""
+    found = [row for row in rows if row.get(name) is not None]
+    return [row["step"] for row in found], [row[name] for row in found]
+
+
 def plot_loss(metrics: Path, path: Path) -> None:
-    """Draw the training loss over the steps, its running average, and the validation loss."""
+    """Write a picture of the loss over the steps."""
     from matplotlib.figure import Figure
 
-    every = read_metrics(metrics)
-    rows = [row for row in every if "loss" in row]
-    held_out = [(row["step"], row["validation_loss"]) for row in every if "validation_loss" in row]
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    draw_loss(axes, read_metrics(metrics))
+    axes.set(xlabel="step", ylabel="loss", title="Training and validation loss")
+    save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+
+
+def draw_loss(axes, rows: list[dict]) -> None:
+    """Draw into matplotlib axes the training loss, its running average, and, where rows have it,
+    the validation loss."""
+    steps, losses = column(rows, "loss")
     average, averages = 0.0, []
     for count, loss in enumerate(losses):
         average = running_average(average, loss, count)
         averages.append(average)
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
     axes.plot(
         steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="mean since the last point"
     )
     axes.plot(steps, averages, color="tab:blue", linewidth=1.8, label="running average")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), ".-", color="tab:orange", label="held-out items")
+    held_out = column(rows, "validation_loss")
+    if held_out[0]:
+        axes.plot(*held_out, ".-", color="tab:orange", label="held-out items")
     if losses:  # the first losses are near 1 and would flatten all that follows
         axes.set_ylim(0, min(max(losses), 3 * averages[-1]) * 1.05)
-    axes.set(xlabel="step", ylabel="loss", title="Training and validation loss")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
-    save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
