@@ -46,7 +46,7 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the readers under torch.load raise nearly anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
         raise CheckpointError(f"{path} is not a checkpoint of Tiny Diffusion")
