@@ -4,6 +4,7 @@
 they have; `pictures_of` chooses.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,17 @@ class ImagePictures:
         columns = torch.stack([images[:ROWS] for images in moments], dim=1)
         return self.grid(columns.flatten(0, 1), len(moments))  # from (rows, moments, C, H, W)
 
+    def comparison(self, named: dict[str, Tensor]) -> Figure:
+        """A figure with a row of images for each name, which stands to its left."""
+        columns = max(map(len, named.values()))
+        figure = Figure(figsize=(1.4 + 0.72 * columns, 0.8 * len(named)), layout="compressed")
+        all_axes = figure.subplots(len(named), squeeze=False)[:, 0]
+        for axes, (name, images) in zip(all_axes, named.items(), strict=True):
+            axes.imshow(self.frame(images, columns))
+            axes.axis("off")
+            axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center")
+        return figure
+
     def array(self, images: Tensor) -> np.ndarray:
         """(N, H, W, C), the form that FID tools read."""
         return images.permute(0, 2, 3, 1).numpy()
@@ -89,6 +101,18 @@ class PointPictures:
         for axes, points in zip(all_axes, moments, strict=True):
             scatter(axes, points)
         return picture_of(figure)
+
+    def comparison(self, named: dict[str, Tensor]) -> Figure:
+        """A figure with a scatter plot for each name, which stands above it."""
+        columns = min(5, len(named))
+        rows = math.ceil(len(named) / columns)
+        figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+        all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (name, points) in zip(all_axes, named.items(), strict=False):
+            scatter(axes, points, name)
+        for axes in all_axes[len(named) :]:
+            axes.axis("off")
+        return figure
 
     def array(self, points: Tensor) -> np.ndarray:
         """(N, 2)."""
@@ -161,15 +185,28 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
 
 def save_animation(path: Path, pictures: Sequence[np.ndarray], milliseconds: int = 60) -> None:
     """Write pictures (H, W, 3) uint8 as a GIF that repeats and rests on its last picture."""
+    content = gif(pictures, milliseconds)
+    save_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def gif(pictures: Sequence[np.ndarray], milliseconds: int = 60) -> bytes:
+    """The content of that GIF."""
     from PIL import Image
 
     first, *rest = [Image.fromarray(picture).quantize(64) for picture in pictures]
     times = [milliseconds] * len(rest) + [1500]
+    content = io.BytesIO()
+    first.save(content, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+    return content.getvalue()
 
-    def write(partial: Path) -> None:
-        first.save(partial, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
 
-    save_whole(path, write)
+def png(picture: np.ndarray) -> bytes:
+    """A picture (H, W, 3) uint8 as the content of a PNG."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG", optimize=True)
+    return content.getvalue()
 
 
 def save_figure(path: Path, figure: Figure) -> None:

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from pictures import (
     ImagePictures,
     PointPictures,
     enlarged,
+    gif,
     pictures_of,
+    png,
     save_figure,
     save_picture,
     square,
@@ -74,6 +78,42 @@ def test_a_filmstrip_has_a_column_for_each_moment():
     strip = ImagePictures().filmstrip(moments)
     assert strip.shape == (8 * 66 + 2, 3 * 66 + 2, 3)  # of the first eight images
     assert [strip[33, 33 + 66 * i, 0] for i in range(3)] == [0, 10, 20]
+
+
+def test_a_comparison_has_a_row_of_images_for_each_name():
+    named = {f"step {i}": torch.full((4, 1, 8, 8), 50 * i, dtype=torch.uint8) for i in range(3)}
+    figure = ImagePictures().comparison(named)
+    assert [axes.texts[0].get_text() for axes in figure.axes] == list(named)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert [picture.shape for picture in shown] == [(60, 4 * 58 + 2, 3)] * 3
+    assert [picture[30, 30, 0] for picture in shown] == [0, 50, 100]
+    figure.canvas.draw()
+    (text,), image = figure.axes[0].texts, figure.axes[0].images[0]
+    name, row = text.get_window_extent(), image.get_window_extent()
+    assert 0 <= name.x0 < name.x1 < row.x0 < row.x1 <= figure.bbox.x1  # nothing is cut off
+
+
+def test_a_comparison_has_a_scatter_plot_for_each_name():
+    figure = PointPictures().comparison({name: torch.zeros(3, 2) for name in "abcdefg"})
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == list("abcdefg")
+    assert [len(axes.collections) for axes in figure.axes] == [1] * 7 + [0] * 3
+
+
+def test_an_animation_shows_its_pictures_in_turn():
+    moments = [np.full((8, 8, 3), grey, np.uint8) for grey in (0, 120, 250)]
+    with Image.open(io.BytesIO(gif(moments, 40))) as image:
+        assert image.n_frames == 3
+        for i, moment in enumerate(moments):
+            image.seek(i)
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - moment).max() <= 4
+            assert image.info["duration"] == (40 if i < 2 else 1500)  # it rests on the last
+        assert image.info["loop"] == 0
+
+
+def test_a_picture_as_the_content_of_a_png():
+    picture = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    with Image.open(io.BytesIO(png(picture))) as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
 
 
 def blue(picture) -> np.ndarray:
