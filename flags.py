@@ -143,13 +143,7 @@ def device_name(text: str) -> str:
 def add_runtime_flags(parser: Parser, precision: str, precision_help: str):
     """The flags of every script that runs a network. Returns their group."""
     group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--device",
-        type=device_name,
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda, cuda:N or mps; auto takes cuda, else mps, else cpu",
-    )
+    add_device_flag(group)
     group.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
@@ -157,6 +151,16 @@ def add_runtime_flags(parser: Parser, precision: str, precision_help: str):
         help=precision_help,
     )
     return group
+
+
+def add_device_flag(group) -> None:
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:N or mps; auto takes cuda, else mps, else cpu",
+    )
 
 
 def add_seed_flag(group) -> None:
