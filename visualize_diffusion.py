@@ -1,19 +1,23 @@
-"""Show the forward process: real data that fades into noise, and the schedules behind it."""
+"""Show the forward process, real data fading into noise, and what a model or a run has learned."""
 
-from flags import Parser, add_data_flags, add_seed_flag, names, number, run
+from flags import Parser, add_data_flags, add_device_flag, add_seed_flag, names, number, run
 
 TIMESTEPS = 1000  # T of the process shown
 COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
+# Flags that mean nothing to --field and --run, and those that mean something only to --run.
+FORWARD = ("dataset", "data_dir", "image_size", "no_download", "skip_bad_images", "num_images")
+FORWARD += ("schedule", "timesteps")
+WALKS = ("steps", "device")
 
 
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
         "Draw real images or points fading into noise, and the schedules over t, for which no "
-        "trained model is needed; or what a model has learned of the plane.",
+        "trained model is needed; or how a run learned, or what a model has learned of the plane.",
         [
             "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
-            "python visualize_diffusion.py --checkpoint outputs/moons/model_final.pt --field",
+            "python visualize_diffusion.py --run outputs",
         ],
     )
     data = add_data_flags(parser, None, " (default: mnist where it is at hand, else digits)")
@@ -30,10 +34,18 @@ def make_parser() -> Parser:
     learned.add_argument("--checkpoint", metavar="FILE", help="of points, written by train.py")
     learned.add_argument("--field", action="store_true",
                          help="draw its score as arrows over the plane, at a few noise levels")
+    learning = parser.add_argument_group("how a run learned")
+    learning.add_argument("--run", metavar="DIR",
+                          help="draw from the same noise by its checkpoints, and write a page with "
+                          "that and its curves, DIR/report.html")
+    learning.add_argument("--steps", type=number(int, 1), metavar="N",
+                          help="steps of each walk, up to T (default: 50)")
+    add_device_flag(learning)
     output = parser.add_argument_group("output")
     output.add_argument("--save-path", metavar="FILE",
                         help="the picture; the schedules go beside it, as NAME_schedules "
-                        "(default: outputs/forward_process.png, outputs/score_field.png)")
+                        "(default: outputs/forward_process.png, outputs/score_field.png, "
+                        "or learning.png in the folder of --run)")
     return parser
 
 
@@ -45,9 +57,13 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != args.field:
         parser.error("--checkpoint and --field go together")
-    for flag in ("dataset", "data_dir", "image_size", "num_images", "schedule", "timesteps"):
-        if args.field and flag in args.given:
-            parser.error(f"--{flag.replace('_', '-')} has no effect on --field")
+    if args.run and args.field:
+        parser.error("give one of --run and --field")
+    mode = "--run" if args.run else "--field" if args.field else ""
+    for flag in [flag for flag in FORWARD if mode and flag in args.given]:
+        parser.error(f"--{flag.replace('_', '-')} has no effect on {mode}")
+    for flag in [flag for flag in WALKS if not args.run and flag in args.given]:
+        parser.error(f"--{flag} is for --run")
     return args
 
 
@@ -65,10 +81,12 @@ from tqdm import tqdm
 
 from data import MissingData, epoch_order, item_shape, load_dataset, to_uint8, to_unit
 from diffusion import Denoise, GaussianDiffusion, Level
-from pictures import EXTENT, frame, image_format, save_figure, scatter
+from pictures import EXTENT, frame, image_format, pictures_of, save_figure, scatter
+from report import learning_rows, write_report
 from schedules import SCHEDULES
 from training.checkpoint import load_checkpoint, restore
-from utils import NoisePerImage, check_writable
+from training.folder import RunFolder
+from utils import NoisePerImage, check_writable, choose_device
 
 NUM_POINTS = 2000  # of a scatter plot
 ARROWS = 21  # of the score field, in each direction
@@ -76,11 +94,11 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # the noise levels at which it is drawn, si
 
 
 def main(args) -> int:
-    path = Path(
-        args.save_path or f"outputs/{'score_field' if args.field else 'forward_process'}.png"
-    )
+    path = Path(args.save_path or default_path(args))
     image_format(path)
     check_writable(path.parent)
+    if args.run:
+        return show_run(args, path)
     if args.field:
         save_figure(path, draw_field(args.checkpoint, args.seed))
         print(path)
@@ -99,6 +117,34 @@ def main(args) -> int:
     schedules = path.with_stem(path.stem + "_schedules")
     save_figure(schedules, draw_schedules(args.schedule))
     print(f"{path}\n{schedules}")
+    return 0
+
+
+def default_path(args) -> str | Path:
+    if args.run:
+        return RunFolder(args.run).learning
+    return "outputs/score_field.png" if args.field else "outputs/forward_process.png"
+
+
+def show_run(args, path: Path) -> int:
+    """Draw by the checkpoints of a run, write the picture and the page, and say what is amiss."""
+    check_writable(Path(args.run))
+    say = partial(print, file=sys.stderr)
+    learning = learning_rows(
+        args.run,
+        steps=args.steps,
+        seed=args.seed,
+        device=choose_device(args.device),
+        say=say if sys.stderr.isatty() else lambda line: None,
+    )
+    page = write_report(args.run, learning)
+    for note in learning.notes:
+        say(note)
+    if learning.rows:
+        items = next(iter(learning.rows.values()))
+        save_figure(path, pictures_of(items.shape[1:]).comparison(learning.rows))
+        print(path)
+    print(page)
     return 0
 
 

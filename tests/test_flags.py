@@ -34,7 +34,11 @@ NEEDS = {  # flags that mean something only beside another
     "--strength": ["--start-from", "i.png"],
     "--field": ["--checkpoint", "x.pt"],
 }
-NEEDS_HERE = {("visualize_diffusion", "--checkpoint"): ["--field"]}  # needed in one script alone
+NEEDS_HERE = {  # needed in one script alone
+    ("visualize_diffusion", "--checkpoint"): ["--field"],
+    ("visualize_diffusion", "--steps"): ["--run", "outputs"],
+    ("visualize_diffusion", "--device"): ["--run", "outputs"],
+}
 
 
 def values_of(script: str, flag: str) -> list[str]:

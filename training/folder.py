@@ -16,6 +16,8 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.loss_plot = self.path / "training_loss.png"
+        self.learning = self.path / "learning.png"
+        self.report = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.interrupted = self.checkpoints / "interrupted.pt"
@@ -72,7 +74,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder."""
-        files = [self.config, self.metrics, self.loss_plot]
+        files = [self.config, self.metrics, self.loss_plot, self.learning, self.report]
         files += [self.final, self.interrupted, self.best]
         files += self.samples.glob("epoch_*.png")
         files += self.checkpoints.glob("model_epoch_*.pt")
