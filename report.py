@@ -1,5 +1,5 @@
 """How a run learned: what each of its checkpoints draws from the same noise, its curves, and one
-page of it all that needs neither a network nor a script."""
+page of it all that opens without a connection."""
 
 import json
 import os
