@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from models.layers import embed, time_embedding, zero
 
 
+OCTAVES = 5  # of the waves that a point is seen by
+
+
 class MLP(nn.Module):
     """Maps noisy points and their timesteps to a prediction of the same shape.
 
@@ -37,7 +40,7 @@ class MLP(nn.Module):
         self.num_classes = num_classes
         self.time = time_embedding(channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
-        self.stem = nn.Linear(dim, channels)
+        self.stem = PointEmbedding(dim, channels)
         self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
         self.head = zero(nn.Linear(channels, 2 * dim if learn_sigma else dim))
@@ -54,6 +57,23 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h, emb)
         return self.head(F.silu(self.norm(h)))
+
+
+class PointEmbedding(nn.Module):
+    """Points (B, dim) to features (B, C): a linear layer on the coordinates and on waves of them.
+
+    Sines and cosines of 1, 2, 4, ... radians a unit; of bare coordinates a network learns what is
+    smooth first, and the arms of a spiral late (Tancik et al. 2020, arXiv:2006.10739).
+    """
+
+    def __init__(self, dim: int, channels: int):
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.arange(OCTAVES), persistent=False)
+        self.linear = nn.Linear(dim * (1 + 2 * OCTAVES), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = (x[:, :, None] * self.frequencies).flatten(1)  # (B, dim * octaves)
+        return self.linear(torch.cat([x, angles.sin(), angles.cos()], dim=1))
 
 
 class Block(nn.Module):

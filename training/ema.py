@@ -17,7 +17,7 @@ class EMA(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        # BatchNorm's statistics are averaged too: those of the trained weights are not the average's.
+        # BatchNorm's statistics are averaged too: the average has others than the trained weights.
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
         self.decay = decay
         self.module.eval().requires_grad_(False)
