@@ -30,7 +30,7 @@ from utils import derive_seed
 DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
 MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
 FOLDER_SIZE = 64  # pixels that `folder` resizes to where no size is asked for
-NUM_POINTS = 25_600
+NUM_POINTS = 40_960
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -208,7 +208,7 @@ def folder(request: Request) -> Data:
 
 
 def points(name: str, request: Request) -> Data:
-    """25,600 points of a set of `points.py`; as many others for the test split."""
+    """40,960 points of a set of `points.py`; as many others for the test split."""
     items, labels = draw_points(name, NUM_POINTS, {"train": 0, "test": 1}[request.split])
     count = 0 if labels is None else labels.max() + 1
     return Data(

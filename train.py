@@ -122,8 +122,9 @@ def make_parser() -> Parser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", default="outputs", metavar="DIR", help="folder of the run")
-    output.add_argument("--sample-interval", type=number(int, 0), default=1, metavar="N",
-                        help="epochs between two sample grids; 0: only at the end")
+    output.add_argument("--sample-interval", type=number(int, 0), metavar="N",
+                        help="epochs between two pictures of samples; 0: only at the end (default: "
+                        "1; for points 5)")
     output.add_argument("--save-interval", type=number(int, 0), default=5, metavar="N",
                         help="epochs between two checkpoints; 0: only at the end")
     output.add_argument("--keep", type=number(int, 1), metavar="N",
@@ -201,8 +202,8 @@ DEFAULT_EPOCHS = 20
 NUM_POINTS = 2000  # points of a picture
 # What is natural depends on the data; measured for each.
 NATURAL = {
-    "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3},
-    "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3},
+    "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3, "sample_interval": 1},
+    "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3, "sample_interval": 5},
 }
 # Flags of the network, each for those that take it.
 NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropout", "patch_size")
