@@ -152,8 +152,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import editing
-from data import item_shape, load_dataset, read_image, require_same_size, to_unit
+from data import item_shape, load_dataset, to_unit
 from diffusion import GaussianDiffusion, Level
+from folders import read_image, require_same_size
 from pictures import image_format, pictures_of, save_animation, save_picture, square
 from samplers import AUTO, SAMPLERS, options_of
 from training.checkpoint import load_checkpoint, restore

@@ -114,6 +114,10 @@ class NoisePerImage:
 # --- files ----------------------------------------------------------------------------------------
 
 
+class DataError(OSError):
+    """Data that is missing, damaged, or cannot be used; the message says what to do."""
+
+
 def check_writable(folder: Path) -> None:
     """Raise a ValueError if files cannot be written to a folder, which may not exist yet."""
     existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
