@@ -1,4 +1,4 @@
-"""Data sets. Each becomes one tensor in memory, so that training never decodes an image.
+"""Data sets. Each becomes one tensor, so that training never decodes an image.
 
 To add one: write a function `Request -> Data` and add a line to `DATASETS`.
 """
@@ -12,7 +12,6 @@ import socket
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import pick
-from folders import decode, image_files
+from folders import FITS, Folder, decode_folder, image_files
 from points import POINT_SETS, draw_points
 from utils import DataError, derive_seed
 
@@ -38,12 +37,12 @@ class MissingData(DataError):
 
 
 class Data(NamedTuple):
-    """A data set in memory."""
+    """A data set. Its items may be a mapped file: nobody writes to them."""
 
     items: Tensor  # images, uint8 (N, C, H, W), or points, float32 (N, 2)
     labels: Tensor | None  # int64 (N,)
     classes: list[str]  # names of the labels
-    note: str = ""  # what its user should know: files that were left out, say
+    note: str = ""  # what its user should know: files that were left out, where the pixels are
 
 
 class Request(NamedTuple):
@@ -53,6 +52,9 @@ class Request(NamedTuple):
     image_size: int | None
     download: bool
     skip_bad_images: bool
+    fit: str  # a key of FITS
+    cache_dir: Path | None
+    cache_limit: float
     split: str  # "train", or "test" of those sets that have one
     progress: Callable[..., Iterable]  # wraps an iterable; tqdm, say
 
@@ -71,6 +73,9 @@ def load_dataset(
     image_size: int | None = None,
     download: bool = True,
     skip_bad_images: bool = False,
+    fit: str = "crop",
+    cache_dir: str | Path | None = None,
+    cache_limit: float = 2,
     split: str = "train",
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> Data:
@@ -82,15 +87,30 @@ def load_dataset(
         image_size: side of the images in pixels; by default their own.
         download: fetch from the network what is not there.
         skip_bad_images: "folder" leaves out files that cannot be decoded.
+        fit: how "folder" makes squares, a key of `folders.FITS`.
+        cache_dir, cache_limit: as in `folders.decode_folder`.
         split: "train", or "test" for a set that has one (`Source.has_test`).
         progress: wraps the iteration over files, to show a bar.
 
     Raises:
         DataError: the data is missing, damaged or unusable.
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a choice that the data set does not offer.
     """
     source = pick(DATASETS, name, "dataset")
-    request = Request(Path(data_dir), image_size, download, skip_bad_images, split, progress)
+    pick(FITS, fit, "fit")
+    if fit != "crop" and name != "folder":
+        raise ValueError(f"--fit {fit} is for folders of images; those of {name} are squares")
+    request = Request(
+        Path(data_dir),
+        image_size,
+        download,
+        skip_bad_images,
+        fit,
+        cache_dir,
+        cache_limit,
+        split,
+        progress,
+    )
     data = source.load(request)
     if image_size and name in POINT_SETS:
         raise ValueError(f"{name} has no image size: it is points")
@@ -151,46 +171,24 @@ def digits(request: Request) -> Data:
 
 
 def folder(request: Request) -> Data:
-    """Any folder of images, cropped to their central square.
+    """Any folder of images, each made square. Grey if every image is.
 
-    Subfolders are classes, unless images lie beside them. Grey if every image is.
+    Subfolders are classes, unless images lie beside them.
     """
     root, size = request.data_dir, request.image_size or FOLDER_SIZE
     files = image_files(root)
-    pixels = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-
-    def decode_one(file: Path) -> tuple[np.ndarray | None, bool, str]:
-        try:
-            return *decode(file, size), ""
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            return None, True, f"{file.relative_to(root)}: {error}"
-
-    good, bad, all_grey = [], [], True
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(decode_one, files)
-        bar = request.progress(decoded, total=len(files), desc="reading images")
-        for file, (array, grey, problem) in zip(files, bar, strict=True):
-            if array is None:
-                bad.append(problem)
-                continue
-            pixels[len(good)] = torch.from_numpy(array).permute(2, 0, 1)
-            good.append(file)
-            all_grey &= grey
-
-    if bad and (not request.skip_bad_images or not good):
-        shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
-        raise DataError(
-            f"{len(bad)} of {len(files)} images in {root} cannot be read:\n  {shown}\n"
-            "Mend or remove them, or leave them out with --skip-bad-images."
-        )
-    pixels = pixels[: len(good), :1].clone() if all_grey else pixels[: len(good)]
-
-    parts = [file.relative_to(root).parts for file in good]
+    wanted = Folder(root, files, size, request.fit, request.skip_bad_images)
+    pixels, left_out, note = decode_folder(
+        wanted, request.cache_dir, request.cache_limit, request.progress
+    )
+    bad = set(left_out)
+    parts = [file.relative_to(root).parts for i, file in enumerate(files) if i not in bad]
     flat = any(len(p) == 1 for p in parts)
     classes = [] if flat else sorted({p[0] for p in parts})
-    labels = None if flat else torch.tensor([classes.index(p[0]) for p in parts])
-    note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
-    return Data(pixels, labels, classes, note)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = None if flat else torch.tensor([number[p[0]] for p in parts])
+    gone = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
+    return Data(pixels, labels, classes, "\n".join(filter(None, [note, gone])))
 
 
 def points(name: str, request: Request) -> Data:
@@ -372,7 +370,7 @@ def socket_timeout(seconds: float):
 # --- batches -------------------------------------------------------------------------------------
 
 
-def resized(images: Tensor, size: int, chunk: int = 4096) -> Tensor:
+def resized(images: Tensor, size: int, chunk: int = 512) -> Tensor:
     """uint8 images (N, C, size, size), by antialiased bicubic interpolation."""
     parts = [
         F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
@@ -422,7 +420,8 @@ def standard_deviation(images: Tensor) -> float:
     """
     if images.dtype != torch.uint8:
         return round(images.double().std().item(), 6)
-    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in images.split(4096))
+    chunk = max(1, 2**22 // images[0].numel())  # counting takes 8 bytes a pixel
+    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in images.split(chunk))
     count, values = images.numel(), range(256)
     first = sum(v * n for v, n in zip(values, counts.tolist(), strict=True))
     second = sum(v * v * n for v, n in zip(values, counts.tolist(), strict=True))

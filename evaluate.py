@@ -4,6 +4,7 @@ from flags import Parser, add_checkpoint_flags, add_runtime_flags, number, run
 
 
 METRICS = ["bpd"]
+FOLDER = ("skip_bad_images", "fit", "cache_dir", "cache_limit")  # how a folder was read in training
 
 
 # fmt: off
@@ -141,9 +142,11 @@ def held_out(config: dict, data_dir: str | None) -> tuple[Data, str]:
         trained["dataset"],
         data_dir or trained["data_dir"],
         image_size=trained.get("image_size"),
-        skip_bad_images=trained["skip_bad_images"],
         split=split,
+        **{key: trained[key] for key in FOLDER if key in trained},
     )
+    if data.note:
+        print(data.note)
     if data.items.shape[1:] != item_shape(trained):
         has, wants = (" x ".join(map(str, s)) for s in (data.items.shape[1:], item_shape(trained)))
         raise ValueError(f"the data's shape is {has}, that of the checkpoint's network {wants}")

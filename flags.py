@@ -213,6 +213,25 @@ def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
         action="store_true",
         help="folder: leave out files that cannot be read, instead of stopping",
     )
+    group.add_argument(
+        "--fit",
+        choices=names("folders.py", "FITS"),
+        default="crop",
+        help="folder: take an image's central square, or press all of it into one",
+    )
+    group.add_argument(
+        "--cache-limit",
+        type=number(float, 0),
+        default=2,
+        metavar="GB",
+        help="folder: pixels that are held in memory; more are decoded once, into a file in "
+        "--cache-dir that is mapped",
+    )
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where such files are kept (default: ~/.cache/tiny-diffusion, or in $XDG_CACHE_HOME)",
+    )
     return group
 
 

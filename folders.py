@@ -1,13 +1,33 @@
-"""Folders of image files."""
+"""Folders of image files: decoded once, into memory or, where that is too small, into a file.
 
+Such a file lies in the cache folder, and is mapped into memory, so that the system holds as much of
+it as fits:
+
+pixels   uint8 (N, C, H, W)
+record   JSON: {"fingerprint", "shape", "left_out"}
+length   of the record in bytes; 8 bytes, little-endian
+"""
+
+import errno
+import hashlib
+import json
+import math
 import os
+import shutil
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils import DataError
+from utils import DataError, save_whole
 
 MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
 FORMATS = {
@@ -20,6 +40,65 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+VERSION = 1  # of the pixels: to be raised when the same files decode to others
+ABANDONED = 3600  # seconds without a write after which a half-written file is nobody's
+
+
+class Folder(NamedTuple):
+    """A folder of images, and all that decides its pixels."""
+
+    root: Path
+    files: list[Path]
+    size: int  # side of the images in pixels
+    fit: str  # a key of FITS
+    skip_bad: bool  # leave out what cannot be read
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) if all can be read. Grey if no image has colours."""
+        channels = 3 if any(map(has_colours, self.files)) else 1
+        return (len(self.files), channels, self.size, self.size)
+
+
+class Decoded(NamedTuple):
+    pixels: Tensor  # uint8 (N, C, H, W), in memory or mapped, and then not to be written to
+    left_out: list[int]  # positions of the files that could not be read
+    note: str = ""  # where the pixels are, if not in memory
+
+
+def decode_folder(
+    folder: Folder,
+    cache_dir: str | Path | None = None,
+    cache_limit: float = 2,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+) -> Decoded:
+    """The pixels of a folder's images, from memory or from a mapped file.
+
+    Args:
+        folder: what to decode.
+        cache_dir: where mapped files lie; by default `default_cache_dir()`.
+        cache_limit: gigabytes, with all images in colour, up to which they are held in memory.
+        progress: wraps the iteration over files, to show a bar.
+
+    Raises:
+        DataError: images that cannot be read, or a file that cannot be written.
+    """
+    if len(folder.files) * 3 * folder.size**2 <= cache_limit * 1e9:
+        return in_memory(folder, progress)
+    return mapped(folder, Path(cache_dir or default_cache_dir()), progress)
+
+
+def in_memory(folder: Folder, progress: Callable[..., Iterable]) -> Decoded:
+    shape = folder.shape()
+    pixels, left_out = torch.empty(shape, dtype=torch.uint8), []
+    for i, image in enumerate(images(folder, shape[1], progress)):
+        if image is None:
+            left_out.append(i)
+        else:
+            pixels[i - len(left_out)] = torch.from_numpy(image)
+    return Decoded(pixels[: shape[0] - len(left_out)], left_out)
+
+
+# --- image files ---------------------------------------------------------------------------------
 
 
 def image_files(root: Path) -> list[Path]:
@@ -39,8 +118,69 @@ def image_files(root: Path) -> list[Path]:
     return files
 
 
-def decode(file: Path, size: int) -> tuple[np.ndarray, bool]:
-    """The central square of an image file, uint8 (size, size, 3), and whether the image is grey."""
+def images(
+    folder: Folder, channels: int, progress: Callable[..., Iterable]
+) -> Iterator[np.ndarray | None]:
+    """The pixels (channels, H, W) of each file in turn; None for one that cannot be read.
+
+    Raises DataError at the end, with the names of those, unless they may be left out.
+    """
+
+    def attempt(file: Path) -> tuple[np.ndarray | None, str]:
+        try:
+            return decode(file, folder.size, folder.fit)[:channels], ""
+        except Exception as error:  # Pillow's decoders raise nearly anything
+            return None, f"{file.relative_to(folder.root)}: {error}"
+
+    count, bad = len(folder.files), []
+    attempts = ahead(attempt, folder.files)
+    for image, problem in progress(attempts, total=count, desc="reading images"):
+        if image is None:
+            bad.append(problem)
+        yield image
+    if bad and (not folder.skip_bad or len(bad) == count):
+        shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
+        raise DataError(
+            f"{len(bad)} of {count} images in {folder.root} cannot be read:\n  {shown}\n"
+            "Mend or remove them, or leave them out with --skip-bad-images."
+        )
+
+
+def ahead(function: Callable, items: Iterable) -> Iterator:
+    """`map` by threads that keep a few items ahead.
+
+    `ThreadPoolExecutor.map` would go on to the last one, and hold all that nobody has taken yet.
+    """
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        begun = deque()
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > 2 * workers:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+def central_square(width: int, height: int) -> tuple[int, int, int, int]:
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return (left, top, left + side, top + side)
+
+
+def whole(width: int, height: int) -> tuple[int, int, int, int]:
+    return (0, 0, width, height)
+
+
+# (width, height) of an image -> the part of it that becomes the square: left, top, right, bottom
+FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
+    "crop": central_square,
+    "stretch": whole,
+}
+
+
+def decode(file: Path, size: int, fit: str = "crop") -> np.ndarray:
+    """An image file as uint8 (3, size, size)."""
     from PIL import Image, ImageOps
 
     with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
@@ -51,15 +191,23 @@ def decode(file: Path, size: int) -> tuple[np.ndarray, bool]:
             image = Image.fromarray((np.asarray(image, np.float32) / 257).astype(np.uint8))
         if image.mode in ("I", "F"):
             raise ValueError(f"pixels of mode {image.mode} have no known range")
-        grey = image.mode in ("1", "L", "LA")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
+        box = FITS[fit](*image.size)
         image = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box=box)
-        return np.array(image), grey
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def has_colours(file: Path) -> bool:
+    """Is an image in colour, as far as its header says? False for what cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
+            return image.mode not in ("1", "L", "LA", "I", "F") and image.mode[:4] != "I;16"
+    except Exception:  # `images` names it
+        return False
 
 
 def read_image(file: Path, size: int, channels: int) -> Tensor:
@@ -70,10 +218,9 @@ def read_image(file: Path, size: int, channels: int) -> Tensor:
     if not file.is_file():
         raise DataError(f"there is no image {file}")
     try:
-        pixels, _ = decode(file, size)
+        image = torch.from_numpy(decode(file, size))  # (3, size, size)
     except Exception as error:  # Pillow's decoders raise nearly anything
         raise DataError(f"{file} cannot be read as an image ({error})") from None
-    image = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, size, size)
     if channels == 1:
         image = image.float().mean(dim=0, keepdim=True).round().to(torch.uint8)
     return image
@@ -93,3 +240,114 @@ def require_same_size(image: Path, mask: Path) -> None:
     if sizes[0] != sizes[1]:
         (w, h), (mask_w, mask_h) = sizes
         raise ValueError(f"{mask} is {mask_w} x {mask_h} pixels, and {image} {w} x {h}")
+
+
+# --- mapped files --------------------------------------------------------------------------------
+
+
+def default_cache_dir() -> Path:
+    """Where programs keep what they can make again."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "tiny-diffusion"
+
+
+def mapped(folder: Folder, cache_dir: Path, progress: Callable[..., Iterable]) -> Decoded:
+    """The pixels in a folder's file, which is written first if there is none that fits."""
+    path, key = cache_file(folder, cache_dir), fingerprint(folder)
+    record, note = read_record(path), f"pixels are read from {path}"
+    if record.get("fingerprint") != key:
+        stale = path.exists()
+        record = write_cache(path, folder, key, progress)
+        note = f"decoded into {path}, {gigabytes(math.prod(record['shape']))}, for other runs too"
+        if stale:
+            note += "; what was there was damaged, or of other files"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the tensor is read-only; nobody writes to it
+        # Read-only and shared: a private mapping may not be larger than the memory.
+        pixels = torch.from_numpy(np.memmap(path, np.uint8, "r", shape=tuple(record["shape"])))
+    return Decoded(pixels, record["left_out"], note)
+
+
+def cache_file(folder: Folder, cache_dir: Path) -> Path:
+    """One for each place, size and fit, so that a folder that changes does not pile up files."""
+    root = folder.root.resolve()
+    digest = hashlib.blake2b(str(root).encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return cache_dir / f"{root.name}_{folder.size}_{folder.fit}_{digest}.pixels"
+
+
+def fingerprint(folder: Folder) -> str:
+    """Of all that decides the pixels: the files' names, sizes and times, and what is asked."""
+    how = (VERSION, folder.size, folder.fit, folder.skip_bad)
+    digest = hashlib.blake2b(repr(how).encode(), digest_size=16)
+    for file in folder.files:
+        stat = file.stat()
+        state = (str(file.relative_to(folder.root)), stat.st_size, stat.st_mtime_ns)
+        digest.update(repr(state).encode())
+    return digest.hexdigest()
+
+
+def read_record(path: Path) -> dict:
+    """What a mapped file says of itself; nothing if it is missing, cut off, or something else."""
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(8), "little")
+            start = file.seek(end - length)
+            record = json.loads(file.read(length))
+        return record if start == math.prod(record["shape"]) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def write_cache(path: Path, folder: Folder, key: str, progress: Callable[..., Iterable]) -> dict:
+    """Decode a folder into a file, whole or not at all. Returns the file's record.
+
+    Raises DataError for images that cannot be read, or if the file cannot be written.
+    """
+    shape = folder.shape()
+    record = {"fingerprint": key, "shape": shape, "left_out": []}
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            write_content(file, record, images(folder, shape[1], progress))
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delete_abandoned(path.parent)
+        path.unlink(missing_ok=True)  # it is of no use any more, and may be what fills the disk
+        if shutil.disk_usage(path.parent).free < math.prod(shape):  # known before hours of decoding
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_whole(path, write)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"the images of {folder.root}, {gigabytes(math.prod(shape))} when decoded, cannot be "
+            f"written to {path.parent} ({error.strerror or error}); name another folder with "
+            "--cache-dir, or hold them in memory with a higher --cache-limit"
+        ) from None
+    return record
+
+
+def delete_abandoned(cache_dir: Path) -> None:
+    """Delete what killed processes have half written."""
+    for partial in cache_dir.glob(".*.pixels.*.partial"):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()
+
+
+def write_content(file: BinaryIO, record: dict, images: Iterable[np.ndarray | None]) -> None:
+    for i, image in enumerate(images):
+        if image is None:
+            record["left_out"].append(i)
+        else:
+            file.write(image)
+    count, *rest = record["shape"]
+    record["shape"] = [count - len(record["left_out"]), *rest]
+    text = json.dumps(record).encode()
+    file.write(text + len(text).to_bytes(8, "little"))
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"

@@ -209,6 +209,7 @@ NATURAL = {
 NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropout", "patch_size")
 NETWORK += ("long_skips",)
 MAX_RATIO = 300  # sigma / alpha from which eps without clipping runs away (linear ends at 157)
+CACHE = ("cache_dir", "cache_limit")  # flags of where data is held, which changes nothing else
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
@@ -469,6 +470,9 @@ def train_with(args, start: float) -> Trained:
         image_size=args.image_size,
         download=not args.no_download,
         skip_bad_images=args.skip_bad_images,
+        fit=args.fit,
+        cache_dir=args.cache_dir,
+        cache_limit=args.cache_limit,
         progress=partial(tqdm, disable=None),  # no bar off a terminal
     )
     kind = "points" if data.items.ndim == 2 else "images"
@@ -557,7 +561,7 @@ def make_config(args, data: Data) -> dict:
         )
     return {
         "data": {
-            **chosen("dataset", "data_dir", "skip_bad_images"),
+            **chosen("dataset", "data_dir", "skip_bad_images", "fit", *CACHE),
             **shape,
             "count": len(data.items),
             "classes": data.classes,
@@ -630,7 +634,8 @@ def checkpoint_to_resume(args) -> dict | None:
 
 def require_same(saved: dict, config: dict) -> None:
     """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags."""
-    data = {key: value for key, value in config["data"].items() if key != "data_dir"}
+    data = {k: v for k, v in config["data"].items() if k not in ("data_dir", *CACHE)}
+    saved = {**saved, "data": {"fit": "crop", **saved["data"]}}  # older runs do not name it
     train = {key: config["train"][key] for key in FIXED}
     if found := differences(saved, {**config, "data": data, "train": train}):
         raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))

@@ -157,14 +157,20 @@ def some_items(args) -> Tensor:
     """uint8 images (N, C, H, W), or points (N, 2), of the data set, chosen by the seed."""
 
     def load(name: str, download: bool) -> Tensor:
-        return load_dataset(
+        data = load_dataset(
             name,
             args.data_dir,
             image_size=args.image_size,
             download=download,
             skip_bad_images=args.skip_bad_images,
+            fit=args.fit,
+            cache_dir=args.cache_dir,
+            cache_limit=args.cache_limit,
             progress=partial(tqdm, disable=None),  # no bar off a terminal
-        ).items
+        )
+        if data.note:
+            print(data.note)
+        return data.items
 
     if args.dataset is not None:
         items = load(args.dataset, not args.no_download)

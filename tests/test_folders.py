@@ -1,10 +1,21 @@
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import evaluate
 import folders
+from conftest import ROOT, TINY
 from data import FOLDER_SIZE, DataError, load_dataset
 from test_data import check, noise_pixels
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def save_image(path, pixels, **options):
@@ -121,3 +132,360 @@ def test_a_file_is_what_its_content_says_and_only_in_known_formats(tmp_path):
     Image.fromarray(noise_pixels(8, 8, 3)).save(tmp_path / "a.png", format="PPM")
     with pytest.raises(DataError, match="1 of 1 images"):
         load_dataset("folder", tmp_path)
+
+
+# --- fit -----------------------------------------------------------------------------------------
+
+
+def test_an_image_is_cropped_or_stretched(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20, 0] = 255
+    pixels[:, 40:, 2] = 255  # red, black, blue
+    save_image(tmp_path / "a.png", pixels)
+    (cropped,) = load_dataset("folder", tmp_path, image_size=16).items
+    assert cropped[:, :, 2:-2].max() < 16
+    (stretched,) = load_dataset("folder", tmp_path, image_size=16, fit="stretch").items
+    assert stretched[0, :, :4].min() > 240
+    assert stretched[2, :, -4:].min() > 240
+    assert stretched[:, :, 8].max() < 16
+
+
+@pytest.mark.parametrize("name", ["train", "visualize_diffusion"])
+def test_fit_is_refused_where_it_has_no_effect(script, name):
+    result = script(name, "--dataset", "digits", "--fit", "stretch")
+    assert result.code == 2
+    assert "--fit stretch is for folders of images; those of digits are squares" in result.err
+
+
+# --- mapped files --------------------------------------------------------------------------------
+
+
+def load_mapped(root, cache, size=16, **options):
+    return load_dataset("folder", root, image_size=size, cache_dir=cache, cache_limit=0, **options)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache" / "pixels"
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """To be called when nothing is to be decoded any more."""
+
+    def stop(*arguments):
+        raise AssertionError("an image was decoded")
+
+    return lambda: monkeypatch.setattr(folders, "decode", stop)
+
+
+def assert_same_data(a, b):
+    assert torch.equal(a.items, b.items)
+    assert a.labels.tolist() == b.labels.tolist()
+    assert a.classes == b.classes
+
+
+@pytest.mark.parametrize("fit", folders.FITS)
+@pytest.mark.parametrize("grey", [False, True])
+def test_mapped_pixels_are_those_in_memory(bad_folder, cache, fit, grey):
+    for i, file in enumerate(sorted(bad_folder.rglob("[0-9]*.png"))):
+        if grey or i % 2:
+            Image.open(file).convert("L").save(file)
+    (bad_folder / "dogs" / "cut.png").unlink()  # its header says that it is in colour
+    options = {"image_size": 16, "fit": fit, "skip_bad_images": True}
+    expected = load_dataset("folder", bad_folder, **options)
+    assert expected.items.shape == (12, 1 if grey else 3, 16, 16)
+    for _ in range(2):  # decoded, and read again
+        found = load_dataset("folder", bad_folder, cache_dir=cache, cache_limit=0, **options)
+        assert_same_data(found, expected)
+        assert "2 of 14 images cannot be read and are left out" in found.note
+
+
+def test_a_folder_is_decoded_once(image_folder, cache, no_decoding):
+    first = load_mapped(image_folder, cache)
+    (file,) = cache.iterdir()
+    assert first.note.startswith(f"decoded into {file}, 9.22e-06 GB")
+    no_decoding()
+    again = load_mapped(image_folder, cache)
+    assert_same_data(first, again)
+    assert again.note == f"pixels are read from {file}"
+
+
+def test_the_limit_is_in_gigabytes_of_colour(image_folder, cache):
+    size = 12 * 3 * 16 * 16 / 1e9
+    options = {"image_size": 16, "cache_dir": cache}
+    assert not load_dataset("folder", image_folder, cache_limit=size, **options).note
+    assert load_dataset("folder", image_folder, cache_limit=0.99 * size, **options).note
+
+
+def test_the_cache_lies_where_caches_do(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_mapped(image_folder, None)
+    assert len(list((tmp_path / "xdg" / "tiny-diffusion").iterdir())) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert folders.default_cache_dir() == Path.home() / ".cache" / "tiny-diffusion"
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "touched", "replaced", "renamed"])
+def test_a_folder_that_changed_is_decoded_again(image_folder, cache, change):
+    load_mapped(image_folder, cache)
+    file = image_folder / "cats" / "1.png"
+    if change == "added":
+        save_image(image_folder / "cats" / "new.png", noise_pixels(20, 20, 3))
+    elif change == "removed":
+        file.unlink()
+    elif change == "touched":
+        os.utime(file, ns=(0, 0))
+    elif change == "replaced":  # and as old as it was
+        time_before = file.stat().st_mtime_ns
+        save_image(file, noise_pixels(40, 40, 3))
+        os.utime(file, ns=(time_before, time_before))
+    else:
+        file.rename(image_folder / "dogs" / "1.png")
+    found = load_mapped(image_folder, cache)
+    assert found.note.endswith("what was there was damaged, or of other files")
+    assert_same_data(found, load_dataset("folder", image_folder, image_size=16))
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_each_size_and_fit_has_its_own_file(image_folder, cache, no_decoding):
+    choices = [{"size": 16}, {"size": 8}, {"size": 16, "fit": "stretch"}]
+    first = [load_mapped(image_folder, cache, **choice) for choice in choices]
+    assert len(list(cache.iterdir())) == 3
+    no_decoding()
+    for choice, expected in zip(choices, first, strict=True):
+        assert_same_data(load_mapped(image_folder, cache, **choice), expected)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[100:],
+        lambda content: content + b"more",
+        lambda content: bytes(len(content)),
+        lambda content: b"[1, 2]" + (6).to_bytes(8, "little"),
+        lambda content: bytes(6) + b'{"shape": [6]}' + (14).to_bytes(8, "little"),
+    ],
+    ids=["empty", "cut", "half", "headless", "longer", "zeros", "list", "another"],
+)
+def test_a_damaged_file_is_written_again(image_folder, cache, damage):
+    expected = load_mapped(image_folder, cache).items.clone()
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    file.unlink()  # the first one is still mapped
+    file.write_bytes(damage(content))
+    found = load_mapped(image_folder, cache)
+    assert "what was there was damaged" in found.note
+    assert torch.equal(found.items, expected)
+    assert file.read_bytes() == content
+
+
+def test_an_interrupted_decode_leaves_nothing(image_folder, cache, monkeypatch):
+    def decode(file, *arguments):
+        if file.name == "7.png":
+            raise KeyboardInterrupt
+        return decode_all(file, *arguments)
+
+    decode_all = folders.decode
+    monkeypatch.setattr(folders, "decode", decode)
+    with pytest.raises(KeyboardInterrupt):
+        load_mapped(image_folder, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_decode_left_is_deleted_once_it_is_old(image_folder, cache):
+    cache.mkdir(parents=True)
+    old, new, other = (cache / name for name in (".a.pixels.1.partial", ".b.pixels.2.partial", "c"))
+    for file in (old, new, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (time.time() - 7200,) * 2)
+    load_mapped(image_folder, cache)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+    assert other.exists()
+
+
+def test_bad_images_are_named_before_anything_is_kept(bad_folder, cache):
+    with pytest.raises(DataError, match=r"(?s)3 of 15 images.*cats/empty\.png.*dogs/cut\.png"):
+        load_mapped(bad_folder, cache)
+    assert list(cache.iterdir()) == []
+    load_mapped(bad_folder, cache, skip_bad_images=True)
+    with pytest.raises(DataError, match="3 of 15 images"):  # not passed over as in the file
+        load_mapped(bad_folder, cache)
+
+
+@pytest.mark.parametrize("when", ["before", "while writing"])
+def test_a_full_disk_is_one_line(script, image_folder, cache, monkeypatch, when):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 256]
+    flags += ["--cache-limit", 0, "--cache-dir", cache]
+    if when == "before":
+        monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: DiskUsage(1000))
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        result = script("train", *TINY, *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1
+    reason = "No space left on device" if when == "before" else "File too large"
+    assert f"0.00236 GB when decoded, cannot be written to {cache} ({reason})" in result.err
+    assert "--cache-dir" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert list(cache.iterdir()) == []
+
+
+class DiskUsage:
+    def __init__(self, free: int):
+        self.free = free
+
+
+def test_bad_cache_flags_are_one_line(script, image_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    result = script("train", *TINY, *flags, "--cache-limit", 0, "--cache-dir", "file/pixels")
+    assert result.code == 1
+    assert "cannot be written to file/pixels (Not a directory)" in result.err
+    assert len(result.err.splitlines()) == 1
+    result = script("train", *TINY, *flags, "--cache-limit", -1)
+    assert result.code == 2
+    assert "--cache-limit: must be at least 0, not -1" in result.err
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+# Trains on a small folder, then on a large one, goes through an epoch of each, and prints how many
+# bytes the second took more. Pages of a mapped file are left out: the system takes them back when
+# it needs them.
+GROWTH = """
+import re, sys, threading, time
+from pathlib import Path
+import flags, train
+
+def watch():
+    while True:
+        status = Path("/proc/self/status").read_text()
+        peaks[-1] = max(peaks[-1], 1024 * int(re.search(r"RssAnon:\\s*(\\d+)", status)[1]))
+        time.sleep(0.002)
+
+train.GRID_STEPS = 2
+peaks = [0]
+threading.Thread(target=watch, daemon=True).start()
+for folder in sys.argv[2:]:
+    args = train.parse_args([*sys.argv[1].split(), "--data-dir", folder, "--output-dir", folder])
+    if flags.run(train.main, args):
+        sys.exit(1)
+    options = {"cache_limit": args.cache_limit, "cache_dir": args.cache_dir}
+    images = train.load_dataset("folder", folder, image_size=128, **options).items
+    for chosen in train.epoch_order(len(images), 0, 0).split(50):
+        images[chosen]
+    peaks.append(0)
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    save_image(tmp_path / "one.png", noise_pixels(16, 16, 3))
+    for name, count in [("small", 100), ("large", 3000)]:  # 147 MB
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            os.link(tmp_path / "one.png", tmp_path / name / f"{i}.png")
+    arguments = "--dataset folder --image-size 128 --cache-limit 0 --max-steps 5 --batch-size 10 "
+    arguments += "--model dit --patch-size 32 --blocks 1 --channels 4 --schedule edm --device cpu "
+    arguments += f"--precision fp32 --cache-dir {tmp_path / 'cache'}"
+    command = [sys.executable, "-c", GROWTH, arguments, tmp_path / "small", tmp_path / "large"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.splitlines()[-1]) < 70e6
+
+
+# --- training on folders -------------------------------------------------------------------------
+
+
+def test_mapped_pixels_train_to_the_same_bits(script, image_folder, cache):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    flags += ["--fit", "stretch", "--schedule", "edm", "--batch-size", 4, "--max-steps", 5]
+    assert script("train", *TINY, *flags, "--output-dir", "memory").code == 0
+    mapped = ["--cache-limit", 0, "--cache-dir", cache]
+    result = script("train", *TINY, *flags, *mapped, "--output-dir", "mapped")
+    assert result.code == 0, result.err
+    assert f"decoded into {cache}" in result.out
+    runs = [load_checkpoint(f"{name}/model_final.pt") for name in ("memory", "mapped")]
+    assert runs[0]["config"]["diffusion"] == runs[1]["config"]["diffusion"]  # sigma_data too
+    for name, tensor in runs[0]["model"].items():
+        assert torch.equal(tensor, runs[1]["model"][name]), name
+
+    longer = ["--resume", "--output-dir", "mapped", "--max-steps"]
+    result = script("train", *longer, 6)
+    assert "pixels are read from" in result.out  # the flags are the run's
+    result = script("train", *longer, 7, "--cache-limit", 1)
+    assert result.code == 0, result.err  # from memory now
+    assert "pixels are" not in result.out
+    result = script("train", *longer, 8, "--fit", "crop")
+    assert result.code == 1
+    assert "data.fit: stretch in the checkpoint, crop now" in result.err
+
+    config = runs[1]["config"]
+    found, _ = evaluate.held_out(config, None)
+    assert "pixels are read from" in found.note
+    expected = load_dataset("folder", image_folder, image_size=16, fit="stretch")
+    assert_same_data(found, expected)
+
+
+def test_a_run_from_before_fit_can_be_resumed(script, image_folder):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    assert script("train", *TINY, *flags, "--max-steps", 2).code == 0
+    checkpoint = load_checkpoint("outputs/model_final.pt")
+    for key in ("fit", "cache_dir", "cache_limit"):
+        del checkpoint["config"]["data"][key]
+    save_checkpoint(Path("outputs/model_final.pt"), checkpoint)
+    result = script("train", "--resume", "--max-steps", 3)
+    assert result.code == 0, result.err
+
+
+def test_the_forward_process_of_a_mapped_folder(script, image_folder, cache):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    flags += ["--cache-limit", 0, "--cache-dir", cache, "--fit", "stretch", "--timesteps", 0, 999]
+    result = script("visualize_diffusion", *flags)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"decoded into {cache}")
+
+
+def grid_size(path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert len(image.convert("RGB").getcolors(1 << 22)) > 1000  # it shows something
+        return image.size
+
+
+def test_cifar10_as_a_folder_of_classes(script, real_data, tmp_path):
+    cifar10 = load_dataset("cifar10", real_data, download=False)
+    for i in range(200):
+        name = cifar10.classes[cifar10.labels[i]]
+        save_image(tmp_path / "cifar10" / name / f"{i}.png", cifar10.items[i].permute(1, 2, 0))
+    flags = ["--dataset", "folder", "--data-dir", tmp_path / "cifar10", "--image-size", 64]
+    flags += ["--cache-limit", 0, "--cache-dir", tmp_path / "cache", "--class-conditional"]
+    flags += ["--multipliers", 1, 1, 1, "--batch-size", 8, "--max-steps", 3]
+    result = script("train", *TINY, *flags)
+    assert result.code == 0, result.err
+    assert "data: folder, 200 images of 3 x 64 x 64" in result.out
+    assert load_checkpoint("outputs/model_final.pt")["config"]["data"]["classes"] == cifar10.classes
+    # 4 x 4 drawn ones, a line, and a row of real ones
+    assert grid_size("outputs/samples/epoch_001.png") == (4 * 66 + 2, 4 * 66 + 2 + 2 + 66 + 2)
+
+
+@pytest.mark.parametrize("fit", folders.FITS)
+def test_images_of_128_pixels(script, tmp_path, fit):
+    for i in range(8):
+        save_image(tmp_path / "made" / f"{i}.jpg", noise_pixels(128 + 16 * i, 160, 3))
+    flags = ["--dataset", "folder", "--data-dir", tmp_path / "made", "--image-size", 128]
+    flags += ["--fit", fit, "--model", "dit", "--patch-size", 16, "--max-steps", 2]
+    result = script("train", *TINY, *flags)
+    assert result.code == 0, result.err
+    assert "data: folder, 8 images of 3 x 128 x 128" in result.out
+    size = (4 * 130 + 2, 4 * 130 + 2 + 2 + 130 + 2)
+    assert grid_size("outputs/samples/epoch_002.png") == size
