@@ -96,6 +96,9 @@ def make_parser() -> Parser:
                           "points 512)")
     training.add_argument("--grad-accum", type=number(int, 1), default=1, metavar="N",
                           help="batches of an update: the same update as one N times as large")
+    training.add_argument("--grad-checkpoint", action=BooleanOptionalAction,
+                          help="less memory and more time: compute the network's blocks again for "
+                          "the gradient, instead of keeping all that is inside them")
     training.add_argument("--optimizer", choices=names("training/optimizers.py", "OPTIMIZERS"),
                           help="muon: for the matrices, and adamw for the rest (default: muon; for "
                           "points adamw)")
@@ -571,7 +574,7 @@ def make_config(args, data: Data) -> dict:
         "diffusion": process,
         "train": {
             **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
-            **chosen("precision", "sample_interval", "save_interval"),
+            **chosen("grad_checkpoint", "precision", "sample_interval", "save_interval"),
             "timestep_sampling": sampling,
             "total_steps": None,
         },

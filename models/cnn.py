@@ -39,6 +39,10 @@ class CNN(nn.Module):
         """The layers that read the image and write the prediction."""
         return [self.layers[0], self.layers[-1]]
 
+    def recomputable(self) -> list[nn.Module]:
+        """Nothing: BatchNorm would count a batch twice."""
+        return []
+
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, whatever t (B,) is."""
         return self.layers(x_t)

@@ -71,6 +71,10 @@ class DiT(nn.Module):
         """The layers that read the image and write the prediction."""
         return [self.stem, self.head]
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks, which gradient checkpointing computes twice."""
+        return list(self.blocks)
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
         timesteps t (B,), with the labels y (B,) of a network with classes."""

@@ -49,6 +49,10 @@ class MLP(nn.Module):
         """The layers that read the points and write the prediction."""
         return [self.stem, self.head]
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks, which gradient checkpointing computes twice."""
+        return list(self.blocks)
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction (B, dim), or (B, 2 dim) with `learn_sigma`, for points x_t (B, dim) at the
         timesteps t (B,), with the labels y (B,) of a network with classes."""

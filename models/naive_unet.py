@@ -64,6 +64,10 @@ class NaiveUNet(nn.Module):
         """The layers that read the image and write the prediction."""
         return [self.stem.conv_1, self.head]
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks, which gradient checkpointing computes twice."""
+        return [module for module in self.modules() if isinstance(module, Residual)]
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
         timesteps t (B,), with the labels y (B,) of a network with classes."""

@@ -97,6 +97,10 @@ class UNet(nn.Module):
         """The layers that read the image and write the prediction."""
         return [self.stem, self.head]
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks, which gradient checkpointing computes twice."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction for noisy images x_t (B, C, H, W) at the timesteps t (B,).
 

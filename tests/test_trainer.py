@@ -1,6 +1,7 @@
 """The training step."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 import train
 from conftest import TINY
 from data import load_dataset, to_unit
+from models import MODELS
 from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
 from training.optimizers import Muon, orthogonal
 from training.trainer import Trainer
@@ -16,7 +18,7 @@ from training.trainer import Trainer
 
 def trainer_of(*arguments) -> Trainer:
     args = train.parse_args([*TINY, *map(str, arguments)])
-    config = train.make_config(args, load_dataset("digits"))
+    config = train.make_config(args, load_dataset(args.dataset))
     return Trainer(config, torch.device("cpu"), args.precision, args.compile)
 
 
@@ -41,6 +43,47 @@ def test_accumulation_makes_the_update_of_one_large_batch(flip):
         loss, norm = large.update(batch, None, 1e-3)
         assert_close(parts.update(batch, None, 1e-3), (loss, norm), rtol=1e-4, atol=1e-5)
     assert_close(parts.model.state_dict(), large.model.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
+@pytest.mark.parametrize(
+    "flags", [(), ("--precision", "bf16"), ("--class-conditional", "--grad-accum", 2)]
+)
+def test_blocks_computed_twice_train_to_the_same_bits(name, flags):
+    dataset = "digits" if MODELS[name].data == "images" else "moons"
+    flags = [*flags, "--model", name, "--dataset", dataset]
+    flags += [] if name == "naive_unet" else ["--dropout", 0.2]
+    plain, twice = trainer_of(*flags), trainer_of(*flags, "--grad-checkpoint")
+    data = load_dataset(dataset)
+    y = data.labels[:16] if "--class-conditional" in flags else None
+    kept = {}
+    for _ in range(3):  # the head begins with zeros: blocks learn from the second update on
+        for trainer in (plain, twice):
+            with counted() as saved:
+                trainer.update(data.items[:16], y, 1e-3)
+            kept[trainer] = saved[0]
+    weights = twice.model.state_dict()
+    for key, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
+    assert kept[twice] < 0.6 * kept[plain]
+
+
+def test_batch_norm_is_not_computed_twice():
+    with pytest.raises(ValueError, match="the CNN has no blocks that may be computed twice"):
+        trainer_of("--model", "cnn", "--grad-checkpoint")
+
+
+@contextmanager
+def counted():
+    """Counts the bytes that the backward pass is given: yields a list of that one number."""
+    total = [0]
+
+    def pack(tensor):
+        total[0] += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
 
 
 def test_the_gradient_is_clipped():
@@ -86,6 +129,10 @@ def test_bf16_and_compile_train_too():
     compiled.network = torch.compile(compiled.model, backend="aot_eager")
     loss, _ = compiled.update(images, None, 1e-3)
     assert_close(loss, expected, rtol=1e-4, atol=0)
+    twice = trainer_of(*args, "--grad-checkpoint")
+    twice.network = torch.compile(twice.model, backend="aot_eager")
+    twice.update(images, None, 1e-3)
+    assert_close(twice.update(images, None, 1e-3), compiled.update(images, None, 1e-3))
 
 
 def test_muon_s_updates_are_nearly_orthogonal():

@@ -1,7 +1,10 @@
 """The training step: data -> loss -> backward -> optimizer -> moving average."""
 
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data import flipped, to_unit
 from diffusion import GaussianDiffusion
@@ -29,6 +32,8 @@ class Trainer:
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
         self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
         self.ema = EMA(self.model, train["ema_decay"])
+        if train["grad_checkpoint"]:  # of the network that learns, not of its copy that samples
+            recompute_blocks(self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step, self.lr = 0, train["lr"]  # lr: of the last update
 
@@ -103,3 +108,16 @@ class Trainer:
             self.lr = optimizer.param_groups[0]["lr"]
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): of each block only the inputs
+    are kept, and the backward pass computes the rest again, to the same bits.
+
+    Raises ValueError for a network without such blocks.
+    """
+    if not (blocks := model.recomputable()):
+        name = type(model).__name__
+        raise ValueError(f"--grad-checkpoint: the {name} has no blocks that may be computed twice")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
