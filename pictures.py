@@ -36,7 +36,8 @@ class ImagePictures:
         if real is not None:
             line = torch.full_like(picture[:, :2], 255)
             row = torch.full_like(real[:1], 40).repeat(columns, 1, 1, 1)
-            row[: len(real)] = real[:columns]  # blank where there are too few
+            shown = real[:: max(1, len(real) // columns)][:columns]  # folders are sorted by class
+            row[: len(shown)] = shown  # blank where there are too few
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
 
