@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from models.layers import embed, time_embedding, zero
 
-
 OCTAVES = 5  # of the waves that a point is seen by
 
 
