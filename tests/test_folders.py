@@ -12,10 +12,17 @@ from PIL import Image
 
 import evaluate
 import folders
+import train
 from conftest import ROOT, TINY
 from data import FOLDER_SIZE, DataError, load_dataset
 from test_data import check, noise_pixels
 from training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def few_sampling_steps(monkeypatch):
+    """The grids of these runs are looked at for their size alone."""
+    monkeypatch.setattr(train, "GRID_STEPS", 4)
 
 
 def save_image(path, pixels, **options):
