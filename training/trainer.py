@@ -20,6 +20,7 @@ class Trainer:
     def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
         train = config["train"]
         self.seed, self.grad_accum = train["seed"], train["grad_accum"]
+        self.batch_size = train["batch_size"]  # of what is computed at once
         self.max_norm = train["grad_clip"] or float("inf")
         self.timestep_sampling = train["timestep_sampling"]
         self.noise_assignment = train["noise_assignment"]

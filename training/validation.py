@@ -8,7 +8,6 @@ from training.trainer import Trainer
 from utils import autocast, derive_seed, memory_format
 
 MOST = 1024  # items held out by default
-BATCH = 256
 
 
 def held_out_count(asked: int | None, count: int) -> int:
@@ -32,13 +31,14 @@ def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
 def validation_loss(trainer: Trainer, items: Tensor, y: Tensor | None) -> float:
     """The training loss of items (N, ...), by the averaged weights.
 
-    Timesteps and noise are the same at each call, so that the figures of a run compare.
+    Timesteps and noise are the same at each call, so that the figures of a run compare. Batches are
+    those of training, so that validation takes no more memory.
     """
     torch.manual_seed(derive_seed("validation", trainer.seed))
     device, diffusion, total = trainer.device, trainer.diffusion, 0.0
     t = diffusion.sample_t(len(items), trainer.timestep_sampling)
-    for first in range(0, len(items), BATCH):
-        part = slice(first, first + BATCH)
+    for first in range(0, len(items), trainer.batch_size):
+        part = slice(first, first + trainer.batch_size)
         x_0 = to_unit(items[part].to(device, memory_format=memory_format(device, items)))
         noise = diffusion.sample_noise(x_0, trainer.noise_assignment)
         labels = None if y is None else y[part].to(device)
