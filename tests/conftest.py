@@ -4,6 +4,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads each would only wait
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch

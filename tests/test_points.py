@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import train
 from data import DATASETS, load_dataset
 from points import POINT_SETS, distances, draw_points
 from training.checkpoint import load_checkpoint
@@ -13,13 +14,9 @@ from training.checkpoint import load_checkpoint
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
     """The output folder of a short run on moons."""
-    import flags
-    import train
-
     output = tmp_path_factory.mktemp("moons")
-    arguments = ["--dataset", "moons", "--max-steps", "600", "--output-dir", str(output)]
-    arguments += ["--precision", "fp32", "--device", "cpu", "--sample-interval", "5"]
-    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    options = {"precision": "fp32", "device": "cpu", "sample_interval": 5}
+    assert train.train(dataset="moons", max_steps=600, output_dir=output, **options).exit_code == 0
     return output
 
 
@@ -163,7 +160,8 @@ def test_the_forward_process_of_points(script, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gaussians", "moons"])
-def test_classes_of_points(script, tmp_path, name):
+def test_classes_of_points(script, monkeypatch, name):
+    monkeypatch.setattr(train, "NUM_POINTS", 100)
     flags = ["--dataset", name, "--max-steps", 5, "--class-conditional", "--sample-interval", 0]
     assert script("train", *flags).code == 0
     count = len(load_dataset(name).classes)
@@ -173,8 +171,9 @@ def test_classes_of_points(script, tmp_path, name):
     assert np.load("s.npz")["arr_0"].shape == (250 * count, 2)
 
 
-def test_every_option_of_the_process_takes_points(script):
-    flags = ["--dataset", "moons", "--max-steps", 3, "--sample-interval", 0, "--overwrite"]
+def test_every_option_of_the_process_takes_points(script, monkeypatch):
+    monkeypatch.setattr(train, "NUM_POINTS", 100)  # of the picture at the end
+    arguments = ["--dataset", "moons", "--max-steps", 3, "--sample-interval", 0, "--overwrite"]
     for extra in (
         ["--schedule", "edm"],
         ["--schedule", "flow"],
@@ -183,7 +182,7 @@ def test_every_option_of_the_process_takes_points(script):
         ["--noise-assignment", "optimal"],
         ["--optimizer", "muon"],
     ):
-        result = script("train", *flags, *extra)
+        result = script("train", *arguments, *extra)
         assert result.code == 0, (extra, result.err)
 
 
