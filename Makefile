@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format notebooks clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --dataset digits --max-minutes 2 --sample-interval 20 --save-interval 0 \
@@ -23,6 +23,9 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: .venv/installed-dev
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf .venv
