@@ -236,7 +236,7 @@ class Run:
         self.batch = update_size(args, len(self.kept))
         self.epoch_steps = len(self.kept) // self.batch
         self.stop = StopSignals()
-        self.progress = Progress(trainer.step)
+        self.progress = Progress(trainer.step, "images" if len(self.shape) == 3 else "points")
         self.seconds = 0.0  # of training, over all sessions
         self.best = inf  # the lowest validation loss
         self.cap = step_limit(args, self.epoch_steps)
@@ -452,9 +452,16 @@ def train(**flags) -> Trained:
 
         train(dataset="moons", epochs=5, output_dir="outputs/moons")
 
-    Raises ValueError for what the command line would refuse, and what the run itself raises.
+    Raises ValueError for what the command line would refuse, KeyboardInterrupt once an interrupted
+    run is saved, and what the run itself raises.
     """
-    return train_with(parse_keywords(make_parser(), parse_args, flags), time.monotonic())
+    args = parse_keywords(make_parser(), parse_args, flags)
+    if args.list_models:
+        raise ValueError("list_models is for the command line; see models.cost")
+    trained = train_with(args, time.monotonic())
+    if trained.exit_code:
+        raise KeyboardInterrupt(f"saved {trained.checkpoint}; train(resume=True) goes on")
+    return trained
 
 
 def main(args) -> int:

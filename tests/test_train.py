@@ -451,6 +451,10 @@ def test_training_as_a_function(tmp_path, monkeypatch, capsys):
     assert trained.exit_code == 0
     assert train.train(resume=True, max_steps=5, device="cpu").metrics[-1]["step"] == 5
 
+    with StopAfter(7), pytest.raises(KeyboardInterrupt, match=r"saved .*interrupted\.pt"):
+        train.train(resume=True, max_steps=9, device="cpu")
+    assert train.train(resume=True, device="cpu").metrics[-1]["step"] == 9
+
     for wrong, message in [
         ({"epoch": 3}, "there is no epoch; there are debug, dataset"),
         ({"epochs": 0}, "argument --epochs: must be at least 1, not 0"),

@@ -11,10 +11,10 @@ LINE_EVERY = 15  # seconds between two plain lines
 
 
 class Progress:
-    """Shows steps, smoothed loss, images/s and the time left, on stderr."""
+    """Shows steps, smoothed loss, speed and the time left, on stderr; kind: images or points."""
 
-    def __init__(self, step: int):
-        self.first_step, self.bar = step, None
+    def __init__(self, step: int, kind: str = "images"):
+        self.first_step, self.kind, self.bar = step, kind, None
         self.loss, self.updates = 0.0, 0
         self.validation: float | None = None  # the last validation loss
 
@@ -35,7 +35,7 @@ class Progress:
         step, loss = row["step"], row["loss"]
         self.loss = running_average(self.loss, loss, self.updates)
         self.updates += 1
-        figures = {"loss": f"{self.loss:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
+        figures = {"loss": f"{self.loss:.4f}", f"{self.kind}/s": f"{row['images_per_second']:.0f}"}
         if self.validation is not None:
             figures["validation"] = f"{self.validation:.4f}"
         if self.bar is not None:
