@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffusion import pick
 from folders import FITS, Folder, decode_folder, image_files
-from points import POINT_SETS, draw_points
+from points import draw_points
 from utils import DataError, derive_seed
 
 DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
@@ -111,9 +111,9 @@ def load_dataset(
         split,
         progress,
     )
-    data = source.load(request)
-    if image_size and name in POINT_SETS:
+    if image_size and kind_of(source.shape) == "points":
         raise ValueError(f"{name} has no image size: it is points")
+    data = source.load(request)
     if image_size and data.items.shape[-1] != image_size:
         data = data._replace(items=resized(data.items, image_size))
     return data
@@ -399,9 +399,14 @@ def to_unit(items: Tensor) -> Tensor:
     return items.float() / 127.5 - 1 if items.dtype == torch.uint8 else items
 
 
+def kind_of(shape: Sequence[int]) -> str:
+    """What items of a shape are: "images", (C, H, W), or "points", (2,)."""
+    return "points" if len(shape) == 1 else "images"
+
+
 def shape_config(shape: Sequence[int]) -> dict:
     """The shape of an item, (C, H, W) or (2,), as networks and checkpoints are told it."""
-    if len(shape) == 1:
+    if kind_of(shape) == "points":
         return {"dim": shape[0]}
     return {"image_size": shape[-1], "image_channels": shape[0]}
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data import to_uint8
+from data import kind_of, to_uint8
 from utils import save_whole
 
 EXTENT = 3.0  # half the side of the square of the plane that is shown: pure noise fits in
@@ -122,7 +122,7 @@ class PointPictures:
 
 def pictures_of(shape: Sequence[int]) -> ImagePictures | PointPictures:
     """Those for items of that shape."""
-    return PointPictures() if len(shape) == 1 else ImagePictures()
+    return PointPictures() if kind_of(shape) == "points" else ImagePictures()
 
 
 # --- images --------------------------------------------------------------------------------------

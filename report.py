@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import page
-from data import item_shape, load_dataset
+from data import item_shape, kind_of, load_dataset
 from diffusion import GaussianDiffusion
 from pictures import picture_of, pictures_of, square
 from samplers import AUTO, SAMPLERS
@@ -100,7 +100,7 @@ def learning_rows(
             notes.append(f"Left out: {error}.")
             continue
         in_row, in_grid, _ = amounts(shape)
-        if len(shape) == 1 and not rows:
+        if kind_of(shape) == "points" and not rows:
             rows["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
         walked = steps or min(STEPS, diffusion.timesteps)
         draw = partial(walk, model, diffusion, config, steps=walked, seed=seed, device=device)
@@ -135,7 +135,7 @@ def evenly(items: Sequence, most: int) -> Sequence:
 
 def amounts(shape: Sequence[int]) -> tuple[int, int, int]:
     """How many items of that shape are in a row, in the grid and in the animation."""
-    if len(shape) == 1:
+    if kind_of(shape) == "points":
         return 2000, 2000, 2000
     if shape[-1] > 64:
         return 4, 16, 4
@@ -289,7 +289,7 @@ def walk_of(learning: Learning) -> Iterator[str]:
 
 
 def described(items: Tensor) -> str:
-    return f"{len(items):,} {'points' if items.ndim == 2 else 'images'}"
+    return f"{len(items):,} {kind_of(items.shape[1:])}"
 
 
 def curves_of(metrics: list[dict], kind: str) -> Iterator[str]:

@@ -152,7 +152,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import editing
-from data import item_shape, load_dataset, to_unit
+from data import item_shape, kind_of, load_dataset, to_unit
 from diffusion import GaussianDiffusion, Level
 from folders import read_image, require_same_size
 from pictures import image_format, pictures_of, save_animation, save_picture, square
@@ -172,8 +172,6 @@ MOMENTS = 10  # pictures of the walk that --show-intermediate writes
 FRAMES = 60  # at most, of an animation
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
 SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
-
-
 COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
 
 
@@ -185,7 +183,7 @@ class Walk:
         self.args, self.device = args, device
         self.shape = item_shape(data)
         self.pictures = pictures_of(self.shape)
-        self.kind = kind_of(config)
+        self.kind = kind_of(self.shape)
         if self.kind == "points" and (modes := [mode for mode in MODES if getattr(args, mode)]):
             raise ValueError(f"--{modes[0].replace('_', '-')} is for images; these are points")
         self.name, options = choose_sampler(args, diffusion)
@@ -387,16 +385,11 @@ def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Leve
     return diffusion.levels(steps, args.spacing or SPACING.get(sampler, "trailing"))
 
 
-def kind_of(config: dict) -> str:
-    """images or points."""
-    return "points" if len(item_shape(config["data"])) == 1 else "images"
-
-
 def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
     """Labels (N,), or None, the columns of the grid, and N; raises ValueError for no such class."""
     count, num_classes = args.num_images, config["model"].get("num_classes")
     if count is None:
-        count = 10 if args.interpolate else COUNT[kind_of(config)]
+        count = 10 if args.interpolate else COUNT[kind_of(item_shape(config["data"]))]
     columns = count if args.interpolate else square(count)
     if num_classes is None:
         for flag in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
@@ -427,7 +420,7 @@ def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
     if args.interpolate or args.invert:
         raise ValueError("--class-id: give one class, as all of these images share it")
     if args.num_images is None:
-        count = COUNT[kind_of(config)] // 8 * len(ids)
+        count = COUNT[kind_of(item_shape(config["data"]))] // 8 * len(ids)
     if count % len(ids):
         raise ValueError(f"--num-images {count} cannot be shared evenly by {len(ids)} classes")
     columns = count // len(ids)

@@ -156,53 +156,31 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
-import json
 import shlex
 import sys
 from functools import partial
-from math import inf, isfinite
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data import (
-    DATASETS,
-    Data,
-    epoch_order,
-    item_shape,
-    load_dataset,
-    shape_config,
-    standard_deviation,
-)
+from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_deviation
 from diffusion import GaussianDiffusion
 from models import DEFAULT, MODELS, cost, model_config
-from pictures import pictures_of, save_picture, square
-from points import POINT_SETS, distances
-from samplers import AUTO, SAMPLERS
+from points import distances
 from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.folder import RunFolder
-from training.log import open_metrics, plot_loss, read_metrics
-from training.plan import TimePlan, learning_rate
-from training.progress import Progress
-from training.stop import StopSignals
+from training.log import read_metrics
+from training.run import Run
 from training.trainer import Trainer
-from training.validation import held_out_count, split, validation_loss
+from training.validation import held_out_count
 from utils import (
-    NoisePerImage,
-    autocast,
     check_writable,
     choose_device,
     choose_precision,
     describe,
 )
 
-LOG_EVERY = 10  # steps between two rows of metrics
-GRID_STEPS = 50  # sampling steps of a grid
-DEFAULT_EPOCHS = 20
-NUM_POINTS = 2000  # points of a picture
 # What is natural depends on the data; measured for each.
 NATURAL = {
     "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3, "sample_interval": 1},
@@ -217,225 +195,6 @@ LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
 FIXED += ("class_conditional", "label_dropout", "validation")
-
-
-class Run:
-    """The loop around the updates: order of the data, length, log, grids and checkpoints."""
-
-    def __init__(
-        self, args, config: dict, trainer: Trainer, data: Data, total: int | None, start: float
-    ):
-        self.config, self.trainer, self.items = config, trainer, data.items
-        self.kept, self.held_out = split(len(data.items), args.validation, args.seed)
-        self.shape = item_shape(config["data"])
-        self.pictures = pictures_of(self.shape)
-        self.labels = data.labels if config["model"].get("num_classes") else None
-        self.folder = RunFolder(args.output_dir)
-        self.sample_interval, self.save_interval = args.sample_interval, args.save_interval
-        self.keep = args.keep
-        self.batch = update_size(args, len(self.kept))
-        self.epoch_steps = len(self.kept) // self.batch
-        self.stop = StopSignals()
-        self.progress = Progress(trainer.step, "images" if len(self.shape) == 3 else "points")
-        self.seconds = 0.0  # of training, over all sessions
-        self.best = inf  # the lowest validation loss
-        self.cap = step_limit(args, self.epoch_steps)
-        self.total = total  # steps of the whole run; None until the time plan knows it
-        self.plan = None
-        if total is not None:
-            self.set_total(total)
-        elif args.max_minutes:
-            grid_steps = self.epoch_steps * (args.sample_interval or 10**9)
-            self.plan = TimePlan(args.max_minutes, start, trainer.step, grid_steps)
-        else:
-            self.set_total(self.cap)
-        if (limit := self.total or self.cap) is not None and limit <= trainer.step:
-            raise ValueError(
-                f"this run has made its {trainer.step:,} updates; to train longer, raise --epochs, "
-                "--max-steps or --max-minutes"
-            )
-
-    def train(self) -> int:
-        """Train to the end, or to a signal. Returns the exit code."""
-        trainer = self.trainer
-        self.folder.save_config(self.config)
-        last_lr = trainer.lr  # of the run that is resumed
-        if self.plan:
-            self.plan.grid_seconds = self.time_of_grid()
-        loss, since, mark = 0.0, trainer.step, time.monotonic()
-        order, order_epoch = None, None
-        with open_metrics(self.folder.metrics, trainer.step) as metrics, self.stop, self.progress:
-            while self.total is None or trainer.step < self.total:
-                epoch, i = divmod(trainer.step, self.epoch_steps)
-                if epoch != order_epoch:
-                    order, order_epoch = epoch_order(len(self.kept), trainer.seed, epoch), epoch
-                    order = self.kept[order]
-                chosen = order[i * self.batch : (i + 1) * self.batch]
-                y = self.labels_of(chosen)
-                lr = learning_rate(trainer.step, self.total, self.config["train"])
-                lr = min(lr, last_lr) if self.total is None else lr
-                step_loss, norm = trainer.update(self.items[chosen], y, lr)
-                loss += step_loss
-                self.follow_plan()
-
-                epoch_ends = i + 1 == self.epoch_steps
-                ends = trainer.step == self.total or self.stop.received
-                if trainer.step % LOG_EVERY == 0 or epoch_ends or ends:
-                    steps, now = trainer.step - since, time.monotonic()
-                    self.seconds += now - mark
-                    row = {
-                        "step": trainer.step,
-                        "epoch": epoch + 1,
-                        "loss": float(loss) / steps,
-                        "lr": lr,
-                        "images_per_second": steps * self.batch / (now - mark),
-                        "gradient_norm": float(norm) if norm.isfinite() else None,
-                        "seconds": self.seconds,
-                    }
-                    if not isfinite(row["loss"]):
-                        raise FloatingPointError(
-                            f"the loss is {row['loss']} at step {trainer.step:,}; try a lower "
-                            "--lr, or --precision fp32. The checkpoints are as they were."
-                        )
-                    metrics.write(json.dumps(row) + "\n")
-                    self.progress.update(self.total, row)
-                    loss, since, mark = 0.0, trainer.step, now
-                if epoch_ends:
-                    self.end_epoch(epoch + 1, metrics)
-                    mark = time.monotonic()
-                elif trainer.step == self.total:
-                    self.validate(epoch + 1, metrics)
-                if self.stop.received:
-                    break
-        return self.finish() if trainer.step == self.total else self.interrupted()
-
-    def labels_of(self, chosen: Tensor) -> Tensor | None:
-        return None if self.labels is None else self.labels[chosen]
-
-    def set_total(self, total: int) -> None:
-        self.total = min(total, self.cap or total)
-        self.config["train"]["total_steps"] = self.total
-
-    def follow_plan(self) -> None:
-        """Let the time plan, if there is one, set or correct the number of steps."""
-        if self.plan is None:
-            return
-        known, step = self.total is not None, self.trainer.step
-        planned = self.plan.update(step, self.total)
-        if planned is None and step == self.cap:
-            planned = step
-        if planned is not None:
-            self.set_total(planned)
-            if not known:
-                epochs = self.total / self.epoch_steps
-                self.progress.say(f"the time holds {self.total:,} updates, {epochs:.1f} epochs")
-
-    def end_epoch(self, epoch: int, metrics: TextIO) -> None:
-        """Validate, and write the sample grid and the checkpoint that are due after an epoch."""
-        start = time.monotonic()
-        self.validate(epoch, metrics)
-        grid_due = self.sample_interval and epoch % self.sample_interval == 0
-        if grid_due and self.trainer.step != self.total:  # the last one is finish()'s
-            self.write_grid(epoch)
-            plot_loss(self.folder.metrics, self.folder.loss_plot)
-            if self.plan:
-                self.plan.grid_seconds = time.monotonic() - start
-        if self.save_interval and epoch % self.save_interval == 0:
-            self.folder.save(self.folder.checkpoint(epoch), self.checkpoint())
-            self.folder.keep_newest(self.keep)
-        if self.plan:
-            self.plan.pause(time.monotonic() - start)
-
-    def validate(self, epoch: int, metrics: TextIO) -> None:
-        """Measure the loss of the held-out items; a checkpoint with the lowest yet is the best."""
-        if not len(self.held_out):
-            return
-        y = self.labels_of(self.held_out)
-        loss = validation_loss(self.trainer, self.items[self.held_out], y)
-        row = {"step": self.trainer.step, "epoch": epoch, "validation_loss": loss}
-        metrics.write(json.dumps(row) + "\n")
-        self.progress.validation = loss
-        if self.save_interval and loss < self.best:
-            self.best = loss
-            self.folder.save(self.folder.best, {**self.checkpoint(), "validation_loss": loss})
-
-    def finish(self) -> int:
-        """Write what a finished run leaves behind."""
-        folder = self.folder
-        folder.save(folder.final, self.checkpoint())
-        plot_loss(folder.metrics, folder.loss_plot)
-        self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
-        drawn = self.write_grid(-(-self.trainer.step // self.epoch_steps))
-        folder.interrupted.unlink(missing_ok=True)
-        if self.config["data"]["dataset"] in POINT_SETS and drawn is not None:
-            self.judge(drawn)
-        say(
-            f"done: {self.trainer.step:,} updates in {tqdm.format_interval(self.seconds)}; "
-            f"pictures in {folder.samples}, loss in {folder.loss_plot}\n"
-            f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
-        )
-        return 0
-
-    def judge(self, drawn: Tensor) -> None:
-        """Say how near points have come to the data."""
-        name = self.config["data"]["dataset"]
-        ours, floor = distances(drawn, name)
-        say(
-            f"energy distance of {len(drawn):,} samples to fresh {name}: {ours:.2e}, "
-            f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"
-        )
-
-    def interrupted(self) -> int:
-        """Save, and say how to go on."""
-        folder = self.folder
-        folder.save(folder.interrupted, self.checkpoint())
-        plot_loss(folder.metrics, folder.loss_plot)
-        say(
-            f"stopped after step {self.trainer.step:,} and saved {folder.interrupted}; go on with\n"
-            f"  python train.py --resume --output-dir {shlex.quote(str(folder.path))}"
-        )
-        return 128 + self.stop.received
-
-    def checkpoint(self) -> dict:
-        return {**self.trainer.state(), "config": self.config, "seconds": self.seconds}
-
-    def write_grid(self, epoch: int) -> Tensor | None:
-        """Draw, and write the picture; returns what was drawn."""
-        drawn = self.sample(GRID_STEPS)
-        if drawn is not None:
-            grid = self.pictures.grid(drawn, square(len(drawn)), real=self.items)
-            save_picture(self.folder.grid(epoch), grid)
-        return drawn
-
-    def sample(self, steps: int) -> Tensor | None:
-        """Items by the averaged weights, from the same noise each time; None if stopped."""
-        trainer = self.trainer
-        count = 64 if self.shape[-1] <= 32 else 16
-        if len(self.shape) == 1:
-            count = NUM_POINTS
-        noise, y = NoisePerImage(trainer.seed, range(count)), None
-        if self.labels is not None:  # one class a column, as far as they go
-            columns = torch.arange(count, device=trainer.device) % square(count)
-            y = columns % trainer.model.num_classes
-        denoise = trainer.diffusion.denoiser(trainer.ema.module, y)
-        levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
-        start = levels[0].scale * noise.draw(self.shape).to(trainer.device)
-        with autocast(trainer.device, trainer.precision):
-            for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
-                if self.stop.received:
-                    return None
-        return self.pictures.finished(x)
-
-    def time_of_grid(self) -> float:
-        """Seconds that a sample grid, from a few of its steps, and a validation take."""
-        self.sample(1)  # the first call is slower than the rest
-        start = time.monotonic()
-        self.sample(3)
-        seconds = (time.monotonic() - start) * GRID_STEPS / 3
-        start = time.monotonic()
-        if len(self.held_out):
-            validation_loss(self.trainer, self.items[self.held_out], self.labels_of(self.held_out))
-        return seconds + time.monotonic() - start
 
 
 class Trained(NamedTuple):
@@ -485,7 +244,7 @@ def train_with(args, start: float) -> Trained:
         cache_limit=args.cache_limit,
         progress=partial(tqdm, disable=None),  # no bar off a terminal
     )
-    kind = "points" if data.items.ndim == 2 else "images"
+    kind = kind_of(data.items.shape[1:])
     shape = " x ".join(map(str, data.items.shape[1:]))
     say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
     if data.note:
@@ -497,31 +256,59 @@ def train_with(args, start: float) -> Trained:
     say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
     if checkpoint is not None:
         trainer.load(checkpoint)
-    job = Run(args, config, trainer, data, planned_steps(args, checkpoint), start)
+    folder, total = RunFolder(args.output_dir), planned_steps(args, checkpoint)
+    job = Run(config, trainer, data, folder, keep=args.keep, total=total, start=start)
     if job.batch < args.batch_size * args.grad_accum:
         say(f"an update takes {job.batch} {kind}: there are no more")
     if checkpoint is not None:
         job.seconds = checkpoint["seconds"]
-        job.best = job.folder.best_loss(trainer.step)
-        if aside := job.folder.set_aside(after=trainer.step):
+        job.best = folder.best_loss(trainer.step)
+        if aside := folder.set_aside(after=trainer.step):
             say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
     elif args.overwrite:
-        job.folder.clear()
+        folder.clear()
     if 0 < args.sample_interval * job.epoch_steps < 50:
         say(
             f"an epoch is {job.epoch_steps} updates, so that grids may take more time than "
             "training; --sample-interval 20 draws fewer"
         )
-    exit_code = job.train()
+    signal = job.train()
+    say(stopped(job) if signal else finished(job))
+    checkpoint = folder.interrupted if signal else folder.final
+    metrics = read_metrics(folder.metrics)
+    return Trained(folder.path, checkpoint, metrics, 128 + signal if signal else 0)
+
+
+def finished(job: Run) -> str:
+    """What a run has come to."""
+    lines, name = [], job.config["data"]["dataset"]
+    if job.kind == "points" and job.drawn is not None:
+        ours, floor = distances(job.drawn, name)
+        lines.append(
+            f"energy distance of {len(job.drawn):,} samples to fresh {name}: {ours:.2e}, "
+            f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"
+        )
     folder = job.folder
-    checkpoint = folder.interrupted if exit_code else folder.final
-    return Trained(folder.path, checkpoint, read_metrics(folder.metrics), exit_code)
+    lines.append(
+        f"done: {job.trainer.step:,} updates in {tqdm.format_interval(job.seconds)}; "
+        f"pictures in {folder.samples}, loss in {folder.loss_plot}"
+    )
+    lines.append(f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}")
+    return "\n".join(lines)
+
+
+def stopped(job: Run) -> str:
+    """Where a run has stopped, and how it goes on."""
+    return (
+        f"stopped after step {job.trainer.step:,} and saved {job.folder.interrupted}; go on with\n"
+        f"  python train.py --resume --output-dir {shlex.quote(str(job.folder.path))}"
+    )
 
 
 def list_models(args) -> int:
     """Print the networks for the data set, as they are by default, and what they cost."""
     shape = DATASETS[args.dataset].shape
-    if args.image_size and len(shape) == 3:
+    if args.image_size and kind_of(shape) == "images":
         shape = (shape[0], args.image_size, args.image_size)
     say(f"for {args.dataset}, {' x '.join(map(str, shape))}:")
     for name in MODELS:
@@ -538,7 +325,7 @@ def list_models(args) -> int:
 def make_config(args, data: Data) -> dict:
     """What a checkpoint says of its run: plain values only."""
     shape = shape_config(data.items.shape[1:])
-    is_image = "image_size" in shape
+    is_image = kind_of(data.items.shape[1:]) == "images"
     if args.flip and not is_image:
         raise ValueError("--flip mirrors images; these are points")
     flip = DATASETS[args.dataset].flip if args.flip is None else args.flip
@@ -546,7 +333,7 @@ def make_config(args, data: Data) -> dict:
     def chosen(*flags: str) -> dict:
         return {flag: getattr(args, flag) for flag in flags}
 
-    choose_natural(args, "images" if is_image else "points")
+    choose_natural(args, kind_of(data.items.shape[1:]))
     args.validation = held_out_count(args.validation, len(data.items))
     prediction, sampling = natural_objective(args)
     options = {flag: getattr(args, flag) for flag in NETWORK if getattr(args, flag) is not None}
@@ -645,7 +432,6 @@ def checkpoint_to_resume(args) -> dict | None:
 def require_same(saved: dict, config: dict) -> None:
     """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags."""
     data = {k: v for k, v in config["data"].items() if k not in ("data_dir", *CACHE)}
-    saved = {**saved, "data": {"fit": "crop", **saved["data"]}}  # older runs do not name it
     train = {key: config["train"][key] for key in FIXED}
     if found := differences(saved, {**config, "data": data, "train": train}):
         raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))
@@ -656,23 +442,6 @@ def planned_steps(args, checkpoint: dict | None) -> int | None:
     if checkpoint is None or args.given & set(LIMITS):
         return None
     return checkpoint["config"]["train"]["total_steps"]
-
-
-def step_limit(args, epoch_steps: int) -> int | None:
-    """The number of steps that --epochs and --max-steps allow; None if only time limits the run."""
-    epochs = args.epochs
-    if not (args.epochs or args.max_steps or args.max_minutes):
-        epochs = DEFAULT_EPOCHS
-    limits = [args.max_steps, epochs and epochs * epoch_steps]
-    return min((limit for limit in limits if limit), default=None)
-
-
-def update_size(args, count: int) -> int:
-    """Data of an update: the whole set, if it is smaller than that."""
-    size = min(args.batch_size * args.grad_accum, count // args.grad_accum * args.grad_accum)
-    if size == 0:
-        raise ValueError(f"--grad-accum {args.grad_accum}: there are only {count} images")
-    return size
 
 
 def say(text: str) -> None:

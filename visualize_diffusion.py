@@ -79,7 +79,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data import MissingData, epoch_order, item_shape, load_dataset, to_uint8, to_unit
+from data import MissingData, epoch_order, item_shape, kind_of, load_dataset, to_uint8, to_unit
 from diffusion import Denoise, GaussianDiffusion, Level
 from pictures import EXTENT, frame, image_format, pictures_of, save_figure, scatter
 from report import learning_rows, write_report
@@ -112,7 +112,7 @@ def main(args) -> int:
         t = torch.full((len(items),), t)
         x_t = diffusion.q_sample(to_unit(items), t, noise)
         columns.append(diffusion.scaled(x_t, t))  # as a network sees it: edm's grow beyond a screen
-    draw = draw_points if items.ndim == 2 else draw_images
+    draw = draw_points if kind_of(items.shape[1:]) == "points" else draw_images
     save_figure(path, draw(columns, args.timesteps, diffusion, args.schedule))
     schedules = path.with_stem(path.stem + "_schedules")
     save_figure(schedules, draw_schedules(args.schedule))
@@ -180,7 +180,7 @@ def some_items(args) -> Tensor:
         except MissingData:
             items = load("digits", False)
             print(f"mnist is not in {args.data_dir}; showing digits, which comes with scikit-learn")
-    count = NUM_POINTS if items.ndim == 2 else args.num_images
+    count = NUM_POINTS if kind_of(items.shape[1:]) == "points" else args.num_images
     return items[epoch_order(len(items), args.seed, 0)[:count]]
 
 
@@ -222,7 +222,7 @@ def draw_field(checkpoint: str, seed: int) -> Figure:
     content = load_checkpoint(checkpoint)
     model, diffusion = restore(content)
     data = content["config"]["data"]
-    if len(item_shape(data)) != 1:
+    if kind_of(item_shape(data)) != "points":
         raise ValueError(f"--field is for points; {checkpoint} draws images of {data['dataset']}")
     items = load_dataset(data["dataset"], split="test").items[:NUM_POINTS]
     noise = NoisePerImage(seed, range(len(items))).draw(items.shape[1:])

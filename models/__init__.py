@@ -1,6 +1,6 @@
 """The networks. Each maps (x_t, t), or (x_t, t, y), to a prediction of x_t's shape.
 
-To add one: write a class and a line in `MODELS`. Its `data` says what it is for, "images" or
+To add one: write a class and a line in `MODELS`. Its `kind` says what it is for, "images" or
 "points"; its constructor takes that data's shape, `image_size` and `image_channels` or `dim`, and
 keyword arguments with defaults, which are train.py's flags of the same names; `ends()` lists its
 first and last layers, and `recomputable()` the blocks between them that may be computed twice.
@@ -26,7 +26,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "dit": DiT,
     "mlp": MLP,
 }
-DEFAULT = {"images": "unet", "points": "mlp"}  # by what the data is
+DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
 
 def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
@@ -43,9 +43,9 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
     """
     network = pick(MODELS, name, "model")
     kind = "points" if "dim" in shape else "images"
-    if network.data != kind:
-        fitting = ", ".join(n for n, other in MODELS.items() if other.data == kind)
-        raise ValueError(f"the model {name} is for {network.data}; for {kind} there are {fitting}")
+    if network.kind != kind:
+        fitting = ", ".join(n for n, other in MODELS.items() if other.kind == kind)
+        raise ValueError(f"the model {name} is for {network.kind}; for {kind} there are {fitting}")
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(network).parameters.items()

@@ -18,7 +18,7 @@ class CNN(nn.Module):
         learn_sigma: put out twice the channels, the second half for the variance.
     """
 
-    data = "images"
+    kind = "images"
     WIDTHS = (1, 2, 4, 8, 4, 2, 1)
 
     def __init__(

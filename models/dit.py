@@ -27,7 +27,7 @@ class DiT(nn.Module):
         ValueError: a patch size that does not divide the image, or a value out of range.
     """
 
-    data = "images"
+    kind = "images"
 
     def __init__(
         self,

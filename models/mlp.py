@@ -20,7 +20,7 @@ class MLP(nn.Module):
         num_classes, learn_sigma: as in `models.unet.UNet`.
     """
 
-    data = "points"
+    kind = "points"
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class NaiveUNet(nn.Module):
         ValueError: a size or a width that does not fit.
     """
 
-    data = "images"
+    kind = "images"
 
     def __init__(
         self,

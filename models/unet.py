@@ -37,7 +37,7 @@ class UNet(nn.Module):
             does not occur, or a value out of range.
     """
 
-    data = "images"
+    kind = "images"
 
     def __init__(
         self,

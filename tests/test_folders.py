@@ -12,17 +12,17 @@ from PIL import Image
 
 import evaluate
 import folders
-import train
 from conftest import ROOT, TINY
 from data import FOLDER_SIZE, DataError, load_dataset
 from test_data import check, noise_pixels
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training import run
+from training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(autouse=True)
 def few_sampling_steps(monkeypatch):
     """The grids of these runs are looked at for their size alone."""
-    monkeypatch.setattr(train, "GRID_STEPS", 4)
+    monkeypatch.setattr(run, "GRID_STEPS", 4)
 
 
 def save_image(path, pixels, **options):
@@ -371,7 +371,7 @@ def test_bad_cache_flags_are_one_line(script, image_folder, tmp_path):
 GROWTH = """
 import re, sys, threading, time
 from pathlib import Path
-import flags, train
+import data, flags, train, training.run
 
 def watch():
     while True:
@@ -379,7 +379,7 @@ def watch():
         peaks[-1] = max(peaks[-1], 1024 * int(re.search(r"RssAnon:\\s*(\\d+)", status)[1]))
         time.sleep(0.002)
 
-train.GRID_STEPS = 2
+training.run.GRID_STEPS = 2
 peaks = [0]
 threading.Thread(target=watch, daemon=True).start()
 for folder in sys.argv[2:]:
@@ -387,8 +387,8 @@ for folder in sys.argv[2:]:
     if flags.run(train.main, args):
         sys.exit(1)
     options = {"cache_limit": args.cache_limit, "cache_dir": args.cache_dir}
-    images = train.load_dataset("folder", folder, image_size=128, **options).items
-    for chosen in train.epoch_order(len(images), 0, 0).split(50):
+    images = data.load_dataset("folder", folder, image_size=128, **options).items
+    for chosen in data.epoch_order(len(images), 0, 0).split(50):
         images[chosen]
     peaks.append(0)
 print(peaks[1] - peaks[0])
@@ -442,17 +442,6 @@ def test_mapped_pixels_train_to_the_same_bits(script, image_folder, cache):
     assert "pixels are read from" in found.note
     expected = load_dataset("folder", image_folder, image_size=16, fit="stretch")
     assert_same_data(found, expected)
-
-
-def test_a_run_from_before_fit_can_be_resumed(script, image_folder):
-    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
-    assert script("train", *TINY, *flags, "--max-steps", 2).code == 0
-    checkpoint = load_checkpoint("outputs/model_final.pt")
-    for key in ("fit", "cache_dir", "cache_limit"):
-        del checkpoint["config"]["data"][key]
-    save_checkpoint(Path("outputs/model_final.pt"), checkpoint)
-    result = script("train", "--resume", "--max-steps", 3)
-    assert result.code == 0, result.err
 
 
 def test_the_forward_process_of_a_mapped_folder(script, image_folder, cache):

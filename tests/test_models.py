@@ -24,7 +24,7 @@ CASES = [
     (name, shape)
     for name, network in MODELS.items()
     for shape in SHAPES
-    if network.data == ("points" if len(shape) == 1 else "images")
+    if network.kind == ("points" if len(shape) == 1 else "images")
 ]
 
 
@@ -45,7 +45,7 @@ def test_keeps_the_shape(name, shape):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_learned_variance_doubles_the_channels(name):
-    shape = (2,) if MODELS[name].data == "points" else (3, 8, 8)
+    shape = (2,) if MODELS[name].kind == "points" else (3, 8, 8)
     model, x_t, t = small(name, shape, learn_sigma=True)
     assert model(x_t, t).shape == (3, 2 * shape[0], *shape[1:])
 
@@ -70,7 +70,7 @@ def test_items_of_a_batch_do_not_see_each_other(name, shape):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sees_the_time_or_says_that_it_does_not(name):
-    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
     model, x_t, t = small(name, shape)
     same = torch.allclose(model(x_t, t), model(x_t, t.flip(0)), atol=1e-3)
     assert same == (name == "cnn")
@@ -79,7 +79,7 @@ def test_sees_the_time_or_says_that_it_does_not(name):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
 def test_labels(name):
     """Each class is seen, no label is the null label, and a network without classes takes none."""
-    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
     model, x_t, t = small(name, shape, num_classes=4)
     x_t, t = x_t[:1].repeat(5, *[1] * len(shape)), t[:1].repeat(5)
     out = model(x_t, t, torch.arange(5))
@@ -92,7 +92,7 @@ def test_labels(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ends_are_the_first_and_the_last_layers(name):
-    shape = (2,) if MODELS[name].data == "points" else (3, 8, 8)
+    shape = (2,) if MODELS[name].kind == "points" else (3, 8, 8)
     model, x_t, t = small(name, shape)
     first, last = model.ends()
     seen = []
@@ -104,7 +104,7 @@ def test_ends_are_the_first_and_the_last_layers(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_cost_counts_multiplications_and_additions(name):
-    shape = (2,) if MODELS[name].data == "points" else (1, 8, 8)
+    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
     config = model_config(name, shape_config(shape), 1000, {"channels": 16})
     parameters, flops = cost(config, shape)
     model = build_model(config)

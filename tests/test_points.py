@@ -8,6 +8,7 @@ from torch.testing import assert_close
 import train
 from data import DATASETS, load_dataset
 from points import POINT_SETS, distances, draw_points
+from training import run
 from training.checkpoint import load_checkpoint
 
 
@@ -161,7 +162,7 @@ def test_the_forward_process_of_points(script, tmp_path):
 
 @pytest.mark.parametrize("name", ["gaussians", "moons"])
 def test_classes_of_points(script, monkeypatch, name):
-    monkeypatch.setattr(train, "NUM_POINTS", 100)
+    monkeypatch.setattr(run, "NUM_POINTS", 100)
     flags = ["--dataset", name, "--max-steps", 5, "--class-conditional", "--sample-interval", 0]
     assert script("train", *flags).code == 0
     count = len(load_dataset(name).classes)
@@ -172,7 +173,7 @@ def test_classes_of_points(script, monkeypatch, name):
 
 
 def test_every_option_of_the_process_takes_points(script, monkeypatch):
-    monkeypatch.setattr(train, "NUM_POINTS", 100)  # of the picture at the end
+    monkeypatch.setattr(run, "NUM_POINTS", 100)  # of the picture at the end
     arguments = ["--dataset", "moons", "--max-steps", 3, "--sample-interval", 0, "--overwrite"]
     for extra in (
         ["--schedule", "edm"],

@@ -13,6 +13,7 @@ from PIL import Image
 import diffusion
 import train
 from conftest import ROOT, TINY
+from training import run
 from training.checkpoint import load_checkpoint
 from training.folder import RunFolder
 from training.log import read_metrics
@@ -66,7 +67,7 @@ def test_the_loss_falls(trained):
 
 def test_defaults_of_the_length():
     def limit(*arguments):
-        return train.step_limit(train.parse_args([str(a) for a in arguments]), 100)
+        return run.step_limit(vars(train.parse_args([str(a) for a in arguments])), 100)
 
     assert limit() == 2000
     assert limit("--epochs", 3) == 300
@@ -368,7 +369,7 @@ def test_objectives_that_contradict_themselves(script, image_folder, flags, reas
 
 def test_the_best_checkpoint_has_the_lowest_validation_loss(script, tmp_path, monkeypatch):
     losses = iter([0.5, 0.3, 0.4, 0.2, 0.6])
-    monkeypatch.setattr(train, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(run, "validation_loss", lambda *_: next(losses))
     flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
     assert script("train", *flags, "--epochs", 3).code == 0
     best = load_checkpoint("run/checkpoints/best.pt")
@@ -382,7 +383,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(script, tmp_path, mo
 
 def test_going_back_forgets_a_later_best(script, tmp_path, monkeypatch):
     losses = iter([0.5, 0.3, 0.1, 0.4])
-    monkeypatch.setattr(train, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(run, "validation_loss", lambda *_: next(losses))
     flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
     assert script("train", *flags, "--epochs", 3).code == 0
     back = ["--resume", "run/checkpoints/model_epoch_001.pt", "--epochs", 2]
@@ -401,7 +402,7 @@ def test_held_out_items_are_not_trained_on(script, monkeypatch):
 
     held_out = []
     monkeypatch.setattr(train.Trainer, "update", watch)
-    monkeypatch.setattr(train, "validation_loss", lambda t, items, y: held_out.append(items) or 1.0)
+    monkeypatch.setattr(run, "validation_loss", lambda t, items, y: held_out.append(items) or 1.0)
     flags = [*TINY, "--epochs", 1, "--validation", 200, "--batch-size", 1597]
     assert script("train", *flags).code == 0
 

@@ -50,7 +50,7 @@ def test_accumulation_makes_the_update_of_one_large_batch(flip):
     "flags", [(), ("--precision", "bf16"), ("--class-conditional", "--grad-accum", 2)]
 )
 def test_blocks_computed_twice_train_to_the_same_bits(name, flags):
-    dataset = "digits" if MODELS[name].data == "images" else "moons"
+    dataset = "digits" if MODELS[name].kind == "images" else "moons"
     flags = [*flags, "--model", name, "--dataset", dataset]
     flags += [] if name == "naive_unet" else ["--dropout", 0.2]
     plain, twice = trainer_of(*flags), trainer_of(*flags, "--grad-checkpoint")

@@ -121,6 +121,16 @@ def test_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
     assert now <= 72
 
 
+def test_time_plan_ends_a_run_that_becomes_very_slow(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now)
+    timer, total, step = TimePlan(10, 0.0, first_step=0, grid_steps=500), None, 0
+    while total is None or step < total:
+        now, step = now + (0.3 if now < 330 else 11), step + 1  # as beside another program
+        total = timer.update(step, total)
+    assert 580 <= now <= 620
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 

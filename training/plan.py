@@ -28,7 +28,7 @@ class TimePlan:
 
     After the first steps it measures their speed and fixes the run's number of steps, so that a
     learning rate that depends on it ends its decay when the time is up. Machines drift, so it
-    corrects the number a few times later.
+    corrects the number a few times later, and once a tenth of the time has passed since.
 
     Args:
         minutes: the budget, counted from `start`.
@@ -50,7 +50,7 @@ class TimePlan:
 
     def __init__(self, minutes: float, start: float, first_step: int, grid_steps: int):
         self.deadline = start + 60 * minutes
-        self.early = start + 6 * minutes  # a tenth; slow steps are measured by then, however few
+        self.start, self.tenth = start, 6 * minutes  # seconds of a tenth of the budget
         self.first_step = first_step
         self.grid_steps = grid_steps
         self.grid_seconds = 0.0  # of one grid, and of the run's end; set before the first `update`
@@ -65,21 +65,23 @@ class TimePlan:
 
     def update(self, step: int, total: int | None) -> int | None:
         """The number of steps of the whole run, as seen after `step`; None while unknown."""
-        done = step - self.first_step
+        done, now = step - self.first_step, time.monotonic()
         if done in (1, self.SETTLE):
-            self._mark, self._paused = (step, time.monotonic()), 0.0
+            self._mark, self._paused = (step, now), 0.0
         if total is None:
             due = done >= self.SETTLE + self.MEASURE
-            due |= done > 1 and time.monotonic() > self.early
-        else:
-            length = total - self.first_step
-            due = any(done == int(length * fraction) for fraction in self.CORRECT)
-        if not due or self._mark is None:
+            due |= done > 1 and now > self.start + self.tenth  # slow steps, however few
+        if self._mark is None:
             return total
         since, mark = self._mark
-        if step == since or (total is not None and step - since < self.MEASURE):
+        if total is not None:
+            length = total - self.first_step
+            due = any(done == int(length * fraction) for fraction in self.CORRECT)
+            due &= step - since >= self.MEASURE
+            # Steps that have become very slow come to none of these before the time is up.
+            due |= now > min(mark + self.tenth, self.deadline - self.grid_seconds)
+        if not due or step == since:
             return total
-        now = time.monotonic()
         per_step = (now - mark - self._paused) / (step - since)
         per_step += self.grid_seconds / self.grid_steps
         self._mark, self._paused = (step, now), 0.0
