@@ -388,9 +388,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def flipped(images: Tensor) -> Tensor:
-    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
-    mirror = torch.rand(len(images)) < 0.5
+def flipped(images: Tensor, mirror: Tensor) -> Tensor:
+    """Images (B, C, H, W), those mirrored left to right for which `mirror` (B,) is true."""
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)
 
 

@@ -260,7 +260,9 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
 
 def explain(error: Exception) -> str:
     """The message of an error that we raised, or kind and first line of one not foreseen."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError)) or (
+        isinstance(error, MemoryError) and str(error)
+    ):
         return str(error)
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}\n(--debug shows where)"

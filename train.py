@@ -120,6 +120,9 @@ def make_parser() -> Parser:
     add_seed_flag(training)
 
     machine = add_runtime_flags(parser, "auto", "auto takes bf16 where the hardware has it")
+    machine.add_argument("--deterministic", action=BooleanOptionalAction,
+                         help="let no algorithm whose result varies from run to run; slower on a "
+                         "GPU")
     machine.add_argument("--compile", action="store_true",
                          help="torch.compile the network; the first step then takes a minute or so")
 
@@ -132,9 +135,16 @@ def make_parser() -> Parser:
                         help="epochs between two checkpoints; 0: only at the end")
     output.add_argument("--keep", type=number(int, 1), metavar="N",
                         help="keep only the newest N of these checkpoints (default: all)")
+    output.add_argument("--save-every-steps", type=number(int, 0), default=0, metavar="N",
+                        help="updates between two checkpoints of which the last 3 are kept; 0: "
+                        "none")
+    output.add_argument("--save-every-minutes", type=number(float, 0), default=10, metavar="M",
+                        help="the same by the clock")
+    output.add_argument("--tensorboard", action="store_true",
+                        help="log for TensorBoard too, in the folder tensorboard of the run")
     output.add_argument("--resume", nargs="?", const="newest", metavar="CHECKPOINT",
                         help="go on with the run in --output-dir, with its flags, from its newest "
-                        "whole checkpoint or the one given")
+                        "whole checkpoint or the one given; start it if it has none yet")
     output.add_argument("--overwrite", action="store_true",
                         help="replace the run that --output-dir holds")
     return parser
@@ -158,10 +168,13 @@ if __name__ == "__main__":
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_deviation
@@ -169,6 +182,17 @@ from diffusion import GaussianDiffusion
 from models import DEFAULT, MODELS, cost, model_config
 from points import distances
 from training.checkpoint import CheckpointError, differences, load_checkpoint
+from training.distributed import (
+    barrier,
+    is_main,
+    main_first,
+    own_device,
+    process_group,
+    restarted,
+    say,
+    world_size,
+)
+from training.environment import append_environment, environment
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.run import Run
@@ -179,6 +203,8 @@ from utils import (
     choose_device,
     choose_precision,
     describe,
+    out_of_memory,
+    set_deterministic,
 )
 
 # What is natural depends on the data; measured for each.
@@ -193,7 +219,7 @@ MAX_RATIO = 300  # sigma / alpha from which eps without clipping runs away (line
 CACHE = ("cache_dir", "cache_limit")  # flags of where data is held, which changes nothing else
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
-FIXED = ("batch_size", "grad_accum", "seed", "optimizer", "timestep_sampling", "noise_assignment")
+FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
 FIXED += ("class_conditional", "label_dropout", "validation")
 
 
@@ -229,21 +255,28 @@ def main(args) -> int:
 
 def train_with(args, start: float) -> Trained:
     """Train; --max-minutes counts from `start`, a reading of `time.monotonic()`."""
-    device = choose_device(args.device)
+    device = own_device(choose_device(args.device))
+    with process_group(device), explained_memory(args, device):
+        return train_on(device, args, start)
+
+
+def train_on(device: torch.device, args, start: float) -> Trained:
     checkpoint = checkpoint_to_resume(args)
     precision = choose_precision(args.precision, device)
+    set_deterministic(args.deterministic)
     say(f"device: {describe(device, precision)}")
-    data = load_dataset(
-        args.dataset,
-        args.data_dir,
-        image_size=args.image_size,
-        download=not args.no_download,
-        skip_bad_images=args.skip_bad_images,
-        fit=args.fit,
-        cache_dir=args.cache_dir,
-        cache_limit=args.cache_limit,
-        progress=partial(tqdm, disable=None),  # no bar off a terminal
-    )
+    with main_first():
+        data = load_dataset(
+            args.dataset,
+            args.data_dir,
+            image_size=args.image_size,
+            download=not args.no_download,
+            skip_bad_images=args.skip_bad_images,
+            fit=args.fit,
+            cache_dir=args.cache_dir,
+            cache_limit=args.cache_limit,
+            progress=partial(tqdm, disable=None if is_main() else True),  # no bar off a terminal
+        )
     kind = kind_of(data.items.shape[1:])
     shape = " x ".join(map(str, data.items.shape[1:]))
     say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
@@ -257,26 +290,67 @@ def train_with(args, start: float) -> Trained:
     if checkpoint is not None:
         trainer.load(checkpoint)
     folder, total = RunFolder(args.output_dir), planned_steps(args, checkpoint)
-    job = Run(config, trainer, data, folder, keep=args.keep, total=total, start=start)
-    if job.batch < args.batch_size * args.grad_accum:
+    job = Run(
+        config,
+        trainer,
+        data,
+        folder,
+        keep=args.keep,
+        total=total,
+        start=start,
+        tensorboard=args.tensorboard,
+    )
+    if world_size() > 1:
+        say(
+            f"{world_size()} processes x {job.batch // world_size()} {kind} = {job.batch} an update"
+        )
+    if job.batch < config["train"]["update_size"]:
         say(f"an update takes {job.batch} {kind}: there are no more")
-    if checkpoint is not None:
-        job.seconds = checkpoint["seconds"]
-        job.best = folder.best_loss(trainer.step)
-        if aside := folder.set_aside(after=trainer.step):
-            say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
-    elif args.overwrite:
-        folder.clear()
     if 0 < args.sample_interval * job.epoch_steps < 50:
         say(
             f"an epoch is {job.epoch_steps} updates, so that grids may take more time than "
             "training; --sample-interval 20 draws fewer"
         )
-    signal = job.train()
-    say(stopped(job) if signal else finished(job))
+    with folder.lock() if is_main() else nullcontext():
+        if checkpoint is not None:
+            job.seconds = checkpoint["seconds"]
+            job.best = folder.best_loss(trainer.step)
+        if is_main():
+            prepare(folder, config, args, trainer)
+            append_environment(folder.environment, environment(device, precision, args.seed))
+        barrier()  # nobody looks for checkpoints that are still to be moved
+        signal = job.train()
+        say(stopped(job) if signal else finished(job))
     checkpoint = folder.interrupted if signal else folder.final
     metrics = read_metrics(folder.metrics)
     return Trained(folder.path, checkpoint, metrics, 128 + signal if signal else 0)
+
+
+def prepare(folder: RunFolder, config: dict, args, trainer: Trainer) -> None:
+    """Clear the way for the run: of what it replaces, or of what lies ahead of where it resumes."""
+    if trainer.step:
+        if aside := folder.set_aside(after=trainer.step):
+            say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
+    elif args.overwrite:
+        folder.clear()
+    folder.save_config(config)
+
+
+@contextmanager
+def explained_memory(args, device: torch.device) -> Iterator[None]:
+    """Say what to do where memory runs out."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        size = f", {args.image_size} pixels a side" if args.image_size else ""
+        raise MemoryError(
+            f"out of memory on {device} with batches of {args.batch_size} of {args.dataset}{size}, "
+            f"precision {args.precision}: --batch-size {max(1, (args.batch_size or 2) // 2)} with "
+            f"--grad-accum {2 * args.grad_accum} makes the same update with about half of it, and "
+            "--grad-checkpoint takes less for more time"
+        ) from None
 
 
 def finished(job: Run) -> str:
@@ -367,9 +441,14 @@ def make_config(args, data: Data) -> dict:
         "model": model_config(args.model, shape, args.timesteps, options),
         "diffusion": process,
         "train": {
-            **chosen(*LIMITS, *FIXED, "lr", "lr_decay", "warmup_steps", "grad_clip", "ema_decay"),
-            **chosen("grad_checkpoint", "precision", "sample_interval", "save_interval"),
+            **chosen(*LIMITS, "batch_size", "grad_accum", "seed", "optimizer", "lr", "lr_decay"),
+            **chosen("warmup_steps", "grad_clip", "ema_decay", "noise_assignment", "validation"),
+            **chosen("class_conditional", "label_dropout", "grad_checkpoint", "precision"),
+            **chosen("deterministic", "sample_interval", "save_interval", "save_every_steps"),
+            **chosen("save_every_minutes"),
             "timestep_sampling": sampling,
+            "processes": world_size(),
+            "update_size": args.batch_size * args.grad_accum * world_size(),
             "total_steps": None,
         },
     }
@@ -393,22 +472,25 @@ def natural_objective(args) -> tuple[str, str]:
 
 
 def checkpoint_to_resume(args) -> dict | None:
-    """The checkpoint that --resume asks for; flags that were not given are taken from its run."""
+    """The checkpoint that --resume asks for; flags that were not given are taken from its run.
+
+    None for a run from the beginning: without --resume, or if the run has no checkpoint yet.
+    """
     folder = RunFolder(args.output_dir)
     check_writable(folder.path)
-    if not args.resume:
+    if not (args.resume or restarted()):
         if folder.holds_run() and not args.overwrite:
             raise ValueError(
                 f"{folder.path} holds a run already: go on with it (--resume), replace it "
                 "(--overwrite), or choose another --output-dir"
             )
         return None
-    if args.resume == "newest":
+    if args.resume in (None, "newest") or (restarted() and folder.holds_run()):
         path, damaged = folder.newest_checkpoint()
         for error in damaged:
             say(f"left out: {error}")
         if path is None:
-            raise ValueError(f"--resume: there is no whole checkpoint in {folder.path}")
+            return begin_anew(args, folder, damaged)
     else:
         path = Path(args.resume)
     checkpoint = load_checkpoint(path)
@@ -418,15 +500,57 @@ def checkpoint_to_resume(args) -> dict | None:
     elif folder.holds_run() and folder.path.resolve() != home.path.resolve():
         raise ValueError(f"{path} is of the run in {home.path}, but {folder.path} holds another")
     say(f"resuming from {path}, step {checkpoint['step']:,}")
-    saved = {
-        key: value for section in checkpoint["config"].values() for key, value in section.items()
-    }
+    take_flags(args, checkpoint["config"])
+    spread(args, checkpoint["config"]["train"])
+    return checkpoint
+
+
+def begin_anew(args, folder: RunFolder, damaged: list) -> None:
+    """Let a run begin that is to be resumed, and ended before its first checkpoint, if at all.
+
+    Raises ValueError where that may not be what is meant.
+    """
+    config = folder.saved_config()
+    if damaged or (config is None and "dataset" not in args.given and not restarted()):
+        raise ValueError(
+            f"--resume: there is no whole checkpoint in {folder.path}"
+            + ("" if damaged else "; with --dataset a run would be started there")
+        )
+    say(f"there is no checkpoint in {folder.path} yet: the run begins at step 0")
+    if config is not None:
+        take_flags(args, config)
+
+
+def take_flags(args, config: dict) -> None:
+    """Take the flags that were not given from the configuration of a run."""
+    saved = {key: value for section in config.values() for key, value in section.items()}
     saved["model"] = saved["name"]
     if args.given & set(LIMITS):  # a new limit replaces the old ones
         saved = {key: value for key, value in saved.items() if key not in LIMITS}
     for key in saved.keys() & vars(args).keys() - args.given:
         setattr(args, key, saved[key])
-    return checkpoint
+
+
+def spread(args, saved: dict) -> None:
+    """Share the updates of a run that began on another number of processes among those of now.
+
+    An update stays as large as it was; what is computed at once does not become larger.
+    """
+    if saved["processes"] == world_size() or args.given & {"batch_size", "grad_accum"}:
+        return
+    share, rest = divmod(saved["update_size"], world_size())
+    if rest:
+        raise ValueError(
+            f"--resume: the run's updates of {saved['update_size']} cannot be shared by "
+            f"{world_size()} processes"
+        )
+    at_once = range(1, min(saved["batch_size"], share) + 1)
+    args.batch_size = max(size for size in at_once if share % size == 0)
+    args.grad_accum = share // args.batch_size
+    say(
+        f"the run had {saved['processes']} processes and has {world_size()} now: updates are as "
+        "large as before, but their last bits may differ from those of an uninterrupted run"
+    )
 
 
 def require_same(saved: dict, config: dict) -> None:
@@ -442,10 +566,6 @@ def planned_steps(args, checkpoint: dict | None) -> int | None:
     if checkpoint is None or args.given & set(LIMITS):
         return None
     return checkpoint["config"]["train"]["total_steps"]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

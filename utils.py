@@ -80,6 +80,24 @@ def memory_format(device: torch.device, x: Tensor | None = None) -> torch.memory
     return torch.channels_last
 
 
+def set_deterministic(wanted: bool | None) -> None:
+    """Let PyTorch choose only algorithms that give the same bits each time, or any.
+
+    To be called before a GPU is first used.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+    torch.use_deterministic_algorithms(bool(wanted))
+    torch.backends.cudnn.deterministic = bool(wanted)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Does an exception mean that memory ran out, on a GPU or off it?"""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 # --- random numbers ------------------------------------------------------------------------------
 
 

@@ -24,9 +24,9 @@ from training.checkpoint import (
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
 from training.log import (
+    Metrics,
     column,
     draw_loss,
-    open_metrics,
     plot_loss,
     read_metrics,
     running_average,
@@ -45,7 +45,7 @@ def test_ema_is_the_recurrence():
     for step in range(100):
         with torch.no_grad():
             model.weight.normal_()
-        ema.update_parameters(model)
+        ema.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))
         weight = model.weight.detach()
         expected = weight.clone() if step == 0 else decay * expected + (1 - decay) * weight
@@ -60,7 +60,7 @@ def test_ema_of_batch_norm():
     expected = model.running_mean.clone()
     for step in range(1, 6):
         model(torch.randn(64, 3) + step)
-        ema.update_parameters(model)
+        ema.update(model, step - 1)
         decay = ema_decay(step - 1, 0.5) if step > 1 else 0.0  # the first is taken as it is
         expected = decay * expected + (1 - decay) * model.running_mean
     assert_close(ema.module.running_mean, expected)
@@ -109,6 +109,17 @@ def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift):
             timer.pause(grid)
     now += grid
     assert abs((now - start) / (60 * minutes) - 1) < 0.05
+
+
+def test_time_plan_that_is_asked_now_and_then(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now)
+    timer, total, step = TimePlan(10, 0.0, first_step=7, grid_steps=500), None, 7
+    while total is None or step < total:
+        now, step = now + (0.1 if now < 300 else 0.14), step + 1
+        if step % 10 == 0:
+            total = timer.update(step, total)
+    assert 0.97 < now / 600 < 1.01
 
 
 def test_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
@@ -174,10 +185,10 @@ def test_metrics_are_cut_where_a_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "loss": 1 / s} for s in (10, 20, 30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "lo')
-    with open_metrics(path, step=20) as file:
-        file.write(json.dumps({"step": 25, "loss": 0.5}) + "\n")
+    with Metrics(path, step=20) as metrics:
+        metrics.write({"step": 25, "loss": 0.5})
         assert [row["step"] for row in read_metrics(path)] == [10, 20, 25]  # not only once closed
-    with open_metrics(path, step=0):
+    with Metrics(path, step=0):
         pass
     assert read_metrics(path) == []
 
@@ -284,7 +295,7 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.newest_checkpoint() == (None, [])
     assert not folder.holds_run()
-    rest = dict.fromkeys(["seconds", "config", "model", "ema", "optimizer", "scaler"])
+    rest = dict.fromkeys(["skipped", "seconds", "config", "model", "ema", "optimizer", "scaler"])
     for path, step in [(folder.final, 30), (folder.checkpoint(7), 70), (folder.interrupted, 50)]:
         save_checkpoint(path, {"step": step, **rest})
         assert step_of(path) == step

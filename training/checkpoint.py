@@ -2,6 +2,7 @@
 
 format      2
 step        updates made so far
+skipped     those of them that were not made, for a loss or gradient that was not finite
 seconds     of training so far
 config      {"data", "model", "diffusion", "train"}: all that rebuilds the network and the process
 model, ema  the network's weights, and their moving average
@@ -19,7 +20,7 @@ from models import build_model
 from utils import memory_format, save_whole
 
 FORMAT = 2
-KEYS = {"format", "step", "seconds", "config", "model", "ema", "optimizer", "scaler"}
+KEYS = {"format", "step", "skipped", "seconds", "config", "model", "ema", "optimizer", "scaler"}
 
 
 class CheckpointError(OSError):
@@ -75,6 +76,11 @@ def restore(
     device = torch.device(device)
     model = model.eval().requires_grad_(False).to(device, memory_format=memory_format(device))
     return model, diffusion.to(device)
+
+
+def verify(path: Path) -> None:
+    """Raise a CheckpointError if a checkpoint is not as it was written."""
+    load_checkpoint(path)
 
 
 def step_of(path: Path) -> int:

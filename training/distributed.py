@@ -49,12 +49,12 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def is_main() -> bool:

@@ -22,6 +22,11 @@ class EMA(AveragedModel):
         self.decay = decay
         self.module.eval().requires_grad_(False)
 
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after a step (from 0), whatever steps were taken in before."""
+        self.n_averaged.fill_(step)
+        self.update_parameters(model)
+
     def _average(self, averages, weights, _) -> None:
         decay = ema_decay(int(self.n_averaged), self.decay)
         get_ema_multi_avg_fn(decay)(averages, weights, self.n_averaged)

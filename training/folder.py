@@ -1,11 +1,17 @@
 """The folder of a run: what lies where."""
 
 import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, step_of
+from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, step_of, verify
 from utils import save_whole
+
+KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
 
 
 class RunFolder:
@@ -14,7 +20,9 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.environment = self.path / "env.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
         self.loss_plot = self.path / "training_loss.png"
         self.learning = self.path / "learning.png"
         self.report = self.path / "report.html"
@@ -36,11 +44,44 @@ class RunFolder:
     def checkpoint(self, epoch: int) -> Path:
         return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
 
+    def step_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"model_step_{step:08d}.pt"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against other runs, as long as this process lives or until the end.
+
+        The system frees the lock of a process that dies, however it dies; the file stays.
+        Raises ValueError if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            file.seek(0)
+            try:
+                lock_file(file)
+            except OSError:
+                holder = file.read().strip() or "another process"
+                raise ValueError(
+                    f"a run is writing to {self.path} ({holder}): wait for it or stop it, or "
+                    "choose another --output-dir"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            self.delete_partial()
+            yield
+
+    def delete_partial(self) -> None:
+        """Delete what a killed run has half written."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
+
     def all_checkpoints(self) -> list[Path]:
         return [*self.path.glob(self.final.name), *self.checkpoints.glob("*.pt")]
 
     def steps(self) -> tuple[dict[Path, int], list[CheckpointError]]:
-        """The steps of the whole checkpoints, and what is wrong with the damaged ones."""
+        """The steps of the checkpoints, as far as a glance shows, and what is wrong with others."""
         steps, damaged = {}, []
         for path in self.all_checkpoints():
             try:
@@ -52,7 +93,14 @@ class RunFolder:
     def newest_checkpoint(self) -> tuple[Path | None, list[CheckpointError]]:
         """The whole checkpoint with the most steps, or None, and what is wrong with others."""
         steps, damaged = self.steps()
-        return max(steps, key=steps.get, default=None), damaged
+        for path in sorted(steps, key=steps.get, reverse=True):
+            try:
+                verify(path)
+            except CheckpointError as error:
+                damaged.append(error)
+            else:
+                return path, damaged
+        return None, damaged
 
     def best_loss(self, step: int) -> float:
         """The validation loss of best.pt, or infinity where there is none up to that step."""
@@ -62,26 +110,43 @@ class RunFolder:
             return inf
         return best["validation_loss"] if best["step"] <= step else inf
 
-    def keep_newest(self, count: int | None) -> None:
-        """Delete the epochs' checkpoints but for the newest `count` of them."""
-        if count is not None:
-            epochs = sorted(self.checkpoints.glob("model_epoch_*.pt"), key=epoch_of)
-            for path in epochs[:-count]:
-                path.unlink()
+    def keep_newest(self, epochs: int | None, new: Path) -> None:
+        """Delete checkpoints: between epochs all but the newest three, of epochs all but the newest
+        `epochs` of them, if that is a number.
+
+        Nothing is deleted unless the `new` one has reached the disk as it should be: raises
+        CheckpointError if not.
+        """
+        old = sorted(self.checkpoints.glob("model_step_*.pt"), key=number_of)[:-KEEP_STEPS]
+        if epochs is not None:
+            old += sorted(self.checkpoints.glob("model_epoch_*.pt"), key=number_of)[:-epochs]
+        if old:
+            verify(new)
+        for path in old:
+            path.unlink()
 
     def holds_run(self) -> bool:
         return self.metrics.exists() or bool(self.all_checkpoints())
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder."""
-        files = [self.config, self.metrics, self.loss_plot, self.learning, self.report]
+        files = [
+            self.config,
+            self.environment,
+            self.metrics,
+            self.loss_plot,
+            self.learning,
+            self.report,
+        ]
         files += [self.final, self.interrupted, self.best]
         files += self.samples.glob("epoch_*.png")
         files += self.checkpoints.glob("model_epoch_*.pt")
+        files += self.checkpoints.glob("model_step_*.pt")
+        files += self.tensorboard.glob("events.out.tfevents.*")
         files += [*self.checkpoints.glob("*.pt.aside"), *self.path.glob("*.pt.aside")]
         for file in files:
             file.unlink(missing_ok=True)
-        for folder in (self.samples, self.checkpoints):
+        for folder in (self.samples, self.checkpoints, self.tensorboard):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -95,11 +160,32 @@ class RunFolder:
         save_checkpoint(path, checkpoint)
         self.save_config(checkpoint["config"])
 
+    def saved_config(self) -> dict | None:
+        """The configuration of the folder's run, if there is one that can be read."""
+        try:
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return config if isinstance(config, dict) else None
+
     def save_config(self, config: dict) -> None:
         text = json.dumps(config, indent=2) + "\n"
         save_whole(self.config, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def epoch_of(path: Path) -> int:
-    """The number in the name of an epoch's checkpoint."""
+def number_of(path: Path) -> int:
+    """The epoch or the step in a checkpoint's name."""
     return int(path.stem.rpartition("_")[2])
+
+
+def lock_file(file) -> None:
+    """Lock an open file for this process alone. Raises OSError if another one has."""
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        file.seek(2**30)  # a locked byte cannot be read by others: not one of the text
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

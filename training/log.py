@@ -1,21 +1,56 @@
 """The metrics of a run: one JSON object a line, and a plot of the loss."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from utils import save_whole
 
 
-def open_metrics(path: Path, step: int) -> TextIO:
-    """Open a metrics file to append to, without the lines after `step`, which will be written
-    again.
+class Metrics:
+    """A metrics file that is appended to, and TensorBoard's beside it if a folder for it is given.
 
-    A line that a crash cut short is left out too.
+    The lines after `step` are cut, as they will be written again, and so is a line that a crash
+    left torn. Every line reaches the file at once.
+
+    Raises ValueError if TensorBoard is not installed.
     """
-    kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    return open(path, "a", buffering=1, encoding="utf-8")  # every line reaches the file at once
+
+    def __init__(self, path: Path, step: int, tensorboard: Path | None = None):
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._board = None if tensorboard is None else open_tensorboard(tensorboard, step)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *error) -> None:
+        with suppress(OSError):  # what a full disk has refused once, it refuses again
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, row: dict) -> None:
+        """Add a row; a value None is not shown on the board."""
+        self._file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value is not None:
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
+
+
+def open_tensorboard(folder: Path, step: int):
+    """A SummaryWriter; what an earlier session wrote after `step` is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from None
+    return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -23,11 +58,13 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # torn by a crash
+            row = json.loads(line)
+        except ValueError:  # torn by a crash
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -39,14 +39,7 @@ class TimePlan:
 
     SETTLE = 5  # first steps, slower than the rest, that are not measured
     MEASURE = 20  # steps that are measured
-    CORRECT = (
-        0.1,
-        0.25,
-        0.5,
-        0.75,
-        0.9,
-        0.97,
-    )  # fractions of the run at which the plan is corrected
+    CORRECT = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)  # fractions of the run after which it corrects
 
     def __init__(self, minutes: float, start: float, first_step: int, grid_steps: int):
         self.deadline = start + 60 * minutes
@@ -54,9 +47,8 @@ class TimePlan:
         self.first_step = first_step
         self.grid_steps = grid_steps
         self.grid_seconds = 0.0  # of one grid, and of the run's end; set before the first `update`
-        self._mark: tuple[int, float] | None = (
-            None  # step and time since when the speed is measured
-        )
+        self._mark: tuple[int, float] | None = None  # step and time since when speed is measured
+        self._settled = False
         self._paused = 0.0  # seconds since the mark that were not spent on steps
 
     def pause(self, seconds: float) -> None:
@@ -64,19 +56,23 @@ class TimePlan:
         self._paused += seconds
 
     def update(self, step: int, total: int | None) -> int | None:
-        """The number of steps of the whole run, as seen after `step`; None while unknown."""
+        """The number of steps of the whole run, as seen after `step`; None while unknown.
+
+        It need not be asked after every step.
+        """
         done, now = step - self.first_step, time.monotonic()
-        if done in (1, self.SETTLE):
+        if self._mark is None or (done >= self.SETTLE and not self._settled):
+            self._settled = done >= self.SETTLE
             self._mark, self._paused = (step, now), 0.0
-        if total is None:
-            due = done >= self.SETTLE + self.MEASURE
-            due |= done > 1 and now > self.start + self.tenth  # slow steps, however few
-        if self._mark is None:
             return total
         since, mark = self._mark
-        if total is not None:
+        if total is None:
+            due = step - since >= self.MEASURE
+            due |= now > self.start + self.tenth  # slow steps, however few
+        else:
             length = total - self.first_step
-            due = any(done == int(length * fraction) for fraction in self.CORRECT)
+            before = since - self.first_step
+            due = any(before < int(length * fraction) <= done for fraction in self.CORRECT)
             due &= step - since >= self.MEASURE
             # Steps that have become very slow come to none of these before the time is up.
             due |= now > min(mark + self.tenth, self.deadline - self.grid_seconds)

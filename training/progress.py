@@ -11,16 +11,23 @@ LINE_EVERY = 15  # seconds between two plain lines
 
 
 class Progress:
-    """Shows steps, smoothed loss, speed and the time left, on stderr; kind: images or points."""
+    """Shows steps, smoothed loss, speed and the time left, on stderr.
 
-    def __init__(self, step: int, kind: str = "images"):
+    Args:
+        step: the run's first.
+        kind: images or points.
+        shown: shows nothing if false.
+    """
+
+    def __init__(self, step: int, kind: str = "images", shown: bool = True):
+        self.shown = shown
         self.first_step, self.kind, self.bar = step, kind, None
         self.loss, self.updates = 0.0, 0
         self.validation: float | None = None  # the last validation loss
 
     def __enter__(self) -> "Progress":
         self.start = self.last_line = time.monotonic()
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self.bar = tqdm(
                 initial=self.first_step, unit="step", dynamic_ncols=True, smoothing=0.05
             )
@@ -33,11 +40,14 @@ class Progress:
     def update(self, total: int | None, row: dict) -> None:
         """Show a row of metrics, its loss smoothed, and the time left to step `total`."""
         step, loss = row["step"], row["loss"]
-        self.loss = running_average(self.loss, loss, self.updates)
-        self.updates += 1
+        if loss is not None:
+            self.loss = running_average(self.loss, loss, self.updates)
+            self.updates += 1
         figures = {"loss": f"{self.loss:.4f}", f"{self.kind}/s": f"{row['images_per_second']:.0f}"}
         if self.validation is not None:
             figures["validation"] = f"{self.validation:.4f}"
+        if row["skipped"]:
+            figures["skipped"] = str(row["skipped"])
         if self.bar is not None:
             self.bar.total = total
             self.bar.set_postfix(figures, refresh=False)
@@ -56,4 +66,5 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
-        tqdm.write(text, file=sys.stderr)
+        if self.shown:
+            tqdm.write(text, file=sys.stderr)

@@ -1,9 +1,11 @@
 """The run around the updates: what a training does from its first step to its last."""
 
-import json
 import time
-from math import inf, isfinite
-from typing import TextIO
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from math import inf
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,12 +13,14 @@ from torch import Tensor
 from data import Data, epoch_order, item_shape, kind_of
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
+from training.distributed import gather, is_main, largest, share, world_size
 from training.folder import RunFolder
-from training.log import open_metrics, plot_loss
+from training.log import Metrics, plot_loss
 from training.plan import TimePlan, learning_rate
 from training.progress import Progress
+from training.saver import Saver, on_host
 from training.stop import StopSignals
-from training.trainer import Trainer
+from training.trainer import Diverged, Trainer
 from training.validation import split, validation_loss
 from utils import NoisePerImage, autocast
 
@@ -24,6 +28,7 @@ LOG_EVERY = 10  # steps between two rows of metrics
 GRID_STEPS = 50  # sampling steps of a grid
 NUM_POINTS = 2000  # points of a picture
 DEFAULT_EPOCHS = 20
+BAD_IN_A_ROW = 20  # updates that are left out before the run gives up
 
 
 class Run:
@@ -37,6 +42,7 @@ class Run:
         keep: epochs' checkpoints to keep, the newest; None keeps all.
         total: updates of the whole run, where they are known already.
         start: a reading of `time.monotonic()` from which a limit of minutes counts.
+        tensorboard: log for TensorBoard too.
 
     Raises:
         ValueError: nothing to train on, or nothing left to do.
@@ -52,6 +58,7 @@ class Run:
         keep: int | None = None,
         total: int | None = None,
         start: float,
+        tensorboard: bool = False,
     ):
         train = config["train"]
         self.config, self.trainer, self.items = config, trainer, data.items
@@ -59,12 +66,17 @@ class Run:
         self.shape = item_shape(config["data"])
         self.kind, self.pictures = kind_of(self.shape), pictures_of(self.shape)
         self.labels = data.labels if config["model"].get("num_classes") else None
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.tensorboard = folder, keep, tensorboard
         self.sample_interval, self.save_interval = train["sample_interval"], train["save_interval"]
+        self.save_steps, self.save_minutes = train["save_every_steps"], train["save_every_minutes"]
         self.batch = update_size(train, len(self.trained_on))
         self.epoch_steps = len(self.trained_on) // self.batch
         self.stop = StopSignals()
-        self.progress = Progress(trainer.step, self.kind)
+        self.stopping: int | None = None  # the signal that all processes stop for
+        self.progress = Progress(trainer.step, self.kind, shown=is_main())
+        self.saver = Saver(lambda error: self.report("a checkpoint", error))
+        self.last_save, self.late = time.monotonic(), False  # late: the next one is due
+        self.failing: set[str] = set()  # what could not be written the last time
         self.drawn: Tensor | None = None  # the last picture's items
         self.seconds = 0.0  # of training, over all sessions
         self.best = inf  # the lowest validation loss
@@ -85,58 +97,77 @@ class Run:
             )
 
     def train(self) -> int | None:
-        """Train to the end, or to a signal, whose number it returns."""
-        trainer = self.trainer
-        self.folder.save_config(self.config)
+        """Train to the end, or to a signal, whose number it returns.
+
+        What cannot be written on the way, for a full disk say, is reported, and the run goes on;
+        its last checkpoint must be.
+
+        Raises:
+            FloatingPointError: losses, gradients or weights are no longer finite.
+            OSError: the last checkpoint cannot be written.
+        """
+        trainer, board = self.trainer, self.folder.tensorboard if self.tensorboard else None
+        mine = share(self.batch)
+        mine = slice(mine.start, mine.stop)
         last_lr = trainer.lr  # of the run that is resumed
         if self.plan:
             self.plan.grid_seconds = self.time_of_epoch_end()
-        loss, since, mark = 0.0, trainer.step, time.monotonic()
+        loss, made, since, mark = 0.0, 0, trainer.step, time.monotonic()
         order, order_epoch = None, None
-        with open_metrics(self.folder.metrics, trainer.step) as metrics, self.stop, self.progress:
-            while self.total is None or trainer.step < self.total:
+        metrics = Metrics(self.folder.metrics, trainer.step, board) if is_main() else nullcontext()
+        with metrics as self.metrics, self.stop, self.progress:
+            while trainer.step != (self.total or self.cap) and not self.stopping:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
                     order = self.trained_on[epoch_order(len(self.trained_on), trainer.seed, epoch)]
                     order_epoch = epoch
-                chosen = order[i * self.batch : (i + 1) * self.batch]
-                y = self.labels_of(chosen)
+                chosen = order[i * self.batch : (i + 1) * self.batch][mine]
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
                 lr = min(lr, last_lr) if self.total is None else lr
-                step_loss, norm = trainer.update(self.items[chosen], y, lr)
-                loss += step_loss
-                self.follow_plan()
+                step_loss, norm = self.update(chosen, lr)
+                if trainer.skipped_now:
+                    self.count_skipped()
+                else:
+                    loss, made = loss + step_loss, made + 1
 
-                epoch_ends = i + 1 == self.epoch_steps
-                ends = trainer.step == self.total or self.stop.received
-                if trainer.step % LOG_EVERY == 0 or epoch_ends or ends:
-                    steps, now = trainer.step - since, time.monotonic()
+                logs, epoch_ends = trainer.step % LOG_EVERY == 0, i + 1 == self.epoch_steps
+                if logs or epoch_ends or world_size() == 1:
+                    self.agree()
+                ends = trainer.step == self.total or self.stopping
+                if logs or epoch_ends or ends:
+                    now = time.monotonic()
                     self.seconds += now - mark
                     row = {
                         "step": trainer.step,
                         "epoch": epoch + 1,
-                        "loss": float(loss) / steps,
+                        "loss": float(loss) / made if made else None,
                         "lr": lr,
-                        "images_per_second": steps * self.batch / (now - mark),
+                        "images_per_second": (trainer.step - since) * self.batch / (now - mark),
                         "gradient_norm": float(norm) if norm.isfinite() else None,
+                        "skipped": trainer.skipped,
                         "seconds": self.seconds,
                     }
-                    if not isfinite(row["loss"]):
-                        raise FloatingPointError(
-                            f"the loss is {row['loss']} at step {trainer.step:,}; try a lower "
-                            "--lr, or --precision fp32. The checkpoints are as they were."
-                        )
-                    metrics.write(json.dumps(row) + "\n")
+                    self.log(row)
                     self.progress.update(self.total, row)
-                    loss, since, mark = 0.0, trainer.step, now
+                    loss, made, since, mark = 0.0, 0, trainer.step, now
                 if epoch_ends:
-                    self.end_epoch(epoch + 1, metrics)
+                    self.end_epoch(epoch + 1)
                     mark = time.monotonic()
                 elif trainer.step == self.total:
-                    self.validate(epoch + 1, metrics)
-                if self.stop.received:
-                    break
-        return self.finish() if trainer.step == self.total else self.interrupt()
+                    self.save(self.validate(epoch + 1))
+                if self.save_due and not ends:
+                    self.save({self.folder.step_checkpoint(trainer.step): {}})
+            return self.finish() if trainer.step == self.total else self.interrupt()
+
+    def update(self, chosen: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        try:
+            return self.trainer.update(self.items[chosen], self.labels_of(chosen), lr)
+        except Diverged as error:
+            self.saver.wait()
+            raise FloatingPointError(
+                f"{error}, and are not saved; go on from the last checkpoint (--resume) with a "
+                "lower --lr"
+            ) from None
 
     def labels_of(self, chosen: Tensor) -> Tensor | None:
         return None if self.labels is None else self.labels[chosen]
@@ -145,47 +176,72 @@ class Run:
         self.total = min(total, self.cap or total)
         self.config["train"]["total_steps"] = self.total
 
-    def follow_plan(self) -> None:
-        """Let the time plan, if there is one, set or correct the number of steps."""
-        if self.plan is None:
-            return
-        known, step = self.total is not None, self.trainer.step
-        planned = self.plan.update(step, self.total)
-        if planned is None and step == self.cap:
-            planned = step
-        if planned is not None:
-            self.set_total(planned)
-            if not known:
-                epochs = self.total / self.epoch_steps
-                self.progress.say(f"the time holds {self.total:,} updates, {epochs:.1f} epochs")
+    def agree(self) -> None:
+        """Settle with the other processes how long the run is, whether it stops, and whether it is
+        time for a checkpoint between epochs: the main process's clock decides."""
+        step, total, late = self.trainer.step, 0, False
+        if is_main():
+            planned = self.plan.update(step, self.total) if self.plan else None
+            total = planned or (self.cap if step == self.cap else 0)
+            late = bool(self.save_minutes) and not self.saver.busy()
+            late &= time.monotonic() - self.last_save >= 60 * self.save_minutes
+        wishes = [self.stop.received or 0, total, late]
+        stop, total, late = largest(wishes, self.trainer.device)
+        self.stopping, self.late = stop or None, bool(late)
+        if total and total != self.total:
+            if self.total is None:
+                epochs = total / self.epoch_steps
+                self.progress.say(f"the time holds {total:,} updates, {epochs:.1f} epochs")
+            self.set_total(total)
 
-    def end_epoch(self, epoch: int, metrics: TextIO) -> None:
-        """Validate, and write the sample grid and the checkpoint that are due after an epoch."""
+    @property
+    def save_due(self) -> bool:
+        """Is a checkpoint due, between those of the epochs?"""
+        return self.late or bool(self.save_steps and self.trainer.step % self.save_steps == 0)
+
+    def count_skipped(self) -> None:
+        """Say that an update was left out; end the run when many were, one after the other."""
+        trainer = self.trainer
+        if trainer.skipped_now == 1:
+            self.progress.say(
+                f"step {trainer.step:,}: loss or gradient is not finite; the update is left out"
+            )
+        if trainer.skipped_now == BAD_IN_A_ROW:
+            self.save_now(self.folder.interrupted)
+            raise FloatingPointError(
+                f"{BAD_IN_A_ROW} updates in a row had a loss or gradient that is not finite, up to "
+                f"step {trainer.step:,}. The weights from before are saved in "
+                f"{self.folder.interrupted}; go on with a lower --lr, or with --precision fp32"
+            )
+
+    def end_epoch(self, epoch: int) -> None:
+        """Validate, and write the sample grid and the checkpoints that are due after an epoch."""
         start = time.monotonic()
-        self.validate(epoch, metrics)
+        checkpoints = self.validate(epoch)
         grid_due = self.sample_interval and epoch % self.sample_interval == 0
         if grid_due and self.trainer.step != self.total:  # the last one is finish()'s
             self.write_grid(epoch)
-            plot_loss(self.folder.metrics, self.folder.loss_plot)
+            self.plot()
             if self.plan:
                 self.plan.grid_seconds = time.monotonic() - start
         if self.save_interval and epoch % self.save_interval == 0:
-            self.folder.save(self.folder.checkpoint(epoch), self.checkpoint())
-            self.folder.keep_newest(self.keep)
+            checkpoints[self.folder.checkpoint(epoch)] = {}
+        self.save(checkpoints)
         if self.plan:
             self.plan.pause(time.monotonic() - start)
 
-    def validate(self, epoch: int, metrics: TextIO) -> None:
-        """Measure the loss of the held-out items; a checkpoint with the lowest yet is the best."""
+    def validate(self, epoch: int) -> dict[Path, dict]:
+        """Measure the loss of the held-out items. Returns what to save: the best checkpoint, if it
+        is the lowest loss yet."""
         if not len(self.held_out):
-            return
+            return {}
         loss = self.held_out_loss()
-        row = {"step": self.trainer.step, "epoch": epoch, "validation_loss": loss}
-        metrics.write(json.dumps(row) + "\n")
+        self.log({"step": self.trainer.step, "epoch": epoch, "validation_loss": loss})
         self.progress.validation = loss
-        if self.save_interval and loss < self.best:
-            self.best = loss
-            self.folder.save(self.folder.best, {**self.checkpoint(), "validation_loss": loss})
+        if not self.save_interval or loss >= self.best:
+            return {}
+        self.best = loss
+        return {self.folder.best: {"validation_loss": loss}}
 
     def held_out_loss(self) -> float:
         items, y = self.items[self.held_out], self.labels_of(self.held_out)
@@ -194,44 +250,94 @@ class Run:
     def finish(self) -> None:
         """Write what a finished run leaves behind."""
         folder = self.folder
-        folder.save(folder.final, self.checkpoint())
-        plot_loss(folder.metrics, folder.loss_plot)
+        self.save_now(folder.final)
+        self.plot()
         self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
         self.write_grid(-(-self.trainer.step // self.epoch_steps))
-        folder.interrupted.unlink(missing_ok=True)
+        if is_main():
+            folder.interrupted.unlink(missing_ok=True)
 
     def interrupt(self) -> int:
         """Write what it takes to go on; returns the signal's number."""
-        folder = self.folder
-        folder.save(folder.interrupted, self.checkpoint())
-        plot_loss(folder.metrics, folder.loss_plot)
-        return self.stop.received
+        self.save_now(self.folder.interrupted)
+        self.plot()
+        return self.stopping
 
     def checkpoint(self) -> dict:
         return {**self.trainer.state(), "config": self.config, "seconds": self.seconds}
 
+    def save(self, files: dict[Path, dict]) -> None:
+        """Write the run's state to files, with something added to each, while training goes on."""
+        self.late = False
+        if not files or not is_main():
+            return
+        self.saver.wait()  # before memory is taken for another copy
+        state = on_host(self.checkpoint())
+
+        def write() -> None:
+            for path, extra in files.items():
+                self.folder.save(path, {**state, **extra})
+            self.folder.keep_newest(self.keep, path)
+
+        self.saver.start(write)
+        self.last_save = time.monotonic()
+
+    def save_now(self, path: Path) -> None:
+        """Write the run's state to a file; raises an OSError if that fails."""
+        if is_main():
+            self.saver.run(lambda: self.folder.save(path, self.checkpoint()))
+
+    def log(self, row: dict) -> None:
+        if is_main():
+            self.attempt("the metrics", lambda: self.metrics.write(row))
+
+    def plot(self) -> None:
+        if is_main():
+            draw = partial(plot_loss, self.folder.metrics, self.folder.loss_plot)
+            self.attempt("the plot of the loss", draw)
+
+    def attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write something that the run can do without."""
+        try:
+            write()
+        except OSError as error:
+            self.report(what, error)
+        else:
+            self.failing.discard(what)
+
+    def report(self, what: str, error: OSError) -> None:
+        """Say, once, that something cannot be written."""
+        if what not in self.failing:
+            self.progress.say(f"{what} could not be written ({error}); the run goes on")
+        self.failing.add(what)
+
     def write_grid(self, epoch: int) -> None:
         self.drawn = self.sample(GRID_STEPS)
-        if self.drawn is not None:
+        if self.drawn is not None and is_main():
             grid = self.pictures.grid(self.drawn, square(len(self.drawn)), real=self.items)
-            save_picture(self.folder.grid(epoch), grid)
+            self.attempt("the grid", lambda: save_picture(self.folder.grid(epoch), grid))
 
     def sample(self, steps: int) -> Tensor | None:
-        """Items by the averaged weights, from the same noise each time; None if stopped."""
+        """Items by the averaged weights, from the same noise each time; None if stopped.
+
+        Each process draws its share of them.
+        """
         trainer = self.trainer
         count = NUM_POINTS if self.kind == "points" else 64 if self.shape[-1] <= 32 else 16
-        noise, y = NoisePerImage(trainer.seed, range(count)), None
+        mine = share(count)
+        indices = torch.arange(count)[mine.start : mine.stop]
+        noise, y = NoisePerImage(trainer.seed, mine), None
         if self.labels is not None:  # one class a column, as far as they go
-            columns = torch.arange(count, device=trainer.device) % square(count)
+            columns = indices.to(trainer.device) % square(count)
             y = columns % trainer.model.num_classes
         denoise = trainer.diffusion.denoiser(trainer.ema.module, y)
         levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
         start = levels[0].scale * noise.draw(self.shape).to(trainer.device)
         with autocast(trainer.device, trainer.precision):
             for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
-                if self.stop.received:
+                if self.stop.received and world_size() == 1:  # the others would wait for our share
                     return None
-        return self.pictures.finished(x)
+        return self.pictures.finished(gather(x))
 
     def time_of_epoch_end(self) -> float:
         """Seconds that a sample grid, by a few of its steps, and a validation take."""
@@ -255,9 +361,9 @@ def step_limit(train: dict, epoch_steps: int) -> int | None:
 
 
 def update_size(train: dict, count: int) -> int:
-    """Data of an update: the whole set, if it is smaller than that."""
-    accum = train["grad_accum"]
-    size = min(train["batch_size"] * accum, count // accum * accum)
+    """Data of an update, of all processes: the whole set, if it is smaller than that."""
+    parts = train["grad_accum"] * train["processes"]
+    size = min(train["batch_size"] * parts, count // parts * parts)
     if size == 0:
-        raise ValueError(f"--grad-accum {accum}: there are only {count} images")
+        raise ValueError(f"an update of {parts} batches: there are only {count} images")
     return size

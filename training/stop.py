@@ -2,11 +2,14 @@
 
 import signal
 
+from training.distributed import launched
+
 
 class StopSignals:
     """While open, `received` is the number of the signal that asked to stop, or None.
 
-    A second signal acts as if nobody caught it, for whoever does not want to wait.
+    A second signal acts as if nobody caught it, for whoever does not want to wait; but not under
+    torchrun, which passes on a Ctrl-C that has reached its processes already.
     """
 
     def __init__(self):
@@ -18,7 +21,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame) -> None:
         self.received = number
-        self._restore()
+        if not launched():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

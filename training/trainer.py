@@ -1,21 +1,33 @@
 """The training step: data -> loss -> backward -> optimizer -> moving average."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from data import flipped, to_unit
 from diffusion import GaussianDiffusion
 from models import build_model
+from training.distributed import gather, mean, rank, world_size
 from training.ema import EMA
 from training.optimizers import OPTIMIZERS
 from utils import autocast, derive_seed, memory_format
 
 
+class Diverged(FloatingPointError):
+    """The weights themselves have become infinite or not a number."""
+
+
 class Trainer:
-    """What an update changes (weights, their average, the optimizer), and the update."""
+    """What an update changes (weights, their average, the optimizer), and the update.
+
+    Where there are several processes, each has its own trainer with the same weights, computes its
+    part of an update, and takes the mean of all gradients (DistributedDataParallel).
+    """
 
     def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
         train = config["train"]
@@ -29,69 +41,103 @@ class Trainer:
         self.device, self.precision = device, precision
         torch.manual_seed(self.seed)
         self.model = build_model(config["model"]).to(device, memory_format=memory_format(device))
-        self.network = torch.compile(self.model) if compiled else self.model
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
         self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
         self.ema = EMA(self.model, train["ema_decay"])
         if train["grad_checkpoint"]:  # of the network that learns, not of its copy that samples
             recompute_blocks(self.model)
+        self.network = self.model
+        if world_size() > 1:
+            self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        # Gradients are exchanged once an update, not with each of its batches.
+        self.alone = getattr(self.network, "no_sync", nullcontext)
+        if compiled:
+            self.network = torch.compile(self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step, self.lr = 0, train["lr"]  # lr: of the last update
+        self.skipped = 0  # updates that were not made, for a loss or gradient that is not finite
+        self.skipped_now = 0  # the last ones in a row
 
     def update(self, items: Tensor, y: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
         """One update on uint8 images (B, C, H, W) or points (B, 2), with labels (B,) for a
-        conditional network.
+        conditional network: this process's share of them.
 
         Returns the loss and the gradient's norm. Its random numbers depend on the seed and the
         step alone, and are drawn for all of the update at once, so that neither a resume nor the
-        number of batches it is split into changes them.
+        number of batches or processes it is split into changes them; only dropout's depend on the
+        process too. With a loss or gradient that is not finite nothing changes but the step.
+
+        Raises Diverged if the update makes the weights infinite.
         """
         torch.manual_seed(derive_seed("step", self.seed, self.step))
-        items = flipped(items) if self.flip else items
+        count = len(items) * world_size()
+        mine = slice(rank() * len(items), (rank() + 1) * len(items))
+        items = flipped(items, torch.rand(count)[mine] < 0.5) if self.flip else items
         x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
-        t = self.diffusion.sample_t(len(x_0), self.timestep_sampling)
-        noise = self.diffusion.sample_noise(x_0, self.noise_assignment)
-        y = None if y is None else self.dropped(y.to(self.device))
+        t = self.diffusion.sample_t(count, self.timestep_sampling)[mine]
+        noise = self.noise(x_0, count)[mine]
+        if y is not None:  # some by the null label (Ho & Salimans 2022, algorithm 1)
+            dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
+            y = torch.where(dropped, self.model.num_classes, y.to(self.device))
+        torch.manual_seed(derive_seed("dropout", self.seed, self.step, rank()))
 
         total = torch.zeros((), device=self.device)
         size = len(x_0) // self.grad_accum
-        for part in (slice(i * size, (i + 1) * size) for i in range(self.grad_accum)):
+        for i in range(self.grad_accum):
+            part = slice(i * size, (i + 1) * size)
             labels = None if y is None else y[part]
-            with autocast(self.device, self.precision):
-                loss = self.diffusion.loss(
-                    self.network, x_0[part], labels, t=t[part], noise=noise[part]
-                )
-            loss = loss / self.grad_accum
-            self.scaler.scale(loss).backward()
+            last = i + 1 == self.grad_accum
+            with nullcontext() if last else self.alone():
+                with autocast(self.device, self.precision):
+                    loss = self.diffusion.loss(
+                        self.network, x_0[part], labels, t=t[part], noise=noise[part]
+                    )
+                loss = loss / self.grad_accum
+                self.scaler.scale(loss).backward()
             total += loss.detach()
 
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        # fp16 leaves out an update whose gradients overflow: for all of the optimizers or for none,
-        # as clipping has spread the overflow to the gradients of all.
-        usable = not self.scaler.is_enabled() or bool(norm.isfinite())
+        norm = clip_grad_norm_(self.model.parameters(), self.max_norm)
+        total = mean(total)  # of all processes, so that all decide the same
+        if bool((norm + total).isfinite()):
+            self.skipped_now = 0
+            self.apply(lr)
+        else:
+            self.skipped, self.skipped_now = self.skipped + 1, self.skipped_now + 1
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            if usable:
-                self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
-        self.ema.update_parameters(self.model)
         self.step += 1
         self.lr = lr
         return total, norm
 
-    def dropped(self, y: Tensor) -> Tensor:
-        """Labels, some of them replaced by the null label (Ho & Salimans 2022, algorithm 1)."""
-        drop = torch.rand(len(y), device=y.device) < self.label_dropout
-        return torch.where(drop, self.model.num_classes, y)
+    def apply(self, lr: float) -> None:
+        """Change the weights and their average by the gradients."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(optimizer)
+        if not get_total_norm(self.model.parameters()).isfinite():
+            raise Diverged(f"the weights are not finite after step {self.step + 1:,}")
+        self.ema.update(self.model, self.step)
+
+    def noise(self, x_0: Tensor, count: int) -> Tensor:
+        """The noise of all of the update (count, ...), of which x_0 is this process's part."""
+        if count == len(x_0):
+            whole = x_0
+        elif self.noise_assignment == "independent":  # which looks at the shape alone
+            whole = x_0.new_empty(count, *x_0.shape[1:])
+        else:
+            whole = gather(x_0)
+        whole = whole.to(memory_format=memory_format(self.device, x_0))
+        return self.diffusion.sample_noise(whole, self.noise_assignment)
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
         return {
             "step": self.step,
+            "skipped": self.skipped,
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
@@ -100,10 +146,9 @@ class Trainer:
 
     def load(self, state: dict) -> None:
         """Go on from a checkpoint."""
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state["skipped"]
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
-        self.ema.n_averaged.fill_(self.step)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizer"][name])
             self.lr = optimizer.param_groups[0]["lr"]

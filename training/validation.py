@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from data import to_unit
+from training.distributed import mean, rank, world_size
 from training.trainer import Trainer
 from utils import autocast, derive_seed, memory_format
 
@@ -32,17 +33,20 @@ def validation_loss(trainer: Trainer, items: Tensor, y: Tensor | None) -> float:
     """The training loss of items (N, ...), by the averaged weights.
 
     Timesteps and noise are the same at each call, so that the figures of a run compare. Batches are
-    those of training, so that validation takes no more memory.
+    those of training, so that validation takes no more memory; each process takes some of them.
     """
     torch.manual_seed(derive_seed("validation", trainer.seed))
-    device, diffusion, total = trainer.device, trainer.diffusion, 0.0
+    device, diffusion = trainer.device, trainer.diffusion
+    total = torch.zeros((), device=device)
     t = diffusion.sample_t(len(items), trainer.timestep_sampling)
-    for first in range(0, len(items), trainer.batch_size):
+    for i, first in enumerate(range(0, len(items), trainer.batch_size)):
         part = slice(first, first + trainer.batch_size)
         x_0 = to_unit(items[part].to(device, memory_format=memory_format(device, items)))
         noise = diffusion.sample_noise(x_0, trainer.noise_assignment)
+        if i % world_size() != rank():
+            continue
         labels = None if y is None else y[part].to(device)
         with autocast(device, trainer.precision):
             loss = diffusion.loss(trainer.ema.module, x_0, labels, t=t[part], noise=noise)
-        total += float(loss) * len(x_0)
-    return total / len(items)
+        total += loss * len(x_0)
+    return float(mean(total)) * world_size() / len(items)

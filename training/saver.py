@@ -1,0 +1,57 @@
+"""Writing checkpoints while the training goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+
+
+def on_host(state):
+    """A copy, on the CPU, of nested dicts and lists with tensors in them."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [on_host(value) for value in state]
+    return state
+
+
+class Saver:
+    """Does one job at a time in a thread of its own.
+
+    A job that fails with an OSError (a full disk, say) is reported and forgotten; what it should
+    have replaced is as it was. The thread ends what it has begun before the process ends.
+    """
+
+    def __init__(self, report: Callable[[OSError], None]):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._report = report
+        self._job: Future | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin a job, once the one before has ended."""
+        self.wait()
+        self._job = self._pool.submit(job)
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Do a job, and raise what it raises."""
+        self.wait()
+        self._pool.submit(job).result()
+
+    def busy(self) -> bool:
+        """Is a job under way? Reports the one before, if it has failed."""
+        if self._job is not None and not self._job.done():
+            return True
+        self.wait()
+        return False
+
+    def wait(self) -> None:
+        """Wait for the job to end. Raises what it raised, but for an OSError."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            job.result()
+        except OSError as error:
+            self._report(error)
