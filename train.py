@@ -344,11 +344,13 @@ def explained_memory(args, device: torch.device) -> Iterator[None]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        size = f", {args.image_size} pixels a side" if args.image_size else ""
+        shape = DATASETS[args.dataset].shape
+        shape = (shape[0], args.image_size, args.image_size) if args.image_size else shape
+        half = max(1, (args.batch_size or 2) // 2)
         raise MemoryError(
-            f"out of memory on {device} with batches of {args.batch_size} of {args.dataset}{size}, "
-            f"precision {args.precision}: --batch-size {max(1, (args.batch_size or 2) // 2)} with "
-            f"--grad-accum {2 * args.grad_accum} makes the same update with about half of it, and "
+            f"out of memory on {device} with batches of {args.batch_size} x "
+            f"{' x '.join(map(str, shape))} in {args.precision}: --batch-size {half} --grad-accum "
+            f"{2 * args.grad_accum} makes the same update with about half of it, and "
             "--grad-checkpoint takes less for more time"
         ) from None
 

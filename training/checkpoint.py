@@ -28,8 +28,16 @@ class CheckpointError(OSError):
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint whole or not at all."""
-    save_whole(path, lambda partial: torch.save({"format": FORMAT, **checkpoint}, partial))
+    """Write a checkpoint whole or not at all; raises OSError if it cannot be written."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            try:
+                torch.save({"format": FORMAT, **checkpoint}, file)
+            except RuntimeError as error:  # of torch's writer, when the file has refused it
+                raise error.__context__ or error from None
+
+    save_whole(path, write)
 
 
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -255,7 +255,8 @@ class Run:
         self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
         self.write_grid(-(-self.trainer.step // self.epoch_steps))
         if is_main():
-            folder.interrupted.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.interrupted.unlink()
 
     def interrupt(self) -> int:
         """Write what it takes to go on; returns the signal's number."""
