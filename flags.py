@@ -254,7 +254,10 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         if args.debug:
             traceback.print_exc()
         else:
-            print(f"{script}: error: {explain(error)}", file=sys.stderr)
+            process = int(os.environ.get("RANK", 0))
+            if not (process and isinstance(error, ValueError)):  # the first has said it for all
+                which = f" (process {process})" if process else ""
+                print(f"{script}: error{which}: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 

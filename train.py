@@ -120,6 +120,9 @@ def make_parser() -> Parser:
     add_seed_flag(training)
 
     machine = add_runtime_flags(parser, "auto", "auto takes bf16 where the hardware has it")
+    machine.add_argument("--fsdp", action=BooleanOptionalAction,
+                         help="under torchrun: share out the network itself, for one that does not "
+                         "fit a GPU")
     machine.add_argument("--deterministic", action=BooleanOptionalAction,
                          help="let no algorithm whose result varies from run to run; slower on a "
                          "GPU")
@@ -185,6 +188,7 @@ from training.checkpoint import CheckpointError, differences, load_checkpoint
 from training.distributed import (
     barrier,
     is_main,
+    launched,
     main_first,
     own_device,
     process_group,
@@ -196,6 +200,7 @@ from training.environment import append_environment, environment
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.run import Run
+from training.sharded import read_record
 from training.trainer import Trainer
 from training.validation import held_out_count
 from utils import (
@@ -263,6 +268,11 @@ def train_with(args, start: float) -> Trained:
 def train_on(device: torch.device, args, start: float) -> Trained:
     checkpoint = checkpoint_to_resume(args)
     precision = choose_precision(args.precision, device)
+    if args.fsdp and (not launched() or args.compile or precision == "fp16"):
+        raise ValueError(
+            "--fsdp is for several processes, in fp32 or bf16 and without --compile: "
+            "torchrun --standalone --nproc-per-node=2 train.py --fsdp ..."
+        )
     set_deterministic(args.deterministic)
     say(f"device: {describe(device, precision)}")
     with main_first():
@@ -447,7 +457,7 @@ def make_config(args, data: Data) -> dict:
             **chosen("warmup_steps", "grad_clip", "ema_decay", "noise_assignment", "validation"),
             **chosen("class_conditional", "label_dropout", "grad_checkpoint", "precision"),
             **chosen("deterministic", "sample_interval", "save_interval", "save_every_steps"),
-            **chosen("save_every_minutes"),
+            **chosen("save_every_minutes", "fsdp"),
             "timestep_sampling": sampling,
             "processes": world_size(),
             "update_size": args.batch_size * args.grad_accum * world_size(),
@@ -495,7 +505,7 @@ def checkpoint_to_resume(args) -> dict | None:
             return begin_anew(args, folder, damaged)
     else:
         path = Path(args.resume)
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_record(path) if path.is_dir() else load_checkpoint(path)
     home = RunFolder.of(path)
     if "output_dir" not in args.given:
         args.output_dir = str(home.path)

@@ -1,6 +1,7 @@
 """An exponential moving average of the weights: the network that samples."""
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -29,4 +30,9 @@ class EMA(AveragedModel):
 
     def _average(self, averages, weights, _) -> None:
         decay = ema_decay(int(self.n_averaged), self.decay)
-        get_ema_multi_avg_fn(decay)(averages, weights, self.n_averaged)
+        get_ema_multi_avg_fn(decay)(local(averages), local(weights), self.n_averaged)
+
+
+def local(tensors: list[Tensor]) -> list[Tensor]:
+    """This process's shards of tensors; a whole tensor is its own."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

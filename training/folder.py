@@ -3,12 +3,14 @@
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, step_of, verify
+from training.sharded import read_record, verify_shards
 from utils import save_whole
 
 KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
@@ -47,6 +49,9 @@ class RunFolder:
     def step_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"model_step_{step:08d}.pt"
 
+    def sharded_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"model_step_{step:08d}.shards"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder against other runs, as long as this process lives or until the end.
@@ -75,17 +80,18 @@ class RunFolder:
         """Delete what a killed run has half written."""
         for folder in (self.path, self.checkpoints, self.samples):
             for partial in folder.glob(".*.partial"):
-                partial.unlink(missing_ok=True)
+                remove(partial)
 
     def all_checkpoints(self) -> list[Path]:
-        return [*self.path.glob(self.final.name), *self.checkpoints.glob("*.pt")]
+        between = self.checkpoints.glob("model_step_*.shards")
+        return [*self.path.glob(self.final.name), *self.checkpoints.glob("*.pt"), *between]
 
     def steps(self) -> tuple[dict[Path, int], list[CheckpointError]]:
         """The steps of the checkpoints, as far as a glance shows, and what is wrong with others."""
         steps, damaged = {}, []
         for path in self.all_checkpoints():
             try:
-                steps[path] = step_of(path)
+                steps[path] = read_record(path)["step"] if path.is_dir() else step_of(path)
             except CheckpointError as error:
                 damaged.append(error)
         return steps, damaged
@@ -95,7 +101,7 @@ class RunFolder:
         steps, damaged = self.steps()
         for path in sorted(steps, key=steps.get, reverse=True):
             try:
-                verify(path)
+                check(path)
             except CheckpointError as error:
                 damaged.append(error)
             else:
@@ -117,13 +123,14 @@ class RunFolder:
         Nothing is deleted unless the `new` one has reached the disk as it should be: raises
         CheckpointError if not.
         """
-        old = sorted(self.checkpoints.glob("model_step_*.pt"), key=number_of)[:-KEEP_STEPS]
+        between = [p for p in self.checkpoints.glob("model_step_*") if p.suffix != ".aside"]
+        old = sorted(between, key=number_of)[:-KEEP_STEPS]
         if epochs is not None:
             old += sorted(self.checkpoints.glob("model_epoch_*.pt"), key=number_of)[:-epochs]
         if old:
-            verify(new)
+            check(new)
         for path in old:
-            path.unlink()
+            remove(path)
 
     def holds_run(self) -> bool:
         return self.metrics.exists() or bool(self.all_checkpoints())
@@ -141,11 +148,11 @@ class RunFolder:
         files += [self.final, self.interrupted, self.best]
         files += self.samples.glob("epoch_*.png")
         files += self.checkpoints.glob("model_epoch_*.pt")
-        files += self.checkpoints.glob("model_step_*.pt")
+        files += self.checkpoints.glob("model_step_*")
         files += self.tensorboard.glob("events.out.tfevents.*")
-        files += [*self.checkpoints.glob("*.pt.aside"), *self.path.glob("*.pt.aside")]
+        files += [*self.checkpoints.glob("*.aside"), *self.path.glob("*.pt.aside")]
         for file in files:
-            file.unlink(missing_ok=True)
+            remove(file)
         for folder in (self.samples, self.checkpoints, self.tensorboard):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -153,6 +160,8 @@ class RunFolder:
     def set_aside(self, after: int) -> list[Path]:
         """Rename the checkpoints of more steps than that, so that none is taken for the newest."""
         later = [path for path, step in self.steps()[0].items() if step > after]
+        for path in later:
+            remove(path.with_name(f"{path.name}.aside"))
         return [path.rename(path.with_name(f"{path.name}.aside")) for path in later]
 
     def save(self, path: Path, checkpoint: dict) -> None:
@@ -176,6 +185,22 @@ class RunFolder:
 def number_of(path: Path) -> int:
     """The epoch or the step in a checkpoint's name."""
     return int(path.stem.rpartition("_")[2])
+
+
+def check(path: Path) -> None:
+    """Raise a CheckpointError if a checkpoint, a file or a folder of shards, is damaged."""
+    if path.is_dir():
+        verify_shards(path)
+    else:
+        verify(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lock_file(file) -> None:

@@ -19,6 +19,7 @@ from training.log import Metrics, plot_loss
 from training.plan import TimePlan, learning_rate
 from training.progress import Progress
 from training.saver import Saver, on_host
+from training.sharded import save_shards
 from training.stop import StopSignals
 from training.trainer import Diverged, Trainer
 from training.validation import split, validation_loss
@@ -156,7 +157,7 @@ class Run:
                 elif trainer.step == self.total:
                     self.save(self.validate(epoch + 1))
                 if self.save_due and not ends:
-                    self.save({self.folder.step_checkpoint(trainer.step): {}})
+                    self.save_between()
             return self.finish() if trainer.step == self.total else self.interrupt()
 
     def update(self, chosen: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -269,11 +270,12 @@ class Run:
 
     def save(self, files: dict[Path, dict]) -> None:
         """Write the run's state to files, with something added to each, while training goes on."""
-        self.late = False
-        if not files or not is_main():
+        if not files or not (is_main() or self.trainer.sharded):
             return
         self.saver.wait()  # before memory is taken for another copy
         state = on_host(self.checkpoint())
+        if not is_main():
+            return
 
         def write() -> None:
             for path, extra in files.items():
@@ -281,12 +283,27 @@ class Run:
             self.folder.keep_newest(self.keep, path)
 
         self.saver.start(write)
-        self.last_save = time.monotonic()
+
+    def save_between(self) -> None:
+        """Write the checkpoint that is due between those of the epochs."""
+        self.late, self.last_save = False, time.monotonic()
+        if not self.trainer.sharded:
+            self.save({self.folder.step_checkpoint(self.trainer.step): {}})
+            return
+
+        def write() -> None:
+            path = self.folder.sharded_checkpoint(self.trainer.step)
+            save_shards(path, self.checkpoint())
+            if is_main():
+                self.folder.keep_newest(self.keep, path)
+
+        self.attempt("a checkpoint", write)
 
     def save_now(self, path: Path) -> None:
         """Write the run's state to a file; raises an OSError if that fails."""
+        state = on_host(self.checkpoint()) if self.trainer.sharded else self.checkpoint()
         if is_main():
-            self.saver.run(lambda: self.folder.save(path, self.checkpoint()))
+            self.saver.run(lambda: self.folder.save(path, state))
 
     def log(self, row: dict) -> None:
         if is_main():
@@ -326,6 +343,9 @@ class Run:
         trainer = self.trainer
         count = NUM_POINTS if self.kind == "points" else 64 if self.shape[-1] <= 32 else 16
         mine = share(count)
+        mine = range(
+            mine.start, max(mine.stop, mine.start + 1)
+        )  # a sharded network needs all of us
         indices = torch.arange(count)[mine.start : mine.stop]
         noise, y = NoisePerImage(trainer.seed, mine), None
         if self.labels is not None:  # one class a column, as far as they go
@@ -338,7 +358,7 @@ class Run:
             for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
                 if self.stop.received and world_size() == 1:  # the others would wait for our share
                     return None
-        return self.pictures.finished(gather(x))
+        return self.pictures.finished(gather(x[: len(share(count))]))
 
     def time_of_epoch_end(self) -> float:
         """Seconds that a sample grid, by a few of its steps, and a validation take."""

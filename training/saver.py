@@ -5,11 +5,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
+from training.sharded import whole
+
 
 def on_host(state):
-    """A copy, on the CPU, of nested dicts and lists with tensors in them."""
+    """A copy, on the CPU, of nested dicts and lists with tensors in them, sharded ones in whole."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        return whole(state.detach()).to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: on_host(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -15,6 +15,7 @@ from models import build_model
 from training.distributed import gather, mean, rank, world_size
 from training.ema import EMA
 from training.optimizers import OPTIMIZERS
+from training.sharded import alone, as_sharded, load_shards, shard, whole
 from utils import autocast, derive_seed, memory_format
 
 
@@ -26,7 +27,8 @@ class Trainer:
     """What an update changes (weights, their average, the optimizer), and the update.
 
     Where there are several processes, each has its own trainer with the same weights, computes its
-    part of an update, and takes the mean of all gradients (DistributedDataParallel).
+    part of an update, and takes the mean of all gradients (DistributedDataParallel), or holds a
+    shard of all that it has (`sharded`, FSDP).
     """
 
     def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
@@ -42,15 +44,19 @@ class Trainer:
         torch.manual_seed(self.seed)
         self.model = build_model(config["model"]).to(device, memory_format=memory_format(device))
         self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
-        self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
         self.ema = EMA(self.model, train["ema_decay"])
         if train["grad_checkpoint"]:  # of the network that learns, not of its copy that samples
             recompute_blocks(self.model)
-        self.network = self.model
-        if world_size() > 1:
+        self.network, self.sharded = self.model, bool(train["fsdp"])
+        self.alone = nullcontext  # gradients are exchanged once an update, not with each batch
+        if self.sharded:
+            shard(self.model, device)
+            shard(self.ema.module, device)
+            self.alone = partial(alone, self.model)
+        elif world_size() > 1:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-        # Gradients are exchanged once an update, not with each of its batches.
-        self.alone = getattr(self.network, "no_sync", nullcontext)
+            self.alone = self.network.no_sync
+        self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
         if compiled:
             self.network = torch.compile(self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -98,7 +104,7 @@ class Trainer:
 
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), self.max_norm)
+        norm = whole(clip_grad_norm_(self.model.parameters(), self.max_norm))
         total = mean(total)  # of all processes, so that all decide the same
         if bool((norm + total).isfinite()):
             self.skipped_now = 0
@@ -118,7 +124,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             self.scaler.step(optimizer)
-        if not get_total_norm(self.model.parameters()).isfinite():
+        if not whole(get_total_norm(self.model.parameters())).isfinite():
             raise Diverged(f"the weights are not finite after step {self.step + 1:,}")
         self.ema.update(self.model, self.step)
 
@@ -145,15 +151,35 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, whole or sharded."""
         self.step, self.skipped = state["step"], state["skipped"]
-        self.model.load_state_dict(state["model"])
-        self.ema.module.load_state_dict(state["ema"])
+        if "shards" in state:
+            self.fill_optimizers()
+            load_shards(state["shards"], self.state())
+            return
+        for network, saved in [(self.model, state["model"]), (self.ema.module, state["ema"])]:
+            own = network.state_dict()
+            network.load_state_dict({k: as_sharded(v, own[k]) for k, v in saved.items()})
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizer"][name])
+            saved = state["optimizer"][name]
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, values in saved["state"].items():
+                for key, value in values.items():
+                    values[key] = as_sharded(value, weights[i])
+            optimizer.load_state_dict(saved)
             self.lr = optimizer.param_groups[0]["lr"]
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def fill_optimizers(self) -> None:
+        """Let the optimizers hold tensors to load into, by a step that changes nothing."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p)
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def recompute_blocks(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from data import to_unit
-from training.distributed import mean, rank, world_size
+from training.distributed import mean, share, world_size
 from training.trainer import Trainer
 from utils import autocast, derive_seed, memory_format
 
@@ -33,20 +33,24 @@ def validation_loss(trainer: Trainer, items: Tensor, y: Tensor | None) -> float:
     """The training loss of items (N, ...), by the averaged weights.
 
     Timesteps and noise are the same at each call, so that the figures of a run compare. Batches are
-    those of training, so that validation takes no more memory; each process takes some of them.
+    those of training, so that validation takes no more memory; each process takes a share of each.
     """
     torch.manual_seed(derive_seed("validation", trainer.seed))
     device, diffusion = trainer.device, trainer.diffusion
     total = torch.zeros((), device=device)
     t = diffusion.sample_t(len(items), trainer.timestep_sampling)
-    for i, first in enumerate(range(0, len(items), trainer.batch_size)):
-        part = slice(first, first + trainer.batch_size)
-        x_0 = to_unit(items[part].to(device, memory_format=memory_format(device, items)))
+    for first in range(0, len(items), trainer.batch_size):
+        batch = slice(first, first + trainer.batch_size)
+        x_0 = to_unit(items[batch].to(device, memory_format=memory_format(device, items)))
         noise = diffusion.sample_noise(x_0, trainer.noise_assignment)
-        if i % world_size() != rank():
-            continue
-        labels = None if y is None else y[part].to(device)
+        mine = share(len(x_0))
+        part = slice(
+            mine.start, max(mine.stop, mine.start + 1)
+        )  # a sharded network needs all of us
+        labels = None if y is None else y[batch][part].to(device)
         with autocast(device, trainer.precision):
-            loss = diffusion.loss(trainer.ema.module, x_0, labels, t=t[part], noise=noise)
-        total += loss * len(x_0)
+            loss = diffusion.loss(
+                trainer.ema.module, x_0[part], labels, t=t[batch][part], noise=noise[part]
+            )
+        total += loss * len(mine)
     return float(mean(total)) * world_size() / len(items)

@@ -1,0 +1,154 @@
+"""Networks that do not fit one device: each process holds a shard of every tensor (FSDP2, after
+Rajbhandari et al. 2020, arXiv:1910.02054), and checkpoints of such shards.
+
+A sharded checkpoint is a folder of safetensors, written by all processes at once, with a record:
+
+record.json   format, step, skipped, seconds, config, and the SHA-256 of each file
+shard-*       tensors by name: model.*, ema.*, optimizer.NAME.INDEX.*
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from training.checkpoint import FORMAT, CheckpointError
+from training.distributed import barrier, is_main, world_size
+from utils import save_whole, sync_folder
+
+RECORD = "record.json"
+
+
+def shard(network: nn.Module, device: torch.device) -> None:
+    """Spread a network's tensors over the processes: each block's, gathered while it computes, and
+    the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network.to(memory_format=torch.contiguous_format)  # the only one that it takes
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in network.recomputable():
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+@contextmanager
+def alone(network: nn.Module) -> Iterator[None]:
+    """Within it, a sharded network's gradients are summed up and not exchanged."""
+    network.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        network.set_requires_gradient_sync(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, which every process must ask for; another tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_sharded(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """This process's part of a whole tensor, sharded as `pattern` is, if it is."""
+    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+        return tensor
+    placed = tensor.to(pattern.device)
+    return distribute_tensor(placed, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def named_tensors(state: dict) -> dict[str, Tensor]:
+    """The tensors of `Trainer.state()`, by one name each."""
+    named = {f"{part}.{name}": t for part in ("model", "ema") for name, t in state[part].items()}
+    for name, optimizer in state["optimizer"].items():
+        for i, values in optimizer["state"].items():
+            named |= {f"optimizer.{name}.{i}.{key}": value for key, value in values.items()}
+    return named
+
+
+def save_shards(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint of `Run.checkpoint()` as a folder, whole or not at all.
+
+    Every process must call it. Raises OSError if it cannot be written.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    partial = path.with_name(f".{path.name}.partial")
+    if is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+    barrier()
+    writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    try:
+        dcp.save(named_tensors(checkpoint), storage_writer=writer)
+    except dcp.api.CheckpointException as error:
+        reasons = {str(reason) for reason, _ in error.failures.values()}
+        raise OSError(f"{path}: {'; '.join(sorted(reasons))}") from None
+    if not is_main():
+        return
+    files = {}
+    for file in sorted(partial.iterdir()):
+        files[file.name] = sha256(file)
+        with open(file, "rb+") as content:
+            os.fsync(content.fileno())
+    record = {key: checkpoint[key] for key in ("step", "skipped", "seconds", "config")}
+    text = json.dumps({"format": FORMAT, **record, "files": files}, indent=2) + "\n"
+    save_whole(partial / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
+    shutil.rmtree(path, ignore_errors=True)  # of the same step, from before a resume
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def read_record(path: Path) -> dict:
+    """What a sharded checkpoint says of itself: step, skipped, seconds, config and its files.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']}; this version reads {FORMAT}")
+        if not isinstance(record["step"], int) or not isinstance(record["config"], dict):
+            raise ValueError("its record is not one")
+        return {**record, "shards": path}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({error})") from None
+
+
+def verify_shards(path: Path) -> None:
+    """Raise a CheckpointError if a file of a sharded checkpoint is not as it was written."""
+    for name, wanted in read_record(path)["files"].items():
+        try:
+            found = sha256(path / Path(name).name)
+        except OSError as error:
+            raise CheckpointError(f"{path} is damaged ({error})") from None
+        if found != wanted:
+            raise CheckpointError(f"{path} is damaged: the SHA-256 of {name} is another")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_shards(path: Path, state: dict) -> None:
+    """Fill the tensors of a `Trainer.state()`, sharded or not, from a sharded checkpoint, whatever
+    number of processes wrote it."""
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process alone is meant
+        dcp.load(named_tensors(state), storage_reader=reader, no_dist=world_size() == 1)
