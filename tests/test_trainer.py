@@ -86,6 +86,30 @@ def counted():
         yield total
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_may_be_laid_out_in_another_way(optimizer):
+    """As one of a machine where another layout is fastest."""
+    images = load_dataset("digits").items[:16]
+    first, second = (trainer_of("--optimizer", optimizer) for _ in range(2))
+    for _ in range(3):
+        first.update(images, None, 1e-3)
+
+    def contiguous(state):
+        if isinstance(state, torch.Tensor):
+            return state.clone(memory_format=torch.contiguous_format)
+        if isinstance(state, dict):
+            return {key: contiguous(value) for key, value in state.items()}
+        return [contiguous(value) for value in state] if isinstance(state, list) else state
+
+    assert not first.model.head.weight.is_contiguous()
+    second.load(contiguous(first.state()))
+    for _ in range(2):
+        first.update(images, None, 1e-3)
+        second.update(images, None, 1e-3)
+    found, wanted = second.model.state_dict(), first.model.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_the_gradient_is_clipped():
     trainer = trainer_of("--grad-clip", 1e-6, "--optimizer", "adamw")
     images = load_dataset("digits").items[:16]

@@ -55,12 +55,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def as_sharded(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """This process's part of a whole tensor, sharded as `pattern` is, if it is."""
-    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+def placed(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """A whole tensor sharded, and laid out in memory, as a pattern of its shape is.
+
+    One of another shape as it is. (Optimizers go through weights and moments side by side in
+    memory, whatever the order of their dimensions.)
+    """
+    if tensor.shape != pattern.shape:
         return tensor
-    placed = tensor.to(pattern.device)
-    return distribute_tensor(placed, pattern.device_mesh, pattern.placements, src_data_rank=None)
+    if isinstance(pattern, DTensor):
+        tensor = distribute_tensor(
+            tensor.contiguous().to(pattern.device),
+            pattern.device_mesh,
+            pattern.placements,
+            src_data_rank=None,
+        )
+    return torch.empty_like(pattern, dtype=tensor.dtype).copy_(tensor)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

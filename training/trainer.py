@@ -15,7 +15,7 @@ from models import build_model
 from training.distributed import gather, mean, rank, world_size
 from training.ema import EMA
 from training.optimizers import OPTIMIZERS
-from training.sharded import alone, as_sharded, load_shards, shard, whole
+from training.sharded import alone, load_shards, placed, shard, whole
 from utils import autocast, derive_seed, memory_format
 
 
@@ -159,13 +159,13 @@ class Trainer:
             return
         for network, saved in [(self.model, state["model"]), (self.ema.module, state["ema"])]:
             own = network.state_dict()
-            network.load_state_dict({k: as_sharded(v, own[k]) for k, v in saved.items()})
+            network.load_state_dict({k: placed(v, own[k]) for k, v in saved.items()})
         for name, optimizer in self.optimizers.items():
             saved = state["optimizer"][name]
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             for i, values in saved["state"].items():
                 for key, value in values.items():
-                    values[key] = as_sharded(value, weights[i])
+                    values[key] = placed(value, weights[i])
             optimizer.load_state_dict(saved)
             self.lr = optimizer.param_groups[0]["lr"]
         if self.scaler.is_enabled() and state["scaler"]:
