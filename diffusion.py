@@ -26,6 +26,8 @@ from objectives import (
 )
 from schedules import SCHEDULES, SPACINGS
 
+MAX_TIMESTEPS = 100_000  # of a process, so that its tables are made in a moment
+
 
 class Level(NamedTuple):
     """A noise level of the walk back, in Python floats: a sampler's coefficients are exact."""
@@ -95,8 +97,8 @@ class GaussianDiffusion(nn.Module):
             reverse steps (Nichol & Dhariwal 2021, section 3.1).
 
     Raises:
-        ValueError: an unknown name, fewer than two timesteps, or choices that contradict each
-            other.
+        ValueError: an unknown name, fewer than two timesteps or more than `MAX_TIMESTEPS`, or
+            choices that contradict each other.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class GaussianDiffusion(nn.Module):
         super().__init__()
         if timesteps < 2:
             raise ValueError(f"a diffusion process needs at least 2 timesteps, not {timesteps}")
+        if timesteps > MAX_TIMESTEPS:
+            raise ValueError(f"timesteps can be at most {MAX_TIMESTEPS:,}, not {timesteps:,}")
         if not 0 < sigma_data < inf:
             raise ValueError(f"sigma_data must be positive, not {sigma_data}")
         self.prediction = pick(PREDICTIONS, prediction, "prediction")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from diffusion import pick
+from diffusion import MAX_TIMESTEPS, pick
 from models.cnn import CNN
 from models.dit import DiT
 from models.mlp import MLP
@@ -27,6 +27,24 @@ MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
 }
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
+
+# The largest numbers that a configuration may have, be it of a command line or of a file: beyond
+# all use, and so small that the outline of a network, without its weights, takes two seconds.
+LIMITS = {
+    "image_size": 1024,
+    "image_channels": 16,
+    "dim": 16,
+    "channels": 16_384,
+    "multipliers": 64,
+    "blocks": 100,
+    "attention_resolutions": 1024,
+    "patch_size": 64,
+    "num_classes": 100_000,
+    "timesteps": MAX_TIMESTEPS,
+}
+MAX_LEVELS = 10
+MAX_WEIGHTS = 4096  # tensors; of all its blocks a U-Net has ten each
+MAX_PARAMETERS = 2**30  # numbers in them
 
 
 def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
@@ -64,15 +82,35 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
 def build_model(config: dict) -> nn.Module:
     """The network of a checkpoint's `config["model"]`: its name in `MODELS` and its arguments.
 
-    Raises ValueError for an unknown name or arguments that the network does not take.
+    Raises ValueError for an unknown name, arguments that the network does not take, and sizes
+    beyond `LIMITS`, before anything is allocated for them.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
     network = pick(MODELS, name, "model")
+    for argument in LIMITS.keys() & arguments.keys():
+        require_within_limit(argument, arguments[argument])
     try:
-        return network(**arguments)
+        with torch.device("meta"):
+            sizes = [p.numel() for p in network(**arguments).parameters()]
     except TypeError as error:
         raise ValueError(f"these are not the arguments of a {name}: {error}") from None
+    if len(sizes) > MAX_WEIGHTS or sum(sizes) > MAX_PARAMETERS:
+        raise ValueError(
+            f"a {name} with these arguments has {sum(sizes):,} parameters in {len(sizes):,} "
+            f"weights; there can be at most {MAX_PARAMETERS:,} in {MAX_WEIGHTS:,}"
+        )
+    return network(**arguments)
+
+
+def require_within_limit(name: str, value: int | Sequence[int] | None) -> None:
+    """Raise a ValueError for a number below 1 or above its limit, or too many of them."""
+    numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    if len(numbers) > MAX_LEVELS:
+        raise ValueError(f"{name} can have at most {MAX_LEVELS} entries, not {len(numbers)}")
+    for number in numbers:
+        if not 1 <= number <= LIMITS[name]:
+            raise ValueError(f"{name} must lie between 1 and {LIMITS[name]}, not {number}")
 
 
 def cost(config: dict, shape: Sequence[int]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import attend, embed, heads_for, time_embedding, zero
+from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
 
 
 class DiT(nn.Module):
@@ -49,6 +49,11 @@ class DiT(nn.Module):
                 f"patches of {patch_size} do not divide images of {image_size}; these do: "
                 + ", ".join(map(str, fitting))
             )
+        if (side := image_size // patch_size) > MAX_SIDE:
+            raise ValueError(
+                f"the transformer takes at most {MAX_SIDE} patches in a row, not {side}; larger "
+                "patches are fewer"
+            )
         if channels < 4 or channels % 4:
             raise ValueError(f"the transformer's channels must be a multiple of 4, not {channels}")
         if blocks < 1 or not 0 <= dropout < 1:
@@ -58,7 +63,7 @@ class DiT(nn.Module):
         self.time = time_embedding(channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.stem = nn.Linear(pixels, channels)
-        positions = position_embedding(image_size // patch_size, channels)
+        positions = position_embedding(side, channels)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
         joined = blocks // 2 if long_skips else 0

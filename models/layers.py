@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_DIM = 32  # channels of one attention head, at least
+MAX_SIDE = 128  # of a feature map with attention, whose work grows with the fourth power
 
 
 def time_embedding(dim: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import attend, embed, heads_for, time_embedding, zero
+from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
 
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
 
@@ -154,7 +154,7 @@ def check(
     sizes: Sequence[int],
 ) -> None:
     """Raise a ValueError for values that do not make a U-Net."""
-    if channels < 1 or blocks < 1 or min(multipliers) < 1:
+    if channels < 1 or blocks < 1 or min(multipliers, default=0) < 1:
         raise ValueError("channels, multipliers and blocks of the U-Net must be at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
@@ -162,6 +162,11 @@ def check(
         raise ValueError(
             f"no feature map has the attention resolution {', '.join(map(str, sorted(unknown)))}; "
             f"there are {', '.join(map(str, sizes))}"
+        )
+    if (side := max(sizes[-1], *attention_resolutions, 0)) > MAX_SIDE:
+        raise ValueError(
+            f"a feature map with attention can be {MAX_SIDE} pixels wide, not {side}; the last "
+            "level always has it, and more multipliers or larger patches make it smaller"
         )
 
 
