@@ -71,13 +71,15 @@ def write_checkpoint(folder: Path, diffusion: dict | None = None, **model) -> Pa
         for p in network.parameters():  # some of which are zeros
             p.data += 0.1 * torch.randn_like(p)
         weights[which] = network.state_dict()
-    data = {"dataset": "digits", "classes": [str(i) for i in range(config.get("num_classes", 0))]}
-    process = {"timesteps": T, **(diffusion or {})}
-    rest = dict.fromkeys(("step", "seconds", "optimizer", "scaler"), 0)
+    data = {"dataset": "digits", "data_dir": "data", "count": 1}
+    data |= {key: config[key] for key in ("image_size", "image_channels")}
+    data["classes"] = [str(i) for i in range(config.get("num_classes", 0))]
+    process = {"timesteps": T, "learn_sigma": config.get("learn_sigma", False), **(diffusion or {})}
+    train = {"label_dropout": 0.1, "total_steps": None}
+    config = {"data": data, "model": config, "diffusion": process, "train": train}
+    rest = {"step": 0, "seconds": 0.0, "optimizer": {}, "scaler": None}
     path = folder / "checkpoint.pt"
-    save_checkpoint(
-        path, {"config": {"data": data, "model": config, "diffusion": process}, **weights, **rest}
-    )
+    save_checkpoint(path, {"config": config, **weights, **rest})
     return path
 
 
@@ -496,12 +498,10 @@ def test_export_refuses(script, tmp_path):
     assert done.code == 1
     assert "there is no checkpoint" in done.err
 
-    saved = torch.load(checkpoint)
-    saved["config"]["model"] = {"name": "mlp", "width": 8}
-    torch.save(saved, checkpoint)
+    checkpoint = write_checkpoint(tmp_path, name="cnn")
     done = script("export", "--checkpoint", checkpoint, "--to", "numpy", "model.npz")
     assert done.code == 2
-    assert done.err.endswith("holds a network mlp; only the unet can be exported\n")
+    assert done.err.endswith("holds a network cnn; only the unet can be exported\n")
     assert done.err.count("\n") == 1
     assert not (tmp_path / "model.npz").exists()
 

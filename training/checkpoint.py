@@ -1,6 +1,6 @@
 """Checkpoints: plain containers and tensors in one file that explains itself.
 
-format      2
+format      3
 step        updates made so far
 skipped     those of them that were not made, for a loss or gradient that was not finite
 seconds     of training so far
@@ -8,19 +8,37 @@ config      {"data", "model", "diffusion", "train"}: all that rebuilds the netwo
 model, ema  the network's weights, and their moving average
 optimizer   the optimizers' states, by name
 scaler      the state of the fp16 gradient scaler, or None
+
+The file is a zip archive of torch.save, and ends with the SHA-256 of the rest. It is checked before
+anything of it is read, because PyTorch loads a flipped bit without a word.
 """
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diffusion import GaussianDiffusion
-from models import build_model
+from data import DATASETS, kind_of
+from diffusion import GaussianDiffusion, pick
+from models import MODELS, build_model
+from training.inspection import PlainCopy, Refused, fits, require_plain_archive
+from training.seal import SealingFile, require_seal
 from utils import memory_format, save_whole
 
-FORMAT = 2
-KEYS = {"format", "step", "skipped", "seconds", "config", "model", "ema", "optimizer", "scaler"}
+FORMAT = 3
+KINDS = {"step": int, "skipped": int, "seconds": float, "config": dict, "model": dict, "ema": dict}
+KINDS |= {"optimizer": dict, "scaler": dict | None}
+# What the scripts read of a configuration, beside the arguments of the network and the process.
+CONFIG = {
+    "data": {"dataset": str, "data_dir": str, "count": int, "classes": list[str]},
+    "model": {"name": str},
+    "diffusion": {},
+    "train": {"label_dropout": float, "total_steps": int | None},
+}
+
+SHAPE = ("dim", "image_size", "image_channels")  # of an item, in "data" and in "model"
 
 
 class CheckpointError(OSError):
@@ -32,10 +50,12 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:
+            sealing = SealingFile(file)
             try:
-                torch.save({"format": FORMAT, **checkpoint}, file)
+                torch.save({"format": FORMAT, **checkpoint}, sealing)
             except RuntimeError as error:  # of torch's writer, when the file has refused it
                 raise error.__context__ or error from None
+            sealing.seal()
 
     save_whole(path, write)
 
@@ -43,27 +63,67 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """Read a checkpoint to the CPU; no code in the file is ever run.
 
-    With `mapped`, tensors are read from the file when they are touched.
+    With `mapped`, tensors are read from the file when they are touched, and its SHA-256 is not
+    checked, which would read all of it.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, or not one of this project's checkpoints.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train.py writes one")
+    checkpoint = read(Path(path), mapped=mapped)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # the readers under torch.load raise nearly anything
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
-        raise CheckpointError(f"{path} is not a checkpoint of Tiny Diffusion")
-    if checkpoint["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {checkpoint['format']}; this version reads {FORMAT}"
-        )
+        require_kinds(checkpoint, KINDS)
+        require_config(checkpoint["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} contradicts itself: {brief(error)}") from None
     return checkpoint
+
+
+def verify(path: str | Path) -> None:
+    """Read a checkpoint whole, and raise what `load_checkpoint` raises if its SHA-256 is wrong."""
+    path = Path(path)
+    require_file(path)
+    try:
+        require_seal(path)
+    except Refused as error:
+        raise CheckpointError(f"{path} {error}") from None
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, without reading its weights; its SHA-256 is not checked."""
+    return read(Path(path), mapped=True)["step"]
+
+
+def read(path: Path, *, mapped: bool) -> dict:
+    """What a file of `save_checkpoint` holds, of this format and with a step."""
+    if mapped:
+        require_file(path)
+    else:
+        verify(path)
+    try:
+        require_plain_archive(path)
+        # Mapped in any case: a tensor can then claim no more than the file holds.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = PlainCopy(path.stat().st_size, mapped=mapped).of(content)
+    except Refused as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except Exception as error:  # the readers under torch.load raise nearly anything
+        reason = brief(error).partition(". ")[0]
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not fits(content.get("step"), int) or content["step"] < 0:
+        raise CheckpointError(f"{path} is not a checkpoint of Tiny Diffusion")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {content.get('format')}; this version reads {FORMAT}"
+        )
+    return content
+
+
+def require_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}; train.py writes one")
+    if not path.is_file():  # nobody may ever write to a pipe
+        raise CheckpointError(f"{path} is not a file")
 
 
 def restore(
@@ -74,26 +134,145 @@ def restore(
     With `raw` the network has the weights as trained, otherwise their moving average.
     Raises CheckpointError where weights and configuration do not fit each other.
     """
-    config = checkpoint["config"]
+    config, weights = checkpoint["config"], checkpoint["model" if raw else "ema"]
     try:
-        model = build_model(config["model"])
-        model.load_state_dict(checkpoint["model" if raw else "ema"])
         diffusion = GaussianDiffusion(**config["diffusion"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint contradicts itself: {error}") from None
+        with torch.device("meta"):  # nothing is allocated for a network that does not fit
+            require_weights(weights, build_model(config["model"]))
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint contradicts itself: {brief(error)}") from None
+    model = build_model(config["model"])
+    model.load_state_dict(weights)
     device = torch.device(device)
     model = model.eval().requires_grad_(False).to(device, memory_format=memory_format(device))
     return model, diffusion.to(device)
 
 
-def verify(path: Path) -> None:
-    """Raise a CheckpointError if a checkpoint is not as it was written."""
-    load_checkpoint(path)
+# --- what a checkpoint must be, whoever wrote it --------------------------------------------------
 
 
-def step_of(path: Path) -> int:
-    """The step of a checkpoint, without reading its weights."""
-    return load_checkpoint(path, mapped=True)["step"]
+def require_kinds(values: dict, kinds: dict, where: str = "") -> None:
+    """Raise a ValueError for a value that is not of its kind, or that is missing."""
+    for name, kind in kinds.items():
+        if not fits(values.get(name), kind):
+            raise ValueError(f"{where}{name} cannot be {values.get(name)!r}")
+
+
+def require_config(config: dict) -> None:
+    """Raise a ValueError for a configuration that no run has.
+
+    What is too large is not found here, but where the network and the process are made.
+    """
+    require_kinds({"config": config}, {"config": dict})
+    for section, kinds in CONFIG.items():
+        require_kinds(config, {section: dict}, "config.")
+        require_kinds(config[section], kinds, f"{section}.")
+    data, process = config["data"], config["diffusion"]
+    model = {key: value for key, value in config["model"].items() if key != "name"}
+    network = pick(MODELS, config["model"]["name"], "model")
+    require_arguments(network, model, "model.")
+    require_arguments(GaussianDiffusion, process, "diffusion.")
+
+    shape = {key: data[key] for key in SHAPE if key in data}
+    require_kinds(shape, dict.fromkeys(shape, int), "data.")
+    if shape != {key: model[key] for key in SHAPE if key in model}:
+        raise ValueError("the network is for items of another shape than the data's")
+    is_image = shape.keys() == {"image_size", "image_channels"}
+    if not (shape["image_channels"] in (1, 3) if is_image else shape == {"dim": 2}):
+        raise ValueError(f"no data has the shape {shape}")
+    source = DATASETS.get(data["dataset"])  # None: of a version that has others
+    if source and kind_of(source.shape) != network.kind:
+        raise ValueError(f"{data['dataset']} is not for a network of {network.kind}")
+    if model.get("num_classes") not in (None, len(data["classes"])):
+        raise ValueError("the network has another number of classes than the data")
+    if model.get("learn_sigma", False) != process.get("learn_sigma", False):
+        raise ValueError("the network and the process do not agree on learn_sigma")
+
+
+def require_arguments(function: Callable, arguments: dict, where: str) -> None:
+    """Raise a ValueError for an argument that a function does not take, or of another kind."""
+    parameters = inspect.signature(function).parameters
+    if unknown := arguments.keys() - parameters.keys():
+        raise ValueError(f"there is no {where}{min(unknown, key=str)}")
+    require_kinds(arguments, {name: parameters[name].annotation for name in arguments}, where)
+
+
+def require_weights(weights: dict, model: nn.Module) -> None:
+    """Raise a ValueError for weights that are not such a network's."""
+    expected = model.state_dict()
+    if unfit := weights.keys() ^ expected.keys():
+        whose = "is missing" if min(unfit, key=str) in expected else "is not the network's"
+        raise ValueError(f"the weight {min(unfit, key=str)} {whose}")
+    for name, weight in weights.items():
+        wanted = expected[name]
+        if not isinstance(weight, Tensor) or weight.dtype != wanted.dtype:
+            raise ValueError(f"the weight {name} is not {wanted.dtype}")
+        if weight.shape != wanted.shape:
+            has, wants = tuple(weight.shape), tuple(wanted.shape)
+            raise ValueError(f"the weight {name} is of shape {has}, and the network's of {wants}")
+
+
+def require_state(
+    checkpoint: dict, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
+) -> None:
+    """Raise a CheckpointError if a run of that network and optimizers cannot go on from it."""
+    try:
+        require_weights(checkpoint["model"], model)
+        require_weights(checkpoint["ema"], model)
+        require_kinds(checkpoint["optimizer"], dict.fromkeys(optimizers, dict), "optimizer.")
+        for name, optimizer in optimizers.items():
+            require_optimizer(checkpoint["optimizer"][name], optimizer)
+        if checkpoint["scaler"] is not None:
+            kinds = {"scale": float, "growth_factor": float, "backoff_factor": float}
+            kinds |= {"growth_interval": int, "_growth_tracker": int}
+            require_kinds(checkpoint["scaler"], kinds, "scaler.")
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint contradicts itself: {brief(error)}") from None
+
+
+def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError for a state that is not one of such an optimizer.
+
+    Its groups must be as the optimizer's are now, but for the learning rate; what an older PyTorch
+    did not have in them is filled in.
+    """
+    require_kinds(saved, {"param_groups": list, "state": dict}, "an optimizer's ")
+    groups = optimizer.state_dict()["param_groups"]
+    if len(saved["param_groups"]) != len(groups):
+        raise ValueError("an optimizer has another number of groups")
+    for old, group in zip(saved["param_groups"], groups, strict=True):
+        if not isinstance(old, dict) or not fits(old.get("lr"), float):
+            raise ValueError("an optimizer has no learning rate")
+        for key, value in group.items():
+            if old.setdefault(key, value) != value and key != "lr":
+                raise ValueError(f"an optimizer's {key} is {old[key]}, now {value}")
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    names = state_of(type(optimizer))
+    for number, weight in enumerate(weights):
+        state = saved["state"].get(number)
+        if not isinstance(state, dict) or state.keys() != names.keys():
+            raise ValueError("an optimizer has no state, or another, of some weights")
+        for name, value in state.items():
+            shape = weight.shape if names[name] else ()
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(f"an optimizer's {name} is not of its weight's shape")
+            if value.dtype != weight.dtype:
+                raise ValueError(f"an optimizer's {name} is not {weight.dtype}")
+
+
+def state_of(kind: type[torch.optim.Optimizer]) -> dict[str, int]:
+    """What an optimizer keeps of a weight, and of how many dimensions for one of two: all of the
+    weight's, or 0 for a single number."""
+    weight = nn.Parameter(torch.zeros(1, 1))
+    weight.grad = torch.zeros(1, 1)
+    optimizer = kind([weight], lr=0.0)
+    optimizer.step()
+    return {name: value.ndim for name, value in optimizer.state[weight].items()}
+
+
+def brief(error: Exception) -> str:
+    """The first line of a message, or of its 300 first characters."""
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def differences(saved: dict, wanted: dict) -> list[str]:
