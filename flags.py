@@ -81,6 +81,34 @@ def parse_keywords(script_parser: Parser, parse_args: Callable, flags: dict) -> 
         Parser.raises = False
 
 
+def parse_saved(script_parser: Parser, name: str, value: object) -> object:
+    """The value that a file has for a flag, as the command line would parse it.
+
+    Raises ValueError where the command line would refuse it.
+    """
+    action = next(a for a in script_parser._actions if a.dest == name)
+    if value is None and action.default is None:
+        return None
+
+    def parse(text: str):
+        try:
+            parsed = script_parser._get_value(action, text)
+            script_parser._check_value(action, parsed)
+        except argparse.ArgumentError as error:
+            raise ValueError(str(error)) from None
+        return parsed
+
+    if action.nargs == 0:
+        parsed = value is True
+    elif action.nargs in ("+", "*"):
+        parsed = [parse(str(item)) for item in value] if isinstance(value, list) else None
+    else:
+        parsed = parse(str(value))
+    if parsed != value or isinstance(parsed, bool) != isinstance(value, bool):
+        raise ValueError(f"argument {action.option_strings[0]}: {str(value)[:80]} is of no use")
+    return parsed
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, where there are any, and keeps the line breaks of the examples."""
 

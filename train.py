@@ -14,6 +14,7 @@ from flags import (
     names,
     number,
     parse_keywords,
+    parse_saved,
     run,
 )
 
@@ -184,7 +185,7 @@ from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_d
 from diffusion import GaussianDiffusion
 from models import DEFAULT, MODELS, cost, model_config
 from points import distances
-from training.checkpoint import CheckpointError, differences, load_checkpoint
+from training.checkpoint import CheckpointError, differences, load_checkpoint, require_state
 from training.distributed import (
     barrier,
     is_main,
@@ -226,6 +227,9 @@ LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
 FIXED += ("class_conditional", "label_dropout", "validation")
+# Flags of a command and not of a run: no checkpoint sets them.
+COMMAND = {"debug", "list_models", "no_download", "device", "compile", "keep"}
+COMMAND |= {"output_dir", "resume", "overwrite", "tensorboard"}
 
 
 class Trained(NamedTuple):
@@ -298,6 +302,8 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     trainer = Trainer(config, device, precision, args.compile)
     say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
     if checkpoint is not None:
+        if "shards" not in checkpoint:
+            require_state(checkpoint, trainer.model, trainer.optimizers)
         trainer.load(checkpoint)
     folder, total = RunFolder(args.output_dir), planned_steps(args, checkpoint)
     job = Run(
@@ -534,13 +540,21 @@ def begin_anew(args, folder: RunFolder, damaged: list) -> None:
 
 
 def take_flags(args, config: dict) -> None:
-    """Take the flags that were not given from the configuration of a run."""
+    """Take the flags that were not given from the configuration of a run.
+
+    Raises CheckpointError for a value that the command line would refuse.
+    """
     saved = {key: value for section in config.values() for key, value in section.items()}
     saved["model"] = saved["name"]
     if args.given & set(LIMITS):  # a new limit replaces the old ones
         saved = {key: value for key, value in saved.items() if key not in LIMITS}
-    for key in saved.keys() & vars(args).keys() - args.given:
-        setattr(args, key, saved[key])
+    parser = make_parser()
+    of_a_run = {action.dest for action in parser._actions} - COMMAND
+    for key in sorted(saved.keys() & of_a_run - args.given):
+        try:
+            setattr(args, key, parse_saved(parser, key, saved[key]))
+        except ValueError as error:
+            raise CheckpointError(f"the run's configuration contradicts itself: {error}") from None
 
 
 def spread(args, saved: dict) -> None:
