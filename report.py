@@ -23,8 +23,9 @@ from data import item_shape, kind_of, load_dataset
 from diffusion import GaussianDiffusion
 from pictures import picture_of, pictures_of, square
 from samplers import AUTO, SAMPLERS
-from training.checkpoint import CheckpointError, load_checkpoint, restore
+from training.checkpoint import CheckpointError, load_checkpoint, require_config, restore
 from training.folder import RunFolder
+from training.inspection import PlainCopy, fits
 from training.log import column, draw_loss, read_metrics
 from utils import NoisePerImage, describe, save_whole
 
@@ -91,11 +92,11 @@ def learning_rows(
         say(f"checkpoint {number} of {len(chosen)}: {stage.label}")
         try:
             checkpoint = load_checkpoint(stage.path)
+            model, diffusion = restore(checkpoint, device)
             config = checkpoint["config"]
             shape = item_shape(config["data"])
             if rows and shape != next(iter(rows.values())).shape[1:]:
                 raise CheckpointError(f"{stage.path} is of another run")
-            model, diffusion = restore(checkpoint, device)
         except OSError as error:
             notes.append(f"Left out: {error}.")
             continue
@@ -116,7 +117,8 @@ def learning_rows(
 
 def stages_of(folder: RunFolder) -> tuple[list[Stage], list[str]]:
     """The checkpoints of a run by step, each step once, and notes on those that are damaged."""
-    epochs = {row["step"]: row["epoch"] for row in read_metrics(folder.metrics) if "epoch" in row}
+    rows = read_metrics(folder.metrics)
+    epochs = {row["step"]: row["epoch"] for row in rows if fits(row.get("epoch"), int)}
     steps, damaged = folder.steps()
     on_the_way = {path: step for path, step in steps.items() if path != folder.best}
     stages = {}
@@ -217,10 +219,14 @@ def write_report(run_folder: str | Path, learning: Learning | None = None) -> Pa
 def config_of(folder: RunFolder, notes: list[str]) -> dict:
     """The configuration of a run without checkpoints; none, and a note, if it cannot be read."""
     try:
-        return json.loads(folder.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not folder.config.is_file():
+            raise FileNotFoundError(f"there is no {folder.config}")
+        config = PlainCopy(0).of(json.loads(folder.config.read_text(encoding="utf-8")))
+        require_config(config)
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"The configuration cannot be read: {error}.")
         return {}
+    return config
 
 
 def facts_of(config: dict, metrics: list[dict], kind: str) -> dict[str, object]:

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from training.inspection import fits
 from utils import save_whole
 
 
@@ -55,15 +56,15 @@ def open_tensorboard(folder: Path, step: int):
 
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics file, none if there is no file."""
-    if not path.exists():
+    if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # torn by a crash
+        except (ValueError, RecursionError):  # torn by a crash, or not ours
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and fits(row.get("step"), int):
             rows.append(row)
     return rows
 
@@ -75,8 +76,8 @@ def running_average(average: float, value: float, count: int) -> float:
 
 
 def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """The steps and the values of the rows that have a value of that name."""
-    found = [row for row in rows if row.get(name) is not None]
+    """The steps and the values of the rows that have a number of that name."""
+    found = [row for row in rows if fits(row.get(name), float)]
     return [row["step"] for row in found], [row[name] for row in found]
 
 

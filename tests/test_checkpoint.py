@@ -1,0 +1,578 @@
+"""Checkpoints that are damaged, or made to do harm: each is refused with its reason, at once, and
+before anything is run or allocated for it."""
+
+import copy
+import hashlib
+import io
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+from report import config_of
+from training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    require_state,
+    restore,
+    save_checkpoint,
+    step_of,
+    verify,
+)
+from training.folder import RunFolder
+from training.log import column, open_metrics, read_metrics
+from training.trainer import Trainer
+
+TRAPPED = ROOT / "tests" / "trapped"
+
+
+class Trap:
+    """Whose unpickling would leave a file behind."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {TRAPPED}",)
+
+
+def sealed(content: bytes) -> bytes:
+    return content + b"sha256:" + hashlib.sha256(content).hexdigest().encode()
+
+
+def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, **records: bytes) -> bytes:
+    """A zip as torch.save writes it, with any content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as entries:
+        entries.writestr("archive/data.pkl", pickled)
+        entries.writestr("archive/byteorder", "little")
+        entries.writestr("archive/version", "3\n")
+        for name, record in records.items():
+            entries.writestr(f"archive/data/{name}", record)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(trained) -> Path:
+    return trained / "model_final.pt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(whole) -> dict:
+    return load_checkpoint(whole)
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum here")
+def test_common_tools_check_the_seal(whole):
+    digest = subprocess.run(f"head -c -71 {whole} | sha256sum", shell=True, capture_output=True)
+    seal = subprocess.run(["tail", "-c", "71", whole], capture_output=True).stdout
+    assert seal == b"sha256:" + digest.stdout.split()[0]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_pytorch_reads_a_sealed_file(whole, checkpoint, mapped):
+    content = torch.load(whole, weights_only=True, mmap=mapped)
+    assert content["step"] == checkpoint["step"] == step_of(whole)
+    assert content["ema"].keys() == checkpoint["ema"].keys()
+    assert all(torch.equal(content["ema"][name], w) for name, w in checkpoint["ema"].items())
+
+
+def test_what_was_saved_is_what_is_loaded(whole, checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "again.pt", checkpoint)
+    for path, mapped in [(whole, True), (tmp_path / "again.pt", False)]:
+        again = load_checkpoint(path, mapped=mapped)
+        assert again["config"] == checkpoint["config"]
+        for part in ("model", "ema", "optimizer"):
+            torch.testing.assert_close(again[part], checkpoint[part], rtol=0, atol=0)
+
+
+def test_every_flipped_bit_is_noticed(whole, tmp_path):
+    content, path, rng = bytearray(whole.read_bytes()), tmp_path / "flipped.pt", random.Random(0)
+    path.write_bytes(content)
+    verify(path)
+    end = 8 * len(content)
+    bits = [rng.randrange(end) for _ in range(150)] + [
+        rng.randrange(end - 800, end) for _ in "." * 50
+    ]
+    for bit in bits:
+        with open(path, "r+b") as file:
+            file.seek(bit // 8)
+            file.write(bytes([content[bit // 8] ^ 1 << bit % 8]))
+        for read in (verify, load_checkpoint):
+            with pytest.raises(CheckpointError, match=r"flipped\.pt is damaged"):
+                read(path)
+        with open(path, "r+b") as file:
+            file.seek(bit // 8)
+            file.write(content[bit // 8 : bit // 8 + 1])
+    verify(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.99999])
+def test_a_part_of_a_checkpoint(whole, tmp_path, share):
+    content = whole.read_bytes()
+    (tmp_path / "part.pt").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"part\.pt is damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "part.pt")
+
+
+def test_zeros_where_a_crash_left_a_hole(whole, tmp_path):
+    content = bytearray(whole.read_bytes())
+    content[4096:8192] = bytes(4096)
+    (tmp_path / "hole.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"hole\.pt is damaged: its SHA-256 is not the one"):
+        load_checkpoint(tmp_path / "hole.pt")
+    (tmp_path / "hole.pt").write_bytes(bytes(len(content)))
+    with pytest.raises(CheckpointError, match=r"hole\.pt is damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "hole.pt")
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, verify, step_of])
+def test_what_is_no_file(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.pt")  # to which nobody ever writes
+    for path in (tmp_path, tmp_path / "pipe.pt", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="is not a file"):
+            read(path)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        read(tmp_path / "none.pt")
+
+
+# --- hostile files -------------------------------------------------------------------------------
+
+
+def refused(tmp_path, content: bytes) -> str:
+    """Why a sealed file is refused, mapped and not; it must not take long, nor run anything."""
+    path = tmp_path / "bad.pt"
+    path.write_bytes(sealed(content))
+    start = time.process_time()  # not what the machine does beside
+    for mapped in (False, True):
+        with pytest.raises(CheckpointError, match=r"bad\.pt is") as caught:
+            load_checkpoint(path, mapped=mapped)
+    with pytest.raises(CheckpointError, match=r"bad\.pt is"):
+        step_of(path)
+    assert time.process_time() - start < 5
+    assert not TRAPPED.exists()
+    return str(caught.value)
+
+
+def test_code_is_not_run(tmp_path):
+    assert "asks for" in refused(tmp_path, archive(pickle.dumps({"step": Trap()}, protocol=2)))
+    refused(tmp_path, archive(pickle.dumps({"step": Trap()})))
+    refused(tmp_path, pickle.dumps({"step": Trap()}, protocol=2))  # as torch.save wrote long ago
+    file = io.BytesIO()
+    torch.save({"step": 1, "format": 3, "config": Trap()}, file)
+    assert "asks for" in refused(tmp_path, file.getvalue())
+
+
+def test_what_weights_only_would_let_pass(tmp_path):
+    """A bytearray of 10^11 zeros in forty bytes."""
+    bomb = b"\x80\x02c__builtin__\nbytearray\n\x8a\x06" + (10**11).to_bytes(6, "little") + b"\x85R."
+    assert "asks for __builtin__ bytearray" in refused(tmp_path, archive(bomb))
+
+
+def test_compressed_entries(tmp_path):
+    pickled = pickle.dumps({"step": 1}, protocol=2)
+    assert "compressed" in refused(tmp_path, archive(pickled, zipfile.ZIP_DEFLATED))
+
+
+def zip_bomb(path: Path) -> None:
+    """A gigabyte of zeros in a small file."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as entries,
+        entries.open("archive/data.pkl", "w") as entry,
+    ):
+        for _ in range(64):
+            entry.write(bytes(2**24))
+    path.write_bytes(sealed(path.read_bytes()))
+    assert path.stat().st_size < 2**23
+
+
+def test_parts_that_overlap(tmp_path):
+    """Every entry of the directory is the same megabyte."""
+    content = bytearray(archive(pickle.dumps({"step": 1}, protocol=2), a=bytes(2**20)))
+    start = content.index(b"PK\x01\x02")
+    end = content.index(b"PK\x05\x06")
+    last = content.rindex(b"PK\x01\x02")
+    entry = content[last:end]
+    directory = content[start:end] + b"".join(entry[:-1] + bytes([ord("b") + i]) for i in range(20))
+    tail = content[end:]
+    tail[8:10] = tail[10:12] = (4 + 20).to_bytes(2, "little")
+    tail[12:16] = len(directory).to_bytes(4, "little")
+    assert "larger than the file" in refused(tmp_path, bytes(content[:start] + directory + tail))
+
+
+def tensor(claimed: int, size: tuple, stride: tuple) -> bytes:
+    """The pickle of a tensor over a storage of so many bytes, in the record 0."""
+
+    def number(n: int) -> bytes:
+        return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
+
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    storage += b"X\x03\x00\x00\x00cpu" + number(claimed) + b"tQ"
+    sizes, strides = (b"(" + b"".join(map(number, part)) + b"t" for part in (size, stride))
+    rest = b"\x89ccollections\nOrderedDict\n)R"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + sizes + strides
+    return b"\x80\x02}X\x04\x00\x00\x00step" + call + rest + b"tRs."
+
+
+@pytest.mark.parametrize(
+    ("claimed", "size", "stride"),
+    [
+        (4, (10**9, 10**9), (0, 0)),
+        (4, (1000, 1000), (0, 0)),
+        (10**15, (10**15,), (1,)),
+        (4, (10**15,), (1,)),
+        (-4, (4,), (1,)),
+        (4, (4,), (-1,)),
+    ],
+)
+def test_tensors_that_claim_more_than_there_is(tmp_path, claimed, size, stride):
+    refused(tmp_path, archive(tensor(claimed, size, stride), **{"0": bytes(16)}))
+
+
+def test_many_tensors_of_one_storage(tmp_path):
+    """Each is as large as the file may be; together they are a gigabyte."""
+    one = torch.zeros(2**18)
+    file = io.BytesIO()
+    torch.save({"step": 1, "format": 3, "model": [one.view(-1) for _ in range(1000)]}, file)
+    assert "larger than the file" in refused(tmp_path, file.getvalue())
+
+
+def test_containers_without_end(tmp_path):
+    endless: list = []
+    endless.append(endless)
+    laughs: list = [0] * 100
+    for _ in range(8):
+        laughs = [laughs] * 100
+    for value in (endless, laughs):
+        file = io.BytesIO()
+        torch.save({"step": 1, "format": 3, "config": value}, file)
+        assert "nested too deeply" in refused(tmp_path, file.getvalue())
+    refused(tmp_path, archive(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."))
+    assert "too much" in refused(tmp_path, archive(b"\x80\x02" + b"]" * 2 * 10**6 + b"."))
+    assert "other parts" in refused(tmp_path, archive(b"\x80\x02" + b"]" * 10**7))
+
+
+@pytest.mark.parametrize("step", [None, "3", 3.5, True, -1, 2**63, [3], float("nan")])
+def test_steps_that_are_no_steps(checkpoint, tmp_path, step):
+    path = tmp_path / "bad.pt"
+    save_checkpoint(path, {**checkpoint, "step": step})
+    for read in (load_checkpoint, step_of):
+        with pytest.raises(CheckpointError, match=r"bad\.pt is not a checkpoint"):
+            read(path)
+
+
+# --- hostile configurations ----------------------------------------------------------------------
+
+HUGE = (10**6, 10**9, 2**62)
+ABSURD = [
+    *[("model", "channels", n) for n in (0, -8, 20_000, *HUGE)],
+    *[("model", "blocks", n) for n in (0, 101, *HUGE)],
+    *[("model", "multipliers", n) for n in ([], [0], [10**9], [1] * 11, [1] * 10**5, "12", 3)],
+    *[("model", "image_size", n) for n in (0, 7, -8, *HUGE)],
+    *[("model", "patch_size", n) for n in (-1, 3, *HUGE)],
+    *[("model", "image_channels", n) for n in (0, 3, *HUGE)],
+    *[("model", "attention_resolutions", n) for n in ([5], [10**9], [8] * 11, [None], {})],
+    *[("model", "num_classes", n) for n in (0, -1, 5, *HUGE)],
+    *[("model", "dropout", n) for n in (1, -0.1, float("nan"), "0.1", None)],
+    *[
+        ("model", "name", n)
+        for n in ("magic", None, 5, ["unet"], "mlp", "dit", "cnn", "naive_unet")
+    ],
+    ("model", "width", 8),
+    ("model", "learn_sigma", True),
+    *[("diffusion", "timesteps", n) for n in (0, 1, -5, True, 10.0, 100_001, *HUGE)],
+    *[("diffusion", "schedule", n) for n in ("round", None, 5, ["cosine"], {})],
+    *[("diffusion", "prediction", n) for n in ("noise", None, ["v"])],
+    *[("diffusion", "sigma_data", n) for n in (0, -1, float("nan"), float("inf"), "1", 10**30)],
+    *[("diffusion", "clip", n) for n in (1, None, "yes")],
+    ("diffusion", "learn_sigma", True),
+    ("diffusion", "betas", [1, 2]),
+    *[("data", "image_size", n) for n in (16, None, "8", *HUGE)],
+    *[("data", "dim", n) for n in (2, 10**9)],
+    *[("data", "dataset", n) for n in (None, 5, ["digits"], "moons")],
+    *[("data", "classes", n) for n in (None, "0123456789", [1, 2], {})],
+    *[("data", "count", n) for n in (None, "many", 1.5)],
+    *[("train", "label_dropout", n) for n in (None, "0.1", float("nan"))],
+    *[("train", "total_steps", n) for n in ("9", 1.5, [9])],
+    *[
+        (section, None, n)
+        for section in ("data", "model", "diffusion", "train")
+        for n in (None, [])
+    ],
+]
+
+
+def altered(checkpoint: dict, section: str, key: str | None, value: object) -> dict:
+    """The checkpoint with another configuration."""
+    config = copy.deepcopy(checkpoint["config"])
+    if key is None:
+        config[section] = value
+    else:
+        config[section][key] = value
+    return {**checkpoint, "config": config}
+
+
+@pytest.mark.parametrize(("section", "key", "value"), ABSURD)
+def test_absurd_configurations(checkpoint, tmp_path, section, key, value):
+    path = tmp_path / "bad.pt"
+    save_checkpoint(path, altered(checkpoint, section, key, value))
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError) as caught:
+        restore(load_checkpoint(path))
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+    message = str(caught.value)
+    assert "contradicts itself" in message or "is not a checkpoint" in message
+    assert len(message.splitlines()) == 1
+
+
+LIMITED = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+from training.checkpoint import CheckpointError, load_checkpoint, restore
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+seconds = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 10
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+for path in sys.argv[1:]:
+    for mapped in (True, False):
+        try:
+            restore(load_checkpoint(path, mapped=mapped))
+        except CheckpointError as error:
+            print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how to limit a process is Linux's")
+def test_what_would_fill_the_memory(checkpoint, tmp_path):
+    """In a process that may take 300 MB beyond its imports, and ten seconds."""
+    config = copy.deepcopy(checkpoint["config"])
+    sizes = {  # each within its limits
+        "large": {"channels": 16_384, "blocks": 50, "multipliers": [64]},
+        "wide": {"channels": 2048, "multipliers": [1]},
+    }
+    for name, size in sizes.items():
+        config["model"] |= {"blocks": 1, **size}
+        save_checkpoint(tmp_path / f"{name}.pt", {**checkpoint, "config": config})
+    zip_bomb(tmp_path / "bomb.pt")
+    command = [sys.executable, "-c", LIMITED, "bomb.pt", "large.pt", "wide.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert len(messages) == 6
+    reasons = ["it is compressed", "parameters in", "the weight"]
+    for message, reason in zip(messages[::2], reasons, strict=True):
+        assert reason in message
+
+
+def test_weights_that_do_not_fit(checkpoint):
+    def message(**weights) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            restore({**checkpoint, "ema": {**checkpoint["ema"], **weights}})
+        return str(caught.value)
+
+    assert "the weight extra is not the network's" in message(extra=torch.zeros(1))
+    assert "the weight head.bias is of shape (3,)" in message(**{"head.bias": torch.zeros(3)})
+    assert "the weight head.bias is not torch.float32" in message(**{"head.bias": [0.0]})
+    less = {name: w for name, w in checkpoint["ema"].items() if name != "head.bias"}
+    with pytest.raises(CheckpointError, match=r"the weight head\.bias is missing"):
+        restore({**checkpoint, "ema": less})
+
+
+# --- the scripts ---------------------------------------------------------------------------------
+
+READERS = {
+    "sample": ["--checkpoint", "bad.pt"],
+    "evaluate": ["--checkpoint", "bad.pt"],
+    "export": ["--checkpoint", "bad.pt"],
+    "train": ["--resume", "bad.pt"],
+    "visualize_diffusion": ["--checkpoint", "bad.pt", "--field"],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_scripts_refuse_with_one_line(script, checkpoint, tmp_path, name):
+    for change in [
+        ("model", "channels", 10**9),
+        ("diffusion", "schedule", ["x"]),
+        ("data", "count", "many"),
+    ]:
+        save_checkpoint(tmp_path / "bad.pt", altered(checkpoint, *change))
+        result = script(name, *READERS[name])
+        assert result.code in (1, 2)
+        assert "error: " in result.err
+        assert "--debug" not in result.err
+        assert len(result.err.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["bad.pt"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("train", "lr", "fast", "argument --lr: 'fast' is not a number"),
+        ("train", "lr", -1.0, "must be at least 0, not -1.0"),
+        ("train", "lr", [0.1], "argument --lr: '[0.1]' is not a number"),
+        ("train", "batch_size", 0, "argument --batch-size: must be at least 1, not 0"),
+        ("train", "batch_size", True, "argument --batch-size: 'True' is not a whole number"),
+        ("train", "optimizer", "sgd", "invalid choice: 'sgd'"),
+        ("train", "class_conditional", "no", "argument --class-conditional: no is of no use"),
+        ("train", "max_steps", 10**40, "is not a checkpoint of Tiny Diffusion"),
+        ("data", "data_dir", 5, "data.data_dir cannot be 5"),
+        ("data", "fit", ["crop"], "argument --fit"),
+        ("model", "multipliers", [1, 3], "model.multipliers: [1, 3] in the checkpoint"),
+    ],
+)
+def test_a_run_does_not_go_on_with_flags_that_no_command_line_takes(
+    script, checkpoint, tmp_path, section, key, value, message
+):
+    save_checkpoint(tmp_path / "bad.pt", altered(checkpoint, section, key, value))
+    given = ["--multipliers", 1, 2] if key == "multipliers" else []
+    result = script("train", "--resume", "bad.pt", "--max-steps", 30, *given)
+    assert result.code == 1
+    assert message in result.err
+    assert "--debug" not in result.err
+    assert os.listdir(tmp_path) == ["bad.pt"]
+
+
+def test_a_checkpoint_does_not_say_where_to_write_or_what_to_delete(script, checkpoint, tmp_path):
+    mine = tmp_path / "elsewhere" / "metrics.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    (tmp_path / "run").mkdir()
+    change = {"output_dir": str(mine.parent), "overwrite": True, "keep": 1, "debug": True}
+    config = {**checkpoint["config"], "train": {**checkpoint["config"]["train"], **change}}
+    config["train"]["given"] = ["seed"]
+    save_checkpoint(tmp_path / "run" / "bad.pt", {**checkpoint, "config": config})
+    result = script("train", "--resume", "run/bad.pt", "--max-steps", 27, "--sample-interval", 0)
+    assert result.code == 0, result.err
+    assert mine.read_text() == "mine"
+    assert os.listdir(mine.parent) == ["metrics.jsonl"]
+    assert load_checkpoint(tmp_path / "run" / "model_final.pt")["step"] == 27
+
+
+def optimizer_changes(checkpoint: dict) -> dict[str, dict]:
+    """States that no optimizer of the run could have."""
+    changes = {}
+
+    def change(name: str) -> dict:
+        changes[name] = copy.deepcopy(checkpoint["optimizer"])
+        return changes[name]["adamw"]
+
+    change("no state")["state"].clear()
+    change("of one weight")["state"].pop(0)
+    change("without average")["state"][0].pop("exp_avg")
+    change("another shape")["state"][0]["exp_avg"] = torch.zeros(1)
+    change("no tensor")["state"][0]["exp_avg"] = 0.5
+    change("integers")["state"][0]["step"] = torch.tensor(3)
+    change("no groups")["param_groups"].clear()
+    change("betas")["param_groups"][0]["betas"] = "fast"
+    change("amsgrad")["param_groups"][0]["amsgrad"] = True
+    change("capturable")["param_groups"][0]["capturable"] = True
+    change("rate")["param_groups"][0]["lr"] = "fast"
+    change("others")["param_groups"][0]["params"] = [10**6]
+    changes["none"] = {}
+    changes["a list"] = {"adamw": [], "muon": []}
+    return changes
+
+
+def test_a_run_does_not_go_on_with_another_optimizers_state(script, checkpoint, tmp_path):
+    trainer = Trainer(checkpoint["config"], torch.device("cpu"), "fp32", compiled=False)
+    require_state(copy.deepcopy(checkpoint), trainer.model, trainer.optimizers)
+    for name, optimizer in optimizer_changes(checkpoint).items():
+        changed = {**checkpoint, "optimizer": optimizer}
+        with pytest.raises(CheckpointError, match="contradicts itself: ") as caught:
+            require_state(changed, trainer.model, trainer.optimizers)
+        assert "optimizer" in str(caught.value), name
+    save_checkpoint(tmp_path / "bad.pt", changed)
+    result = script("train", "--resume", "bad.pt", "--max-steps", 30)
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert os.listdir(tmp_path) == ["bad.pt"]
+
+
+def test_a_group_without_what_a_newer_pytorch_has(script, checkpoint, tmp_path):
+    older = copy.deepcopy(checkpoint)
+    del older["optimizer"]["adamw"]["param_groups"][0]["decoupled_weight_decay"]
+    save_checkpoint(tmp_path / "old.pt", older)
+    flags = ["--max-steps", 27, "--sample-interval", 0]
+    result = script("train", "--resume", "old.pt", *flags)
+    assert result.code == 0, result.err
+
+
+# --- a folder that somebody else has made --------------------------------------------------------
+
+METRICS = [
+    "[1, 2, 3]",
+    '"text"',
+    "null",
+    "NaN",
+    "{}",
+    '{"step": "one", "loss": 1}',
+    '{"step": null, "loss": 1}',
+    '{"step": 1, "loss": "low"}',
+    '{"step": 2, "loss": NaN, "epoch": Infinity}',
+    '{"step": 3, "loss": [1], "images_per_second": {}}',
+    '{"step": 4, "loss": 1' + "0" * 5000 + "}",
+    '{"step": 1' + "0" * 400 + ', "loss": 1}',
+    '{"step": 5, "loss": 1e999, "seconds": -1e308, "validation_loss": true}',
+    "[" * 100_000,
+    '{"step": 6, "loss": 0.5, "epoch": 1, "seconds": 2}',
+]
+
+
+@pytest.mark.parametrize("line", METRICS)
+def test_rows_that_are_no_metrics(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(line + '\n{"step": 7, "loss": 0.5}\n')
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    steps, losses = column(rows, "loss")
+    assert (steps[-1], losses[-1]) == (7, 0.5)
+    assert all(isinstance(value, (int, float)) for value in steps + losses)
+    with open_metrics(tmp_path / "metrics.jsonl", step=7):
+        assert column(read_metrics(tmp_path / "metrics.jsonl"), "loss") == (steps, losses)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def test_a_report_of_metrics_of_any_kind(script, whole, run):
+    shutil.copy(whole, run)
+    (run / "metrics.jsonl").write_bytes("\n".join(METRICS).encode() + b"\xff\xfe{}\n")
+    result = script("visualize_diffusion", "--run", run, "--steps", 2)
+    assert result.code == 0, result.err
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    assert script("visualize_diffusion", "--run", run, "--steps", 2).code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", "{}", '{"data": 5}', '{"data": {"dataset": 1}}', "[" * 10**5, "NaN", "{"]
+)
+def test_config_json_of_any_kind(run, text):
+    (run / "config.json").write_text(text)
+    notes: list[str] = []
+    assert config_of(RunFolder(run), notes) == {}
+    assert notes[0].startswith("The configuration cannot be read: ")
+
+
+def test_a_report_without_a_configuration(script, trained, run):
+    shutil.copy(trained / "metrics.jsonl", run)
+    shutil.copy(trained / "config.json", run)
+    assert config_of(RunFolder(run), notes := [])["data"]["dataset"] == "digits"
+    assert not notes
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    result = script("visualize_diffusion", "--run", run)
+    assert result.code == 0, result.err
+    assert "The configuration cannot be read" in (run / "report.html").read_text()
