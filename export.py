@@ -1,26 +1,29 @@
-"""Write a trained model in a form that needs no PyTorch."""
+"""Write a trained model in a form that other programs read."""
 
 from flags import Parser, run
 
-FORMATS = ["numpy"]
+FORMS = {"numpy": ".npz", "safetensors": ".safetensors"}  # and how their files' names end
 
 
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
         "Write a checkpoint's network for use elsewhere. numpy: one .npz with all that "
-        "mini_diffusion needs to draw images.",
+        "mini_diffusion needs to draw images. safetensors: the weights of any network, without "
+        "what training needs; sample.py reads it too.",
         [
             "python export.py --checkpoint outputs/model_final.pt --to numpy model.npz",
-            "python export.py --checkpoint outputs/model_final.pt --to numpy --raw raw.npz",
+            "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
         ],
     )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE",
+                        help="written by train.py, or by export.py as safetensors")
     parser.add_argument("--raw", action="store_true",
                         help="take the weights as trained, not their moving average")
-    parser.add_argument("--to", choices=FORMATS, default="numpy", help="the form")
-    parser.add_argument("output", nargs="?", default="outputs/model.npz", metavar="OUTPUT",
-                        help="the file to write")
+    parser.add_argument("--to", choices=FORMS,
+                        help="the form (default: as the name of the file ends)")
+    parser.add_argument("output", nargs="?", metavar="OUTPUT",
+                        help="the file to write (default: outputs/model, with the form's ending)")
     return parser
 
 
@@ -40,22 +43,54 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
+from diffusion import GaussianDiffusion
 from models.unet import feature_sizes
 from training.checkpoint import load_checkpoint, restore
+from training.weights import WEIGHTS, save_weights
 from utils import check_writable, save_whole
 
 
 def main(args) -> int:
-    output = Path(args.output)
-    if output.suffix != ".npz":
-        raise ValueError(f"{output}: the name of the file must end in .npz")
+    form, output = choose_form(args.to, args.output)
     check_writable(output.parent)
     checkpoint = load_checkpoint(args.checkpoint)
-    config = checkpoint["config"]
-    if (name := config["model"].get("name")) != "unet":
-        raise ValueError(f"{args.checkpoint} holds a network {name}; only the unet can be exported")
+    config, which = checkpoint["config"], "model" if args.raw else "ema"
+    if form == "numpy" and (name := config["model"]["name"]) != "unet":
+        raise ValueError(
+            f"{args.checkpoint} holds a network {name}; only the unet can be exported to numpy"
+        )
     model, diffusion = restore(checkpoint, raw=args.raw)
+    if form == "numpy":
+        save_arrays(output, config, checkpoint["step"], which, model, diffusion)
+    else:
+        save_weights(output, config, checkpoint["step"], which, model.state_dict())
+    print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHTS[which]}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
+    return 0
+
+
+def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
+    """The form and the file: one follows from the other. Raises ValueError if they differ."""
+    path = Path(output or f"outputs/model{FORMS[form or 'numpy']}")
+    if form is None and path.suffix not in FORMS.values():
+        raise ValueError(f"{path}: the name must end in {' or '.join(FORMS.values())}")
+    form = form or next(name for name, ending in FORMS.items() if ending == path.suffix)
+    if path.suffix != FORMS[form]:
+        raise ValueError(f"{path}: the name of the file must end in {FORMS[form]}")
+    return form, path
+
+
+def save_arrays(
+    output: Path,
+    config: dict,
+    step: int,
+    which: str,
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+) -> None:
+    """Write a U-Net and its process as mini_diffusion reads them."""
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     description = {
         "format": 1,
@@ -67,8 +102,8 @@ def main(args) -> int:
         "prediction": config["diffusion"].get("prediction", "eps"),
         "clip": diffusion.clip,
         "sigma_data": diffusion.sigma_data,
-        "step": checkpoint["step"],
-        "weights": "as trained" if args.raw else "moving average",
+        "step": step,
+        "weights": WEIGHTS[which],
     }
     arrays = {
         "config": np.array(json.dumps(description)),
@@ -82,9 +117,6 @@ def main(args) -> int:
             np.savez(file, **arrays)
 
     save_whole(output, write)
-    print(f"{args.checkpoint}: {description['dataset']}, weights: {description['weights']}")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
-    return 0
 
 
 def network(

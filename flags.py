@@ -204,7 +204,12 @@ def add_seed_flag(group) -> None:
 def add_checkpoint_flags(parser: Parser):
     """The flags of every script that opens a checkpoint. Returns their group."""
     group = parser.add_argument_group("what")
-    group.add_argument("--checkpoint", required=True, metavar="FILE", help="written by train.py")
+    group.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="written by train.py, or by export.py as safetensors",
+    )
     group.add_argument(
         "--raw",
         action="store_true",

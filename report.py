@@ -97,7 +97,7 @@ def learning_rows(
             shape = item_shape(config["data"])
             if rows and shape != next(iter(rows.values())).shape[1:]:
                 raise CheckpointError(f"{stage.path} is of another run")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the weights as trained alone
             notes.append(f"Left out: {error}.")
             continue
         in_row, in_grid, _ = amounts(shape)

@@ -185,7 +185,7 @@ from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_d
 from diffusion import GaussianDiffusion
 from models import DEFAULT, MODELS, cost, model_config
 from points import distances
-from training.checkpoint import CheckpointError, differences, load_checkpoint, require_state
+from training.checkpoint import CheckpointError, differences, load_run, require_state
 from training.distributed import (
     barrier,
     is_main,
@@ -511,7 +511,7 @@ def checkpoint_to_resume(args) -> dict | None:
             return begin_anew(args, folder, damaged)
     else:
         path = Path(args.resume)
-    checkpoint = read_record(path) if path.is_dir() else load_checkpoint(path)
+    checkpoint = read_record(path) if path.is_dir() else load_run(path)
     home = RunFolder.of(path)
     if "output_dir" not in args.given:
         args.output_dir = str(home.path)

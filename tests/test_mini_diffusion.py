@@ -501,7 +501,7 @@ def test_export_refuses(script, tmp_path):
     checkpoint = write_checkpoint(tmp_path, name="cnn")
     done = script("export", "--checkpoint", checkpoint, "--to", "numpy", "model.npz")
     assert done.code == 2
-    assert done.err.endswith("holds a network cnn; only the unet can be exported\n")
+    assert done.err.endswith("holds a network cnn; only the unet can be exported to numpy\n")
     assert done.err.count("\n") == 1
     assert not (tmp_path / "model.npz").exists()
 

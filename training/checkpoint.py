@@ -11,10 +11,13 @@ scaler      the state of the fp16 gradient scaler, or None
 
 The file is a zip archive of torch.save, and ends with the SHA-256 of the rest. It is checked before
 anything of it is read, because PyTorch loads a flipped bit without a word.
+
+What export.py writes for other programs, weights alone, is in `training.weights`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +28,7 @@ from diffusion import GaussianDiffusion, pick
 from models import MODELS, build_model
 from training.inspection import PlainCopy, Refused, fits, require_plain_archive
 from training.seal import SealingFile, require_seal
+from training.weights import WEIGHTS, holds_weights, load_weights
 from utils import memory_format, save_whole
 
 FORMAT = 3
@@ -63,8 +67,9 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """Read a checkpoint to the CPU; no code in the file is ever run.
 
-    With `mapped`, tensors are read from the file when they are touched, and its SHA-256 is not
-    checked, which would read all of it.
+    A file of weights alone (`training.weights`) is known by its content, and becomes a checkpoint
+    with only "ema" or only "model". With `mapped`, tensors are read from the file when they are
+    touched, and its SHA-256 is not checked, which would read all of it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,58 +77,77 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """
     checkpoint = read(Path(path), mapped=mapped)
     try:
-        require_kinds(checkpoint, KINDS)
+        if checkpoint["format"] == FORMAT:
+            require_kinds(checkpoint, KINDS)
         require_config(checkpoint["config"])
     except ValueError as error:
         raise CheckpointError(f"{path} contradicts itself: {brief(error)}") from None
     return checkpoint
 
 
+def load_run(path: str | Path) -> dict:
+    """A checkpoint from which a run can go on. Raises CheckpointError too for weights alone."""
+    checkpoint = load_checkpoint(path)
+    if "optimizer" not in checkpoint:
+        raise CheckpointError(f"{path} holds weights alone, from which no run can go on")
+    return checkpoint
+
+
 def verify(path: str | Path) -> None:
-    """Read a checkpoint whole, and raise what `load_checkpoint` raises if its SHA-256 is wrong."""
-    path = Path(path)
-    require_file(path)
-    try:
-        require_seal(path)
-    except Refused as error:
-        raise CheckpointError(f"{path} {error}") from None
+    """Read a file whole, and raise what `load_checkpoint` raises if its SHA-256 is wrong."""
+    with explained(Path(path)):
+        load_weights(Path(path)) if holds_weights(Path(path)) else require_seal(Path(path))
 
 
-def step_of(path: Path) -> int:
+def step_of(path: str | Path) -> int:
     """The step of a checkpoint, without reading its weights; its SHA-256 is not checked."""
     return read(Path(path), mapped=True)["step"]
 
 
 def read(path: Path, *, mapped: bool) -> dict:
-    """What a file of `save_checkpoint` holds, of this format and with a step."""
-    if mapped:
-        require_file(path)
-    else:
-        verify(path)
-    try:
-        require_plain_archive(path)
-        # Mapped in any case: a tensor can then claim no more than the file holds.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        content = PlainCopy(path.stat().st_size, mapped=mapped).of(content)
-    except Refused as error:
-        raise CheckpointError(f"{path} {error}") from None
-    except Exception as error:  # the readers under torch.load raise nearly anything
-        reason = brief(error).partition(". ")[0]
-        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
-    if not isinstance(content, dict) or not fits(content.get("step"), int) or content["step"] < 0:
-        raise CheckpointError(f"{path} is not a checkpoint of Tiny Diffusion")
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {content.get('format')}; this version reads {FORMAT}"
-        )
+    """What a file of either kind holds: its format, a step, and what else there is."""
+    with explained(path):
+        if holds_weights(path):
+            content = load_weights(path, verified=not mapped)
+        else:
+            content = read_archive(path, mapped=mapped)
+        if not fits(step := content.get("step"), int) or step < 0:
+            raise Refused(f"is not a checkpoint of Tiny Diffusion: its step is {str(step)[:20]}")
     return content
 
 
-def require_file(path: Path) -> None:
+def read_archive(path: Path, *, mapped: bool) -> dict:
+    """What a file of `save_checkpoint` holds, if it is plain and of this version's format."""
+    if not mapped:
+        require_seal(path)
+    if path.suffix == ".safetensors":  # PyTorch goes by the name, and would not read it
+        raise Refused("is not a safetensors file; if it is a checkpoint, name it .pt")
+    require_plain_archive(path)
+    # Mapped in any case: a tensor can then claim no more than the file holds.
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = PlainCopy(path.stat().st_size, mapped=mapped).of(content)
+    if not isinstance(content, dict) or "format" not in content:
+        raise Refused("is not a checkpoint of Tiny Diffusion")
+    if content["format"] != FORMAT:
+        version = str(content["format"])[:20]
+        raise Refused(f"has checkpoint format {version}; this version reads {FORMAT}")
+    return content
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into an error that says what is wrong."""
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}; train.py writes one")
     if not path.is_file():  # nobody may ever write to a pipe
         raise CheckpointError(f"{path} is not a file")
+    try:
+        yield
+    except Refused as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except Exception as error:  # the readers raise nearly anything
+        reason = brief(error).partition(". ")[0]
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
 
 
 def restore(
@@ -132,9 +156,17 @@ def restore(
     """The network, ready to sample, and the process of a checkpoint, both on a device.
 
     With `raw` the network has the weights as trained, otherwise their moving average.
-    Raises CheckpointError where weights and configuration do not fit each other.
+
+    Raises:
+        ValueError: it has the others alone.
+        CheckpointError: weights and configuration do not fit each other.
     """
-    config, weights = checkpoint["config"], checkpoint["model" if raw else "ema"]
+    config, which = checkpoint["config"], "model" if raw else "ema"
+    if which not in checkpoint:
+        (other,) = WEIGHTS.keys() - {which}
+        advice = "leave out --raw" if raw else "give --raw"
+        raise ValueError(f"the file holds no weights but the {WEIGHTS[other]}; {advice}")
+    weights = checkpoint[which]
     try:
         diffusion = GaussianDiffusion(**config["diffusion"])
         with torch.device("meta"):  # nothing is allocated for a network that does not fit

@@ -1,0 +1,255 @@
+"""Weights alone, as safetensors files."""
+
+import copy
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from models import MODELS, build_model, model_config
+from training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    step_of,
+    verify,
+)
+from training.weights import digest, save_weights
+
+SHAPES = {"images": {"image_size": 8, "image_channels": 1}, "points": {"dim": 2}}
+
+
+@pytest.fixture
+def exported(script, trained, tmp_path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    result = script("export", "--checkpoint", trained / "model_final.pt", path)
+    assert result.code == 0, result.err
+    return path
+
+
+def write_checkpoint(path: Path, name: str) -> dict:
+    """A checkpoint of a network with random weights."""
+    shape = SHAPES[MODELS[name].kind]
+    model = model_config(name, shape, 50, {"channels": 8})
+    data = {"dataset": "digits" if "image_size" in shape else "moons", "data_dir": "data"}
+    data |= {**shape, "count": 9, "classes": []}
+    config = {"data": data, "model": model, "diffusion": {"timesteps": 50}}
+    config["train"] = {"label_dropout": 0.1, "total_steps": None}
+    torch.manual_seed(0)
+    weights = {}
+    for which in ("model", "ema"):
+        state = build_model(model).state_dict()
+        weights[which] = {n: w + torch.rand(w.shape).to(w.dtype) for n, w in state.items()}
+    rest = {"step": 7, "seconds": 1.5, "optimizer": {}, "scaler": None}
+    checkpoint = {"config": config, **weights, **rest}
+    save_checkpoint(path, checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("raw", [False, True])
+def test_every_network(script, tmp_path, name, raw):
+    checkpoint, which = write_checkpoint(tmp_path / "c.pt", name), "model" if raw else "ema"
+    flags = ["--raw"] if raw else []
+    result = script(
+        "export", "--checkpoint", "c.pt", "--to", "safetensors", *flags, "w.safetensors"
+    )
+    assert result.code == 0, result.err
+    weights = load_checkpoint("w.safetensors")
+    assert (weights["step"], weights["config"]) == (7, checkpoint["config"])
+    assert step_of(tmp_path / "w.safetensors") == 7
+    for source in (load_file("w.safetensors"), weights[which]):
+        torch.testing.assert_close(source, checkpoint[which], rtol=0, atol=0)
+    assert ("ema" if raw else "model") not in weights
+    model, diffusion = restore(weights, raw=raw)
+    assert diffusion.timesteps == 50
+    torch.testing.assert_close(dict(model.state_dict()), checkpoint[which], rtol=0, atol=0)
+
+
+def test_the_file_explains_itself(exported, trained):
+    with safe_open(exported, framework="np") as file:
+        metadata = file.metadata()
+    assert metadata.keys() == {"format", "step", "config", "weights", "sha256"}
+    assert (metadata["step"], metadata["weights"]) == ("26", "moving average")
+    assert json.loads(metadata["config"]) == json.loads((trained / "config.json").read_text())
+
+
+@pytest.mark.parametrize("output", ["picture.png", "pixels.npz"])
+def test_the_same_pictures_bit_by_bit(script, exported, trained, tmp_path, output):
+    for source in (trained / "model_final.pt", exported):
+        folder = tmp_path / source.suffix[1:]
+        folder.mkdir()
+        flags = ["--num-images", 9, "--steps", 5, "--seed", 3, "--output", folder / output]
+        result = script("sample", "--checkpoint", source, *flags)
+        assert result.code == 0, result.err
+        assert "digits, step 26, weights: moving average" in result.out
+    paths = [tmp_path / kind / output for kind in ("pt", "safetensors")]
+    if output.endswith(".npz"):
+        assert (np.load(paths[0])["arr_0"] == np.load(paths[1])["arr_0"]).all()
+    else:
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_other_scripts_read_it(script, conditional):
+    assert script("export", "--checkpoint", conditional, "w.safetensors").code == 0
+    flags = ["--num-images", 2, "--steps", 2, "--output"]
+    for source, name in [(conditional, "a"), ("w.safetensors", "b")]:
+        assert script("evaluate", "--checkpoint", source, *flags, f"{name}.json").code == 0
+        assert script("export", "--checkpoint", source, f"{name}.npz").code == 0
+    a, b = (json.loads(Path(f"{name}.json").read_text()) for name in "ab")
+    assert {**a, "checkpoint": None} == {**b, "checkpoint": None}
+    with np.load("a.npz") as whole, np.load("b.npz") as weights:
+        assert all((whole[name] == weights[name]).all() for name in whole.files)
+    assert script("export", "--checkpoint", "w.safetensors", "again.safetensors").code == 0
+    again = load_checkpoint("again.safetensors")
+    assert again["config"] == load_checkpoint(conditional)["config"]
+
+
+def test_what_it_is_shows_in_its_content_and_not_in_its_name(exported, trained, tmp_path):
+    shutil.copy(exported, tmp_path / "weights.pt")
+    assert "optimizer" not in load_checkpoint(tmp_path / "weights.pt")
+    shutil.copy(trained / "model_final.pt", tmp_path / "checkpoint.safetensors")
+    with pytest.raises(CheckpointError, match="is not a safetensors file; if it is a checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint.safetensors")
+
+
+def test_weights_that_are_not_there(script, exported, trained):
+    result = script("sample", "--checkpoint", exported, "--raw")
+    assert result.code == 2
+    assert "holds no weights but the moving average; leave out --raw" in result.err
+    script("export", "--checkpoint", trained / "model_final.pt", "--raw", "raw.safetensors")
+    assert script("sample", "--checkpoint", "raw.safetensors", "--raw", "--steps", 1).code == 0
+    result = script("sample", "--checkpoint", "raw.safetensors")
+    assert result.code == 2
+    assert "holds no weights but the as trained; give --raw" in result.err
+
+
+def test_no_run_goes_on_from_weights(script, exported):
+    result = script("train", "--resume", exported)
+    assert result.code == 1
+    assert "weights.safetensors holds weights alone, from which no run can go on" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "outputs/model.npz"),
+        (["--to", "safetensors"], "outputs/model.safetensors"),
+        (["m.safetensors"], "m.safetensors"),
+        (["--to", "numpy", "m.npz"], "m.npz"),
+    ],
+)
+def test_the_form_and_the_name(script, trained, tmp_path, arguments, name):
+    result = script("export", "--checkpoint", trained / "model_final.pt", *arguments)
+    assert result.code == 0, result.err
+    assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.pt"], "model.pt: the name must end in .npz or .safetensors"),
+        (["--to", "numpy", "m.safetensors"], "the name of the file must end in .npz"),
+        (["--to", "safetensors", "m.npz"], "the name of the file must end in .safetensors"),
+    ],
+)
+def test_the_form_and_the_name_differ(script, trained, tmp_path, arguments, message):
+    result = script("export", "--checkpoint", trained / "model_final.pt", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- damage and harm -----------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_noticed(exported):
+    content, rng = exported.read_bytes(), random.Random(0)
+    header = int.from_bytes(content[:8], "little") + 8
+    bits = [rng.randrange(8 * header) for _ in range(100)]
+    bits += [rng.randrange(8 * header, 8 * len(content)) for _ in range(100)]
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        exported.write_bytes(flipped)
+        for read in (verify, load_checkpoint):
+            with pytest.raises(CheckpointError, match=r"weights\.safetensors "):
+                read(exported)
+    exported.write_bytes(content)
+    verify(exported)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.5, 0.9999])
+def test_a_part_of_it(exported, share):
+    content = exported.read_bytes()
+    exported.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged"):
+        load_checkpoint(exported)
+
+
+def test_a_long_header(exported):
+    for length in (2**22 + 1, 2**40, 2**63):
+        exported.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * 2**23)
+        with pytest.raises(CheckpointError, match="its header is too long"):
+            load_checkpoint(exported)
+
+
+def test_weights_of_somebody_else(tmp_path):
+    path = tmp_path / "other.safetensors"
+    for metadata in (None, {"format": "pt"}, {"format": "tiny-diffusion-2"}):
+        save_file({"w": torch.zeros(3)}, path, metadata)
+        with pytest.raises(CheckpointError, match="holds weights, but not those of an export"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "channels", 10**9),
+        ("model", "channels", 16),
+        ("model", "blocks", True),
+        ("diffusion", "timesteps", 10**12),
+        ("diffusion", "sigma_data", float("nan")),
+        ("data", "image_size", 4096),
+        ("data", "classes", [[[[]]]]),
+    ],
+)
+def test_absurd_configurations(script, exported, section, key, value):
+    weights = load_checkpoint(exported)
+    config = copy.deepcopy(weights["config"])
+    config[section][key] = value
+    save_weights(exported, config, 26, "ema", weights["ema"])
+    result = script("sample", "--checkpoint", exported)
+    assert result.code == 1
+    assert "contradicts itself" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "[" * 10**5},
+        {"config": "5"},
+        {"config": "nothing"},
+        {"step": "-1"},
+        {"step": "many"},
+        {"step": "9" * 30},
+        {"weights": "of gold"},
+    ],
+)
+def test_absurd_metadata(exported, change):
+    with safe_open(exported, framework="pt") as file:
+        metadata = {**file.metadata(), **change}
+    del metadata["sha256"]
+    tensors = load_file(exported)
+    save_file(tensors, exported, {**metadata, "sha256": digest(metadata, tensors)})
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors (is|contradicts)"):
+        load_checkpoint(exported)
