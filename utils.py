@@ -87,7 +87,8 @@ def set_deterministic(wanted: bool | None) -> None:
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
-    torch.use_deterministic_algorithms(bool(wanted))
+    if bool(wanted) != torch.are_deterministic_algorithms_enabled():  # setting it takes 2 seconds
+        torch.use_deterministic_algorithms(bool(wanted))
     torch.backends.cudnn.deterministic = bool(wanted)
 
 

@@ -11,6 +11,7 @@ from utils import (
     choose_device,
     choose_precision,
     derive_seed,
+    set_deterministic,
 )
 
 CPU = torch.device("cpu")
@@ -81,3 +82,12 @@ def test_places_that_cannot_be_written(tmp_path):
         tmp_path.chmod(0o500)
         with pytest.raises(ValueError, match="no permission"):
             check_writable(tmp_path)
+
+
+def test_deterministic_algorithms_are_switched_only_where_it_changes_something(monkeypatch):
+    set_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled()
+    set_deterministic(None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", None)  # slow: it imports a compiler
+    set_deterministic(False)
