@@ -329,8 +329,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         )
     with folder.lock() if is_main() else nullcontext():
         if checkpoint is not None:
-            job.seconds = checkpoint["seconds"]
-            job.best = folder.best_loss(trainer.step)
+            job.load(checkpoint)
         if is_main():
             prepare(folder, config, args, trainer)
             append_environment(folder.environment, environment(device, precision, args.seed))

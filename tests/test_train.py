@@ -107,6 +107,18 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, tmp_path, pr
     assert validations[0] == validations[1]
 
 
+def test_a_killed_run_logs_the_losses_from_before_the_kill_too(script):
+    flags = [*TINY, "--max-steps", 24, "--save-every-steps", 7]
+    assert script("train", *flags, "--output-dir", "whole").code == 0
+    with FailIn(18):
+        assert script("train", *flags, "--output-dir", "parts").code == 1
+    result = script("train", "--resume", "--output-dir", "parts")
+    assert "resuming from parts/checkpoints/model_step_00000014.pt, step 14" in result.out
+    rows = {name: read_metrics(Path(name, "metrics.jsonl")) for name in ("whole", "parts")}
+    losses = [[(r["step"], r.get("loss")) for r in rows[name]] for name in rows]
+    assert losses[0] == losses[1]
+
+
 def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):
     with StopAfter(5):
         result = script("train", *TINY, "--max-steps", 5)
@@ -123,13 +135,23 @@ class StopAfter:
     def __enter__(self):
         def update(trainer, *arguments):
             if trainer.step + 1 == self.step:
-                os.kill(os.getpid(), signal.SIGINT)
+                self.act()
             return self.update(trainer, *arguments)
 
         train.Trainer.update = update
 
     def __exit__(self, *error):
         train.Trainer.update = self.update
+
+    def act(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class FailIn(StopAfter):
+    """Ends the run in the middle of a training step, with nothing saved."""
+
+    def act(self):
+        raise RuntimeError("as good as killed")
 
 
 def test_a_finished_run_can_go_on_longer(script, tmp_path):

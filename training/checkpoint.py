@@ -4,6 +4,7 @@ format      3
 step        updates made so far
 skipped     those of them that were not made, for a loss or gradient that was not finite
 seconds     of training so far
+unlogged    the sum of the losses since the last row of metrics, and the number of their updates
 config      {"data", "model", "diffusion", "train"}: all that rebuilds the network and the process
 model, ema  the network's weights, and their moving average
 optimizer   the optimizers' states, by name

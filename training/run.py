@@ -79,6 +79,7 @@ class Run:
         self.last_save, self.late = time.monotonic(), False  # late: the next one is due
         self.failing: set[str] = set()  # what could not be written the last time
         self.drawn: Tensor | None = None  # the last picture's items
+        self.loss, self.made = 0.0, 0  # the sum over updates since the last row, and their number
         self.seconds = 0.0  # of training, over all sessions
         self.best = inf  # the lowest validation loss
         self.cap = step_limit(train, self.epoch_steps)
@@ -113,7 +114,7 @@ class Run:
         last_lr = trainer.lr  # of the run that is resumed
         if self.plan:
             self.plan.grid_seconds = self.time_of_epoch_end()
-        loss, made, since, mark = 0.0, 0, trainer.step, time.monotonic()
+        since, mark = trainer.step, time.monotonic()
         order, order_epoch = None, None
         metrics = Metrics(self.folder.metrics, trainer.step, board) if is_main() else nullcontext()
         with metrics as self.metrics, self.stop, self.progress:
@@ -129,7 +130,7 @@ class Run:
                 if trainer.skipped_now:
                     self.count_skipped()
                 else:
-                    loss, made = loss + step_loss, made + 1
+                    self.loss, self.made = self.loss + step_loss, self.made + 1
 
                 logs, epoch_ends = trainer.step % LOG_EVERY == 0, i + 1 == self.epoch_steps
                 if logs or epoch_ends or world_size() == 1:
@@ -141,7 +142,7 @@ class Run:
                     row = {
                         "step": trainer.step,
                         "epoch": epoch + 1,
-                        "loss": float(loss) / made if made else None,
+                        "loss": float(self.loss) / self.made if self.made else None,
                         "lr": lr,
                         "images_per_second": (trainer.step - since) * self.batch / (now - mark),
                         "gradient_norm": float(norm) if norm.isfinite() else None,
@@ -150,7 +151,7 @@ class Run:
                     }
                     self.log(row)
                     self.progress.update(self.total, row)
-                    loss, made, since, mark = 0.0, 0, trainer.step, now
+                    self.loss, self.made, since, mark = 0.0, 0, trainer.step, now
                 if epoch_ends:
                     self.end_epoch(epoch + 1)
                     mark = time.monotonic()
@@ -266,7 +267,19 @@ class Run:
         return self.stopping
 
     def checkpoint(self) -> dict:
-        return {**self.trainer.state(), "config": self.config, "seconds": self.seconds}
+        return {
+            **self.trainer.state(),
+            "config": self.config,
+            "seconds": self.seconds,
+            "unlogged": {"loss": float(self.loss), "updates": self.made},
+        }
+
+    def load(self, checkpoint: dict) -> None:
+        """Go on from a checkpoint that the trainer has loaded."""
+        self.seconds = checkpoint["seconds"]
+        self.best = self.folder.best_loss(self.trainer.step)
+        if "unlogged" in checkpoint:  # it is not in older ones
+            self.loss, self.made = (checkpoint["unlogged"][name] for name in ("loss", "updates"))
 
     def save(self, files: dict[Path, dict]) -> None:
         """Write the run's state to files, with something added to each, while training goes on."""
