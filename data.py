@@ -176,7 +176,7 @@ def folder(request: Request) -> Data:
     Subfolders are classes, unless images lie beside them.
     """
     root, size = request.data_dir, request.image_size or FOLDER_SIZE
-    files = image_files(root)
+    files, links = image_files(root)
     wanted = Folder(root, files, size, request.fit, request.skip_bad_images)
     pixels, left_out, note = decode_folder(
         wanted, request.cache_dir, request.cache_limit, request.progress
@@ -188,7 +188,7 @@ def folder(request: Request) -> Data:
     number = {name: i for i, name in enumerate(classes)}
     labels = None if flat else torch.tensor([number[p[0]] for p in parts])
     gone = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
-    return Data(pixels, labels, classes, "\n".join(filter(None, [note, gone])))
+    return Data(pixels, labels, classes, "\n".join(filter(None, [note, links, gone])))
 
 
 def points(name: str, request: Request) -> Data:

@@ -19,15 +19,18 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils import DataError, save_whole
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
 FORMATS = {
@@ -65,6 +68,20 @@ class Decoded(NamedTuple):
     note: str = ""  # where the pixels are, if not in memory
 
 
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Where Pillow would only warn that an image is enormous, it raises.
+
+    To be entered around threads and not in them: such filters are those of the whole process.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@bombs_refused()
 def decode_folder(
     folder: Folder,
     cache_dir: str | Path | None = None,
@@ -101,21 +118,43 @@ def in_memory(folder: Folder, progress: Callable[..., Iterable]) -> Decoded:
 # --- image files ---------------------------------------------------------------------------------
 
 
-def image_files(root: Path) -> list[Path]:
-    """The image files below a folder, sorted, without hidden ones.
+def image_files(root: Path) -> tuple[list[Path], str]:
+    """The image files below a folder, sorted, without hidden ones; and a line on what is left out.
+
+    Symbolic links to files within the folder are taken for files, and are for `images` to name
+    where they are broken. Links that lead out of it, to files or to folders, are left out. Links to
+    folders within it are not followed either, as their images would then come twice.
 
     Raises DataError if there is none.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; --data-dir names the folder of images")
-    files = []
+    files, outside, real_root = [], 0, root.resolve()
     for parent, folders, names in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        files += [Path(parent, n) for n in names if not n.startswith(".")]
-    files = sorted(f for f in files if f.suffix.lower() in FORMATS)
+        found = [Path(parent, n) for n in names if not n.startswith(".")]
+        out = links_out([*found, *(Path(parent, f) for f in folders)], real_root)
+        files += [p for p in found if is_image(p) and p not in out]
+        outside += len(out)
+    note = ""
+    if outside:
+        links, lead, are = ("links", "lead", "are") if outside > 1 else ("link", "leads", "is")
+        note = f"{outside} symbolic {links} {lead} out of {root} and {are} left out"
     if not files:
-        raise DataError(f"no images in {root}; looked for {', '.join(FORMATS)}, in subfolders too")
-    return files
+        looked = f"no images in {root}; looked for {', '.join(FORMATS)}, in subfolders too"
+        raise DataError(f"{looked}; {note}" if note else looked)
+    return sorted(files), note
+
+
+def links_out(paths: Iterable[Path], root: Path) -> set[Path]:
+    """The symbolic links that lead out of a folder: to images, to folders, or to nothing."""
+    links = [p for p in paths if p.is_symlink() and (is_image(p) or p.is_dir() or not p.exists())]
+    return {link for link in links if not Path(os.path.realpath(link)).is_relative_to(root)}
+
+
+def is_image(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in FORMATS
 
 
 def images(
@@ -130,7 +169,7 @@ def images(
         try:
             return decode(file, folder.size, folder.fit)[:channels], ""
         except Exception as error:  # Pillow's decoders raise nearly anything
-            return None, f"{file.relative_to(folder.root)}: {error}"
+            return None, f"{printable(file.relative_to(folder.root))}: {error}"
 
     count, bad = len(folder.files), []
     attempts = ahead(attempt, folder.files)
@@ -144,6 +183,11 @@ def images(
             f"{len(bad)} of {count} images in {folder.root} cannot be read:\n  {shown}\n"
             "Mend or remove them, or leave them out with --skip-bad-images."
         )
+
+
+def printable(path: str | Path) -> str:
+    """A file's name without what a terminal would obey, or could not encode."""
+    return "".join(c if c.isprintable() else "?" for c in str(path))
 
 
 def ahead(function: Callable, items: Iterable) -> Iterator:
@@ -179,11 +223,20 @@ FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
 }
 
 
+def open_image(file: Path) -> "Image.Image":
+    """An image file of which no more than the header is read. Raises what Pillow raises."""
+    from PIL import Image
+
+    if not file.is_file():  # a pipe would keep us waiting for ever
+        raise FileNotFoundError("it is missing, or not a regular file")
+    return Image.open(file, formats=sorted(set(FORMATS.values())))
+
+
 def decode(file: Path, size: int, fit: str = "crop") -> np.ndarray:
     """An image file as uint8 (3, size, size)."""
     from PIL import Image, ImageOps
 
-    with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
+    with open_image(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
         image = ImageOps.exif_transpose(image)
@@ -201,15 +254,14 @@ def decode(file: Path, size: int, fit: str = "crop") -> np.ndarray:
 
 def has_colours(file: Path) -> bool:
     """Is an image in colour, as far as its header says? False for what cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
+        with open_image(file) as image:
             return image.mode not in ("1", "L", "LA", "I", "F") and image.mode[:4] != "I;16"
     except Exception:  # `images` names it
         return False
 
 
+@bombs_refused()
 def read_image(file: Path, size: int, channels: int) -> Tensor:
     """The central square of one image file, uint8 (C, size, size), grey or in colour.
 
@@ -226,16 +278,18 @@ def read_image(file: Path, size: int, channels: int) -> Tensor:
     return image
 
 
+@bombs_refused()
 def require_same_size(image: Path, mask: Path) -> None:
-    """Raise a ValueError if two image files are not of one width and height."""
-    from PIL import Image
+    """Raise a ValueError if two image files are not of one width and height.
 
+    Raises DataError if one cannot be read.
+    """
     sizes = []
     for file in (image, mask):
         try:
-            with Image.open(file, formats=sorted(set(FORMATS.values()))) as opened:
+            with open_image(file) as opened:
                 sizes.append(opened.size)
-        except OSError as error:
+        except Exception as error:  # Pillow's decoders raise nearly anything
             raise DataError(f"{file} cannot be read as an image ({error})") from None
     if sizes[0] != sizes[1]:
         (w, h), (mask_w, mask_h) = sizes
@@ -276,12 +330,17 @@ def cache_file(folder: Folder, cache_dir: Path) -> Path:
 
 
 def fingerprint(folder: Folder) -> str:
-    """Of all that decides the pixels: the files' names, sizes and times, and what is asked."""
+    """Of all that decides the pixels: the files' names, sizes and times, and what is asked.
+
+    A file that is gone has a fingerprint too: it is for `images` to name it.
+    """
     how = (VERSION, folder.size, folder.fit, folder.skip_bad)
     digest = hashlib.blake2b(repr(how).encode(), digest_size=16)
     for file in folder.files:
-        stat = file.stat()
-        state = (str(file.relative_to(folder.root)), stat.st_size, stat.st_mtime_ns)
+        state = (str(file.relative_to(folder.root)),)
+        with suppress(OSError):
+            stat = file.stat()
+            state += (stat.st_size, stat.st_mtime_ns)
         digest.update(repr(state).encode())
     return digest.hexdigest()
 

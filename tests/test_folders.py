@@ -1,15 +1,18 @@
 import os
 import resource
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
+import data
 import evaluate
 import folders
 from conftest import ROOT, TINY
@@ -25,9 +28,18 @@ def few_sampling_steps(monkeypatch):
     monkeypatch.setattr(run, "GRID_STEPS", 4)
 
 
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache" / "pixels"
+
+
 def save_image(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+
+
+def load_mapped(root, cache, size=16, **options):
+    return load_dataset("folder", root, image_size=size, cache_dir=cache, cache_limit=0, **options)
 
 
 def test_folder_with_classes(image_folder):
@@ -141,6 +153,141 @@ def test_a_file_is_what_its_content_says_and_only_in_known_formats(tmp_path):
         load_dataset("folder", tmp_path)
 
 
+# --- hostile files -------------------------------------------------------------------------------
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def gif(width: int, height: int, screen: tuple[int, int] | None = None) -> bytes:
+    frame = struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
+    width, height = screen or (width, height)
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + b"," + frame
+
+
+def tiff(width: int, height: int) -> bytes:
+    values = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: 1}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + tags + bytes(4)
+
+
+def webp(width: int, height: int) -> bytes:
+    body = b"\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14) + bytes(11)
+    lossless = b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(lossless)) + lossless
+
+
+# Of the three sizes of each, Pillow refuses the first, warns of the second and takes the third.
+BOMBS = {
+    **{f"{side}.png": png(side, side) for side in (100_000, 10_000, 8000)},
+    **{f"{side}.gif": gif(side, side) for side in (65_535, 10_000, 8000)},
+    **{f"frame_{side}.gif": gif(side, side, (1, 1)) for side in (65_535, 10_000, 8000)},
+    **{f"{side}.tiff": tiff(side, side) for side in (100_000, 10_000, 8000)},
+    **{f"{side}.webp": webp(side, side) for side in (16_383, 10_000, 8000)},
+}
+
+
+@pytest.fixture(params=BOMBS)
+def bomb(request, tmp_path, monkeypatch) -> Path:
+    """A file of a few bytes that says that its image is enormous, and must not be decoded."""
+
+    def load(image):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    path = tmp_path / "bombs" / request.param
+    path.parent.mkdir()
+    path.write_bytes(BOMBS[request.param])
+    assert path.stat().st_size < 200
+    return path
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("limit", [2, 0])
+def test_an_enormous_image_is_refused_by_name_and_undecoded(bomb, cache, recwarn, limit):
+    start = time.monotonic()
+    with pytest.raises(DataError) as error:
+        load_dataset("folder", bomb.parent, cache_dir=cache, cache_limit=limit)
+    assert time.monotonic() - start < 1
+    refused = "is over 50,000,000 pixels" if "8000" in bomb.name else "could be decompression bomb"
+    assert f"{bomb.name}: " in str(error.value)
+    assert refused in str(error.value)
+    assert not recwarn.list  # nothing is said of it beside the error
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_enormous_image_to_start_from_is_refused(bomb, recwarn):
+    with pytest.raises(DataError, match=f"{bomb} cannot be read as an image"):
+        folders.read_image(bomb, 16, 3)
+    if "8000" not in bomb.name:  # whose header is as good as any
+        with pytest.raises(DataError, match=f"{bomb} cannot be read as an image"):
+            folders.require_same_size(bomb, bomb)
+    assert not recwarn.list
+
+
+def test_links_that_lead_out_of_the_folder_are_left_out(image_folder, tmp_path):
+    before = load_dataset("folder", image_folder, image_size=16)
+    outside = tmp_path / "outside" / "dogs"
+    save_image(outside / "a.png", noise_pixels(16, 16, 3))
+    (image_folder / "cats" / "absolute.png").symlink_to(outside / "a.png")
+    (image_folder / "cats" / "relative.png").symlink_to("../../outside/dogs/a.png")
+    (image_folder / "cats" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (image_folder / "wolves").symlink_to(outside)
+    (image_folder / "foxes").symlink_to(tmp_path / "nowhere")
+    (image_folder / "notes.txt").symlink_to(__file__)  # no image anyway
+    found = load_dataset("folder", image_folder, image_size=16)
+    assert found.note == f"5 symbolic links lead out of {image_folder} and are left out"
+    assert_same_data(found, before)
+
+
+def test_a_folder_of_nothing_but_links_out_says_so(tmp_path):
+    save_image(tmp_path / "a.png", noise_pixels(16, 16, 3))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(
+        DataError, match=r"no images in .*; 1 symbolic link leads out of .* is left"
+    ):
+        load_dataset("folder", tmp_path / "images")
+
+
+def test_links_within_the_folder_are_followed_to_files_alone(image_folder, tmp_path):
+    (image_folder / "cats" / "dog.png").symlink_to(image_folder / "dogs" / "0.png")
+    (image_folder / "more").symlink_to(image_folder / "dogs")  # or they would come twice
+    (tmp_path / "link").symlink_to(image_folder)  # the folder's own name may be a link
+    found = load_dataset("folder", tmp_path / "link", image_size=16)
+    check(found, 13, (3, 16, 16), 2)
+    assert not found.note
+    cat, dog = found.items[found.labels == 0][-1], found.items[found.labels == 1][0]
+    assert torch.equal(cat, dog)
+
+
+@pytest.mark.parametrize("limit", [2, 0])
+def test_broken_links_and_pipes_are_bad_images(image_folder, cache, limit):
+    (image_folder / "cats" / "gone.png").symlink_to("nothing.png")
+    (image_folder / "cats" / "round.png").symlink_to("round.png")
+    os.mkfifo(image_folder / "dogs" / "pipe.png")  # which would keep a reader waiting
+    options = {"image_size": 16, "cache_dir": cache, "cache_limit": limit}
+    with pytest.raises(DataError, match=r"3 of 15 images") as error:
+        load_dataset("folder", image_folder, **options)
+    for name in ("cats/gone.png", "cats/round.png", "dogs/pipe.png"):
+        assert f"{name}: it is missing, or not a regular file" in str(error.value)
+    found = load_dataset("folder", image_folder, skip_bad_images=True, **options)
+    check(found, 12, (3, 16, 16), 2)
+
+
+def test_a_file_name_does_not_reach_the_terminal_as_it_is(image_folder):
+    (image_folder / "cats" / "\x1b[2J\n\udcff.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cats/\?\[2J\?\?\.png: cannot identify"):
+        load_dataset("folder", image_folder)
+
+
 # --- fit -----------------------------------------------------------------------------------------
 
 
@@ -165,15 +312,6 @@ def test_fit_is_refused_where_it_has_no_effect(script, name):
 
 
 # --- mapped files --------------------------------------------------------------------------------
-
-
-def load_mapped(root, cache, size=16, **options):
-    return load_dataset("folder", root, image_size=size, cache_dir=cache, cache_limit=0, **options)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache" / "pixels"
 
 
 @pytest.fixture
