@@ -288,6 +288,88 @@ def test_a_file_name_does_not_reach_the_terminal_as_it_is(image_folder):
         load_dataset("folder", image_folder)
 
 
+# --- images that go bad while they are read ------------------------------------------------------
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def replace_by_text(file: Path) -> None:
+    file.write_text("hello")
+
+
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.fixture(params=[delete, cut_off, replace_by_text, replace_by_folder])
+def damage_after(request, image_folder, monkeypatch):
+    """damage_after(module, function): an image goes bad when the function has been called."""
+
+    def patch(module, name: str) -> None:
+        function = getattr(module, name)
+
+        def damaging(*arguments):
+            result = function(*arguments)
+            request.param(image_folder / "cats" / "1.png")
+            monkeypatch.setattr(module, name, function)
+            return result
+
+        monkeypatch.setattr(module, name, damaging)
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    ("limit", "module", "moment"),
+    [
+        (2, data, "image_files"),
+        (2, folders, "has_colours"),
+        (0, data, "image_files"),
+        (0, folders, "fingerprint"),
+        (0, folders, "has_colours"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_image_that_goes_bad_is_named_or_left_out(
+    image_folder, cache, damage_after, limit, module, moment, skip
+):
+    damage_after(module, moment)
+    options = {"image_size": 16, "cache_dir": cache, "cache_limit": limit}
+    if skip:
+        found = load_dataset("folder", image_folder, skip_bad_images=True, **options)
+        check(found, 11, (3, 16, 16), 2)
+        assert found.note.endswith("1 of 12 images cannot be read and are left out")
+    else:
+        with pytest.raises(DataError, match=r"1 of 12 images in (.|\n)*  cats/1\.png: "):
+            load_dataset("folder", image_folder, **options)
+        assert not list(cache.glob("*"))
+
+
+def test_an_image_that_goes_bad_after_it_was_decoded_once(image_folder, cache, damage_after):
+    load_mapped(image_folder, cache)
+    damage_after(data, "image_files")
+    with pytest.raises(DataError, match=r"1 of 12 images in (.|\n)*  cats/1\.png: "):
+        load_mapped(image_folder, cache)
+
+
+@pytest.mark.parametrize("damage_after", [delete], indirect=True)
+@pytest.mark.parametrize("limit", [2, 0])
+def test_an_image_that_goes_bad_is_one_message(script, image_folder, damage_after, limit):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    damage_after(data, "image_files")
+    result = script("train", *TINY, *flags, "--cache-limit", limit)
+    assert result.code == 1
+    assert result.err.startswith(f"train.py: error: 1 of 12 images in {image_folder} cannot be")
+    assert "Traceback" not in result.err
+
+
 # --- fit -----------------------------------------------------------------------------------------
 
 
