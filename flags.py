@@ -263,7 +263,7 @@ def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="where such files are kept (default: ~/.cache/tiny-diffusion, or in $XDG_CACHE_HOME)",
+        help="where such files are kept (default: .tiny-diffusion in the folder of images)",
     )
     return group
 

@@ -1,7 +1,7 @@
 """Folders of image files: decoded once, into memory or, where that is too small, into a file.
 
-Such a file lies in the cache folder, and is mapped into memory, so that the system holds as much of
-it as fits:
+Such a file lies in a hidden folder beside the images, unless another is named, and is mapped into
+memory, so that the system holds as much of it as fits:
 
 pixels   uint8 (N, C, H, W)
 record   JSON: {"fingerprint", "shape", "left_out"}
@@ -43,6 +43,7 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+CACHE_DIR = ".tiny-diffusion"  # in the folder of images
 VERSION = 1  # of the pixels: to be raised when the same files decode to others
 ABANDONED = 3600  # seconds without a write after which a half-written file is nobody's
 
@@ -92,7 +93,7 @@ def decode_folder(
 
     Args:
         folder: what to decode.
-        cache_dir: where mapped files lie; by default `default_cache_dir()`.
+        cache_dir: where mapped files lie; by default in a hidden folder beside the images.
         cache_limit: gigabytes, with all images in colour, up to which they are held in memory.
         progress: wraps the iteration over files, to show a bar.
 
@@ -101,7 +102,7 @@ def decode_folder(
     """
     if len(folder.files) * 3 * folder.size**2 <= cache_limit * 1e9:
         return in_memory(folder, progress)
-    return mapped(folder, Path(cache_dir or default_cache_dir()), progress)
+    return mapped(folder, cache_dir, progress)
 
 
 def in_memory(folder: Folder, progress: Callable[..., Iterable]) -> Decoded:
@@ -299,13 +300,9 @@ def require_same_size(image: Path, mask: Path) -> None:
 # --- mapped files --------------------------------------------------------------------------------
 
 
-def default_cache_dir() -> Path:
-    """Where programs keep what they can make again."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "tiny-diffusion"
-
-
-def mapped(folder: Folder, cache_dir: Path, progress: Callable[..., Iterable]) -> Decoded:
+def mapped(
+    folder: Folder, cache_dir: str | Path | None, progress: Callable[..., Iterable]
+) -> Decoded:
     """The pixels in a folder's file, which is written first if there is none that fits."""
     path, key = cache_file(folder, cache_dir), fingerprint(folder)
     record, note = read_record(path), f"pixels are read from {path}"
@@ -322,11 +319,19 @@ def mapped(folder: Folder, cache_dir: Path, progress: Callable[..., Iterable]) -
     return Decoded(pixels, record["left_out"], note)
 
 
-def cache_file(folder: Folder, cache_dir: Path) -> Path:
-    """One for each place, size and fit, so that a folder that changes does not pile up files."""
+def cache_file(folder: Folder, cache_dir: str | Path | None) -> Path:
+    """One for each place, size and fit, so that a folder that changes does not pile up files.
+
+    Raises DataError if it would be written to where a link in the folder of images leads.
+    """
     root = folder.root.resolve()
+    if cache_dir is None:
+        hidden = folder.root / CACHE_DIR
+        if links_out([hidden], root):
+            raise DataError(f"{hidden} is a link out of the folder; give its target as --cache-dir")
+        return hidden / f"{folder.size}_{folder.fit}.pixels"
     digest = hashlib.blake2b(str(root).encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    return cache_dir / f"{root.name}_{folder.size}_{folder.fit}_{digest}.pixels"
+    return Path(cache_dir, f"{root.name}_{folder.size}_{folder.fit}_{digest}.pixels")
 
 
 def fingerprint(folder: Folder) -> str:

@@ -7,6 +7,7 @@ import time
 import zlib
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -445,12 +446,33 @@ def test_the_limit_is_in_gigabytes_of_colour(image_folder, cache):
     assert load_dataset("folder", image_folder, cache_limit=0.99 * size, **options).note
 
 
-def test_the_cache_lies_where_caches_do(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    load_mapped(image_folder, None)
-    assert len(list((tmp_path / "xdg" / "tiny-diffusion").iterdir())) == 1
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert folders.default_cache_dir() == Path.home() / ".cache" / "tiny-diffusion"
+def test_the_cache_lies_beside_the_images_and_moves_with_them(image_folder, no_decoding):
+    first = load_mapped(image_folder, None)
+    assert (image_folder / ".tiny-diffusion" / "16_crop.pixels").exists()
+    no_decoding()
+    assert_same_data(load_mapped(image_folder, None), first)
+    moved = image_folder.rename(image_folder.with_name("moved"))
+    found = load_mapped(moved, None)
+    assert found.note == f"pixels are read from {moved}/.tiny-diffusion/16_crop.pixels"
+    assert_same_data(found, first)
+
+
+def test_a_folder_that_cannot_be_written_to_asks_for_another(script, image_folder):
+    (image_folder / ".tiny-diffusion").write_text("in the way")
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    result = script("train", *TINY, *flags, "--cache-limit", 0)
+    assert result.code == 1
+    reason = f"cannot be written to {image_folder}/.tiny-diffusion (File exists); name another"
+    assert reason in result.err
+    assert "--cache-dir" in result.err
+
+
+def test_pixels_are_not_written_to_where_the_data_links(image_folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (image_folder / ".tiny-diffusion").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link out of the folder; give its target as --cache"):
+        load_mapped(image_folder, None)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "touched", "replaced", "renamed"])
@@ -670,6 +692,49 @@ def test_the_forward_process_of_a_mapped_folder(script, image_folder, cache):
     result = script("visualize_diffusion", *flags)
     assert result.code == 0, result.err
     assert result.out.startswith(f"decoded into {cache}")
+
+
+# Runs commands, one an argument, as their scripts would.
+COMMANDS = """
+import importlib, shlex, sys
+import flags, training.run
+
+training.run.GRID_STEPS = 2
+for command in sys.argv[1:]:
+    name, *arguments = shlex.split(command)
+    script = importlib.import_module(name)
+    if code := flags.run(script.main, script.parse_args(arguments)):
+        sys.exit(code)
+"""
+
+
+def test_nothing_is_written_beside_the_data_and_the_output(image_folder, tmp_path):
+    output, watched = tmp_path / "output", tmp_path / "watched"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR", "cwd"):
+        (watched / name).mkdir(parents=True)
+        environment[name] = str(watched / name)
+    # matplotlib keeps its list of fonts in the home folder, or here, where it has one already.
+    environment["MPLCONFIGDIR"] = matplotlib.get_cachedir()
+    data_flags = f"--dataset folder --data-dir {image_folder} --image-size 16 --cache-limit 0 "
+    checkpoint = f"--checkpoint {output}/model_final.pt --device cpu "
+    network = "--model dit --patch-size 8 --blocks 1 --channels 4 --optimizer adamw "
+    commands = [
+        f"train {data_flags} {network} --max-steps 2 --device cpu --output-dir {output}",
+        f"sample {checkpoint} --num-images 2 --steps 2 --animate --output {output}/samples.png",
+        f"visualize_diffusion --run {output} --steps 2 --device cpu",
+        f"visualize_diffusion {data_flags} --save-path {output}/forward.png",
+    ]
+    subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands],
+        cwd=watched / "cwd",
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    assert [p for p in watched.rglob("*") if p.is_file()] == []
+    for name in ("model_final.pt", "samples.gif", "report.html", "forward.png"):
+        assert (output / name).exists()
 
 
 def grid_size(path) -> tuple[int, int]:
