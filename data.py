@@ -11,10 +11,11 @@ import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ class Data(NamedTuple):
     labels: Tensor | None  # int64 (N,)
     classes: list[str]  # names of the labels
     note: str = ""  # what its user should know: files that were left out, where the pixels are
+    # Of a folder: each image's name, and the digest of its pixels.
+    files: Mapping[str, str] = MappingProxyType({})
 
 
 class Request(NamedTuple):
@@ -178,17 +181,20 @@ def folder(request: Request) -> Data:
     root, size = request.data_dir, request.image_size or FOLDER_SIZE
     files, links = image_files(root)
     wanted = Folder(root, files, size, request.fit, request.skip_bad_images)
-    pixels, left_out, note = decode_folder(
+    pixels, left_out, digests, note = decode_folder(
         wanted, request.cache_dir, request.cache_limit, request.progress
     )
     bad = set(left_out)
-    parts = [file.relative_to(root).parts for i, file in enumerate(files) if i not in bad]
+    kept = [file.relative_to(root) for i, file in enumerate(files) if i not in bad]
+    parts = [file.parts for file in kept]
     flat = any(len(p) == 1 for p in parts)
     classes = [] if flat else sorted({p[0] for p in parts})
     number = {name: i for i, name in enumerate(classes)}
     labels = None if flat else torch.tensor([number[p[0]] for p in parts])
     gone = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
-    return Data(pixels, labels, classes, "\n".join(filter(None, [note, links, gone])))
+    said = "\n".join(filter(None, [note, links, gone]))
+    names = [file.as_posix() for file in kept]
+    return Data(pixels, labels, classes, said, dict(zip(names, digests, strict=True)))
 
 
 def points(name: str, request: Request) -> Data:

@@ -4,7 +4,7 @@ Such a file lies in a hidden folder beside the images, unless another is named, 
 memory, so that the system holds as much of it as fits:
 
 pixels   uint8 (N, C, H, W)
-record   JSON: {"fingerprint", "shape", "left_out"}
+record   JSON: {"fingerprint", "shape", "left_out", "digests"}
 length   of the record in bytes; 8 bytes, little-endian
 """
 
@@ -44,7 +44,7 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 CACHE_DIR = ".tiny-diffusion"  # in the folder of images
-VERSION = 1  # of the pixels: to be raised when the same files decode to others
+VERSION = 2  # of pixels and record: to be raised when the same files decode to others
 ABANDONED = 3600  # seconds without a write after which a half-written file is nobody's
 
 
@@ -66,6 +66,7 @@ class Folder(NamedTuple):
 class Decoded(NamedTuple):
     pixels: Tensor  # uint8 (N, C, H, W), in memory or mapped, and then not to be written to
     left_out: list[int]  # positions of the files that could not be read
+    digests: list[str]  # N, of each image's pixels
     note: str = ""  # where the pixels are, if not in memory
 
 
@@ -107,13 +108,14 @@ def decode_folder(
 
 def in_memory(folder: Folder, progress: Callable[..., Iterable]) -> Decoded:
     shape = folder.shape()
-    pixels, left_out = torch.empty(shape, dtype=torch.uint8), []
+    pixels, left_out, digests = torch.empty(shape, dtype=torch.uint8), [], []
     for i, image in enumerate(images(folder, shape[1], progress)):
         if image is None:
             left_out.append(i)
         else:
-            pixels[i - len(left_out)] = torch.from_numpy(image)
-    return Decoded(pixels[: shape[0] - len(left_out)], left_out)
+            pixels[len(digests)] = torch.from_numpy(image.pixels)
+            digests.append(image.digest)
+    return Decoded(pixels[: len(digests)], left_out, digests)
 
 
 # --- image files ---------------------------------------------------------------------------------
@@ -158,17 +160,24 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in FORMATS
 
 
+class DecodedImage(NamedTuple):
+    pixels: np.ndarray  # uint8 (channels, H, W)
+    digest: str  # of them in colour, so that it does not depend on the folder's other images
+
+
 def images(
     folder: Folder, channels: int, progress: Callable[..., Iterable]
-) -> Iterator[np.ndarray | None]:
-    """The pixels (channels, H, W) of each file in turn; None for one that cannot be read.
+) -> Iterator[DecodedImage | None]:
+    """Each file's image in turn; None for one that cannot be read.
 
     Raises DataError at the end, with the names of those, unless they may be left out.
     """
 
-    def attempt(file: Path) -> tuple[np.ndarray | None, str]:
+    def attempt(file: Path) -> tuple[DecodedImage | None, str]:
         try:
-            return decode(file, folder.size, folder.fit)[:channels], ""
+            pixels = decode(file, folder.size, folder.fit)
+            digest = hashlib.blake2b(pixels, digest_size=8).hexdigest()
+            return DecodedImage(pixels[:channels], digest), ""
         except Exception as error:  # Pillow's decoders raise nearly anything
             return None, f"{printable(file.relative_to(folder.root))}: {error}"
 
@@ -316,7 +325,7 @@ def mapped(
         warnings.simplefilter("ignore")  # that the tensor is read-only; nobody writes to it
         # Read-only and shared: a private mapping may not be larger than the memory.
         pixels = torch.from_numpy(np.memmap(path, np.uint8, "r", shape=tuple(record["shape"])))
-    return Decoded(pixels, record["left_out"], note)
+    return Decoded(pixels, record["left_out"], record["digests"], note)
 
 
 def cache_file(folder: Folder, cache_dir: str | Path | None) -> Path:
@@ -358,7 +367,8 @@ def read_record(path: Path) -> dict:
             length = int.from_bytes(file.read(8), "little")
             start = file.seek(end - length)
             record = json.loads(file.read(length))
-        return record if start == math.prod(record["shape"]) else {}
+        whole = start == math.prod(record["shape"]) and len(record["digests"]) == record["shape"][0]
+        return record if whole else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
@@ -369,7 +379,7 @@ def write_cache(path: Path, folder: Folder, key: str, progress: Callable[..., It
     Raises DataError for images that cannot be read, or if the file cannot be written.
     """
     shape = folder.shape()
-    record = {"fingerprint": key, "shape": shape, "left_out": []}
+    record = {"fingerprint": key, "shape": shape, "left_out": [], "digests": []}
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:
@@ -401,14 +411,14 @@ def delete_abandoned(cache_dir: Path) -> None:
                 partial.unlink()
 
 
-def write_content(file: BinaryIO, record: dict, images: Iterable[np.ndarray | None]) -> None:
+def write_content(file: BinaryIO, record: dict, images: Iterable[DecodedImage | None]) -> None:
     for i, image in enumerate(images):
         if image is None:
             record["left_out"].append(i)
         else:
-            file.write(image)
-    count, *rest = record["shape"]
-    record["shape"] = [count - len(record["left_out"]), *rest]
+            file.write(image.pixels)
+            record["digests"].append(image.digest)
+    record["shape"] = [len(record["digests"]), *record["shape"][1:]]
     text = json.dumps(record).encode()
     file.write(text + len(text).to_bytes(8, "little"))
 

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import struct
@@ -411,6 +412,7 @@ def assert_same_data(a, b):
     assert torch.equal(a.items, b.items)
     assert a.labels.tolist() == b.labels.tolist()
     assert a.classes == b.classes
+    assert a.files == b.files
 
 
 @pytest.mark.parametrize("fit", folders.FITS)
@@ -506,6 +508,14 @@ def test_each_size_and_fit_has_its_own_file(image_folder, cache, no_decoding):
         assert_same_data(load_mapped(image_folder, cache, **choice), expected)
 
 
+def without_a_digest(content: bytes) -> bytes:
+    length = int.from_bytes(content[-8:], "little")
+    record = json.loads(content[-8 - length : -8])
+    record["digests"].pop()
+    text = json.dumps(record).encode()
+    return content[: -8 - length] + text + len(text).to_bytes(8, "little")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -517,8 +527,9 @@ def test_each_size_and_fit_has_its_own_file(image_folder, cache, no_decoding):
         lambda content: bytes(len(content)),
         lambda content: b"[1, 2]" + (6).to_bytes(8, "little"),
         lambda content: bytes(6) + b'{"shape": [6]}' + (14).to_bytes(8, "little"),
+        without_a_digest,
     ],
-    ids=["empty", "cut", "half", "headless", "longer", "zeros", "list", "another"],
+    ids=["empty", "cut", "half", "headless", "longer", "zeros", "list", "another", "shorter"],
 )
 def test_a_damaged_file_is_written_again(image_folder, cache, damage):
     expected = load_mapped(image_folder, cache).items.clone()
@@ -603,6 +614,16 @@ def test_bad_cache_flags_are_one_line(script, image_folder, tmp_path):
     result = script("train", *TINY, *flags, "--cache-limit", -1)
     assert result.code == 2
     assert "--cache-limit: must be at least 0, not -1" in result.err
+
+
+def test_a_digest_is_of_the_image_alone(tmp_path):
+    save_image(tmp_path / "grey.png", noise_pixels(16, 16))
+    grey = load_dataset("folder", tmp_path, image_size=16)
+    save_image(tmp_path / "red.png", noise_pixels(16, 16, 3))  # the other gets three channels
+    both = load_dataset("folder", tmp_path, image_size=16)
+    assert grey.items.shape[1] == 1
+    assert both.items.shape[1] == 3
+    assert both.files["grey.png"] == grey.files["grey.png"] != both.files["red.png"]
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -694,6 +715,8 @@ def test_the_forward_process_of_a_mapped_folder(script, image_folder, cache):
     assert result.out.startswith(f"decoded into {cache}")
 
 
+# --- where files are written ---------------------------------------------------------------------
+
 # Runs commands, one an argument, as their scripts would.
 COMMANDS = """
 import importlib, shlex, sys
@@ -735,6 +758,9 @@ def test_nothing_is_written_beside_the_data_and_the_output(image_folder, tmp_pat
     assert [p for p in watched.rglob("*") if p.is_file()] == []
     for name in ("model_final.pt", "samples.gif", "report.html", "forward.png"):
         assert (output / name).exists()
+
+
+# --- pictures of other sizes ---------------------------------------------------------------------
 
 
 def grid_size(path) -> tuple[int, int]:
