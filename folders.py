@@ -17,7 +17,7 @@ import shutil
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +46,7 @@ FORMATS = {
 CACHE_DIR = ".tiny-diffusion"  # in the folder of images
 VERSION = 2  # of pixels and record: to be raised when the same files decode to others
 ABANDONED = 3600  # seconds without a write after which a half-written file is nobody's
+SHOWN = 3  # names of changed files in a message
 
 
 class Folder(NamedTuple):
@@ -425,3 +426,51 @@ def write_content(file: BinaryIO, record: dict, images: Iterable[DecodedImage | 
 
 def gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
+
+
+# --- what has changed ----------------------------------------------------------------------------
+
+
+def digest_of(files: Mapping[str, str]) -> str | None:
+    """One digest of the images of a folder, {name: digest}; None of none."""
+    if not files:
+        return None
+    text = json.dumps(sorted(files.items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def save_files(path: Path, files: Mapping[str, str]) -> None:
+    text = json.dumps(dict(files), indent=0) + "\n"
+    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_files(path: Path) -> dict[str, str]:
+    """What `save_files` wrote; nothing if it is missing, or something else."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How a folder's images differ: "3 images were added (a.png, b.png, c.png), 1 removed (d.png)"
+
+    A renamed image was removed and added.
+    """
+    kinds = {
+        "added": now.keys() - before.keys(),
+        "removed": before.keys() - now.keys(),
+        "changed": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+    }
+    parts = []
+    for verb, names in kinds.items():
+        if names:
+            subject = "" if parts else " image was" if len(names) == 1 else " images were"
+            parts.append(f"{len(names):,}{subject} {verb} ({some(sorted(names))})")
+    return ", ".join(parts)
+
+
+def some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(map(printable, names[:SHOWN])) + more

@@ -1,7 +1,6 @@
 """How a run learned: what each of its checkpoints draws from the same noise, its curves, and one
 page of it all that opens without a connection."""
 
-import json
 import os
 import platform
 import shlex
@@ -23,9 +22,9 @@ from data import item_shape, kind_of, load_dataset
 from diffusion import GaussianDiffusion
 from pictures import picture_of, pictures_of, square
 from samplers import AUTO, SAMPLERS
-from training.checkpoint import CheckpointError, load_checkpoint, require_config, restore
+from training.checkpoint import CheckpointError, load_checkpoint, restore
 from training.folder import RunFolder
-from training.inspection import PlainCopy, fits
+from training.inspection import fits
 from training.log import column, draw_loss, read_metrics
 from utils import NoisePerImage, describe, save_whole
 
@@ -219,14 +218,13 @@ def write_report(run_folder: str | Path, learning: Learning | None = None) -> Pa
 def config_of(folder: RunFolder, notes: list[str]) -> dict:
     """The configuration of a run without checkpoints; none, and a note, if it cannot be read."""
     try:
-        if not folder.config.is_file():
-            raise FileNotFoundError(f"there is no {folder.config}")
-        config = PlainCopy(0).of(json.loads(folder.config.read_text(encoding="utf-8")))
-        require_config(config)
-    except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"The configuration cannot be read: {error}.")
+        config = folder.saved_config()
+    except CheckpointError as error:
+        notes.append(f"{error}.")
         return {}
-    return config
+    if config is None:
+        notes.append(f"There is no {folder.config}.")
+    return config or {}
 
 
 def facts_of(config: dict, metrics: list[dict], kind: str) -> dict[str, object]:

@@ -31,6 +31,8 @@ def make_parser() -> Parser:
     data = add_data_flags(parser, default="mnist")
     data.add_argument("--flip", action=BooleanOptionalAction,
                       help="mirror images at random (default: for cifar10 and folder)")
+    data.add_argument("--allow-data-change", action="store_true",
+                      help="--resume: go on though the folder's images are others than before")
 
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=names("models/__init__.py", "MODELS"),
@@ -164,6 +166,8 @@ def parse_args(argv=None):
         parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
     if "label_dropout" in args.given and not (args.class_conditional or args.resume):
         parser.error("--label-dropout is for --class-conditional")
+    if args.allow_data_change and not args.resume:
+        parser.error("--allow-data-change is for --resume")
     return args
 
 
@@ -172,7 +176,7 @@ if __name__ == "__main__":
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -183,6 +187,7 @@ from tqdm import tqdm
 
 from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_deviation
 from diffusion import GaussianDiffusion
+from folders import changes, digest_of, read_files, save_files
 from models import DEFAULT, MODELS, cost, model_config
 from points import distances
 from training.checkpoint import CheckpointError, differences, load_run, require_state
@@ -223,6 +228,7 @@ NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropou
 NETWORK += ("long_skips",)
 MAX_RATIO = 300  # sigma / alpha from which eps without clipping runs away (linear ends at 157)
 CACHE = ("cache_dir", "cache_limit")  # flags of where data is held, which changes nothing else
+DIGESTED = ("count", "classes", "skip_bad_images")  # they show in the digest of a folder
 LIMITS = ("epochs", "max_steps", "max_minutes")
 # Training flags that a resumed run cannot change.
 FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
@@ -230,6 +236,7 @@ FIXED += ("class_conditional", "label_dropout", "validation")
 # Flags of a command and not of a run: no checkpoint sets them.
 COMMAND = {"debug", "list_models", "no_download", "device", "compile", "keep"}
 COMMAND |= {"output_dir", "resume", "overwrite", "tensorboard"}
+COMMAND |= {"allow_data_change"}
 
 
 class Trained(NamedTuple):
@@ -298,7 +305,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         say(data.note)
     config = make_config(args, data)
     if checkpoint is not None:
-        require_same(checkpoint["config"], config)
+        take_up(checkpoint["config"], config, data.files, args)
     trainer = Trainer(config, device, precision, args.compile)
     say(f"network: {args.model}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
     if checkpoint is not None:
@@ -331,7 +338,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         if checkpoint is not None:
             job.load(checkpoint)
         if is_main():
-            prepare(folder, config, args, trainer)
+            prepare(folder, config, args, trainer, data)
             append_environment(folder.environment, environment(device, precision, args.seed))
         barrier()  # nobody looks for checkpoints that are still to be moved
         signal = job.train()
@@ -341,7 +348,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     return Trained(folder.path, checkpoint, metrics, 128 + signal if signal else 0)
 
 
-def prepare(folder: RunFolder, config: dict, args, trainer: Trainer) -> None:
+def prepare(folder: RunFolder, config: dict, args, trainer: Trainer, data: Data) -> None:
     """Clear the way for the run: of what it replaces, or of what lies ahead of where it resumes."""
     if trainer.step:
         if aside := folder.set_aside(after=trainer.step):
@@ -349,6 +356,8 @@ def prepare(folder: RunFolder, config: dict, args, trainer: Trainer) -> None:
     elif args.overwrite:
         folder.clear()
     folder.save_config(config)
+    if data.files:
+        save_files(folder.data, data.files)
 
 
 @contextmanager
@@ -453,6 +462,7 @@ def make_config(args, data: Data) -> dict:
             **shape,
             "count": len(data.items),
             "classes": data.classes,
+            "digest": digest_of(data.files),
             "flip": flip,
         },
         "model": model_config(args.model, shape, args.timesteps, options),
@@ -578,11 +588,56 @@ def spread(args, saved: dict) -> None:
     )
 
 
-def require_same(saved: dict, config: dict) -> None:
-    """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags."""
-    data = {k: v for k, v in config["data"].items() if k not in ("data_dir", *CACHE)}
+def take_up(saved: dict, config: dict, files: Mapping[str, str], args) -> None:
+    """Make sure that a run can go on as it began, and say so where its data did not stay the same.
+
+    Raises CheckpointError if it cannot, or if a folder's images are others without leave.
+    """
+    if files:  # the network has learned at the scale of the images that it began with
+        config["diffusion"]["sigma_data"] = saved["diffusion"]["sigma_data"]
+    change = data_change(saved, config, files, RunFolder(args.output_dir).data)
+    require_same(saved, config, "" if args.allow_data_change else change)
+    if change:
+        say(
+            f"the data has changed since the last session: {change}; this run's bits are those of "
+            "no other"
+        )
+
+
+def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Path) -> str:
+    """What has changed in a folder of images since a checkpoint was written, or "" for nothing.
+
+    Names and pixels are compared, not places and times: a folder that was copied is the same.
+
+    Args:
+        saved, config: the checkpoint's configuration, and that of now.
+        files: the images now, {name: digest}.
+        listed: the file that has them as they were.
+    """
+    before, now = saved["data"].get("digest"), config["data"]["digest"]
+    alike = all(saved["data"].get(k) == config["data"].get(k) for k in ("image_size", "fit"))
+    if before is None or now is None or before == now or not alike:
+        return ""
+    known = read_files(listed)
+    if digest_of(known) != before:  # missing, damaged, or of another session
+        return f"its pixels are others ({listed} does not say which)"
+    return changes(known, files)
+
+
+def require_same(saved: dict, config: dict, change: str) -> None:
+    """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags.
+
+    `change` is what has changed in the data, where that is not allowed.
+    """
+    ignored = {"data_dir", "digest", *CACHE}
+    if saved["data"].get("digest") and config["data"]["digest"]:
+        ignored |= set(DIGESTED)
+    data = {k: v for k, v in config["data"].items() if k not in ignored}
     train = {key: config["train"][key] for key in FIXED}
-    if found := differences(saved, {**config, "data": data, "train": train}):
+    found = differences(saved, {**config, "data": data, "train": train})
+    if change:
+        found.append(f"the data has changed: {change}; --allow-data-change goes on all the same")
+    if found:
         raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))
 
 

@@ -22,6 +22,7 @@ EVERY_FLAG = [
 ]
 REQUIRED = {name: ["--checkpoint", "x.pt"] for name in ("sample", "evaluate", "export")}
 NEEDS = {  # flags that mean something only beside another
+    "--allow-data-change": ["--resume"],
     "--label-dropout": ["--class-conditional"],
     "--inpaint": ["--mask", "m.png"],
     "--mask": ["--inpaint", "i.png"],
@@ -170,6 +171,7 @@ def test_the_examples_of_the_help_are_accepted(script):
             "--invert has no use for --animate",
         ),
         ("train", ["--label-dropout", "0.2"], "--label-dropout is for --class-conditional"),
+        ("train", ["--allow-data-change"], "--allow-data-change is for --resume"),
         ("train", ["--prediction", "noise"], "invalid choice: 'noise'"),
         ("evaluate", ["--checkpoint", "x", "--metrics", "beauty"], "invalid choice: 'beauty'"),
         ("visualize_diffusion", ["--timesteps", "1000"], "must lie between 0 and 999"),

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from conftest import ROOT, TINY
 from data import FOLDER_SIZE, DataError, load_dataset
 from test_data import check, noise_pixels
 from training import run
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -713,6 +714,168 @@ def test_the_forward_process_of_a_mapped_folder(script, image_folder, cache):
     result = script("visualize_diffusion", *flags)
     assert result.code == 0, result.err
     assert result.out.startswith(f"decoded into {cache}")
+
+
+# --- a folder that changes between two sessions --------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "mapped"])
+def resume(request, script, image_folder):
+    """Goes on with a run on the image folder by a step: resume("--flag", ...) -> Result."""
+    file = image_folder / "cats" / "1.png"
+    with Image.open(file) as image:
+        image.save(file, compress_level=0)  # so that other pixels take as many bytes
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    flags += ["--cache-limit", 2 if request.param == "memory" else 0, "--output-dir", "run"]
+    flags += ["--model", "dit", "--patch-size", 8, "--blocks", 1, "--schedule", "edm"]
+    assert script("train", *TINY, *flags, "--max-steps", 1).code == 0
+    steps = iter(range(2, 9))
+    return lambda *more: script(
+        "train", "--resume", "--output-dir", "run", "--max-steps", next(steps), *more
+    )
+
+
+def invert(file: Path) -> None:
+    """Other pixels in a file of the same size."""
+    size = file.stat().st_size
+    with Image.open(file) as image:
+        pixels = 255 - np.asarray(image)
+    save_image(file, pixels, compress_level=0)
+    assert file.stat().st_size == size
+
+
+def add_five(file: Path) -> None:
+    for i in range(5):
+        save_image(file.with_name(f"new_{i}.png"), noise_pixels(20, 20, 3))
+
+
+def change_all(file: Path) -> None:
+    add_five(file)
+    invert(file)
+    file.with_name("3.png").unlink()
+
+
+CHANGES = {
+    "added": (
+        lambda file: shutil.copy(file, file.with_name("new.png")),
+        "1 image was added (cats/new.png)",
+    ),
+    "removed": (Path.unlink, "1 image was removed (cats/1.png)"),
+    "changed": (invert, "1 image was changed (cats/1.png)"),
+    "renamed": (
+        lambda file: file.rename(file.with_name("x.png")),
+        "1 image was added (cats/x.png), 1 removed (cats/1.png)",
+    ),
+    "many": (
+        change_all,
+        "5 images were added (cats/new_0.png, cats/new_1.png, cats/new_2.png and 2 more), "
+        "1 removed (cats/3.png), 1 changed (cats/1.png)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+def test_a_folder_that_changed_is_refused_with_the_difference(resume, image_folder, change, said):
+    change(image_folder / "cats" / "1.png")
+    before = {name: Path("run", name).read_bytes() for name in ("config.json", "data.json")}
+    result = resume()
+    assert result.code == 1
+    expected = f"the data has changed: {said}; --allow-data-change goes on all the same"
+    assert result.err.splitlines()[1:] == [f"  {expected}"]  # and nothing else, as its count
+    assert {name: Path("run", name).read_bytes() for name in before} == before
+
+    result = resume("--allow-data-change")
+    assert result.code == 0, result.err
+    expected = f"the data has changed since the last session: {said}; this run's bits are those of"
+    assert expected in result.out
+    now = load_checkpoint("run/model_final.pt")["config"]
+    data_now = load_dataset("folder", image_folder, image_size=16)
+    assert now["data"]["count"] == len(data_now.items)
+    assert json.loads(Path("run/data.json").read_text()) == data_now.files
+    assert now["diffusion"] == json.loads(before["config.json"])["diffusion"]  # sigma_data too
+
+    result = resume()  # as it is now, it is the run's
+    assert result.code == 0, result.err
+    assert "has changed" not in result.out
+
+
+def test_a_folder_that_was_touched_or_copied_is_the_same(resume, image_folder, tmp_path):
+    os.utime(image_folder / "cats" / "1.png", ns=(0, 0))
+    result = resume()
+    assert result.code == 0, result.err
+    ignored = shutil.ignore_patterns(".tiny-diffusion")
+    shutil.copytree(image_folder, tmp_path / "copy", copy_function=shutil.copy, ignore=ignored)
+    shutil.rmtree(image_folder)
+    result = resume("--data-dir", tmp_path / "copy")
+    assert result.code == 0, result.err
+    assert "has changed" not in result.out
+
+
+@pytest.mark.parametrize("resume", ["memory"], indirect=True)
+@pytest.mark.parametrize("content", [None, "", "[1, 2]", '{"cats/1.png": "0123456789abcdef"}'])
+def test_without_its_list_a_change_is_refused_all_the_same(resume, image_folder, content):
+    listed = Path("run/data.json")
+    listed.unlink() if content is None else listed.write_text(content)
+    (image_folder / "cats" / "1.png").unlink()
+    result = resume()
+    assert result.code == 1
+    expected = "the data has changed: its pixels are others (run/data.json does not say which);"
+    assert expected in result.err
+    assert resume("--allow-data-change").code == 0
+    assert len(json.loads(listed.read_text())) == 11
+
+
+def test_an_image_that_goes_bad_between_two_sessions_can_be_left_out(resume, image_folder):
+    (image_folder / "cats" / "1.png").write_bytes(b"")
+    assert "1 of 12 images" in resume("--allow-data-change").err
+    assert "1 image was removed (cats/1.png)" in resume("--skip-bad-images").err
+    result = resume("--skip-bad-images", "--allow-data-change")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("resume", ["memory"], indirect=True)
+def test_other_reasons_to_refuse_are_no_change_of_the_data(resume):
+    result = resume("--fit", "stretch", "--image-size", 8)
+    assert result.code == 1
+    assert "data.fit: crop in the checkpoint, stretch now" in result.err
+    assert "data.image_size: 16 in the checkpoint, 8 now" in result.err
+    assert "has changed" not in result.err
+
+
+def test_another_number_of_classes_is_for_networks_without_them(script, image_folder):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    for name, more in {"with": ["--class-conditional"], "without": []}.items():
+        out = ["--output-dir", name]
+        assert script("train", *TINY, *flags, *more, *out, "--max-steps", 1).code == 0
+    save_image(image_folder / "wolves" / "a.png", noise_pixels(16, 16, 3))
+    resumed = ["--resume", "--max-steps", 2, "--allow-data-change", "--output-dir"]
+    result = script("train", *resumed, "with")
+    assert result.code == 1
+    assert "model.num_classes: 2 in the checkpoint, 3 now" in result.err
+    assert script("train", *resumed, "without").code == 0
+    classes = load_checkpoint("without/model_final.pt")["config"]["data"]["classes"]
+    assert classes == ["cats", "dogs", "wolves"]
+
+
+def test_a_checkpoint_that_knows_nothing_of_its_images_goes_on(script, image_folder):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    assert script("train", *TINY, *flags, "--max-steps", 1).code == 0
+    checkpoint = load_checkpoint("outputs/model_final.pt")
+    del checkpoint["config"]["data"]["digest"]
+    save_checkpoint(Path("outputs/model_final.pt"), checkpoint)
+    result = script("train", "--resume", "--max-steps", 2)
+    assert result.code == 0, result.err
+    assert load_checkpoint("outputs/model_final.pt")["config"]["data"]["digest"]
+
+
+def test_the_list_of_images_goes_with_its_run(script, image_folder, tmp_path):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    assert script("train", *TINY, *flags, "--max-steps", 1).code == 0
+    listed = tmp_path / "outputs" / "data.json"
+    assert json.loads(listed.read_text()).keys() >= {"cats/1.png", "dogs/0.png"}
+    assert script("train", *TINY, "--max-steps", 1, "--overwrite").code == 0
+    assert not listed.exists()
+    assert load_checkpoint("outputs/model_final.pt")["config"]["data"]["digest"] is None
 
 
 # --- where files are written ---------------------------------------------------------------------

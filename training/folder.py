@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, step_of, verify
+from training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    require_config,
+    save_checkpoint,
+    step_of,
+    verify,
+)
+from training.inspection import PlainCopy
 from training.sharded import read_record, verify_shards
 from utils import save_whole
 
@@ -23,6 +31,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.environment = self.path / "env.json"
+        self.data = self.path / "data.json"  # of a folder of images: {name: digest}
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.loss_plot = self.path / "training_loss.png"
@@ -137,15 +146,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder."""
-        files = [
-            self.config,
-            self.environment,
-            self.metrics,
-            self.loss_plot,
-            self.learning,
-            self.report,
-        ]
-        files += [self.final, self.interrupted, self.best]
+        files = [self.config, self.environment, self.data, self.metrics, self.loss_plot]
+        files += [self.learning, self.report, self.final, self.interrupted, self.best]
         files += self.samples.glob("epoch_*.png")
         files += self.checkpoints.glob("model_epoch_*.pt")
         files += self.checkpoints.glob("model_step_*")
@@ -170,12 +172,20 @@ class RunFolder:
         self.save_config(checkpoint["config"])
 
     def saved_config(self) -> dict | None:
-        """The configuration of the folder's run, if there is one that can be read."""
-        try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """The configuration of the folder's run; None if there is none.
+
+        Raises CheckpointError if it cannot be read, or is none that a run could have.
+        """
+        if not self.config.exists():
             return None
-        return config if isinstance(config, dict) else None
+        try:
+            if not self.config.is_file():
+                raise ValueError("it is not a file")
+            config = PlainCopy(0).of(json.loads(self.config.read_text(encoding="utf-8")))
+            require_config(config)
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.config} cannot be read: {error}") from None
+        return config
 
     def save_config(self, config: dict) -> None:
         text = json.dumps(config, indent=2) + "\n"
