@@ -220,10 +220,10 @@ def config_of(folder: RunFolder, notes: list[str]) -> dict:
     try:
         config = folder.saved_config()
     except CheckpointError as error:
-        notes.append(f"{error}.")
+        notes.append(f"The configuration cannot be read: {error}.")
         return {}
     if config is None:
-        notes.append(f"There is no {folder.config}.")
+        notes.append(f"The configuration cannot be read: there is no {folder.config}.")
     return config or {}
 
 

@@ -30,7 +30,7 @@ from training.checkpoint import (
     verify,
 )
 from training.folder import RunFolder
-from training.log import column, open_metrics, read_metrics
+from training.log import Metrics, column, read_metrics
 from training.trainer import Trainer
 
 TRAPPED = ROOT / "tests" / "trapped"
@@ -536,7 +536,7 @@ def test_rows_that_are_no_metrics(tmp_path, line):
     steps, losses = column(rows, "loss")
     assert (steps[-1], losses[-1]) == (7, 0.5)
     assert all(isinstance(value, (int, float)) for value in steps + losses)
-    with open_metrics(tmp_path / "metrics.jsonl", step=7):
+    with Metrics(tmp_path / "metrics.jsonl", step=7):
         assert column(read_metrics(tmp_path / "metrics.jsonl"), "loss") == (steps, losses)
 
 

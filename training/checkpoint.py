@@ -4,7 +4,7 @@ format      3
 step        updates made so far
 skipped     those of them that were not made, for a loss or gradient that was not finite
 seconds     of training so far
-unlogged    the sum of the losses since the last row of metrics, and the number of their updates
+unlogged_*  the sum of the losses since the last row of metrics, and the number of their updates
 config      {"data", "model", "diffusion", "train"}: all that rebuilds the network and the process
 model, ema  the network's weights, and their moving average
 optimizer   the optimizers' states, by name
@@ -33,14 +33,21 @@ from training.weights import WEIGHTS, holds_weights, load_weights
 from utils import memory_format, save_whole
 
 FORMAT = 3
-KINDS = {"step": int, "skipped": int, "seconds": float, "config": dict, "model": dict, "ema": dict}
-KINDS |= {"optimizer": dict, "scaler": dict | None}
+RECORD = {"step": int, "skipped": int, "seconds": float, "config": dict}
+RECORD |= {"unlogged_loss": float, "unlogged_updates": int}
+KINDS = {**RECORD, "model": dict, "ema": dict, "optimizer": dict, "scaler": dict | None}
 # What the scripts read of a configuration, beside the arguments of the network and the process.
 CONFIG = {
     "data": {"dataset": str, "data_dir": str, "count": int, "classes": list[str]},
     "model": {"name": str},
     "diffusion": {},
-    "train": {"label_dropout": float, "total_steps": int | None},
+    "train": {
+        "label_dropout": float,
+        "total_steps": int | None,
+        "batch_size": int,
+        "update_size": int,
+        "processes": int,
+    },
 }
 
 SHAPE = ("dim", "image_size", "image_channels")  # of an item, in "data" and in "model"

@@ -271,15 +271,15 @@ class Run:
             **self.trainer.state(),
             "config": self.config,
             "seconds": self.seconds,
-            "unlogged": {"loss": float(self.loss), "updates": self.made},
+            "unlogged_loss": float(self.loss),
+            "unlogged_updates": self.made,
         }
 
     def load(self, checkpoint: dict) -> None:
         """Go on from a checkpoint that the trainer has loaded."""
         self.seconds = checkpoint["seconds"]
         self.best = self.folder.best_loss(self.trainer.step)
-        if "unlogged" in checkpoint:  # it is not in older ones
-            self.loss, self.made = (checkpoint["unlogged"][name] for name in ("loss", "updates"))
+        self.loss, self.made = checkpoint["unlogged_loss"], checkpoint["unlogged_updates"]
 
     def save(self, files: dict[Path, dict]) -> None:
         """Write the run's state to files, with something added to each, while training goes on."""

@@ -15,7 +15,7 @@ def on_host(state):
     if isinstance(state, dict):
         return {key: on_host(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return [on_host(value) for value in state]
+        return type(state)(on_host(value) for value in state)
     return state
 
 

@@ -3,7 +3,7 @@ Rajbhandari et al. 2020, arXiv:1910.02054), and checkpoints of such shards.
 
 A sharded checkpoint is a folder of safetensors, written by all processes at once, with a record:
 
-record.json   format, step, skipped, seconds, config, and the SHA-256 of each file
+record.json   what a checkpoint has besides tensors, and the SHA-256 of each file
 shard-*       tensors by name: model.*, ema.*, optimizer.NAME.INDEX.*
 """
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from training.checkpoint import FORMAT, CheckpointError
+from training.checkpoint import FORMAT, RECORD, CheckpointError, require_config, require_kinds
 from training.distributed import barrier, is_main, world_size
+from training.inspection import PlainCopy
 from utils import save_whole, sync_folder
 
-RECORD = "record.json"
+RECORD_FILE = "record.json"
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
@@ -109,28 +110,30 @@ def save_shards(path: Path, checkpoint: dict) -> None:
         files[file.name] = sha256(file)
         with open(file, "rb+") as content:
             os.fsync(content.fileno())
-    record = {key: checkpoint[key] for key in ("step", "skipped", "seconds", "config")}
+    record = {key: checkpoint[key] for key in RECORD}
     text = json.dumps({"format": FORMAT, **record, "files": files}, indent=2) + "\n"
-    save_whole(partial / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
+    save_whole(partial / RECORD_FILE, lambda file: file.write_text(text, encoding="utf-8"))
     shutil.rmtree(path, ignore_errors=True)  # of the same step, from before a resume
     os.replace(partial, path)
     sync_folder(path.parent)
 
 
 def read_record(path: Path) -> dict:
-    """What a sharded checkpoint says of itself: step, skipped, seconds, config and its files.
+    """What a sharded checkpoint says of itself: all but its tensors, and where they are.
 
-    Raises CheckpointError if it cannot be read.
+    Raises CheckpointError if it cannot be read, or is none that a run could have written.
     """
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']}; this version reads {FORMAT}")
-        if not isinstance(record["step"], int) or not isinstance(record["config"], dict):
-            raise ValueError("its record is not one")
-        return {**record, "shards": path}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        record = PlainCopy(0).of(json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
+        require_kinds({"record": record}, {"record": dict})
+        if record.get("format") != FORMAT:
+            raise ValueError(f"its format is another than {FORMAT}, that of this version")
+        require_kinds(record, {**RECORD, "files": dict})
+        require_kinds(record["files"], dict.fromkeys(record["files"], str), "files.")
+        require_config(record["config"])
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({error})") from None
+    return {**record, "shards": path}
 
 
 def verify_shards(path: Path) -> None:
@@ -155,10 +158,14 @@ def sha256(path: Path) -> str:
 
 def load_shards(path: Path, state: dict) -> None:
     """Fill the tensors of a `Trainer.state()`, sharded or not, from a sharded checkpoint, whatever
-    number of processes wrote it."""
+    number of processes wrote it. Raises CheckpointError if it does not fit."""
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.HuggingFaceStorageReader(str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that one process alone is meant
-        dcp.load(named_tensors(state), storage_reader=reader, no_dist=world_size() == 1)
+        try:
+            dcp.load(named_tensors(state), storage_reader=reader, no_dist=world_size() == 1)
+        except dcp.api.CheckpointException as error:
+            reasons = {str(reason).partition("\n")[0] for reason, _ in error.failures.values()}
+            raise CheckpointError(f"{path} does not fit: {'; '.join(sorted(reasons))}") from None
