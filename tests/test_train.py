@@ -119,6 +119,20 @@ def test_a_killed_run_logs_the_losses_from_before_the_kill_too(script):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("lost", [[], ["model_final.pt"]])
+def test_a_run_that_was_killed_while_it_wrote_its_last_files_writes_them(script, lost):
+    flags = [*TINY, "--epochs", 1, "--save-interval", 1]
+    assert script("train", *flags).code == 0
+    grid = Path("outputs/samples/epoch_001.png")
+    weights, pixels = load_checkpoint("outputs/model_final.pt"), grid.read_bytes()
+    for path in (grid, *(Path("outputs", name) for name in lost)):
+        path.unlink()
+    assert script("train", "--resume").code == 0
+    assert grid.read_bytes() == pixels
+    assert_same_training(load_checkpoint("outputs/model_final.pt"), weights)
+    assert script("train", "--resume").code == 2  # now there is nothing left to do
+
+
 def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):
     with StopAfter(5):
         result = script("train", *TINY, "--max-steps", 5)

@@ -144,6 +144,13 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.metrics.exists() or bool(self.all_checkpoints())
 
+    def finished(self, steps: int, epoch: int) -> bool:
+        """Has a run of so many steps, the last one in that epoch, written all that it leaves?"""
+        try:
+            return step_of(self.final) == steps and self.grid(epoch).exists()
+        except OSError:
+            return False
+
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else that lies in the folder."""
         files = [self.config, self.environment, self.data, self.metrics, self.loss_plot]

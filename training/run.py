@@ -92,7 +92,10 @@ class Run:
             self.plan = TimePlan(train["max_minutes"], start, trainer.step, grid_steps)
         else:
             self.set_total(self.cap)
-        if (limit := self.total or self.cap) is not None and limit <= trainer.step:
+        limit = self.total or self.cap
+        if limit == trainer.step and not folder.finished(limit, self.last_epoch):
+            self.set_total(limit)  # it was killed while it wrote its last files
+        elif limit is not None and limit <= trainer.step:
             raise ValueError(
                 f"this run has made its {trainer.step:,} updates; to train longer, raise --epochs, "
                 "--max-steps or --max-minutes"
@@ -249,16 +252,27 @@ class Run:
         items, y = self.items[self.held_out], self.labels_of(self.held_out)
         return validation_loss(self.trainer, items, y)
 
+    @property
+    def last_epoch(self) -> int:
+        """The number of the epoch that the last update was in."""
+        return -(-self.trainer.step // self.epoch_steps)
+
     def finish(self) -> None:
-        """Write what a finished run leaves behind."""
+        """Write what a finished run leaves behind.
+
+        The grid comes last: a run without it was killed before, and does this again when resumed.
+        """
         folder = self.folder
+        if is_main():  # there may be one of when the run was shorter
+            with suppress(OSError):
+                folder.grid(self.last_epoch).unlink()
         self.save_now(folder.final)
-        self.plot()
-        self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
-        self.write_grid(-(-self.trainer.step // self.epoch_steps))
         if is_main():
             with suppress(OSError):
                 folder.interrupted.unlink()
+        self.plot()
+        self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
+        self.write_grid(self.last_epoch)
 
     def interrupt(self) -> int:
         """Write what it takes to go on; returns the signal's number."""
