@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,16 +122,32 @@ def test_a_killed_run_logs_the_losses_from_before_the_kill_too(script):
 
 @pytest.mark.parametrize("lost", [[], ["model_final.pt"]])
 def test_a_run_that_was_killed_while_it_wrote_its_last_files_writes_them(script, lost):
-    flags = [*TINY, "--epochs", 1, "--save-interval", 1]
+    flags = [*TINY, "--epochs", 1, "--save-interval", 1, "--keep", 1]
     assert script("train", *flags).code == 0
     grid = Path("outputs/samples/epoch_001.png")
     weights, pixels = load_checkpoint("outputs/model_final.pt"), grid.read_bytes()
     for path in (grid, *(Path("outputs", name) for name in lost)):
         path.unlink()
-    assert script("train", "--resume").code == 0
+    old = Path(shutil.copy("outputs/checkpoints/best.pt", "outputs/checkpoints/model_epoch_000.pt"))
+    assert script("train", "--resume", "--keep", 1).code == 0
+    assert not old.exists()
     assert grid.read_bytes() == pixels
     assert_same_training(load_checkpoint("outputs/model_final.pt"), weights)
     assert script("train", "--resume").code == 2  # now there is nothing left to do
+
+
+def test_a_run_that_was_killed_between_two_checkpoints_of_a_step_ends_with_both(script):
+    flags = [*TINY, "--epochs", 3, "--save-interval", 1, "--save-every-steps", 13]
+    with FailIn(30):
+        assert script("train", *flags).code == 1
+    folder = Path("outputs/checkpoints")
+    epoch, step = folder / "model_epoch_002.pt", folder / "model_step_00000026.pt"
+    assert load_checkpoint(folder / "best.pt")["step"] == 26
+    for path in (epoch, step):
+        path.unlink()
+    with FailIn(30):
+        assert script("train", "--resume").code == 1
+    assert load_checkpoint(epoch)["step"] == load_checkpoint(step)["step"] == 26
 
 
 def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):

@@ -121,6 +121,7 @@ class Run:
         order, order_epoch = None, None
         metrics = Metrics(self.folder.metrics, trainer.step, board) if is_main() else nullcontext()
         with metrics as self.metrics, self.stop, self.progress:
+            self.catch_up()
             while trainer.step != (self.total or self.cap) and not self.stopping:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
@@ -229,11 +230,28 @@ class Run:
             self.plot()
             if self.plan:
                 self.plan.grid_seconds = time.monotonic() - start
-        if self.save_interval and epoch % self.save_interval == 0:
-            checkpoints[self.folder.checkpoint(epoch)] = {}
-        self.save(checkpoints)
+        self.save(checkpoints | self.due_after(epoch))
         if self.plan:
             self.plan.pause(time.monotonic() - start)
+
+    def due_after(self, epoch: int) -> dict[Path, dict]:
+        """What to save after an epoch: its checkpoint, if one is due."""
+        due = self.save_interval and epoch % self.save_interval == 0
+        return {self.folder.checkpoint(epoch): {}} if due else {}
+
+    def catch_up(self) -> None:
+        """Write the checkpoints of this step that are missing: a kill came between them.
+
+        In shards they are not, whose number goes by the processes.
+        """
+        if self.trainer.sharded:
+            return
+        step = self.trainer.step
+        epoch, rest = divmod(step, self.epoch_steps)
+        due = self.due_after(epoch) if epoch and not rest else {}
+        if self.save_due and step not in (0, self.total):
+            due[self.folder.step_checkpoint(step)] = {}
+        self.save({path: extra for path, extra in due.items() if not path.exists()})
 
     def validate(self, epoch: int) -> dict[Path, dict]:
         """Measure the loss of the held-out items. Returns what to save: the best checkpoint, if it
@@ -329,8 +347,13 @@ class Run:
     def save_now(self, path: Path) -> None:
         """Write the run's state to a file; raises an OSError if that fails."""
         state = on_host(self.checkpoint()) if self.trainer.sharded else self.checkpoint()
+
+        def write() -> None:
+            self.folder.save(path, state)
+            self.folder.keep_newest(self.keep, path)  # a kill may have come before it the last time
+
         if is_main():
-            self.saver.run(lambda: self.folder.save(path, state))
+            self.saver.run(write)
 
     def log(self, row: dict) -> None:
         if is_main():
