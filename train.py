@@ -234,7 +234,7 @@ LIMITS = ("epochs", "max_steps", "max_minutes")
 FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
 FIXED += ("class_conditional", "label_dropout", "validation")
 # Flags of a command and not of a run: no checkpoint sets them.
-COMMAND = {"debug", "list_models", "no_download", "device", "compile", "keep"}
+COMMAND = {"debug", "list_models", "no_download", "device", "compile"}
 COMMAND |= {"output_dir", "resume", "overwrite", "tensorboard"}
 COMMAND |= {"allow_data_change"}
 
@@ -472,7 +472,7 @@ def make_config(args, data: Data) -> dict:
             **chosen("warmup_steps", "grad_clip", "ema_decay", "noise_assignment", "validation"),
             **chosen("class_conditional", "label_dropout", "grad_checkpoint", "precision"),
             **chosen("deterministic", "sample_interval", "save_interval", "save_every_steps"),
-            **chosen("save_every_minutes", "fsdp"),
+            **chosen("save_every_minutes", "fsdp", "keep"),
             "timestep_sampling": sampling,
             "processes": world_size(),
             "update_size": args.batch_size * args.grad_accum * world_size(),

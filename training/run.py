@@ -242,7 +242,7 @@ class Run:
     def catch_up(self) -> None:
         """Write the checkpoints of this step that are missing: a kill came between them.
 
-        In shards they are not, whose number goes by the processes.
+        Not in shards: processes that look for files while others write them would not agree.
         """
         if self.trainer.sharded:
             return
