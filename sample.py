@@ -118,6 +118,7 @@ def parse_args(argv=None):
     modes = [mode.replace("_", "-") for mode in MODES if getattr(args, mode)]
     if len(modes) > 1:
         parser.error(f"give one of --{' and --'.join(modes)}")
+    args.mode = modes[0] if modes else None
     needs = {"mask": "inpaint", "resamplings": "inpaint", "strength": "start_from"}
     for flag, mode in needs.items():
         if flag in args.given and not getattr(args, mode):
@@ -140,91 +141,15 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
 import sys
-import time
-from functools import partial
-from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-import editing
-from data import item_shape, kind_of, load_dataset, to_unit
-from diffusion import GaussianDiffusion, Level
-from folders import read_image, require_same_size
-from pictures import image_format, pictures_of, save_animation, save_picture, square
-from samplers import AUTO, SAMPLERS, options_of
-from training.checkpoint import load_checkpoint, restore
-from utils import (
-    NoisePerImage,
-    autocast,
-    check_writable,
-    choose_device,
-    choose_precision,
-    describe,
-    save_whole,
-)
-
-MOMENTS = 10  # pictures of the walk that --show-intermediate writes
-FRAMES = 60  # at most, of an animation
-STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
-SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
-COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
-
-
-class Walk:
-    """What sample.py draws: how many items, the levels they walk over, and how the walk begins."""
-
-    def __init__(self, args, diffusion: GaussianDiffusion, config: dict, device: torch.device):
-        data = config["data"]
-        self.args, self.device = args, device
-        self.shape = item_shape(data)
-        self.pictures = pictures_of(self.shape)
-        self.kind = kind_of(self.shape)
-        if self.kind == "points" and (modes := [mode for mode in MODES if getattr(args, mode)]):
-            raise ValueError(f"--{modes[0].replace('_', '-')} is for images; these are points")
-        self.name, options = choose_sampler(args, diffusion)
-        self.sampler = partial(SAMPLERS[self.name], **options)
-        self.levels = choose_levels(args, diffusion, self.name)
-        self.y, self.columns, self.count = choose_classes(args, config)
-        if args.start_from:
-            self.image = self.read(args.start_from)
-            self.levels = editing.partway(self.levels, args.strength)
-            self.name = f"{args.start_from} with {self.name}"
-        elif args.inpaint:
-            require_same_size(Path(args.inpaint), Path(args.mask))
-            known, mask = self.read(args.inpaint), (self.read(args.mask)[:, :1] + 1) / 2
-            self.name = f"repaint of {args.inpaint}"
-            self.sampler = partial(
-                editing.repaint,
-                known=known,
-                mask=mask,
-                resamplings=args.resamplings,
-                **options,
-            )
-        elif args.invert:
-            self.image, self.count, self.columns = self.read(args.invert), 1, 2
-
-    def read(self, path: str) -> Tensor:
-        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
-        return to_unit(read_image(Path(path), self.shape[-1], self.shape[0])[None]).to(self.device)
-
-    def start(self, batch: range, noise_like: NoisePerImage) -> Tensor:
-        """x at the first level, for the images of those numbers."""
-        first = self.levels[0]
-        if self.args.interpolate:
-            a, b = NoisePerImage(self.args.seed, range(2)).draw(self.shape)
-            shares = [i / max(1, self.count - 1) for i in batch]
-            noise = torch.stack([editing.slerp(a, b, share) for share in shares])
-        else:
-            noise = noise_like.draw(self.shape)
-        noise = noise.to(self.device)
-        if self.args.start_from:
-            return editing.noised(self.image, first, noise)
-        return first.scale * noise
+from data import load_dataset
+from drawing import FRAMES, MOMENTS, Job, Walk, draw, invert, moments
+from pictures import image_format, save_animation, save_picture
+from utils import check_writable, describe, save_whole
 
 
 def sample(checkpoint: str | Path, **flags) -> np.ndarray:
@@ -241,26 +166,6 @@ def sample(checkpoint: str | Path, **flags) -> np.ndarray:
     args = parse_keywords(make_parser(), parse_args, {"checkpoint": checkpoint, **flags})
     job = Job(args)
     return job.walk.pictures.array(draw(args, job).items)
-
-
-class Job:
-    """A checkpoint that is ready to draw, and how."""
-
-    def __init__(self, args):
-        self.device = choose_device(args.device)
-        self.precision = choose_precision(args.precision, self.device)
-        checkpoint = load_checkpoint(args.checkpoint)
-        self.config, self.step = checkpoint["config"], checkpoint["step"]
-        model, diffusion = restore(checkpoint, self.device, raw=args.raw)
-        self.walk = Walk(args, diffusion, self.config, self.device)
-        self.denoiser = partial(diffusion.denoiser, model, **guidance(args))
-
-
-class Drawn(NamedTuple):
-    items: Tensor  # uint8 images (N, C, H, W) or points (N, 2)
-    frames: dict[int, tuple[Tensor, Tensor]]  # by steps done, of the first batch: x_t, x_0 in it
-    calls: int  # of the network
-    seconds: float
 
 
 def main(args) -> int:
@@ -295,153 +200,6 @@ def main(args) -> int:
         save_animation(output.with_suffix(".gif"), grids)
         print(f"the animation: {output.with_suffix('.gif')}")
     return 0
-
-
-def draw(args, job: Job) -> Drawn:
-    """Walk from noise to data, batch by batch."""
-    walk, device, steps = job.walk, job.device, len(job.walk.levels) - 1
-    kept = moments(steps, MOMENTS if args.show_intermediate else 0)
-    kept |= moments(steps, FRAMES if args.animate else 0)
-    frames, drawn, calls, start = {}, [], 0, time.monotonic()
-    finished = walk.pictures.finished
-    at_once = args.batch_size or COUNT[walk.kind]
-    bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
-    for first in range(0, walk.count, at_once):
-        batch = range(first, min(first + at_once, walk.count))
-        noise_like = NoisePerImage(args.seed, batch)
-        y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
-        denoise = job.denoiser(y)
-        x_t = walk.start(batch, noise_like)
-        with autocast(device, job.precision):
-            for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
-                if first == 0 and done in kept:
-                    seen = x_t / walk.levels[done].scale  # edm's would be far too bright
-                    frames[done] = finished(seen), finished(denoise.seen)
-                x_t = x
-                bar.update(len(batch))
-        if first == 0 and kept:
-            frames[steps] = finished(x_t), finished(x_t)
-        drawn.append(finished(x_t))
-        calls += denoise.calls
-    bar.close()
-    return Drawn(torch.cat(drawn), frames, calls, time.monotonic() - start)
-
-
-def invert(job: Job) -> Tensor:
-    """The image and its reconstruction from its own noise (2, C, H, W); prints how near it is."""
-    walk, device = job.walk, job.device
-    y = None if walk.y is None else walk.y[:1].to(device)
-    denoise = job.denoiser(y)
-    with autocast(device, job.precision):
-        *_, noise = editing.invert(denoise, walk.image, walk.levels)
-        *_, x = walk.sampler(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
-    error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5
-    print(
-        f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
-        f"{error:.1f} of 255 grey levels; the noise's standard deviation is "
-        f"{noise.std() / walk.levels[0].scale:.2f}"
-    )
-    return torch.cat([walk.image, x])
-
-
-def choose_sampler(args, diffusion: GaussianDiffusion) -> tuple[str, dict]:
-    """The sampler's name and its options; raises ValueError for what does not fit together."""
-    name = args.sampler
-    if name == "auto":
-        name = "ddim" if args.invert else "dpmpp_2m" if args.interpolate else AUTO
-    if args.inpaint and args.sampler not in ("auto", "ddpm"):
-        raise ValueError(f"--inpaint walks by ddpm, not by --sampler {args.sampler}")
-    name = "ddpm" if args.inpaint else name
-    every = {option for sampler in SAMPLERS.values() for option in options_of(sampler)}
-    given = {option: getattr(args, option) for option in every & args.given}
-    if other := given.keys() - options_of(SAMPLERS[name]).keys():
-        flag = min(other).replace("_", "-")
-        raise ValueError(f"--{flag} is not an option of the sampler {name}")
-    if given.get("variance") == "learned" and not diffusion.learn_sigma:
-        raise ValueError("--variance learned: the checkpoint was trained without --learn-sigma")
-    if name == "ddpm" and diffusion.learn_sigma:
-        given.setdefault("variance", "learned")
-    if args.interpolate or args.invert:
-        mode = "--interpolate" if args.interpolate else "--invert"
-        if name in ("ddpm", "dpmpp_2m_sde"):
-            raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; try ddim")
-        if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
-            raise ValueError(f"{mode} needs a walk without fresh noise: leave out --{noisy[0]}")
-    if args.invert and name != "ddim":
-        raise ValueError(f"--invert walks by ddim, not by --sampler {name}")
-    return name, given
-
-
-def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Level]:
-    """The levels of the walk; raises ValueError for flags that do not fit the checkpoint."""
-    timesteps = diffusion.timesteps
-    if args.timesteps not in (None, timesteps):
-        raise ValueError(
-            f"--timesteps {args.timesteps}: the checkpoint was trained with {timesteps}"
-        )
-    if args.steps is not None and args.steps > timesteps:
-        raise ValueError(f"--steps {args.steps}: the checkpoint has only {timesteps} timesteps")
-    steps = args.steps or min(STEPS.get(sampler, 20), timesteps)
-    return diffusion.levels(steps, args.spacing or SPACING.get(sampler, "trailing"))
-
-
-def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
-    """Labels (N,), or None, the columns of the grid, and N; raises ValueError for no such class."""
-    count, num_classes = args.num_images, config["model"].get("num_classes")
-    if count is None:
-        count = 10 if args.interpolate else COUNT[kind_of(item_shape(config["data"]))]
-    columns = count if args.interpolate else square(count)
-    if num_classes is None:
-        for flag in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
-            if flag in args.given:
-                raise ValueError(
-                    f"--{flag.replace('_', '-')}: this checkpoint knows no classes; "
-                    "train.py --class-conditional makes one that does"
-                )
-        return None, columns, count
-    if args.guidance_scale != 1 and config["train"]["label_dropout"] == 0:
-        raise ValueError(
-            "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has not "
-            "learned to do without a class"
-        )
-    given_images = args.start_from or args.inpaint or args.invert or args.interpolate
-    if args.class_id is None:
-        if given_images and (args.guidance_scale != 1 or config["train"]["label_dropout"] == 0):
-            raise ValueError("give the --class-id of the images")
-        if given_images:  # of whatever class: the null label
-            return torch.full((count,), num_classes), columns, count
-        return torch.arange(count) % num_classes, columns, count
-    ids = list(range(num_classes)) if args.class_id == "all" else args.class_id
-    if wrong := [i for i in ids if i >= num_classes]:
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(config["data"]["classes"]))
-        raise ValueError(f"--class-id {wrong[0]}: there are only the classes {names}")
-    if len(ids) == 1:
-        return torch.full((count,), ids[0]), columns, count
-    if args.interpolate or args.invert:
-        raise ValueError("--class-id: give one class, as all of these images share it")
-    if args.num_images is None:
-        count = COUNT[kind_of(item_shape(config["data"]))] // 8 * len(ids)
-    if count % len(ids):
-        raise ValueError(f"--num-images {count} cannot be shared evenly by {len(ids)} classes")
-    columns = count // len(ids)
-    return torch.tensor(ids).repeat_interleave(columns), columns, count
-
-
-def guidance(args) -> dict:
-    """The denoiser's options."""
-    low, high = args.guidance_interval or (0.0, inf)
-    if low > high:
-        raise ValueError(f"--guidance-interval: {low} is above {high}")
-    return {
-        "guidance_scale": args.guidance_scale,
-        "guidance_interval": (low, high),
-        "guidance_rescale": args.guidance_rescale,
-    }
-
-
-def moments(steps: int, count: int) -> set[int]:
-    """At most `count` numbers of steps done, from 0 to all, evenly spread."""
-    return {round(i * steps / (count - 1)) for i in range(count)}
 
 
 def save(output: Path, drawn: Tensor, walk: Walk, real: Tensor | None = None) -> None:
