@@ -1,0 +1,142 @@
+"""Arrays in .npz files: whole, or in parts that are written as they come and joined at the end."""
+
+import glob
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils import DataError, save_whole
+
+DIGEST = 32  # bytes of a SHA-256
+WHOLE, MISSING, DAMAGED = range(3)  # states of a part
+
+
+def save_npz(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[bytes]) -> None:
+    """Write one array as arr_0, where FID tools look for it.
+
+    `blocks` are its bytes, one after the other, so that it need not fit into memory. The same array
+    makes the same file: no time of day is in it.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
+
+    def write(partial: Path) -> None:
+        with (
+            zipfile.ZipFile(partial, "w") as file,
+            file.open(entry, "w", force_zip64=True) as array,
+        ):
+            np.lib.format.write_array_header_1_0(array, header)
+            for block in blocks:
+                array.write(block)
+
+    save_named(path, write)
+
+
+def save_named(path: Path, write: Callable[[Path], object]) -> None:
+    """`save_whole`, with the name of the file in the message of an error."""
+    try:
+        save_whole(path, write)
+    except OSError as error:
+        if error.errno is None:  # one of our own, which says all
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+class Parts:
+    """Parts of the array of an .npz, in a folder beside it: `samples.npz.parts` for samples.npz.
+
+    `made_by` is all that decides the bits of the array, by name, as plain values. Part i is the
+    file of the i-th batch, its bytes after their SHA-256, which is also that of the batch's number
+    and of `made_by`: a part of anything else, or a damaged one, is none.
+    """
+
+    def __init__(self, output: Path, made_by: dict[str, object]):
+        self.output = output
+        self.folder = output.with_name(f"{output.name}.parts")
+        self.record = self.folder / "made_by.json"
+        self.made_by = json.dumps(made_by, indent=2) + "\n"
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.part"
+
+    def check(self) -> None:
+        """Raise a ValueError if the folder holds parts of another array."""
+        if not self.record.exists():
+            return
+        try:
+            before = json.loads(self.record.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(f"{self.record} is damaged; delete {self.folder}") from None
+        now = json.loads(self.made_by)
+        changes = [
+            f"{name} was {shown(before.get(name))} and is {shown(now.get(name))} now"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
+        if changes:
+            raise ValueError(
+                f"{self.folder} holds parts of other samples: {', '.join(changes)}. To begin anew, "
+                "delete that folder, or give another --output"
+            )
+
+    def begin(self) -> None:
+        """Make the folder, if it is not there yet."""
+        if not self.record.exists():
+            self.delete()  # what was left when a finished job was ended in the midst of deleting
+            save_named(self.record, lambda partial: partial.write_text(self.made_by, "utf-8"))
+
+    def write(self, number: int, array: np.ndarray) -> None:
+        content = array.tobytes()
+        whole = self.digest(number, content) + content
+        save_named(self.path(number), lambda partial: partial.write_bytes(whole))
+
+    def read(self, number: int) -> bytes | None:
+        """The bytes of a part, or None if it is missing or damaged."""
+        try:
+            whole = self.path(number).read_bytes()
+        except FileNotFoundError:
+            return None
+        content = whole[DIGEST:]
+        return content if whole[:DIGEST] == self.digest(number, content) else None
+
+    def state(self, number: int) -> int:
+        """WHOLE, MISSING or DAMAGED."""
+        if self.read(number) is not None:
+            return WHOLE
+        return DAMAGED if self.path(number).exists() else MISSING
+
+    def join(self, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Make the .npz of all `count` parts, of an array of that shape and type."""
+        save_npz(self.output, shape, dtype, map(self.required, range(count)))
+
+    def required(self, number: int) -> bytes:
+        """The bytes of a part; raises DataError where there are none."""
+        content = self.read(number)
+        if content is None:
+            raise DataError(
+                f"{self.path(number)} is missing or damaged; the same command draws it again"
+            )
+        return content
+
+    def delete(self) -> None:
+        """Delete what was written here, and the folder if nothing else is in it."""
+        # The record first: parts without it are not taken for an array that was to go on.
+        files = [self.record, *self.folder.glob("*.part"), *self.folder.glob(".*.partial")]
+        files += self.output.parent.glob(f".{glob.escape(self.output.name)}.*.partial")
+        for file in files:
+            file.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def digest(self, number: int, content: bytes) -> bytes:
+        return hashlib.sha256(f"{number} {self.made_by}".encode() + content).digest()
+
+
+def shown(value: object) -> str:
+    """A value as a person reads it."""
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= 20 else f"{text[:16]}..."
