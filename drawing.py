@@ -1,7 +1,12 @@
-"""Walking from noise to data with a trained model: what is asked for, and batch by batch."""
+"""Walking from noise to data with a trained model: what is asked for, and batch by batch.
 
+The processes of a job share the batches. These are the same for any number of processes, as the
+rounding of a network's output may depend on how many images it is given at once.
+"""
+
+import hashlib
 import sys
-import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -13,11 +18,12 @@ from tqdm import tqdm
 
 import editing
 from data import item_shape, kind_of, to_unit
-from diffusion import GaussianDiffusion, Level
+from diffusion import GaussianDiffusion
 from folders import read_image, require_same_size
 from pictures import pictures_of, square
 from samplers import AUTO, SAMPLERS, options_of
 from training.checkpoint import load_checkpoint, restore
+from training.distributed import gather, is_main, own_device, rank, world_size
 from utils import NoisePerImage, autocast, choose_device, choose_precision
 
 MOMENTS = 10  # pictures of the walk that --show-intermediate writes
@@ -25,6 +31,10 @@ FRAMES = 60  # at most, of an animation
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
 SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
 COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
+# Flags that decide what is drawn as they are; others do as `Walk.chosen` has them.
+DECISIVE = ("raw", "seed", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale")
+DECISIVE += ("strength", "resamplings", "interpolate")
+FILES = ("checkpoint", "start_from", "inpaint", "mask")  # flags whose files' contents decide
 
 
 class Walk:
@@ -36,12 +46,16 @@ class Walk:
         self.shape = item_shape(data)
         self.pictures = pictures_of(self.shape)
         self.kind = kind_of(self.shape)
+        self.nothing = self.pictures.finished(torch.empty(0, *self.shape))  # no items, as if drawn
         if self.kind == "points" and args.mode:
             raise ValueError(f"--{args.mode} is for images; these are points")
         self.name, options = choose_sampler(args, diffusion)
         self.sampler = partial(SAMPLERS[self.name], **options)
-        self.levels = choose_levels(args, diffusion, self.name)
+        steps, spacing = choose_steps(args, diffusion.timesteps, self.name)
+        self.levels = diffusion.levels(steps, spacing)
         self.y, self.columns, self.count = choose_classes(args, config)
+        self.chosen = {"sampler": self.name, **options_of(SAMPLERS[self.name]), **options}
+        self.chosen |= {"steps": steps, "spacing": spacing, "num_images": self.count}
         if args.start_from:
             self.image = self.read(args.start_from)
             self.levels = editing.partway(self.levels, args.strength)
@@ -83,54 +97,105 @@ class Job:
     """A checkpoint that is ready to draw, and how."""
 
     def __init__(self, args):
-        self.device = choose_device(args.device)
+        self.args = args
+        self.device = own_device(choose_device(args.device))
         self.precision = choose_precision(args.precision, self.device)
         checkpoint = load_checkpoint(args.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
         model, diffusion = restore(checkpoint, self.device, raw=args.raw)
         self.walk = Walk(args, diffusion, self.config, self.device)
         self.denoiser = partial(diffusion.denoiser, model, **guidance(args))
+        self.batches = batches(self.walk.count, args.batch_size or COUNT[self.walk.kind])
+        steps = len(self.walk.levels) - 1
+        self.kept = moments(steps, MOMENTS if args.show_intermediate else 0)
+        self.kept |= moments(steps, FRAMES if args.animate else 0)
+
+    def decisive(self) -> dict[str, object]:
+        """By flag, all that decides the bits of what is drawn; of files, their contents."""
+        paths = {flag: getattr(self.args, flag) for flag in FILES}
+        flags = {
+            **{flag: getattr(self.args, flag) for flag in DECISIVE},
+            **{flag: path and digest(Path(path)) for flag, path in paths.items()},
+            **self.walk.chosen,
+            "batch_size": len(self.batches[0]),
+            "device": self.device.type,
+            "precision": self.precision,
+        }
+        named = {f"--{flag.replace('_', '-')}": value for flag, value in flags.items()}
+        return {**named, "PyTorch": torch.__version__}
 
 
 class Drawn(NamedTuple):
     items: Tensor  # uint8 images (N, C, H, W) or points (N, 2)
     frames: dict[int, tuple[Tensor, Tensor]]  # by steps done, of the first batch: x_t, x_0 in it
     calls: int  # of the network
-    seconds: float
 
 
-def draw(args, job: Job) -> Drawn:
-    """Walk from noise to data, batch by batch."""
-    walk, device, steps = job.walk, job.device, len(job.walk.levels) - 1
-    kept = moments(steps, MOMENTS if args.show_intermediate else 0)
-    kept |= moments(steps, FRAMES if args.animate else 0)
-    frames, drawn, calls, start = {}, [], 0, time.monotonic()
-    finished = walk.pictures.finished
-    at_once = args.batch_size or COUNT[walk.kind]
-    bar = tqdm(total=walk.count * steps, unit="step", disable=not sys.stderr.isatty())
-    for first in range(0, walk.count, at_once):
-        batch = range(first, min(first + at_once, walk.count))
-        noise_like = NoisePerImage(args.seed, batch)
-        y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
-        denoise = job.denoiser(y)
-        x_t = walk.start(batch, noise_like)
-        with autocast(device, job.precision):
-            for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
-                if first == 0 and done in kept:
-                    seen = x_t / walk.levels[done].scale  # edm's would be far too bright
-                    frames[done] = finished(seen), finished(denoise.seen)
-                x_t = x
-                bar.update(len(batch))
-        if first == 0 and kept:
-            frames[steps] = finished(x_t), finished(x_t)
-        drawn.append(finished(x_t))
-        calls += denoise.calls
-    bar.close()
-    return Drawn(torch.cat(drawn), frames, calls, time.monotonic() - start)
+def draw(job: Job) -> Drawn:
+    """Draw everything: each process its share, and then each gets the items of all.
+
+    The frames are the main process's alone, which draws the first batch.
+    """
+    numbers = share(range(len(job.batches)))
+    drawn = [batch for _, batch in draw_batches(job, numbers)]
+    items = torch.cat([job.walk.nothing, *(batch.items for batch in drawn)]).to(job.device)
+    indices = [i for number in numbers for i in job.batches[number]]
+    order = gather(torch.tensor(indices, dtype=torch.int64, device=job.device)).argsort()
+    calls = sum_of_all(sum(batch.calls for batch in drawn), job.device)
+    return Drawn(gather(items)[order].cpu(), drawn[0].frames if drawn else {}, calls)
 
 
-def invert(job: Job) -> Tensor:
-    """The image and its reconstruction from its own noise (2, C, H, W); prints how near it is."""
+def draw_batches(job: Job, numbers: Sequence[int]) -> Iterator[tuple[int, Drawn]]:
+    """Walk from noise to data with one batch after the other; yields each with its number."""
+    total = sum(len(job.batches[number]) for number in numbers) * (len(job.walk.levels) - 1)
+    whose = f"the first of {world_size()} processes" if world_size() > 1 else None
+    hidden = not (is_main() and sys.stderr.isatty())
+    with tqdm(total=total, unit="step", desc=whose, disable=hidden) as bar:
+        for number in numbers:
+            yield number, draw_batch(job, job.batches[number], bar)
+
+
+def draw_batch(job: Job, batch: range, bar: tqdm) -> Drawn:
+    """Walk from noise to data with the images of those numbers."""
+    walk, device, finished = job.walk, job.device, job.walk.pictures.finished
+    noise_like = NoisePerImage(job.args.seed, batch)
+    y = None if walk.y is None else walk.y[batch.start : batch.stop].to(device)
+    denoise = job.denoiser(y)
+    x_t = walk.start(batch, noise_like)
+    kept, frames = job.kept if batch.start == 0 else set(), {}
+    with autocast(device, job.precision):
+        for done, x in enumerate(walk.sampler(denoise, x_t, walk.levels, noise_like)):
+            if done in kept:
+                seen = x_t / walk.levels[done].scale  # edm's would be far too bright
+                frames[done] = finished(seen), finished(denoise.seen)
+            x_t = x
+            bar.update(len(batch))
+    if kept:
+        frames[len(walk.levels) - 1] = finished(x_t), finished(x_t)
+    return Drawn(finished(x_t), frames, denoise.calls)
+
+
+def batches(count: int, size: int) -> list[range]:
+    """The numbers of `count` images in batches of that size; the last may be smaller."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def share(numbers: Sequence[int]) -> Sequence[int]:
+    """The numbers, of batches, that are this process's: all end at about the same time.
+
+    The first is the main process's, and the last, which may be a smaller one, goes to one of those
+    with the most.
+    """
+    return numbers[rank() :: world_size()]
+
+
+def sum_of_all(number: int, device: torch.device) -> int:
+    """The sum of the numbers of all processes."""
+    return int(gather(torch.tensor([number], device=device)).sum())
+
+
+def invert(job: Job) -> tuple[Tensor, str]:
+    """The image and its reconstruction from its own noise (2, C, H, W), and how near it comes."""
     walk, device = job.walk, job.device
     y = None if walk.y is None else walk.y[:1].to(device)
     denoise = job.denoiser(y)
@@ -138,12 +203,12 @@ def invert(job: Job) -> Tensor:
         *_, noise = editing.invert(denoise, walk.image, walk.levels)
         *_, x = walk.sampler(denoise, noise, walk.levels, NoisePerImage(0, range(1)))
     error = (x.clamp(-1, 1) - walk.image).square().mean().sqrt().item() * 127.5
-    print(
+    how_near = (
         f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
         f"{error:.1f} of 255 grey levels; the noise's standard deviation is "
         f"{noise.std() / walk.levels[0].scale:.2f}"
     )
-    return torch.cat([walk.image, x])
+    return torch.cat([walk.image, x]), how_near
 
 
 def choose_sampler(args, diffusion: GaussianDiffusion) -> tuple[str, dict]:
@@ -174,9 +239,8 @@ def choose_sampler(args, diffusion: GaussianDiffusion) -> tuple[str, dict]:
     return name, given
 
 
-def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Level]:
-    """The levels of the walk; raises ValueError for flags that do not fit the checkpoint."""
-    timesteps = diffusion.timesteps
+def choose_steps(args, timesteps: int, sampler: str) -> tuple[int, str]:
+    """Steps and spacing of a walk; raises ValueError for flags that do not fit the checkpoint."""
     if args.timesteps not in (None, timesteps):
         raise ValueError(
             f"--timesteps {args.timesteps}: the checkpoint was trained with {timesteps}"
@@ -184,7 +248,7 @@ def choose_levels(args, diffusion: GaussianDiffusion, sampler: str) -> list[Leve
     if args.steps is not None and args.steps > timesteps:
         raise ValueError(f"--steps {args.steps}: the checkpoint has only {timesteps} timesteps")
     steps = args.steps or min(STEPS.get(sampler, 20), timesteps)
-    return diffusion.levels(steps, args.spacing or SPACING.get(sampler, "trailing"))
+    return steps, args.spacing or SPACING.get(sampler, "trailing")
 
 
 def choose_classes(args, config: dict) -> tuple[Tensor | None, int, int]:
@@ -243,3 +307,8 @@ def guidance(args) -> dict:
 def moments(steps: int, count: int) -> set[int]:
     """At most `count` numbers of steps done, from 0 to all, evenly spread."""
     return {round(i * steps / (count - 1)) for i in range(count)}
+
+
+def digest(path: Path) -> str:
+    """What tells a file's content from any other."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

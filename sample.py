@@ -140,16 +140,34 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from data import load_dataset
-from drawing import FRAMES, MOMENTS, Job, Walk, draw, invert, moments
+from drawing import (
+    FRAMES,
+    MOMENTS,
+    Drawn,
+    Job,
+    Walk,
+    draw,
+    draw_batches,
+    invert,
+    moments,
+    share,
+    sum_of_all,
+)
+from npz import DAMAGED, WHOLE, Parts, save_npz
 from pictures import image_format, save_animation, save_picture
-from utils import check_writable, describe, save_whole
+from training.distributed import barrier, is_main, largest, process_group, say, world_size
+from utils import check_writable, describe
 
 
 def sample(checkpoint: str | Path, **flags) -> np.ndarray:
@@ -165,7 +183,7 @@ def sample(checkpoint: str | Path, **flags) -> np.ndarray:
         raise ValueError(f"sample() writes nothing: {min(unused)} is for the command line")
     args = parse_keywords(make_parser(), parse_args, {"checkpoint": checkpoint, **flags})
     job = Job(args)
-    return job.walk.pictures.array(draw(args, job).items)
+    return job.walk.pictures.array(draw(job).items)
 
 
 def main(args) -> int:
@@ -174,38 +192,166 @@ def main(args) -> int:
         image_format(output)  # an ending that cannot be written is refused now, not after the work
     check_writable(output.parent)
     job = Job(args)
-    walk, steps = job.walk, len(job.walk.levels) - 1
-    dataset = job.config["data"]["dataset"]
+    with process_group(job.device):
+        say(introduction(job))
+        if args.invert:
+            write_inversion(job, output)
+        elif output.suffix == ".npz" and len(job.batches) > 1:
+            return write_in_parts(job, output)
+        else:
+            write(job, output)
+    return 0
+
+
+def introduction(job: Job) -> str:
+    """What draws, and how."""
+    args, walk = job.args, job.walk
     weights = "as trained" if args.raw else "moving average"
-    print(f"{args.checkpoint}: {dataset}, step {job.step:,}, weights: {weights}")
-    print(f"{walk.name}, {steps} steps, {describe(job.device, job.precision)}", flush=True)
+    processes = f", {world_size()} processes" if world_size() > 1 else ""
+    return (
+        f"{args.checkpoint}: {job.config['data']['dataset']}, step {job.step:,}, "
+        f"weights: {weights}\n{walk.name}, {len(walk.levels) - 1} steps, "
+        f"{describe(job.device, job.precision)}{processes}"
+    )
 
-    if args.invert:
-        images = walk.pictures.finished(invert(job))
-        save(output, images, walk)
-        print(f"the image, and what came back: {output}")
-        return 0
 
-    items, frames, calls, seconds = draw(args, job)
-    real = load_dataset(dataset, split="test").items if walk.kind == "points" else None
-    save(output, items, walk, real)
-    print(f"{len(items)} {walk.kind} in {seconds:.1f} s, {calls} network calls: {output}")
-    if args.show_intermediate:
-        chosen = {done: frames[done] for done in moments(steps, MOMENTS)}
+def write_inversion(job: Job, output: Path) -> None:
+    """Write an image and its reconstruction; there is nothing to share in that."""
+    if is_main():
+        images, how_near = invert(job)
+        say(how_near)
+        save(output, job.walk.pictures.finished(images), job.walk)
+        say(f"the image, and what came back: {output}")
+
+
+def write(job: Job, output: Path) -> None:
+    """Draw everything, and then write it."""
+    start = time.monotonic()
+    drawn = draw(job)
+    seconds = time.monotonic() - start
+    if is_main():
+        points = job.walk.kind == "points"
+        real = load_dataset(job.config["data"]["dataset"], split="test").items if points else None
+        save(output, drawn.items, job.walk, real)
+        say(finished(job, len(drawn.items), seconds, drawn.calls))
+        write_frames(job, drawn)
+
+
+def write_in_parts(job: Job, output: Path) -> int:
+    """Draw and write an .npz batch by batch, so that the same command, with any number of
+    processes, can go on after whatever ended it."""
+    parts = Parts(output, job.decisive())
+    try:
+        with interrupts():
+            draw_parts(job, parts)
+    except KeyboardInterrupt as interruption:
+        if is_main():
+            print(f"sample.py: interrupted{what_is_kept(job, parts)}", file=sys.stderr)
+        return 128 + interruption.args[0]
+    return 0
+
+
+def draw_parts(job: Job, parts: Parts) -> None:
+    """Draw the batches that are not there yet, and make the .npz of all of them."""
+    walk, start, calls, first = job.walk, time.monotonic(), 0, None
+    missing = missing_parts(job, parts)
+    for n, batch in draw_batches(job, share(missing)):
+        parts.write(n, walk.pictures.array(batch.items))
+        calls += batch.calls
+        first = batch if n == 0 else first
+    calls = sum_of_all(calls, job.device)  # which waits for every process
+    seconds = time.monotonic() - start
+    if is_main():
+        none = walk.pictures.array(walk.nothing)
+        parts.join(len(job.batches), (walk.count, *none.shape[1:]), none.dtype)
+        say(finished(job, sum(len(job.batches[n]) for n in missing), seconds, calls))
+        if first is not None:
+            write_frames(job, first)
+        parts.delete()
+    barrier()  # nobody leaves before all is written
+
+
+def missing_parts(job: Job, parts: Parts) -> list[int]:
+    """The numbers of the batches to draw, the same on every process."""
+    parts.check()
+    if is_main():
+        parts.begin()
+    barrier()  # before anybody looks at what is there
+    every = range(len(job.batches))
+    mine = share(every)
+    states = largest([parts.state(n) if n in mine else WHOLE for n in every], job.device)
+    missing = [n for n in every if states[n] != WHOLE]
+    there = job.walk.count - sum(len(job.batches[n]) for n in missing)
+    if there:
+        say(f"going on: {there:,} of {job.walk.count:,} {job.walk.kind} are there")
+    if damaged := states.count(DAMAGED):
+        say(f"parts that are damaged, and drawn again: {damaged}")
+    if job.kept and 0 not in missing:  # its walk is asked for
+        missing = [0, *missing]
+    return missing
+
+
+def what_is_kept(job: Job, parts: Parts) -> str:
+    """What an interrupted job says of its parts."""
+    if not parts.record.exists():
+        return ""
+    there = sum(len(batch) for n, batch in enumerate(job.batches) if parts.path(n).exists())
+    return (
+        f"; {there:,} of {job.walk.count:,} {job.walk.kind} are in {parts.folder}: the same "
+        "command goes on"
+    )
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """While open, Ctrl-C and SIGTERM raise a KeyboardInterrupt whose argument is the signal.
+
+    That is once, as the process then ends: a second signal is not to take its last words.
+    """
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:  # none has come
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def interrupt(number: int, frame) -> None:
+    """A signal's handler, for the first of them."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def finished(job: Job, count: int, seconds: float, calls: int) -> str:
+    """The last line: what was drawn, in what time, and where it is."""
+    whole = f"; all {job.walk.count:,}" if count < job.walk.count else ""
+    return (
+        f"{count} {job.walk.kind} in {seconds:.1f} s, {calls} network calls{whole}: "
+        f"{job.args.output}"
+    )
+
+
+def write_frames(job: Job, drawn: Drawn) -> None:
+    """Write the walk of the first batch, as far as the flags ask for it."""
+    output, walk, steps = Path(job.args.output), job.walk, len(job.walk.levels) - 1
+    if job.args.show_intermediate:
+        chosen = {done: drawn.frames[done] for done in moments(steps, MOMENTS)}
         folder = write_walk(output.parent / "intermediate", chosen, walk)
-        print(f"the walk: {folder}")
-    if args.animate:
-        chosen = [frames[i][0] for i in sorted(moments(steps, FRAMES))]
+        say(f"the walk: {folder}")
+    if job.args.animate:
+        chosen = [drawn.frames[i][0] for i in sorted(moments(steps, FRAMES))]
         grids = [walk.pictures.frame(items, walk.columns) for items in chosen]
         save_animation(output.with_suffix(".gif"), grids)
-        print(f"the animation: {output.with_suffix('.gif')}")
-    return 0
+        say(f"the animation: {output.with_suffix('.gif')}")
 
 
 def save(output: Path, drawn: Tensor, walk: Walk, real: Tensor | None = None) -> None:
     """Items as a picture, beside real ones if there are any, or as an .npz."""
     if output.suffix == ".npz":
-        save_npz(output, walk.pictures.array(drawn))
+        array = walk.pictures.array(drawn)
+        save_npz(output, array.shape, array.dtype, [array.tobytes()])
     else:
         save_picture(output, walk.pictures.grid(drawn, walk.columns, real))
 
@@ -225,16 +371,6 @@ def write_walk(folder: Path, frames: dict[int, tuple[Tensor, Tensor]], walk: Wal
             save_picture(folder / f"{name}_{t:04d}.png", picture)
         save_picture(folder / f"{strip}.png", walk.pictures.filmstrip(list(moments.values())))
     return folder
-
-
-def save_npz(path: Path, array: np.ndarray) -> None:
-    """One array as arr_0, where FID tools look for it."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "wb") as file:  # given a name, NumPy would add an ending to it
-            np.savez(file, array)
-
-    save_whole(path, write)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,13 @@ def test_npz_is_what_fid_tools_read(script, checkpoint):
         assert file["arr_0"].dtype == np.uint8
 
 
+def test_one_batch_needs_no_parts(script, checkpoint, monkeypatch):
+    monkeypatch.setattr(sample, "Parts", None)
+    flags = ["--checkpoint", checkpoint, "--num-images", 4, "--steps", 1, "--output", "s.npz"]
+    assert script("sample", *flags, "--batch-size", 4).code == 0
+    assert "NoneType" in script("sample", *flags, "--batch-size", 3).err
+
+
 def test_eta_and_raw_change_the_images(script, checkpoint):
     flags = ["--checkpoint", checkpoint, "--num-images", 4, "--steps", 5]
     flags += ["--sampler", "ddim"]
@@ -118,6 +125,7 @@ def test_all_steps(script, checkpoint):
         (["--timesteps", 500], 2, "--timesteps 500: the checkpoint was trained with 1000"),
         (["--steps", 1001], 2, "--steps 1001: the checkpoint has only 1000 timesteps"),
         (["--output", "/dev/null/x.png"], 2, "cannot write to /dev/null: /dev/null is a file"),
+        (["--output", "/dev/null/x.npz"], 2, "cannot write to /dev/null: /dev/null is a file"),
         (["--sampler", "ddpm", "--eta", 0.5], 2, "--eta is not an option of the sampler ddpm"),
         (["--class-id", 1], 2, "--class-id: this checkpoint knows no classes"),
         (["--guidance-scale", 2], 2, "--guidance-scale: this checkpoint knows no classes"),
