@@ -488,7 +488,23 @@ def test_an_environment_that_is_damaged_begins_anew(tmp_path):
     for content in ("", "{", "{}", "[1]"):
         path.write_text(content)
         append_environment(path, {"seed": 1})
-        assert json.loads(path.read_text())[-1] == {"seed": 1}
+        assert json.loads(path.read_text()) == [{"seed": 1}]
+
+
+def test_torchrun_goes_on_with_its_own_runs_alone(script, monkeypatch):
+    """Its second attempt must not resume what its first one was refused for."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    assert script("train", *TINY, "--max-steps", 3).code == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    for count in (0, 1):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        result = script("train", *TINY, "--max-steps", 5)
+        assert result.code == 2
+        assert "outputs holds a run already" in result.err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    result = script("train", *TINY, "--max-steps", 5)
+    assert result.code == 0, result.err
+    assert "resuming from outputs/model_final.pt, step 3" in result.out
 
 
 def test_deterministic_is_kept_over_a_resume(script, monkeypatch):

@@ -42,12 +42,14 @@ def write_checkpoint(path: Path, name: str) -> dict:
     data |= {**shape, "count": 9, "classes": []}
     config = {"data": data, "model": model, "diffusion": {"timesteps": 50}}
     config["train"] = {"label_dropout": 0.1, "total_steps": None}
+    config["train"] |= {"batch_size": 8, "update_size": 8, "processes": 1}
     torch.manual_seed(0)
     weights = {}
     for which in ("model", "ema"):
         state = build_model(model).state_dict()
         weights[which] = {n: w + torch.rand(w.shape).to(w.dtype) for n, w in state.items()}
-    rest = {"step": 7, "seconds": 1.5, "optimizer": {}, "scaler": None}
+    rest = {"step": 7, "skipped": 0, "seconds": 1.5, "optimizer": {}, "scaler": None}
+    rest |= {"unlogged_loss": 0.0, "unlogged_updates": 0}
     checkpoint = {"config": config, **weights, **rest}
     save_checkpoint(path, checkpoint)
     return checkpoint

@@ -20,6 +20,11 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def job() -> str | None:
+    """The name of torchrun's job, which it keeps when it starts the processes again."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 def restarted() -> bool:
     """Has torchrun started this job again, after one of its processes died?"""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

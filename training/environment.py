@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from training.distributed import world_size
+from training.distributed import job, world_size
 from utils import save_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +31,7 @@ def environment(device: torch.device, precision: str, seed: int) -> dict:
         "threads": torch.get_num_threads(),
         "device": gpu(device) if device.type == "cuda" else {"type": device.type},
         "processes": world_size(),
+        "job": job(),
         "precision": precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "seed": seed,
@@ -39,13 +40,17 @@ def environment(device: torch.device, precision: str, seed: int) -> dict:
 
 def append_environment(path: Path, session: dict) -> None:
     """Add a session to those of a file; a file that cannot be read begins anew."""
+    text = json.dumps([*read_environment(path), session], indent=2) + "\n"
+    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_environment(path: Path) -> list[dict]:
+    """The sessions in a file; none if it is missing or damaged."""
     try:
         sessions = json.loads(path.read_text(encoding="utf-8"))
-        sessions = sessions if isinstance(sessions, list) else []
-    except (OSError, ValueError):
-        sessions = []
-    text = json.dumps([*sessions, session], indent=2) + "\n"
-    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [s for s in sessions if isinstance(s, dict)] if isinstance(sessions, list) else []
 
 
 def git_commit() -> dict | None:
