@@ -29,7 +29,9 @@ class Processes:
 
     def __init__(self, folder: Path, count: int, *arguments, stuck=None, limit=None):
         self.folder = folder
-        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # of the server
+        # Of the server; one thread each, as under torchrun: more may round in another way.
+        environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        with mock.patch.dict(os.environ, environment):
             ensure_running()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
