@@ -25,9 +25,13 @@ def job() -> str | None:
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
+def restarts() -> int:
+    """How often torchrun has started this job again, after one of its processes died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def restarted() -> bool:
-    """Has torchrun started this job again, after one of its processes died?"""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return restarts() > 0
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -45,7 +49,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several machines do not count restarts alike
+        # torchrun keeps the store over restarts: addresses of dead processes must not be found.
+        store = dist.PrefixStore(f"start_{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     try:
         yield
     finally:
