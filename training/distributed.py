@@ -43,7 +43,10 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """While open, the processes of the job can talk: by NCCL on GPUs, by Gloo elsewhere."""
+    """While open, the processes of the job can talk: by NCCL on GPUs, by Gloo elsewhere.
+
+    Raises ConnectionError where one of them has gone.
+    """
     if not launched():
         yield
         return
@@ -57,6 +60,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise ConnectionError(
+                "another process of this job has ended or cannot be reached; if it said why, that "
+                "stands above or below"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
