@@ -125,12 +125,12 @@ def test_what_it_is_shows_in_its_content_and_not_in_its_name(exported, trained, 
 def test_weights_that_are_not_there(script, exported, trained):
     result = script("sample", "--checkpoint", exported, "--raw")
     assert result.code == 2
-    assert "holds no weights but the moving average; leave out --raw" in result.err
+    assert "holds the moving average of the weights alone: no --raw" in result.err
     script("export", "--checkpoint", trained / "model_final.pt", "--raw", "raw.safetensors")
     assert script("sample", "--checkpoint", "raw.safetensors", "--raw", "--steps", 1).code == 0
     result = script("sample", "--checkpoint", "raw.safetensors")
     assert result.code == 2
-    assert "holds no weights but the as trained; give --raw" in result.err
+    assert "holds the weights as trained alone: give --raw" in result.err
 
 
 def test_no_run_goes_on_from_weights(script, exported):

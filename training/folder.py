@@ -12,11 +12,11 @@ from pathlib import Path
 from training.checkpoint import (
     CheckpointError,
     load_checkpoint,
-    require_config,
     save_checkpoint,
     step_of,
     verify,
 )
+from training.consistency import require_config
 from training.inspection import PlainCopy
 from training.sharded import read_record, verify_shards
 from utils import save_whole

@@ -42,9 +42,11 @@ def require_plain_archive(path: Path) -> None:
         pickled = [e for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickled) != 1 or pickled[0].file_size > MAX_PICKLE:
             raise Refused("is not a checkpoint of Tiny Diffusion: it has other parts")
-        for count, (opcode, name, _) in enumerate(pickletools.genops(archive.read(pickled[0]))):
-            if opcode.name == "GLOBAL" and name not in GLOBALS:
-                raise Refused(f"is not a checkpoint of Tiny Diffusion: it asks for {name[:80]}")
+        for count, (opcode, value, _) in enumerate(pickletools.genops(archive.read(pickled[0]))):
+            if opcode.name == "PROTO" and value != 2:
+                raise Refused("is not a checkpoint of Tiny Diffusion: it is pickled otherwise")
+            if opcode.name == "GLOBAL" and value not in GLOBALS:
+                raise Refused(f"is not a checkpoint of Tiny Diffusion: it asks for {value[:80]}")
             if count > MAX_VALUES:
                 raise Refused("is not a checkpoint of Tiny Diffusion: it holds too much")
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from training.checkpoint import FORMAT, RECORD, CheckpointError, require_config, require_kinds
+from training.checkpoint import FORMAT, CheckpointError
+from training.consistency import RECORD, require_config, require_kinds
 from training.distributed import barrier, is_main, world_size
 from training.inspection import PlainCopy
 from utils import save_whole, sync_folder
