@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 10**9  # of whatever a whole number counts, where nothing else limits it
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +45,9 @@ class Parser(argparse.ArgumentParser):
         parsed.given = {dest for dest in dests if getattr(parsed, dest) is not unset}
         for dest in dests.keys() - parsed.given:
             setattr(parsed, dest, dests[dest])
+        for action in self._actions:  # argparse makes nothing of --flag=--, and does not mind
+            if action.nargs in (None, "+") and getattr(parsed, action.dest) == []:
+                self.error(f"argument {'/'.join(action.option_strings)}: '--' is no value")
         return parsed, unknown
 
     def error(self, message: str):
@@ -156,6 +160,8 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
             if high is None:
                 raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
             raise argparse.ArgumentTypeError(f"must lie between {low} and {high}, not {text}")
+        if kind is int and high is None and value > MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, not {text}")
         return value
 
     return parse

@@ -28,7 +28,8 @@ def make_parser() -> Parser:
         ],
     )
     what = add_checkpoint_flags(parser)
-    what.add_argument("--num-images", "--num-samples", type=number(int, 1), metavar="N",
+    what.add_argument("--num-images", "--num-samples", type=number(int, 1, 10**6),
+                      metavar="N",
                       help="how many (default: 64, with several classes 8 of each; 2000 points)")
 
     classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
@@ -89,7 +90,7 @@ def make_parser() -> Parser:
     edit.add_argument("--inpaint", metavar="IMAGE",
                       help="keep this image where --mask is white, and paint the rest")
     edit.add_argument("--mask", metavar="IMAGE", help="white: to keep; black: to paint")
-    edit.add_argument("--resamplings", type=number(int, 1), default=10, metavar="N",
+    edit.add_argument("--resamplings", type=number(int, 1, 1000), default=10, metavar="N",
                       help="--inpaint: times that each step is walked")
     edit.add_argument("--interpolate", action="store_true",
                       help="a strip of images between two noises")
