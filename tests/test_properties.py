@@ -1,0 +1,351 @@
+"""Whatever stands on a command line or in a checkpoint: a script ends soon, with a message and an
+exit code, and leaves whole files behind.
+
+TINY_DIFFUSION_EXAMPLES sets how many command lines are tried, and a quarter as many checkpoints: 100
+and 25 by default, the same each time.
+"""
+
+import argparse
+import copy
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import export
+import flags
+import train
+from conftest import SCRIPTS, TINY
+from training.checkpoint import load_checkpoint, save_checkpoint
+
+ASKED = os.environ.get("TINY_DIFFUSION_EXAMPLES")
+SECONDS = 30  # that a command may take
+KILOBYTES = 1_000_000  # that the process may grow by
+SETTINGS = {
+    "deadline": None,  # there is a limit for each command
+    "database": None,
+    "derandomize": ASKED is None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+
+# --- what is tried -------------------------------------------------------------------------------
+
+# Most flags take some of these; those that a flag's type refuses are tried too.
+TEXTS = ["0", "1", "2", "3", "5", "8", "0.05", "0.5", "1.0", "1e-3", "1e9", "1000000000"]
+ABSURD = ["-1", "1e308", "-1e308", "nan", "inf", "1e400", "9" * 25, "1e", "x", "", " ", "1,2"]
+ABSURD += ["--", "\u00fc", "None", "True", "0x10", "1_0", "-", "--seed"]
+FILES = ["points.pt", "classes.pt", "plain.pt", "weights.safetensors"]
+FILES += ["torn.pt", "text.txt", "run", "none", "image.png", ""]
+PICTURES = ["image.png", "colour.png", "text.txt", "run", "none", "points.pt"]
+OUTPUTS = ["out.png", "out.npz", "sub/out.jpg", "out.gif", "out.safetensors", "out.xyz", "out"]
+OUTPUTS += ["run", "text.txt/out.png", "/dev/null/out.png", "", ".", "image.png"]
+FIGURES = ["out.json", "sub/out.json", "run", "text.txt/out.json", "/dev/null/out.json", "", "."]
+# Flags whose values decide how long a command takes, or that name files.
+VALUES = {
+    "dataset": ["digits", "moons", "spiral", "folder", "mnist"],
+    "data_dir": ["folder", "run", "none", "text.txt", ""],
+    "cache_dir": ["cache", "text.txt"],
+    "image_size": ["4", "8", "7", "16", "1"],
+    "channels": ["1", "2", "4", "8", "16"],
+    "multipliers": ["1", "2", "3"],
+    "blocks": ["1", "2"],
+    "attention_resolutions": ["8", "4", "2", "5"],
+    "patch_size": ["1", "2", "4", "3"],
+    "timesteps": ["2", "3", "5", "10", "30"],
+    "epochs": ["1", "2"],
+    "max_steps": ["1", "2", "3"],
+    "num_images": ["1", "2", "5"],
+    "steps": ["1", "2", "5", "10"],
+    "resamplings": ["1", "2"],
+    "class_id": ["all", "0", "1,2", "9", "99"],
+    "device": ["auto", "cpu"],
+    "checkpoint": FILES,
+    "resume": FILES,
+    "run": FILES,
+    "start_from": PICTURES,
+    "inpaint": PICTURES,
+    "mask": PICTURES,
+    "invert": PICTURES,
+    "output": OUTPUTS,
+    "save_path": OUTPUTS,
+    "output_dir": ["outputs", "run", "text.txt", "new/run", ""],
+}
+LEFT_OUT = {"help", "debug", "compile"}  # a traceback that was asked for, and a minute of work
+NEEDS = {  # what goes with a flag, most of the time
+    "eta": ["--sampler", "ddim"],
+    "variance": ["--sampler", "ddpm"],
+    "churn": ["--sampler", "heun"],
+    "churn_min": ["--sampler", "euler", "--churn", "2"],
+    "churn_max": ["--sampler", "euler", "--churn", "2"],
+    "churn_noise": ["--sampler", "euler", "--churn", "2"],
+    "order": ["--sampler", "unipc"],
+    "gamma": ["--sampler", "gamma"],
+    "mu": ["--sampler", "gamma"],
+    "strength": ["--start-from", "image.png"],
+    "inpaint": ["--mask", "image.png"],
+    "mask": ["--inpaint", "image.png"],
+    "resamplings": ["--inpaint", "image.png", "--mask", "image.png"],
+    "class_id": ["--checkpoint", "classes.pt"],
+    "guidance_scale": ["--checkpoint", "classes.pt"],
+    "guidance_interval": ["--checkpoint", "classes.pt", "--guidance-scale", "2"],
+    "guidance_rescale": ["--checkpoint", "classes.pt", "--guidance-scale", "2"],
+    "label_dropout": ["--class-conditional"],
+    "field": ["--checkpoint", "points.pt"],
+    "fit": ["--dataset", "folder", "--data-dir", "folder", "--image-size", "8"],
+    "skip_bad_images": ["--dataset", "folder", "--data-dir", "folder", "--image-size", "8"],
+    "cache_dir": ["--dataset", "folder", "--data-dir", "folder", "--cache-limit", "0"],
+    "cache_limit": ["--dataset", "folder", "--data-dir", "folder", "--image-size", "8"],
+    "resume": ["--output-dir", "run"],
+    "overwrite": ["--output-dir", "run"],
+}
+BEFORE = {  # what keeps a command short, unless it says otherwise
+    "train": [*TINY, "--timesteps", "5"],
+    "sample": ["--checkpoint", "plain.pt", "--steps", "2"],
+    "evaluate": ["--checkpoint", "plain.pt", "--steps", "2"],
+    "export": ["--checkpoint", "plain.pt"],
+    "visualize_diffusion": ["--num-images", "1"],
+}
+AFTER = {
+    "train": ["--max-steps", "3", "--no-download"],
+    "evaluate": ["--num-images", "3"],
+}
+OFTEN = ["train", "train", "sample", "sample", "sample", "sample", "export", "evaluate"]
+
+
+def accepts(action: argparse.Action, text: str) -> bool:
+    try:
+        (action.type or str)(text)
+    except Exception:
+        return False
+    return action.choices is None or text in action.choices
+
+
+@st.composite
+def words_of(draw, name: str, action: argparse.Action, absurd: bool) -> list[str]:
+    """A flag of a script and what follows it."""
+    good = VALUES.get(action.dest) or list(
+        action.choices or [t for t in TEXTS if accepts(action, t)]
+    )
+    if (name, action.dest) == ("evaluate", "output"):
+        good = FIGURES
+    bad = ABSURD + [text for text in TEXTS if not accepts(action, text)]
+    value = st.sampled_from(bad if absurd else good or ["x"])
+    flag = draw(st.sampled_from(action.option_strings)) if action.option_strings else None
+    if action.nargs == 0:
+        return [flag]
+    if action.nargs in ("+", "*"):
+        values = draw(st.lists(value, max_size=12 if absurd else 3, min_size=action.nargs == "+"))
+    else:
+        values = [draw(value) for _ in range(action.nargs if isinstance(action.nargs, int) else 1)]
+    if flag and len(values) == 1 and draw(st.booleans()):
+        return [f"{flag.replace('-', '_').replace('__', '--', 1)}={values[0]}"]
+    return [flag, *values] if flag else values
+
+
+@st.composite
+def command_lines(draw) -> tuple[str, list[str]]:
+    name = draw(st.sampled_from([*OFTEN, *OFTEN, "visualize_diffusion"]))
+    actions = [a for a in SCRIPTS[name].make_parser()._actions if a.dest not in LEFT_OUT]
+    chosen = draw(st.lists(st.sampled_from(actions), max_size=4, unique_by=lambda a: a.dest))
+    # One absurd value ends a command where it is read: most have none.
+    absurd = draw(st.sampled_from([None, None, None, *range(len(chosen))]))
+    words = []
+    for i, action in enumerate(chosen):
+        words += draw(words_of(name, action, absurd=i == absurd))
+    if absurd is not None and draw(st.integers(0, 5)) == 0:
+        words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(ABSURD)))
+    if draw(st.integers(0, 3)):
+        words = [*(need for action in chosen for need in NEEDS.get(action.dest, [])), *words]
+    return name, [*BEFORE[name], *words, *AFTER.get(name, [])]
+
+
+# --- where it is tried ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """A folder with checkpoints of three kinds, weights, a run, pictures, and what is none."""
+    folder = tmp_path_factory.mktemp("workshop")
+
+    def trained(name: str, *arguments: str) -> None:
+        words = [*TINY, "--max-steps", "3", "--output-dir", str(folder / name), *arguments]
+        assert flags.run(train.main, train.parse_args(words)) == 0
+
+    trained("run", "--timesteps", "10", "--save-interval", "1", "--max-steps", "14")
+    trained("points", "--dataset", "moons", "--timesteps", "10")
+    trained("classes", "--class-conditional", "--learn-sigma", "--timesteps", "10")
+    shutil.copy(folder / "run" / "model_final.pt", folder / "plain.pt")
+    for name in ("points", "classes"):
+        shutil.move(folder / name / "model_final.pt", folder / f"{name}.pt")
+        shutil.rmtree(folder / name)
+    words = ["--checkpoint", str(folder / "plain.pt"), str(folder / "weights.safetensors")]
+    assert flags.run(export.main, export.parse_args(words)) == 0
+    (folder / "torn.pt").write_bytes((folder / "plain.pt").read_bytes()[:10_000])
+    (folder / "text.txt").write_text("hello")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels[0]).save(folder / "colour.png")
+    Image.fromarray(pixels[0, :8, :8, 0]).save(folder / "image.png")
+    for i, image in enumerate(pixels):
+        path = folder / "folder" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+class Hang(BaseException):
+    """Not an Exception: scripts must not catch it."""
+
+
+def stop(*_) -> None:
+    raise Hang(f"after {SECONDS} seconds")
+
+
+@pytest.fixture
+def attempt(script, workshop, tmp_path, monkeypatch):
+    """Runs a command in a fresh copy of the workshop, with files of one's own in it, and checks
+    that it ends as it should."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = signal.signal(signal.SIGALRM, stop)
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def call(name: str, words: list[str], prepare=lambda: None) -> int:
+        folder = tmp_path / "here"
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(workshop, folder, copy_function=link_or_copy)
+        monkeypatch.chdir(folder)
+        prepare()
+        there = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            result = script(name, *words)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        said = f"{name} {words}: {result.code}\n{result.out}\n{result.err}"
+        assert result.code in (0, 1, 2), said
+        assert "Traceback" not in result.err, said
+        assert "--debug" not in result.err, said
+        assert (result.code == 0) == ("error: " not in result.err), said
+        for path in folder.rglob("*"):
+            if there.get(path) != path.stat().st_mtime_ns:
+                assert is_whole(path), f"{path}: {said}"
+        return result.code
+
+    yield call
+    signal.signal(signal.SIGALRM, before)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size < KILOBYTES
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Checkpoints are large, and replaced but never changed."""
+    (os.link if source.endswith(".pt") else shutil.copy)(source, target)
+
+
+def is_whole(path: Path) -> bool:
+    """Can a file be read that a command has written?"""
+    if path.suffix in (".pt", ".safetensors"):
+        load_checkpoint(path)
+    elif path.suffix == ".npz":
+        with np.load(path) as arrays:
+            dict(arrays)
+    elif path.suffix in (".png", ".jpg", ".gif"):
+        with Image.open(path) as image:
+            image.load()
+    return not path.name.endswith(".partial")
+
+
+@settings(max_examples=int(ASKED or 100), **SETTINGS)
+@given(command=command_lines())
+def test_command_lines(attempt, command):
+    attempt(*command)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+JUNK = [None, True, 0, -1, 1, 2, 10**9, 2**62, 2**70, 0.5, -0.5, float("nan"), float("inf"), 1e300]
+JUNK += ["", "x", "digits", "moons", "run", "mlp", "edm", "x" * 10_000, [], [1], [[]], ["x"]]
+JUNK += [{}, {"a": 1}, {1: None}, b"bytes", (1, 2), {1, 2}, torch.zeros(0), torch.zeros(1)]
+JUNK += [
+    torch.zeros(3, dtype=torch.int64),
+    torch.zeros(1).expand(10**6),
+    torch.tensor(float("nan")),
+]
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The ways to all that lies in a container: of weights and states, only to a few."""
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list):
+        parts = list(enumerate(value))
+    else:
+        return []
+    few = parts if len(path) < 2 or path[0] == "config" else parts[:1] + parts[-1:]
+    return [(*path, key) for key, _ in few] + [
+        place for key, part in few for place in places(part, (*path, key))
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(workshop) -> dict:
+    return load_checkpoint(workshop / "classes.pt")
+
+
+@st.composite
+def changes(draw) -> list[tuple]:
+    """What is to be changed: where, of all places, and how."""
+    one = st.tuples(
+        st.integers(0, 10**6), st.sampled_from(["replace", "replace", "delete", "add"]),
+        st.integers(0, len(JUNK) - 1), st.sampled_from(["config", "config", "any"]),
+    )  # fmt: skip
+    return draw(st.lists(one, min_size=1, max_size=2))
+
+
+def changed(checkpoint: dict, wanted: list[tuple]) -> dict:
+    checkpoint = copy.deepcopy(checkpoint)
+    for number, how, junk, where in wanted:
+        every = [p for p in places(checkpoint) if where == "any" or p[0] == "config"]
+        if not every:
+            continue
+        *way, key = every[number % len(every)]
+        container = checkpoint
+        for step in way:
+            container = container[step]
+        if how == "delete":
+            del container[key]
+        elif how == "add" and isinstance(container, dict):
+            container[f"{key}s"] = JUNK[junk]
+        else:
+            container[key] = JUNK[junk]
+    return checkpoint
+
+
+READERS = [
+    ("sample", ["--checkpoint", "bad.pt", "--num-images", "3", "--steps", "2"]),
+    ("train", ["--resume", "bad.pt", "--output-dir", "on", "--max-steps", "5", "--no-download"]),
+    ("evaluate", ["--checkpoint", "bad.pt", "--num-images", "2", "--steps", "2"]),
+    ("export", ["--checkpoint", "bad.pt", "--raw", "out.safetensors"]),
+    ("visualize_diffusion", ["--run", "alone", "--steps", "2"]),
+]
+
+
+@settings(max_examples=int(ASKED or 100) // 4, **SETTINGS)
+@given(wanted=changes(), reader=st.sampled_from(READERS[:2] * 4 + READERS))
+def test_checkpoints(attempt, source, wanted, reader):
+    checkpoint = changed(source, wanted)
+
+    def prepare() -> None:
+        save_checkpoint(Path("bad.pt"), checkpoint)
+        if "alone" in reader[1]:
+            Path("alone").mkdir()
+            shutil.move("bad.pt", "alone/model_final.pt")
+
+    attempt(*reader, prepare=prepare)
