@@ -1,8 +1,8 @@
 """Whatever stands on a command line or in a checkpoint: a script ends soon, with a message and an
 exit code, and leaves whole files behind.
 
-TINY_DIFFUSION_EXAMPLES sets how many command lines are tried, and a quarter as many checkpoints: 100
-and 25 by default, the same each time.
+TINY_DIFFUSION_EXAMPLES sets how many command lines are tried, and a quarter as many checkpoints:
+100 and 25 by default, the same each time.
 """
 
 import argparse
@@ -40,6 +40,7 @@ SETTINGS = {
 
 # Most flags take some of these; those that a flag's type refuses are tried too.
 TEXTS = ["0", "1", "2", "3", "5", "8", "0.05", "0.5", "1.0", "1e-3", "1e9", "1000000000"]
+TEXTS += ["1e300", "1e-300"]
 ABSURD = ["-1", "1e308", "-1e308", "nan", "inf", "1e400", "9" * 25, "1e", "x", "", " ", "1,2"]
 ABSURD += ["--", "\u00fc", "None", "True", "0x10", "1_0", "-", "--seed"]
 FILES = ["points.pt", "classes.pt", "plain.pt", "weights.safetensors"]
