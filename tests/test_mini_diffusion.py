@@ -76,8 +76,10 @@ def write_checkpoint(folder: Path, diffusion: dict | None = None, **model) -> Pa
     data["classes"] = [str(i) for i in range(config.get("num_classes", 0))]
     process = {"timesteps": T, "learn_sigma": config.get("learn_sigma", False), **(diffusion or {})}
     train = {"label_dropout": 0.1, "total_steps": None}
+    train |= {"batch_size": 8, "update_size": 8, "processes": 1}
     config = {"data": data, "model": config, "diffusion": process, "train": train}
-    rest = {"step": 0, "seconds": 0.0, "optimizer": {}, "scaler": None}
+    rest = {"step": 0, "skipped": 0, "seconds": 0.0, "optimizer": {}, "scaler": None}
+    rest |= {"unlogged_loss": 0.0, "unlogged_updates": 0}
     path = folder / "checkpoint.pt"
     save_checkpoint(path, {"config": config, **weights, **rest})
     return path
