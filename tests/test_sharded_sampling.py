@@ -105,9 +105,9 @@ def test_pictures(job, tmp_path):
 def points(trained, tmp_path) -> Path:
     """A checkpoint of points; they have learned nothing."""
     checkpoint = load_checkpoint(trained / "model_final.pt")
-    config = checkpoint["config"]
-    config["model"] = model_config("mlp", {"dim": 2}, 1000, {"channels": 8})
-    config["data"] = {"dataset": "moons", "dim": 2}
+    config, shape = checkpoint["config"], {"dim": 2}
+    config["model"] = model_config("mlp", shape, 1000, {"channels": 8})
+    config["data"] = {"dataset": "moons", "data_dir": "data", "count": 1, "classes": [], **shape}
     checkpoint["ema"] = checkpoint["model"] = build_model(config["model"]).state_dict()
     save_checkpoint(tmp_path / "points.pt", checkpoint)
     return tmp_path / "points.pt"
