@@ -176,13 +176,25 @@ def test_killed_and_going_on(job, whole, tmp_path):
     assert (tmp_path / "s.npz").read_bytes() == whole
 
 
-def test_a_process_that_waits_for_the_others_ends_too(job):
-    processes = job(2, "--batch-size", 25, stuck=1)  # three batches: the first has two of them
+@pytest.fixture
+def waiting(job) -> Processes:
+    """Two processes: the first gets stuck in the last of three batches, the other waits for it."""
+    processes = job(2, "--batch-size", 25, stuck=1)
     processes.wait_for("0.stuck", "s.npz.parts/000001.part")
-    for process in processes.all:
+    return processes
+
+
+def test_a_process_that_waits_can_be_interrupted(waiting):
+    for process in waiting.all:
         process.terminate()
-    assert processes.wait() == [143, 143]
-    assert "50 of 75 images are in s.npz.parts" in processes.text("err")
+    assert waiting.wait() == [143, 143]
+    assert "50 of 75 images are in s.npz.parts" in waiting.text("err")
+
+
+def test_a_process_that_waits_notices_that_another_is_gone(waiting):
+    waiting.all[0].kill()
+    assert waiting.wait() == [-signal.SIGKILL, 1]
+    assert "another process of this job has ended" in waiting.text("err", 1)
 
 
 def killed_after(job, parts: int) -> None:
