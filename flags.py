@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 MAX_SEED = 2**63 - 1
-MAX_COUNT = 10**9  # of whatever a whole number counts, where nothing else limits it
+MOST = {int: 10**9, float: 1e30}  # that a flag takes where nothing else limits it
 
 
 class Parser(argparse.ArgumentParser):
@@ -160,8 +160,8 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
             if high is None:
                 raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
             raise argparse.ArgumentTypeError(f"must lie between {low} and {high}, not {text}")
-        if kind is int and high is None and value > MAX_COUNT:
-            raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, not {text}")
+        if high is None and value > MOST[kind]:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST[kind]}, not {text}")
         return value
 
     return parse

@@ -89,7 +89,7 @@ def make_parser() -> Parser:
     length.add_argument("--epochs", type=number(int, 1), metavar="N",
                         help="passes over the data (default: 20, if no limit is given)")
     length.add_argument("--max-steps", type=number(int, 1), metavar="N", help="updates")
-    length.add_argument("--max-minutes", type=number(float, 0.05), metavar="M",
+    length.add_argument("--max-minutes", type=number(float, 0.05, 10**6), metavar="M",
                         help="time, all told; the learning rate's decay is fitted to it")
 
     training = parser.add_argument_group("training")

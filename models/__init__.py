@@ -2,8 +2,9 @@
 
 To add one: write a class and a line in `MODELS`. Its `kind` says what it is for, "images" or
 "points"; its constructor takes that data's shape, `image_size` and `image_channels` or `dim`, and
-keyword arguments with defaults, which are train.py's flags of the same names; `ends()` lists its
-first and last layers, and `recomputable()` the blocks between them that may be computed twice.
+keyword arguments with defaults and annotations, which are train.py's flags of the same names (those
+that set a size have a limit in `LIMITS`); `ends()` lists its first and last layers, and
+`recomputable()` the blocks between them that may be computed twice.
 """
 
 import inspect

@@ -388,6 +388,14 @@ def test_weights_that_do_not_fit(checkpoint):
         restore({**checkpoint, "ema": less})
 
 
+def test_labels_of_more_classes_than_the_network_knows(conditional, tmp_path):
+    checkpoint = load_checkpoint(conditional)
+    change = ("data", "classes", ["ten", "more", "than", "there", "are"])
+    save_checkpoint(tmp_path / "bad.pt", altered(checkpoint, *change))
+    with pytest.raises(CheckpointError, match="another number of classes"):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
 # --- the scripts ---------------------------------------------------------------------------------
 
 READERS = {
