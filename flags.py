@@ -86,7 +86,7 @@ def parse_keywords(script_parser: Parser, parse_args: Callable, flags: dict) -> 
 
 
 def parse_saved(script_parser: Parser, name: str, value: object) -> object:
-    """The value that a file has for a flag, as the command line would parse it.
+    """The value that a file has for a flag.
 
     Raises ValueError where the command line would refuse it.
     """
@@ -110,7 +110,7 @@ def parse_saved(script_parser: Parser, name: str, value: object) -> object:
         parsed = parse(str(value))
     if parsed != value or isinstance(parsed, bool) != isinstance(value, bool):
         raise ValueError(f"argument {action.option_strings[0]}: {str(value)[:80]} is of no use")
-    return parsed
+    return value  # as it stands: 2 is not written as 2.0
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
