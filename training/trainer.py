@@ -126,6 +126,7 @@ class Trainer:
             self.scaler.step(optimizer)
         if not whole(get_total_norm(self.model.parameters())).isfinite():
             raise Diverged(f"the weights are not finite after step {self.step + 1:,}")
+        share_statistics(self.model)
         self.ema.update(self.model, self.step)
 
     def noise(self, x_0: Tensor, count: int) -> Tensor:
@@ -180,6 +181,15 @@ class Trainer:
                     p.grad = torch.zeros_like(p)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of what their BatchNorms have seen of the data, so that they go
+    on with the same, and average the same."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for seen in (module.running_mean, module.running_var):
+                seen.copy_(mean(seen))
 
 
 def recompute_blocks(model: nn.Module) -> None:
