@@ -26,7 +26,7 @@ from objectives import (
 )
 from schedules import SCHEDULES, SPACINGS
 
-MAX_TIMESTEPS = 100_000  # of a process, so that its tables are made in a moment
+MAX_TIMESTEPS = 10_000  # of a process: beyond all use, and its tables are made in a moment
 
 
 class Level(NamedTuple):

@@ -31,6 +31,7 @@ FRAMES = 60  # at most, of an animation
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
 SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
 COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
+PIXELS = 64 * 64 * 64  # of the images that are computed at once then
 # Flags that decide what is drawn as they are; others do as `Walk.chosen` has them.
 DECISIVE = ("raw", "seed", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale")
 DECISIVE += ("strength", "resamplings", "interpolate")
@@ -105,7 +106,9 @@ class Job:
         model, diffusion = restore(checkpoint, self.device, raw=args.raw)
         self.walk = Walk(args, diffusion, self.config, self.device)
         self.denoiser = partial(diffusion.denoiser, model, **guidance(args))
-        self.batches = batches(self.walk.count, args.batch_size or COUNT[self.walk.kind])
+        fitting = max(1, PIXELS // self.walk.shape[-1] ** 2)
+        at_once = args.batch_size or min(COUNT[self.walk.kind], fitting)
+        self.batches = batches(self.walk.count, at_once)
         steps = len(self.walk.levels) - 1
         self.kept = moments(steps, MOMENTS if args.show_intermediate else 0)
         self.kept |= moments(steps, FRAMES if args.animate else 0)

@@ -55,8 +55,8 @@ def make_parser() -> Parser:
     how.add_argument("--timesteps", type=number(int, 2), metavar="T",
                      help="steps of the forward process; checked against the checkpoint's")
     how.add_argument("--batch-size", type=number(int, 1), metavar="N",
-                     help="how many are computed at once; does not change them (default: 64; "
-                     "2000 points)")
+                     help="how many are computed at once; does not change them (default: 64, "
+                     "fewer of more than 64 x 64 pixels; 2000 points)")
 
     options = parser.add_argument_group("options of single samplers")
     options.add_argument("--eta", type=number(float, 0, 1), metavar="X",

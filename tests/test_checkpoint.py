@@ -289,7 +289,7 @@ ABSURD = [
     ],
     ("model", "width", 8),
     ("model", "learn_sigma", True),
-    *[("diffusion", "timesteps", n) for n in (0, 1, -5, True, 10.0, 100_001, *HUGE)],
+    *[("diffusion", "timesteps", n) for n in (0, 1, -5, True, 10.0, 10_001, *HUGE)],
     *[("diffusion", "schedule", n) for n in ("round", None, 5, ["cosine"], {})],
     *[("diffusion", "prediction", n) for n in ("noise", None, ["v"])],
     *[("diffusion", "sigma_data", n) for n in (0, -1, float("nan"), float("inf"), "1", 10**30)],
@@ -421,6 +421,18 @@ def test_the_scripts_refuse_with_one_line(script, checkpoint, tmp_path, name):
         assert "--debug" not in result.err
         assert len(result.err.splitlines()) == 1
     assert os.listdir(tmp_path) == ["bad.pt"]
+
+
+def test_large_images_are_not_drawn_all_at_once(script, checkpoint, tmp_path):
+    """Convolutions fit any size: a stranger may have altered it."""
+    large = copy.deepcopy(checkpoint)
+    large["config"]["data"]["image_size"] = large["config"]["model"]["image_size"] = 128
+    large["config"]["model"]["patch_size"] = 1
+    save_checkpoint(tmp_path / "large.pt", large)
+    flags = ["--num-images", 17, "--steps", 1, "--output", "s.npz"]
+    result = script("sample", "--checkpoint", "large.pt", *flags)
+    assert result.code == 0, result.err
+    assert "2 network calls" in result.out  # 16 images, and one
 
 
 @pytest.mark.parametrize(
