@@ -5,6 +5,7 @@ Each function raises a ValueError that says what is wrong.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,10 @@ def require_config(config: dict) -> None:
     What is too large is not found here, but where the network and the process are made.
     """
     require_kinds({"config": config}, {"config": dict})
+    try:
+        json.dumps(config, allow_nan=False)
+    except TypeError as error:  # of a tensor, say
+        raise ValueError(f"config is not plain: {error}") from None
     require_kinds(config, dict.fromkeys(CONFIG.keys() | config.keys(), dict), "config.")
     for section, kinds in CONFIG.items():
         require_kinds(config[section], kinds, f"{section}.")
