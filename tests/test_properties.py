@@ -323,9 +323,9 @@ def changed(checkpoint: dict, wanted: list[tuple]) -> dict:
         if how == "delete":
             del container[key]
         elif how == "add" and isinstance(container, dict):
-            container[f"{key}s"] = JUNK[junk]
+            container[f"{key}s"] = copy.deepcopy(JUNK[junk])
         else:
-            container[key] = JUNK[junk]
+            container[key] = copy.deepcopy(JUNK[junk])
     return checkpoint
 
 
