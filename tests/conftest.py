@@ -17,6 +17,7 @@ import flags
 import sample
 import train
 import visualize_diffusion
+from training import run
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -47,6 +48,7 @@ def script(capsys, monkeypatch, tmp_path):
     The current folder is an empty one, so that nothing is written outside it.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "GRID_STEPS", 5)  # these grids are looked at for their size alone
 
     def call(name: str, *arguments) -> Result:
         module: ModuleType = SCRIPTS[name]

@@ -318,7 +318,7 @@ def test_many_in_a_row_end_the_run_with_the_last_good_state_saved(script, monkey
 def test_weights_that_become_infinite_are_never_saved(script):
     flags = [*EVERY, "--optimizer", "adamw", "--max-steps", 30]
     assert script("train", *flags, "--max-steps", 7).code == 0
-    result = script("train", "--resume", "--lr", 1e38, "--max-steps", 30)
+    result = script("train", "--resume", "--lr", 1e30, "--max-steps", 30)
     assert result.code == 1
     assert "the weights are not finite after step" in result.err
     assert "go on from the last checkpoint (--resume) with a lower --lr" in result.err

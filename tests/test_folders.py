@@ -21,19 +21,7 @@ import folders
 from conftest import ROOT, TINY
 from data import FOLDER_SIZE, DataError, load_dataset
 from test_data import check, noise_pixels
-from training import run
 from training.checkpoint import load_checkpoint, save_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def few_sampling_steps(monkeypatch):
-    """The grids of these runs are looked at for their size alone."""
-    monkeypatch.setattr(run, "GRID_STEPS", 4)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache" / "pixels"
 
 
 def save_image(path, pixels, **options):
