@@ -23,10 +23,10 @@ FLAGS += ["--optimizer", "adamw"]
 CONDITIONAL = ["--class-conditional", "--label-dropout", "0.3", "--flip"]
 CASES = {  # flags, and how many updates
     "plain": (CONDITIONAL, 50),
-    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 10),
-    "stratified": (["--timestep-sampling", "stratified"], 10),
-    "nearest": (["--noise-assignment", "nearest"], 10),
-    "optimal": (["--noise-assignment", "optimal"], 10),
+    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 5),
+    "stratified": (["--timestep-sampling", "stratified"], 5),
+    "nearest": (["--noise-assignment", "nearest"], 5),
+    "optimal": (["--noise-assignment", "optimal"], 5),
 }
 
 

@@ -117,8 +117,8 @@ def spread(args, saved: dict) -> None:
     args.batch_size = max(size for size in at_once if share % size == 0)
     args.grad_accum = share // args.batch_size
     say(
-        f"the run had {saved['processes']} processes and has {world_size()} now: updates are as "
-        "large as before, but their last bits may differ from those of an uninterrupted run"
+        f"processes: {world_size()}, and {saved['processes']} before: updates are as large as they "
+        "were, but their last bits may differ from those of an uninterrupted run"
     )
 
 
