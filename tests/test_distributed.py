@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 
 @contextmanager
 def torchrun(*arguments, output: Path):
-    """A job of two processes, whose output is written to a file; all of it ends with the body."""
+    """A job of two processes, whose output is written to a file; it ends with the body at last."""
     with open(output, "w") as file:
         job = subprocess.Popen(
             [*TORCHRUN, *map(str, arguments)],
@@ -50,9 +51,8 @@ def torchrun(*arguments, output: Path):
     try:
         yield job
     finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+        job.terminate()  # it then ends its processes too
+        job.wait(timeout=WAIT)
 
 
 def output_of(*arguments, output: Path) -> str:
@@ -163,6 +163,12 @@ def processes(folder: Path) -> dict[int, int]:
     return found
 
 
+def wait_in(job: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Wait for something to happen while a job runs."""
+    wait_for(lambda: condition() or job.poll() is not None, WAIT)
+    assert job.poll() is None, f"the job has ended with {job.returncode}"
+
+
 def last_row(folder: Path) -> dict:
     return read_metrics(folder / "metrics.jsonl")[-1]
 
@@ -186,7 +192,7 @@ def test_a_job_whose_processes_are_killed_ends_with_the_same_bits(together, tmp_
     command = [*RUN, "--max-steps", STEPS, "--batch-size", "32", "--output-dir", folder]
     with torchrun("--max-restarts=3", ROOT / "train.py", *command, output=output) as job:
         for number in (0, 1):
-            wait_for(lambda: newest_step(folder) > least[-1], WAIT)
+            wait_in(job, lambda: newest_step(folder) > least[-1])
             os.kill(processes(folder)[number], signal.SIGKILL)
             least.append(newest_step(folder))
         assert job.wait(timeout=WAIT) == 0, output.read_text()
@@ -211,7 +217,7 @@ def test_signals_stop_both_and_other_numbers_of_processes_go_on(
     step, command = STEPS, ["--resume", "--output-dir", folder, "--max-steps"]
     for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
         with torchrun(ROOT / "train.py", *command, 100_000, output=output) as job:
-            wait_for(lambda last=step: last_row(folder)["step"] > last, WAIT)
+            wait_in(job, lambda last=step: last_row(folder)["step"] > last)
             send(job.pid, number)
             assert job.wait(timeout=25) != 0  # after 30 seconds torchrun kills them
         assert not processes(folder)
