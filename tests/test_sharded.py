@@ -24,7 +24,10 @@ TWO = """
 import sys
 from contextlib import nullcontext
 import torch, flags, train
+import training.run
 from training.distributed import process_group
+
+training.run.GRID_STEPS = 3
 
 def run(*arguments):
     assert flags.run(train.main, train.parse_args([*FLAGS, *arguments])) == 0
