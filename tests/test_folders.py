@@ -24,6 +24,11 @@ from test_data import check, noise_pixels
 from training.checkpoint import load_checkpoint, save_checkpoint
 
 
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache" / "pixels"
+
+
 def save_image(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
