@@ -54,7 +54,7 @@ COMMAND += ["--flip", "--class-conditional", "--batch-size", "64", "--save-inter
 COMMAND += ["--keep", "2", "--save-every-steps", "7", "--save-every-minutes", "0"]
 COMMAND += ["--warmup-steps", "10", "--device", "cpu", "--deterministic", "--resume"]
 STEPS = 2  # of a run, for each kill: fewer than are made between two, so that some come at its end
-LEAST_STEPS = 40  # an epoch and a half
+LEAST_STEPS = 30  # an epoch and a little
 PAUSE = 0.1  # seconds at most, before and after each call that brings a checkpoint to the disk
 MEASURED = ("step", "epoch", "loss", "validation_loss", "lr", "gradient_norm", "skipped")
 
@@ -176,7 +176,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         measured = {key: row[key] for key in MEASURED if key in row}
         found[f"metrics.jsonl row {i}"] = json.dumps(measured).encode()
     final = folder / "model_final.pt"
-    found["sample.py"] = sample(final, device="cpu").tobytes() if final.exists() else b""
+    found["sample.py"] = (
+        sample(final, num_images=16, device="cpu").tobytes() if final.exists() else b""
+    )
     return found
 
 
