@@ -22,6 +22,7 @@ import two_processes
 from conftest import ROOT, TINY
 from models import MODELS
 from test_train import assert_same_training, wait_for
+from training import resume
 from training.checkpoint import load_checkpoint
 from training.folder import number_of
 from training.log import read_metrics
@@ -235,7 +236,7 @@ def test_signals_stop_both_and_other_numbers_of_processes_go_on(
     assert final["step"] == step + 3
     assert (train_config["batch_size"], train_config["grad_accum"]) == (32, 2)
 
-    monkeypatch.setattr(train, "world_size", lambda: 3)
+    monkeypatch.setattr(resume, "world_size", lambda: 3)
     result = script("train", *command, step + 6)
     assert result.code == 2
     assert "the run's updates of 64 cannot be shared by 3 processes" in result.err
