@@ -36,6 +36,9 @@ PIXELS = 64 * 64 * 64  # of the images that are computed at once then
 DECISIVE = ("raw", "seed", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale")
 DECISIVE += ("strength", "resamplings", "interpolate")
 FILES = ("checkpoint", "start_from", "inpaint", "mask")  # flags whose files' contents decide
+# The flags of a walk from noise, for scripts that know no other, and that look at its end alone.
+PLAIN = {"mode": None, "start_from": None, "inpaint": None, "invert": None, "interpolate": False}
+PLAIN |= {"show_intermediate": False, "animate": False}
 
 
 class Walk:

@@ -1,38 +1,70 @@
-"""Measure a trained model."""
+"""Measure generated images: those of a trained model, or anybody's."""
 
-from flags import Parser, add_checkpoint_flags, add_runtime_flags, number, run
+from flags import (
+    Parser,
+    add_checkpoint_flags,
+    add_runtime_flags,
+    add_walk_flags,
+    check_walk_flags,
+    names,
+    number,
+    run,
+)
 
 
-METRICS = ["bpd"]
+METRICS = ["classifier", "copies", "inception", "bpd"]
+DRAWN = 2000  # images of a set, if nothing else is asked for
+LIKELY = 32  # images whose likelihood is computed then
 FOLDER = ("skip_bad_images", "fit", "cache_dir", "cache_limit")  # how a folder was read in training
 
 
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
-        "Measure a trained model. bpd: bits per dimension of held-out images, by the variational "
-        "bound and by the probability-flow ODE.",
+        "Measure images that a model draws, or anybody's, against real ones: in the features of a "
+        "classifier that is trained once, by their nearest training images, with Inception's "
+        "features, and by bits per dimension.",
         [
+            "python evaluate.py --checkpoint outputs/model_final.pt",
+            "python evaluate.py --samples samples.npz --dataset mnist",
             "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd",
-            "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd --num-images 256",
         ],
     )
-    what = add_checkpoint_flags(parser)
-    what.add_argument("--metrics", choices=METRICS, nargs="+", default=["bpd"],
-                      help="what to measure")
-    what.add_argument("--num-images", type=number(int, 2), default=32, metavar="N",
-                      help="images of the data set to measure on, chosen by the seed")
-    what.add_argument("--data-dir", metavar="DIR",
-                      help="where the data set is (default: where the model was trained on it)")
-    how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=number(int, 2), default=100, metavar="N",
+    what = add_checkpoint_flags(parser, required=False)
+    what.add_argument("--samples", metavar="PATH",
+                      help="instead of a checkpoint: images in an .npz, an .npy or a folder")
+    what.add_argument("--metrics", choices=METRICS, nargs="+",
+                      help="classifier: classifier-FID and -KID, precision, recall, density, "
+                      "coverage, classes; copies: near-copies of training images; inception: FID, "
+                      "IS and KID by torch-fidelity; bpd: bits per dimension of held-out images "
+                      "(default: classifier copies, and inception with --inception-weights; of "
+                      "points bpd)")
+    what.add_argument("--num-images", type=number(int, 2, 10**6), metavar="N",
+                      help="images of a set (default: 2000, or all of --samples; for bpd 32 "
+                      "held-out ones)")
+    what.add_argument("--repeats", type=number(int, 1, 100), default=3, metavar="N",
+                      help="sets that are drawn, with other seeds, and of real images, so that the "
+                      "spread is seen")
+    what.add_argument("--inception-weights", metavar="FILE",
+                      help="weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
+
+    data = parser.add_argument_group("data (default: what the model was trained on)")
+    data.add_argument("--dataset", choices=names("data.py", "DATASETS"),
+                      help="for --samples: what they are compared with")
+    data.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    data.add_argument("--image-size", type=number(int, 1, 4096), metavar="N",
+                      help="for --samples: resize the data set to N x N pixels")
+
+    add_walk_flags(parser)
+    parser.add_argument_group("bits per dimension").add_argument(
+                     "--ode-steps", type=number(int, 2), default=100, metavar="N",
                      help="steps of the ODE, at most T; the bound takes all T")
-    how.add_argument("--batch-size", type=number(int, 1), default=32, metavar="N",
-                     help="images that are computed at once")
-    add_runtime_flags(parser, "fp32", "fp32 is what a likelihood needs")
+    add_runtime_flags(parser, None, "of the network (default: auto; for bpd fp32, which a "
+                      "likelihood needs)")
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="FILE",
-                        help="the figures (default: metrics.json beside the checkpoint)")
+                        help="the figures; pictures go beside it (default: metrics.json beside the "
+                        "checkpoint or the samples)")
     return parser
 
 
@@ -40,7 +72,21 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv=None):
-    return make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.samples is None):
+        parser.error("give a --checkpoint, or --samples")
+    if args.samples and not args.dataset:
+        parser.error("--samples needs the --dataset that they are compared with")
+    if args.samples and "bpd" in (args.metrics or []):
+        parser.error("--metrics bpd is of a --checkpoint: images alone have no likelihood")
+    for flag in ("dataset", "image_size"):
+        if args.checkpoint and flag in args.given:
+            parser.error(f"--{flag.replace('_', '-')} is for --samples; a checkpoint knows its own")
+    if "inception" in (args.metrics or []) and not args.inception_weights:
+        parser.error("--metrics inception needs --inception-weights, as nothing is fetched unasked")
+    check_walk_flags(parser, args)
+    return args
 
 
 if __name__ == "__main__":
@@ -49,18 +95,29 @@ if __name__ == "__main__":
 import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Data, epoch_order, item_shape, load_dataset, to_unit
-from diffusion import pick
+from data import Data, epoch_order, item_shape, kind_of, load_dataset, to_unit
+from drawing import PLAIN, Job, draw
+from evaluation.classifier import judge_for
+from evaluation.copies import CLOSE, copies, pairs
+from evaluation.images import load_images
+from evaluation.inception import inception_figures
+from evaluation.measures import Measure, Reference
+from evaluation.real import Real, real_data
 from likelihood import flow_likelihood, variational_bound
+from pictures import save_picture
 from training.checkpoint import load_checkpoint, restore
 from utils import (
+    DataError,
     NoisePerImage,
     autocast,
     check_writable,
@@ -70,31 +127,208 @@ from utils import (
     save_whole,
 )
 
+BAR = partial(tqdm, disable=None)  # none off a terminal
+
 
 def main(args) -> int:
-    output = Path(args.output or Path(args.checkpoint).parent / "metrics.json")
+    source = Path(args.checkpoint or args.samples)
+    output = Path(args.output or source.parent / "metrics.json")
     check_writable(output.parent)
     device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    checkpoint = load_checkpoint(args.checkpoint)
-    config = checkpoint["config"]
+    checkpoint = load_checkpoint(source) if args.checkpoint else None
+    real = compared_with(args, checkpoint)
+    metrics = args.metrics or usual(args, real)
+    report = {"checkpoint" if checkpoint else "samples": str(source)}
+    report |= {"step": checkpoint["step"], "seed": args.seed} if checkpoint else {}
+    report |= {"dataset": real.name, "compared_with": real.what, "torch": torch.__version__}
+    print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
+    if set(metrics) - {"bpd"}:
+        require_images(real)
+        sets, labels, how = generated(args, real, source)
+        report |= {"num_images": len(sets[0]), **how}
+        if "classifier" in metrics:
+            report["classifier"] = by_classifier(args, real, sets, labels, device, output.parent)
+        if "copies" in metrics:
+            report["copies"] = by_copies(real, sets[0], output)
+        if "inception" in metrics:
+            report["inception"] = by_inception(args, real, sets[0], device)
+    if "bpd" in metrics:
+        report |= likelihood(args, checkpoint, real, device)
+    text = json.dumps(report, indent=2) + "\n"
+    save_whole(output, lambda partial: partial.write_text(text, encoding="utf-8"))
+    print(output)
+    return 0
+
+
+# --- real images ---------------------------------------------------------------------------------
+
+
+def compared_with(args, checkpoint: dict | None) -> Real:
+    """The data that a checkpoint was trained on, or that --dataset names."""
+    validation, seed = None, args.seed
+    config = {"dataset": args.dataset, "data_dir": "data", "image_size": args.image_size}
+    if checkpoint:
+        config, train = checkpoint["config"]["data"], checkpoint["config"]["train"]
+        validation, seed = train["validation"], train["seed"]
+    data_dir = args.data_dir or config["data_dir"]
+    load = partial(
+        load_dataset,
+        config["dataset"],
+        data_dir,
+        image_size=config.get("image_size"),
+        progress=BAR,
+        **{key: config[key] for key in FOLDER if key in config},
+    )
+    data = load()
+    if data.note:
+        print(data.note)
+    if checkpoint:
+        require_same(checkpoint["config"], data)
+    test = partial(load, split="test")
+    return real_data(config["dataset"], data, test, data_dir, validation, seed)
+
+
+def require_same(config: dict, data: Data) -> None:
+    """Raise a ValueError if a checkpoint's network was made for other data."""
+    trained = config["data"]
+    if data.items.shape[1:] != item_shape(trained):
+        has, wants = (" x ".join(map(str, s)) for s in (data.items.shape[1:], item_shape(trained)))
+        raise ValueError(f"the data's shape is {has}, that of the checkpoint's network {wants}")
+    if config["model"].get("num_classes") and data.classes != trained["classes"]:
+        raise ValueError("the data has other classes than the checkpoint was trained with")
+
+
+def usual(args, real: Real) -> list[str]:
+    """What is measured where nothing is asked for."""
+    if kind_of(real.shape) == "points":
+        return ["bpd"]
+    metrics = ["classifier", "copies"] if len(real.train.classes) > 1 else ["copies"]
+    if "classifier" not in metrics:
+        print(f"{real.name} has no classes to train a classifier on: its figures are left out")
+    return metrics + (["inception"] if args.inception_weights else [])
+
+
+def require_images(real: Real) -> None:
+    if kind_of(real.shape) == "points":
+        raise ValueError("these are points: --metrics bpd measures them, and train.py at its end")
+
+
+# --- generated images ----------------------------------------------------------------------------
+
+
+def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | None, dict]:
+    """Sets of uint8 images (N, C, H, W), the classes (N,) that were asked for, and how they came
+    to be."""
+    if args.samples:
+        images, how = load_images(source, real.shape, BAR)
+        if args.num_images and args.num_images > len(images):
+            raise ValueError(f"--num-images {args.num_images}: there are {len(images)}")
+        images = images[: args.num_images]
+        if len(images) < 2:
+            raise DataError(f"{source} holds {len(images)} images, which is too few to compare")
+        print(f"{len(images):,} images, {how}", flush=True)
+        return [images], None, {"read_as": how}
+
+    sets, start = [], time.monotonic()
+    for seed in range(args.seed, args.seed + args.repeats):
+        precision = args.precision or "auto"
+        wanted = {"seed": seed, "num_images": args.num_images or DRAWN, "precision": precision}
+        job = Job(Namespace(**{**vars(args), **PLAIN, **wanted}))
+        if not sets:
+            walk = job.walk
+            how = {key: walk.chosen[key] for key in ("sampler", "steps", "spacing")}
+            how |= {"seeds": list(range(args.seed, args.seed + args.repeats))}
+            how |= {"precision": job.precision, "guidance_scale": args.guidance_scale}
+            print(
+                f"drawing {args.repeats} x {walk.count:,} images: {walk.name}, {how['steps']} "
+                f"steps, {describe(job.device, job.precision)}",
+                flush=True,
+            )
+        sets.append(draw(job).items)
+    how["seconds_of_a_set"] = (time.monotonic() - start) / args.repeats
+    return sets, walk.y, how
+
+
+# --- by features ---------------------------------------------------------------------------------
+
+
+def by_classifier(args, real: Real, sets, labels, device, folder: Path) -> dict:
+    judge = judge_for(real, folder, device, progress=BAR)
+    reference = Reference(judge, real)
+    measures = reference.measures(sets, labels, args.repeats, args.seed)
+    print(f"\nclassifier {judge.sha256[:12]}, right on {100 * judge.accuracy:.2f} % of the images")
+    print(f"that are compared with ({real.what}, {len(real.held_out.items):,})\n")
+    print(table(measures))
+    return {
+        "sha256": judge.sha256,
+        "accuracy": judge.accuracy,
+        **{name: measure.record() for name, measure in measures.items()},
+    }
+
+
+def table(measures: dict[str, Measure]) -> str:
+    """Lines of name, figure, its spread, and what real images get."""
+    rows = [("", "generated", "lowest, highest", "training images", "ratio")]
+    for name, (values, floor) in measures.items():
+        spread = f"{min(values):.4g}, {max(values):.4g}" if len(values) > 1 else ""
+        ratio = f"{mean(values) / mean(floor):.2f}" if name == "classifier_fid" else ""
+        rows.append((name, f"{mean(values):.4g}", spread, f"{mean(floor):.4g}", ratio))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])
+    return "\n".join(layout.format(*row) for row in rows)
+
+
+def by_copies(real: Real, images: Tensor, output: Path) -> dict:
+    found = copies(images, real.train.items, real.held_out.items)
+    picture = output.with_name(f"{output.stem}_nearest.png")
+    save_picture(picture, pairs(images, real.train.items, found))
+    print(
+        f"\nnear-copies: {100 * found.share:.2f} % of the images are as near to a training image "
+        f"as the nearest {100 * CLOSE:.0f} % of the held-out ones\n"
+        f"the ten nearest, each above its training image: {picture}"
+    )
+    return found.record()
+
+
+# --- by Inception's features ----------------------------------------------------------------------
+
+
+def by_inception(args, real: Real, images: Tensor, device: torch.device) -> dict:
+    """The figures of a set; or why they cannot be had, and the rest of the report goes on."""
+    print(f"\nInception: {len(images):,} images and {len(real.held_out.items):,} held-out ones")
+    weights = Path(args.inception_weights)
+    try:
+        found = inception_figures(images, real.held_out.items, weights, device, real.what)
+    except DataError as error:
+        print(f"evaluate.py: inception is left out: {error}", file=sys.stderr)
+        return {"left_out": str(error)}
+    for name, value in found.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return found
+
+
+# --- likelihood ----------------------------------------------------------------------------------
+
+
+def likelihood(args, checkpoint: dict, real: Real, device: torch.device) -> dict:
+    """Bits per dimension of held-out images, by the bound and by the ODE."""
+    precision = choose_precision(args.precision or "fp32", device)
     model, diffusion = restore(checkpoint, device, raw=args.raw)
-    steps = min(args.steps, diffusion.timesteps)
-    data, split = held_out(config, args.data_dir)
-    chosen = epoch_order(len(data.items), args.seed, 0)[: args.num_images]
-    y = data.labels[chosen] if config["model"].get("num_classes") else None
-    print(f"{args.checkpoint}: {config['data']['dataset']}, step {checkpoint['step']:,}")
-    print(f"{len(chosen)} items of the {split} split, {describe(device, precision)}", flush=True)
+    steps = min(args.ode_steps, diffusion.timesteps)
+    data = real.held_out
+    chosen = epoch_order(len(data.items), args.seed, 0)[: args.num_images or LIKELY]
+    y = data.labels[chosen] if checkpoint["config"]["model"].get("num_classes") else None
+    print(f"{len(chosen)} items ({real.what}), {describe(device, precision)}", flush=True)
 
     def bits(
         measure: Callable[..., Tensor], name: str, calls: int, **options
     ) -> tuple[float, float]:
         """Mean and standard error of a measure over the images."""
-        results, start = [], time.monotonic()
-        batches = range(0, len(chosen), args.batch_size)
+        results, start, at_once = [], time.monotonic(), args.batch_size or LIKELY
+        batches = range(0, len(chosen), at_once)
         bar = tqdm(total=calls * len(batches), desc=name, disable=not sys.stderr.isatty())
         for first in batches:
-            part = slice(first, first + args.batch_size)
+            part = slice(first, first + at_once)
             x_0 = to_unit(data.items[chosen[part]].to(device))
             labels = None if y is None else y[part].to(device)
             noise_like = NoisePerImage(args.seed, range(first, first + len(x_0)))
@@ -108,53 +342,16 @@ def main(args) -> int:
         print(f"{name}: {mean:.4f} +- {error:.4f} bits per dimension ({seconds:.0f} s)")
         return mean, error
 
-    figures = {}
-    if "bpd" in args.metrics:
-        bound, bound_error = bits(variational_bound, "variational bound", diffusion.timesteps)
-        ode, ode_error = bits(flow_likelihood, "ODE", steps, steps=steps)
-        figures |= {
-            "bpd_bound": bound,
-            "bpd_bound_standard_error": bound_error,
-            "bpd_ode": ode,
-            "bpd_ode_standard_error": ode_error,
-            "bpd_ode_steps": steps,
-        }
-    figures |= {
-        "checkpoint": str(args.checkpoint),
-        "step": checkpoint["step"],
-        "dataset": config["data"]["dataset"],
-        "split": split,
-        "num_images": len(chosen),
-        "seed": args.seed,
+    bound, bound_error = bits(variational_bound, "variational bound", diffusion.timesteps)
+    ode, ode_error = bits(flow_likelihood, "ODE", steps, steps=steps)
+    return {
+        "bpd_bound": bound,
+        "bpd_bound_standard_error": bound_error,
+        "bpd_ode": ode,
+        "bpd_ode_standard_error": ode_error,
+        "bpd_ode_steps": steps,
+        "bpd_num_images": len(chosen),
     }
-    text = json.dumps(figures, indent=2) + "\n"
-    save_whole(output, lambda partial: partial.write_text(text, encoding="utf-8"))
-    print(output)
-    return 0
-
-
-def held_out(config: dict, data_dir: str | None) -> tuple[Data, str]:
-    """Images that the model was not trained on, where its data set has some; and the split."""
-    trained = config["data"]
-    source = pick(DATASETS, trained["dataset"], "dataset")
-    split = "test" if source.has_test else "train"
-    data = load_dataset(
-        trained["dataset"],
-        data_dir or trained["data_dir"],
-        image_size=trained.get("image_size"),
-        split=split,
-        **{key: trained[key] for key in FOLDER if key in trained},
-    )
-    if data.note:
-        print(data.note)
-    if data.items.shape[1:] != item_shape(trained):
-        has, wants = (" x ".join(map(str, s)) for s in (data.items.shape[1:], item_shape(trained)))
-        raise ValueError(f"the data's shape is {has}, that of the checkpoint's network {wants}")
-    if config["model"].get("num_classes") and data.classes != trained["classes"]:
-        raise ValueError("the data has other classes than the checkpoint was trained with")
-    if not source.has_test:
-        print(f"{trained['dataset']} has no test split: these are images that the model has seen")
-    return data, split
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 MAX_SEED = 2**63 - 1
@@ -174,7 +175,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def add_runtime_flags(parser: Parser, precision: str, precision_help: str):
+def add_runtime_flags(parser: Parser, precision: str | None, precision_help: str):
     """The flags of every script that runs a network. Returns their group."""
     group = parser.add_argument_group("machine")
     add_device_flag(group)
@@ -207,12 +208,12 @@ def add_seed_flag(group) -> None:
     )
 
 
-def add_checkpoint_flags(parser: Parser):
+def add_checkpoint_flags(parser: Parser, required: bool = True):
     """The flags of every script that opens a checkpoint. Returns their group."""
     group = parser.add_argument_group("what")
     group.add_argument(
         "--checkpoint",
-        required=True,
+        required=required,
         metavar="FILE",
         help="written by train.py, or by export.py as safetensors",
     )
@@ -223,6 +224,78 @@ def add_checkpoint_flags(parser: Parser):
     )
     add_seed_flag(group)
     return group
+
+
+def class_ids(text: str) -> str | list[int]:
+    """An argparse type: `all`, or class numbers with commas between them."""
+    return text if text == "all" else [number(int, 0)(part) for part in text.split(",")]
+
+
+# fmt: off
+def add_walk_flags(parser: Parser) -> None:
+    """The flags of every script that walks from noise to data."""
+    classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
+    classes.add_argument("--class-id", type=class_ids, metavar="ID",
+                         help="a class, several (0,1,2) or all: one row each "
+                         "(default: image i is of class i, counted round)")
+    classes.add_argument("--guidance-scale", type=number(float, 0), default=1.0, metavar="W",
+                         help="classifier-free guidance: uncond + W (cond - uncond)")
+    classes.add_argument("--guidance-interval", type=number(float, 0), nargs=2,
+                         metavar=("LOW", "HIGH"),
+                         help="guide only at these noise levels, sigma / alpha (default: at all)")
+    classes.add_argument("--guidance-rescale", type=number(float, 0, 1), default=0.0, metavar="X",
+                         help="bring the guided output back to its size without guidance, 0 to 1")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--sampler", choices=["auto", *names("samplers.py", "SAMPLERS")],
+                     default="auto",
+                     help="the walk back from noise; auto is the best known")
+    how.add_argument("--steps", type=number(int, 1), metavar="N",
+                     help="steps of the walk, up to T (default: the sampler's)")
+    how.add_argument("--spacing", choices=names("schedules.py", "SPACINGS"),
+                     help="which timesteps the steps visit (default: the sampler's)")
+    how.add_argument("--timesteps", type=number(int, 2), metavar="T",
+                     help="steps of the forward process; checked against the checkpoint's")
+    how.add_argument("--batch-size", type=number(int, 1), metavar="N",
+                     help="how many are computed at once; does not change them (default: 64, "
+                     "fewer of more than 64 x 64 pixels; 2000 points)")
+
+    options = parser.add_argument_group("options of single samplers")
+    options.add_argument("--eta", type=number(float, 0, 1), metavar="X",
+                         help="ddim: fresh noise in each step, from 0, none, to 1, as much as "
+                         "ddpm's (default: 0)")
+    options.add_argument("--variance", choices=["small", "large", "learned"],
+                         help="ddpm: of each step (default: learned where the network has learned "
+                         "it, else small)")
+    options.add_argument("--churn", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_churn, fresh noise added before each step "
+                         "(default: 0)")
+    options.add_argument("--churn-min", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_min, the least sigma / alpha with churn (default: 0)")
+    options.add_argument("--churn-max", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_max, the largest (default: none)")
+    options.add_argument("--churn-noise", type=number(float, 0), metavar="X",
+                         help="euler, heun: S_noise, standard deviation of that noise (default: 1)")
+    options.add_argument("--order", type=number(int, 1, 4), metavar="N",
+                         help="unipc: order of the predictor and the corrector (default: 3)")
+    options.add_argument("--gamma", type=number(float, 0), metavar="X",
+                         help="gamma: how far to go beyond each step; 1 is ddim (default: 2)")
+    options.add_argument("--mu", type=number(float, 0, 0.99), metavar="X",
+                         help="gamma: fresh noise, from 0, none, to 0.5, as ddpm's, and beyond "
+                         "(default: 0)")
+
+
+# fmt: on
+
+
+def check_walk_flags(parser: Parser, args: argparse.Namespace) -> None:
+    """End with a message if one of these flags is given without the one that it is for."""
+    for flag in ("churn_min", "churn_max", "churn_noise"):
+        if flag in args.given and not args.churn:
+            parser.error(f"--{flag.replace('_', '-')} is for --churn")
+    for flag in ("guidance_interval", "guidance_rescale"):
+        if flag in args.given and args.guidance_scale == 1:
+            parser.error(f"--{flag.replace('_', '-')} is for a --guidance-scale other than 1")
 
 
 def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
@@ -298,6 +371,19 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
                 which = f" (process {process})" if process else ""
                 print(f"{script}: error{which}: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    One of several ends without Python's teardown: what PyTorch's threads still have to give back
+    then ends it with SIGABRT now and then, and torchrun calls the whole job failed.
+    """
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def explain(error: Exception) -> str:

@@ -33,6 +33,7 @@ STEPS = 50  # of a walk
 FRAMES = 25  # of the animation
 CURVES = {
     "loss": "loss",
+    "classifier_fid": "classifier-FID",
     "lr": "learning rate",
     "gradient_norm": "gradient norm",
     "images_per_second": "{kind}/s",

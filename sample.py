@@ -4,18 +4,15 @@ from flags import (
     Parser,
     add_checkpoint_flags,
     add_runtime_flags,
-    names,
+    add_walk_flags,
+    check_walk_flags,
+    leave,
     number,
     parse_keywords,
     run,
 )
 
 MODES = ("start_from", "inpaint", "interpolate", "invert")  # walks that begin elsewhere
-
-
-def class_ids(text: str) -> str | list[int]:
-    """An argparse type: `all`, or class numbers with commas between them."""
-    return text if text == "all" else [number(int, 0)(part) for part in text.split(",")]
 
 
 # fmt: off
@@ -32,55 +29,7 @@ def make_parser() -> Parser:
                       metavar="N",
                       help="how many (default: 64, with several classes 8 of each; 2000 points)")
 
-    classes = parser.add_argument_group("classes (of a checkpoint of train.py --class-conditional)")
-    classes.add_argument("--class-id", type=class_ids, metavar="ID",
-                         help="a class, several (0,1,2) or all: one row each "
-                         "(default: image i is of class i, counted round)")
-    classes.add_argument("--guidance-scale", type=number(float, 0), default=1.0, metavar="W",
-                         help="classifier-free guidance: uncond + W (cond - uncond)")
-    classes.add_argument("--guidance-interval", type=number(float, 0), nargs=2,
-                         metavar=("LOW", "HIGH"),
-                         help="guide only at these noise levels, sigma / alpha (default: at all)")
-    classes.add_argument("--guidance-rescale", type=number(float, 0, 1), default=0.0, metavar="X",
-                         help="bring the guided output back to its size without guidance, 0 to 1")
-
-    how = parser.add_argument_group("how")
-    how.add_argument("--sampler", choices=["auto", *names("samplers.py", "SAMPLERS")],
-                     default="auto",
-                     help="the walk back from noise; auto is the best known")
-    how.add_argument("--steps", type=number(int, 1), metavar="N",
-                     help="steps of the walk, up to T (default: the sampler's)")
-    how.add_argument("--spacing", choices=names("schedules.py", "SPACINGS"),
-                     help="which timesteps the steps visit (default: the sampler's)")
-    how.add_argument("--timesteps", type=number(int, 2), metavar="T",
-                     help="steps of the forward process; checked against the checkpoint's")
-    how.add_argument("--batch-size", type=number(int, 1), metavar="N",
-                     help="how many are computed at once; does not change them (default: 64, "
-                     "fewer of more than 64 x 64 pixels; 2000 points)")
-
-    options = parser.add_argument_group("options of single samplers")
-    options.add_argument("--eta", type=number(float, 0, 1), metavar="X",
-                         help="ddim: fresh noise in each step, from 0, none, to 1, as much as "
-                         "ddpm's (default: 0)")
-    options.add_argument("--variance", choices=["small", "large", "learned"],
-                         help="ddpm: of each step (default: learned where the network has learned "
-                         "it, else small)")
-    options.add_argument("--churn", type=number(float, 0), metavar="X",
-                         help="euler, heun: S_churn, fresh noise added before each step "
-                         "(default: 0)")
-    options.add_argument("--churn-min", type=number(float, 0), metavar="X",
-                         help="euler, heun: S_min, the least sigma / alpha with churn (default: 0)")
-    options.add_argument("--churn-max", type=number(float, 0), metavar="X",
-                         help="euler, heun: S_max, the largest (default: none)")
-    options.add_argument("--churn-noise", type=number(float, 0), metavar="X",
-                         help="euler, heun: S_noise, standard deviation of that noise (default: 1)")
-    options.add_argument("--order", type=number(int, 1, 4), metavar="N",
-                         help="unipc: order of the predictor and the corrector (default: 3)")
-    options.add_argument("--gamma", type=number(float, 0), metavar="X",
-                         help="gamma: how far to go beyond each step; 1 is ddim (default: 2)")
-    options.add_argument("--mu", type=number(float, 0, 0.99), metavar="X",
-                         help="gamma: fresh noise, from 0, none, to 0.5, as ddpm's, and beyond "
-                         "(default: 0)")
+    add_walk_flags(parser)
 
     edit = parser.add_argument_group("from given images")
     edit.add_argument("--start-from", metavar="IMAGE",
@@ -127,12 +76,7 @@ def parse_args(argv=None):
     unused = args.given & {"num_images", "batch_size", "seed", "show_intermediate", "animate"}
     if args.invert and unused:
         parser.error(f"--invert has no use for --{min(unused).replace('_', '-')}")
-    for flag in ("churn_min", "churn_max", "churn_noise"):
-        if flag in args.given and not args.churn:
-            parser.error(f"--{flag.replace('_', '-')} is for --churn")
-    for flag in ("guidance_interval", "guidance_rescale"):
-        if flag in args.given and args.guidance_scale == 1:
-            parser.error(f"--{flag.replace('_', '-')} is for a --guidance-scale other than 1")
+    check_walk_flags(parser, args)
     if args.inpaint and not args.mask:
         parser.error("--inpaint needs a --mask: white where the image is to be kept")
     return args
@@ -375,4 +319,4 @@ def write_walk(folder: Path, frames: dict[int, tuple[Tensor, Tensor]], walk: Wal
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ARGS))
+    leave(run(main, ARGS))

@@ -11,6 +11,7 @@ from flags import (
     add_data_flags,
     add_runtime_flags,
     add_seed_flag,
+    leave,
     names,
     number,
     parse_keywords,
@@ -136,6 +137,9 @@ def make_parser() -> Parser:
     output.add_argument("--sample-interval", type=number(int, 0), metavar="N",
                         help="epochs between two pictures of samples; 0: only at the end (default: "
                         "1; for points 5)")
+    output.add_argument("--eval-interval", type=number(int, 0), default=0, metavar="N",
+                        help="epochs between two measurements of the classifier-FID, of 2,000 "
+                        "images in 10 steps (see evaluate.py); 0: none")
     output.add_argument("--save-interval", type=number(int, 0), default=5, metavar="N",
                         help="epochs between two checkpoints; 0: only at the end")
     output.add_argument("--keep", type=number(int, 1), metavar="N",
@@ -174,7 +178,6 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -186,6 +189,9 @@ from tqdm import tqdm
 
 from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_deviation
 from diffusion import GaussianDiffusion
+from evaluation.classifier import judge_for
+from evaluation.measures import Reference
+from evaluation.real import real_data
 from folders import digest_of, save_files
 from models import DEFAULT, MODELS, cost, model_config
 from points import distances
@@ -273,18 +279,21 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         )
     set_deterministic(args.deterministic)
     say(f"device: {describe(device, precision)}")
+    bar = partial(tqdm, disable=None if is_main() else True)  # none off a terminal
+    load = partial(
+        load_dataset,
+        args.dataset,
+        args.data_dir,
+        image_size=args.image_size,
+        download=not args.no_download,
+        skip_bad_images=args.skip_bad_images,
+        fit=args.fit,
+        cache_dir=args.cache_dir,
+        cache_limit=args.cache_limit,
+        progress=bar,
+    )
     with main_first():
-        data = load_dataset(
-            args.dataset,
-            args.data_dir,
-            image_size=args.image_size,
-            download=not args.no_download,
-            skip_bad_images=args.skip_bad_images,
-            fit=args.fit,
-            cache_dir=args.cache_dir,
-            cache_limit=args.cache_limit,
-            progress=partial(tqdm, disable=None if is_main() else True),  # no bar off a terminal
-        )
+        data = load()
     kind = kind_of(data.items.shape[1:])
     shape = " x ".join(map(str, data.items.shape[1:]))
     say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
@@ -300,6 +309,13 @@ def train_on(device: torch.device, args, start: float) -> Trained:
             require_state(checkpoint, trainer.model, trainer.optimizers)
         trainer.load(checkpoint)
     folder, total = RunFolder(args.output_dir), planned_steps(args, checkpoint)
+    distance = None
+    if args.eval_interval:
+        test = partial(load, split="test")
+        real = real_data(args.dataset, data, test, args.data_dir, args.validation, args.seed)
+        with main_first():
+            judge = judge_for(real, folder.path, device, progress=bar, say=say)
+        distance = Reference(judge, real).distance
     job = Run(
         config,
         trainer,
@@ -309,6 +325,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         total=total,
         start=start,
         tensorboard=args.tensorboard,
+        distance=distance,
     )
     if world_size() > 1:
         say(
@@ -459,6 +476,7 @@ def make_config(args, data: Data) -> dict:
             **chosen("warmup_steps", "grad_clip", "ema_decay", "noise_assignment", "validation"),
             **chosen("class_conditional", "label_dropout", "grad_checkpoint", "precision"),
             **chosen("deterministic", "sample_interval", "save_interval", "save_every_steps"),
+            **chosen("eval_interval"),
             **chosen("save_every_minutes", "fsdp", "keep"),
             "timestep_sampling": sampling,
             "processes": world_size(),
@@ -486,4 +504,4 @@ def natural_objective(args) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ARGS))
+    leave(run(main, ARGS))

@@ -17,6 +17,7 @@ import flags
 import sample
 import train
 import visualize_diffusion
+from evaluation import classifier
 from training import run
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -49,6 +50,7 @@ def script(capsys, monkeypatch, tmp_path):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "GRID_STEPS", 5)  # these grids are looked at for their size alone
+    monkeypatch.setattr(classifier, "UPDATES", 30)  # and this one is of use all the same
 
     def call(name: str, *arguments) -> Result:
         module: ModuleType = SCRIPTS[name]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 from conftest import TINY
 from diffusion import GaussianDiffusion
 from likelihood import flow_likelihood, variational_bound
@@ -101,26 +102,27 @@ def test_pixels_cost_eight_bits_to_a_model_that_knows_nothing():
 
 def test_the_script(script, trained, conditional):
     for checkpoint in (trained / "model_final.pt", conditional):
-        flags = ["--num-images", 3, "--steps", 5]
+        flags = ["--metrics", "bpd", "--num-images", 3, "--ode-steps", 5]
         result = script("evaluate", "--checkpoint", checkpoint, *flags, "--output", "m.json")
         assert result.code == 0, result.err
         assert "variational bound: " in result.out
-        assert "digits has no test split" in result.out
+        assert "3 items (held out of training)" in result.out
         figures = json.loads(Path("m.json").read_text())
         assert 0 < figures["bpd_bound"] < 100
         assert 0 < figures["bpd_ode"] < 100
         assert figures["bpd_bound_standard_error"] > 0
-        assert figures["num_images"] == 3
+        assert figures["bpd_num_images"] == 3
 
 
 def test_held_out_images_are_the_test_split(real_data):
-    from evaluate import held_out
-
-    config = {"dataset": "mnist", "data_dir": str(real_data), "image_size": 28}
-    config |= {"skip_bad_images": False, "image_channels": 1}
-    data, split = held_out({"data": config, "model": {}}, None)
-    assert split == "test"
-    assert len(data.items) == 10_000
+    args = evaluate.parse_args(["--samples", "x.npz", "--dataset", "mnist"])
+    args.data_dir = str(real_data)
+    real = evaluate.compared_with(args, None)
+    assert (real.what, len(real.held_out.items), len(real.train.items)) == (
+        "test split",
+        10_000,
+        60_000,
+    )
 
 
 def test_the_ode_takes_no_more_steps_than_there_are():
@@ -136,7 +138,7 @@ def test_other_classes_than_the_checkpoint_s_are_refused(script, image_folder):
     flags = ["--dataset", "folder", "--image-size", 8, "--class-conditional", "--max-steps", 2]
     assert script("train", *TINY, *flags, "--data-dir", image_folder, "--batch-size", 4).code == 0
     (image_folder / "cats").rename(image_folder / "lions")
-    flags = ["--num-images", 2, "--steps", 2, "--data-dir", image_folder]
+    flags = ["--num-images", 2, "--data-dir", image_folder]
     result = script("evaluate", "--checkpoint", "outputs/model_final.pt", *flags)
     assert result.code == 2
     assert "other classes than the checkpoint was trained with" in result.err

@@ -2,10 +2,19 @@ import math
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from scipy.stats import energy_distance as scipy_energy_distance
 from torch.testing import assert_close
 
-from metrics import energy_distance
+from metrics import (
+    chi_square,
+    coverage,
+    energy_distance,
+    frechet_distance,
+    kernel_distance,
+    moments,
+    nearest,
+)
 
 
 def test_it_is_scipy_s_in_one_dimension():
@@ -44,3 +53,125 @@ def test_order_and_shape_do_not_matter():
 def test_one_item_is_too_few():
     with pytest.raises(ValueError, match="at least two"):
         energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
+
+
+# --- the Frechet distance ------------------------------------------------------------------------
+
+
+def gaussian(count: int, mean: float, std: list[float]) -> torch.Tensor:
+    """Items (N, D) whose moments are exactly those of a Gaussian with independent dimensions."""
+    x = torch.randn(count, len(std), dtype=torch.float64)
+    x = x - x.mean(dim=0)
+    root = torch.linalg.cholesky(torch.cov(x.T))
+    return torch.linalg.solve_triangular(root, x.T, upper=False).T * torch.tensor(std) + mean
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Where covariances commute: squared differences of means and standard deviations."""
+    torch.manual_seed(0)
+    a, b = gaussian(500, 1.0, [1.0, 2.0, 3.0]), gaussian(400, -0.5, [2.0, 2.0, 0.5])
+    expected = 3 * 1.5**2 + (1 - 2) ** 2 + 0 + (3 - 0.5) ** 2
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-9)
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    rotated = frechet_distance(moments(a @ rotation), moments(b @ rotation))
+    assert rotated == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(moments(a), moments(a)) < 1e-9
+
+
+def test_frechet_distance_of_fewer_items_than_dimensions():
+    torch.manual_seed(0)
+    a, b = moments(torch.randn(20, 64)), moments(torch.randn(30, 64))
+    assert math.isfinite(frechet_distance(a, b))
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+
+
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    mix = torch.randn(16, 16)
+    return torch.randn(300, 16).relu() @ mix, (torch.randn(200, 16) + 0.2).relu() @ mix
+
+
+def test_frechet_and_kernel_distance_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+    from torchmetrics.image.kid import poly_mmd
+
+    a, b = (x.double() for x in features())
+    expected = _compute_fid(a.mean(dim=0), torch.cov(a.T), b.mean(dim=0), torch.cov(b.T)).item()
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    assert kernel_distance(a[:200], b) == pytest.approx(poly_mmd(a[:200], b).item(), rel=1e-9)
+
+
+def test_kernel_distance_is_without_bias():
+    torch.manual_seed(0)
+    found = torch.tensor(
+        [kernel_distance(torch.randn(40, 8), torch.randn(60, 8)) for _ in range(200)]
+    )
+    assert abs(found.mean()) < 4 * found.std() / 200**0.5
+
+
+# --- coverage ------------------------------------------------------------------------------------
+
+
+def plainly(real, generated, k):
+    """Precision, recall, density and coverage, ball by ball."""
+
+    def distance(a, b):
+        return math.dist(a.tolist(), b.tolist())
+
+    def radius(x, i):
+        return sorted(distance(x[i], other) for j, other in enumerate(x) if j != i)[k - 1]
+
+    of_real = [radius(real, i) for i in range(len(real))]
+    of_generated = [radius(generated, j) for j in range(len(generated))]
+    near = [[distance(r, g) for g in generated] for r in real]
+    inside = [[near[i][j] <= of_real[i] for j in range(len(generated))] for i in range(len(real))]
+    precision = sum(any(row[j] for row in inside) for j in range(len(generated))) / len(generated)
+    among = [
+        any(near[i][j] <= of_generated[j] for j in range(len(generated))) for i in range(len(real))
+    ]
+    recall = sum(among) / len(real)
+    density = sum(map(sum, inside)) / k / len(generated)
+    return precision, recall, density, sum(map(any, inside)) / len(real)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_coverage_ball_by_ball(k):
+    torch.manual_seed(0)
+    real, generated = torch.randn(30, 3), torch.randn(25, 3) * 0.7 + 0.4
+    assert coverage(real, generated, k) == pytest.approx(plainly(real, generated, k))
+    assert min(coverage(real, generated, k)) > 0
+
+
+def test_coverage_of_what_is_easily_seen():
+    torch.manual_seed(0)
+    real = torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50])
+    assert coverage(real, real + 1000) == (0, 0, 0, 0)
+    lost = coverage(real, torch.randn(1200, 2))  # one of two modes
+    assert lost.precision > 0.9
+    assert lost.recall < 0.55
+    assert lost.coverage < 0.55
+    again = coverage(real, torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50]))
+    assert again.density == pytest.approx(1, abs=0.1)
+    with pytest.raises(ValueError, match="so small a set"):
+        coverage(real[:3], real)
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def test_nearest():
+    torch.manual_seed(0)
+    x, others = torch.randint(256, (700, 12)), torch.randint(256, (900, 12))
+    distances, index = nearest(x, others)
+    expected = torch.cdist(x.double(), others.double()).min(dim=1)
+    assert_close(distances, expected.values)
+    assert_close(torch.cdist(x.double(), others.double())[range(700), index], expected.values)
+
+
+def test_chi_square_is_scipy_s():
+    counts, shares = torch.tensor([18, 25, 40, 17]), torch.tensor([2, 2, 4, 2])
+    expected = chisquare(counts.numpy(), 10 * shares.numpy())
+    assert chi_square(counts, shares) == pytest.approx((expected.statistic, expected.pvalue))
+    assert chi_square(shares, shares) == (0, 1)
+    with pytest.raises(ValueError, match="every class"):
+        chi_square(counts, torch.tensor([1, 1, 0, 1]))

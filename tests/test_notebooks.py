@@ -22,7 +22,7 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for file in ROOT.glob("*.py"):
         shutil.copy(file, folder)
-    for name in ("models", "training"):
+    for name in ("models", "training", "evaluation"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     (folder / "notebooks").mkdir()

@@ -126,9 +126,8 @@ def test_samples_do_not_depend_on_the_batch_size(script, moons, tmp_path):
 
 
 def test_the_likelihood_of_points(script, moons):
-    result = script(
-        *("evaluate", "--checkpoint", moons / "model_final.pt", "--num-images", 64, "--steps", 40)
-    )
+    flags = ["--num-images", 64, "--ode-steps", 40]
+    result = script("evaluate", "--checkpoint", moons / "model_final.pt", *flags)
     assert result.code == 0, result.err
     figures = json.loads((moons / "metrics.json").read_text())
     # The data's density is near a band of width 4 std and length 2 pi in units of its size.

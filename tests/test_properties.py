@@ -65,6 +65,9 @@ VALUES = {
     "max_steps": ["1", "2", "3"],
     "num_images": ["1", "2", "5"],
     "steps": ["1", "2", "5", "10"],
+    "ode_steps": ["2", "5"],
+    "repeats": ["1", "2"],
+    "inception_weights": FILES,
     "resamplings": ["1", "2"],
     "class_id": ["all", "0", "1,2", "9", "99"],
     "device": ["auto", "cpu"],
@@ -110,13 +113,13 @@ NEEDS = {  # what goes with a flag, most of the time
 BEFORE = {  # what keeps a command short, unless it says otherwise
     "train": [*TINY, "--timesteps", "5"],
     "sample": ["--checkpoint", "plain.pt", "--steps", "2"],
-    "evaluate": ["--checkpoint", "plain.pt", "--steps", "2"],
+    "evaluate": ["--checkpoint", "plain.pt", "--steps", "2", "--ode-steps", "2", "--repeats", "1"],
     "export": ["--checkpoint", "plain.pt"],
     "visualize_diffusion": ["--num-images", "1"],
 }
 AFTER = {
     "train": ["--max-steps", "3", "--no-download"],
-    "evaluate": ["--num-images", "3"],
+    "evaluate": ["--num-images", "5"],
 }
 OFTEN = ["train", "train", "sample", "sample", "sample", "sample", "export", "evaluate"]
 
@@ -332,7 +335,7 @@ def changed(checkpoint: dict, wanted: list[tuple]) -> dict:
 READERS = [
     ("sample", ["--checkpoint", "bad.pt", "--num-images", "3", "--steps", "2"]),
     ("train", ["--resume", "bad.pt", "--output-dir", "on", "--max-steps", "5", "--no-download"]),
-    ("evaluate", ["--checkpoint", "bad.pt", "--num-images", "2", "--steps", "2"]),
+    ("evaluate", ["--checkpoint", "bad.pt", "--metrics", "bpd", "--num-images", "2"]),
     ("export", ["--checkpoint", "bad.pt", "--raw", "out.safetensors"]),
     ("visualize_diffusion", ["--run", "alone", "--steps", "2"]),
 ]

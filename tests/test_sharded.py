@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
+import flags
+import train
 from conftest import ROOT, TINY
 from test_train import assert_same_training
+from training import run
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.folder import RunFolder
 from training.sharded import read_record, verify_shards
 
+pytestmark = pytest.mark.xdist_group("sharded")  # its runs are made once
 FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", 4]
 
 # The runs of two processes, one after the other, to spare the seconds that a start takes.
@@ -54,8 +58,10 @@ with process_group(torch.device("cpu")):
 def runs(tmp_path_factory) -> Path:
     """A folder with a run of one process, `whole`, and those of two that `TWO` makes."""
     folder = tmp_path_factory.mktemp("sharded")
-    arguments = [*FLAGS, "--batch-size", 64, "--max-steps", 12, "--output-dir", "whole"]
-    python(folder, ROOT / "train.py", *arguments)
+    arguments = [*FLAGS, "--batch-size", 64, "--max-steps", 12, "--output-dir", folder / "whole"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "GRID_STEPS", 3)
+        assert flags.run(train.main, train.parse_args([*map(str, arguments)])) == 0
     (folder / "two.py").write_text(TWO)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     python(folder, *torchrun, "two.py", *FLAGS)

@@ -101,7 +101,7 @@ def test_the_same_pictures_bit_by_bit(script, exported, trained, tmp_path, outpu
 
 def test_the_other_scripts_read_it(script, conditional):
     assert script("export", "--checkpoint", conditional, "w.safetensors").code == 0
-    flags = ["--num-images", 2, "--steps", 2, "--output"]
+    flags = ["--metrics", "bpd", "--num-images", 2, "--ode-steps", 2, "--output"]
     for source, name in [(conditional, "a"), ("w.safetensors", "b")]:
         assert script("evaluate", "--checkpoint", source, *flags, f"{name}.json").code == 0
         assert script("export", "--checkpoint", source, f"{name}.npz").code == 0

@@ -82,13 +82,19 @@ def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
 
 
 def plot_loss(metrics: Path, path: Path) -> None:
-    """Write a picture of the loss over the steps."""
+    """Write a picture of the loss over the steps, and of the classifier-FID where rows have it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    draw_loss(axes, read_metrics(metrics))
+    rows = read_metrics(metrics)
+    steps, distances = column(rows, "classifier_fid")
+    figure = Figure(figsize=(7, 7 if steps else 4), layout="constrained")
+    axes, *below = figure.subplots(2 if steps else 1, squeeze=False)[:, 0]
+    draw_loss(axes, rows)
     axes.set(xlabel="step", ylabel="loss", title="Training and validation loss")
+    for lower in below:
+        lower.plot(steps, distances, ".-", color="tab:green")
+        lower.set(xlabel="step", yscale="log", title="classifier-FID of 2,000 images")
+        lower.grid(alpha=0.25)
     save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
 
 

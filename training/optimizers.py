@@ -43,17 +43,32 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """Roughly U V^T of the matrix's U S V^T: singular values between about 0.7 and 1.2.
 
-    In bfloat16, by a Newton-Schulz iteration.
+    By a Newton-Schulz iteration x <- (a + b x x^T + c (x x^T)^2) x. Of a matrix that is much wider
+    than high, as those of convolutions are, only x x^T is iterated, which is small.
     """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    x = matrix / (matrix.norm() + 1e-7)  # its largest singular value must not exceed 1
+    if 2 * x.shape[0] > x.shape[1]:
+        x = x.bfloat16()
+        for _ in range(ITERATIONS):
+            x = polynomial(x @ x.T) @ x
+        return x
+    xx = x @ x.T  # squared singular values: bfloat16 would lose the small ones
+    whole = step = polynomial(xx)
+    for _ in range(ITERATIONS - 1):
+        xx = step @ xx @ step  # all of these are polynomials in x x^T, and commute
+        step = polynomial(xx)
+        whole = step @ whole
+    return whole @ x
+
+
+def polynomial(xx: Tensor) -> Tensor:
+    """a + b xx + c xx^2, of the iteration."""
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16()
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    x = x / (x.norm() + 1e-7)  # its largest singular value must not exceed 1
-    for _ in range(ITERATIONS):
-        xx = x @ x.T
-        x = a * x + (b * xx + c * xx @ xx) @ x
-    return x if wide else x.T
+    result = torch.addmm(xx, xx, xx, beta=b, alpha=c)
+    result.diagonal().add_(a)
+    return result
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

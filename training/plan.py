@@ -47,6 +47,8 @@ class TimePlan:
         self.first_step = first_step
         self.grid_steps = grid_steps
         self.grid_seconds = 0.0  # of one grid, and of the run's end; set before the first `update`
+        self.evaluation_steps = math.inf  # between two evaluations, and the seconds of one
+        self.evaluation_seconds = 0.0
         self._mark: tuple[int, float] | None = None  # step and time since when speed is measured
         self._settled = False
         self._paused = 0.0  # seconds since the mark that were not spent on steps
@@ -54,6 +56,11 @@ class TimePlan:
     def pause(self, seconds: float) -> None:
         """Leave out time that was spent on something else than steps: a grid, or writing a file."""
         self._paused += seconds
+
+    @property
+    def end_seconds(self) -> float:
+        """What is done at the end: a grid, and an evaluation, if there are any."""
+        return self.grid_seconds + self.evaluation_seconds
 
     def update(self, step: int, total: int | None) -> int | None:
         """The number of steps of the whole run, as seen after `step`; None while unknown.
@@ -75,10 +82,11 @@ class TimePlan:
             due = any(before < int(length * fraction) <= done for fraction in self.CORRECT)
             due &= step - since >= self.MEASURE
             # Steps that have become very slow come to none of these before the time is up.
-            due |= now > min(mark + self.tenth, self.deadline - self.grid_seconds)
+            due |= now > min(mark + self.tenth, self.deadline - self.end_seconds)
         if not due or step == since:
             return total
         per_step = (now - mark - self._paused) / (step - since)
         per_step += self.grid_seconds / self.grid_steps
+        per_step += self.evaluation_seconds / self.evaluation_steps
         self._mark, self._paused = (step, now), 0.0
-        return step + max(0, int((self.deadline - self.grid_seconds - now) / per_step))
+        return step + max(0, int((self.deadline - self.end_seconds - now) / per_step))

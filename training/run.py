@@ -13,7 +13,7 @@ from torch import Tensor
 from data import Data, epoch_order, item_shape, kind_of
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
-from training.distributed import gather, is_main, largest, share, world_size
+from training.distributed import gather, is_main, largest, rank, share, world_size
 from training.folder import RunFolder
 from training.log import Metrics, plot_loss
 from training.plan import TimePlan, learning_rate
@@ -29,6 +29,9 @@ LOG_EVERY = 10  # steps between two rows of metrics
 GRID_STEPS = 50  # sampling steps of a grid
 NUM_POINTS = 2000  # points of a picture
 DEFAULT_EPOCHS = 20
+EVALUATION_STEPS = 10  # sampling steps of images that are evaluated
+EVALUATED = 2000  # of them
+AT_ONCE = 250  # of which so many are computed
 BAD_IN_A_ROW = 20  # updates that are left out before the run gives up
 
 
@@ -44,6 +47,7 @@ class Run:
         total: updates of the whole run, where they are known already.
         start: a reading of `time.monotonic()` from which a limit of minutes counts.
         tensorboard: log for TensorBoard too.
+        distance: of uint8 images (N, C, H, W) to real ones, for --eval-interval.
 
     Raises:
         ValueError: nothing to train on, or nothing left to do.
@@ -60,6 +64,7 @@ class Run:
         total: int | None = None,
         start: float,
         tensorboard: bool = False,
+        distance: Callable[[Tensor], float] | None = None,
     ):
         train = config["train"]
         self.config, self.trainer, self.items = config, trainer, data.items
@@ -69,6 +74,7 @@ class Run:
         self.labels = data.labels if config["model"].get("num_classes") else None
         self.folder, self.keep, self.tensorboard = folder, keep, tensorboard
         self.sample_interval, self.save_interval = train["sample_interval"], train["save_interval"]
+        self.eval_interval, self.distance = train["eval_interval"], distance
         self.save_steps, self.save_minutes = train["save_every_steps"], train["save_every_minutes"]
         self.batch = update_size(train, len(self.trained_on))
         self.epoch_steps = len(self.trained_on) // self.batch
@@ -90,6 +96,7 @@ class Run:
         elif train["max_minutes"]:
             grid_steps = self.epoch_steps * (self.sample_interval or 10**9)
             self.plan = TimePlan(train["max_minutes"], start, trainer.step, grid_steps)
+            self.plan.evaluation_steps = self.epoch_steps * (self.eval_interval or inf)
         else:
             self.set_total(self.cap)
         limit = self.total or self.cap
@@ -117,6 +124,7 @@ class Run:
         last_lr = trainer.lr  # of the run that is resumed
         if self.plan:
             self.plan.grid_seconds = self.time_of_epoch_end()
+            self.plan.evaluation_seconds = self.time_of_evaluation()
         since, mark = trainer.step, time.monotonic()
         order, order_epoch = None, None
         metrics = Metrics(self.folder.metrics, trainer.step, board) if is_main() else nullcontext()
@@ -160,6 +168,7 @@ class Run:
                     self.end_epoch(epoch + 1)
                     mark = time.monotonic()
                 elif trainer.step == self.total:
+                    self.evaluate(epoch + 1)
                     self.save(self.validate(epoch + 1))
                 if self.save_due and not ends:
                     self.save_between()
@@ -230,6 +239,8 @@ class Run:
             self.plot()
             if self.plan:
                 self.plan.grid_seconds = time.monotonic() - start
+        if self.trainer.step == self.total or not epoch % (self.eval_interval or epoch + 1):
+            self.evaluate(epoch)
         self.save(checkpoints | self.due_after(epoch))
         if self.plan:
             self.plan.pause(time.monotonic() - start)
@@ -265,6 +276,34 @@ class Run:
             return {}
         self.best = loss
         return {self.folder.best: {"validation_loss": loss}}
+
+    def evaluate(self, epoch: int) -> None:
+        """Measure how far images by the averaged weights are from real ones."""
+        if self.distance is None:
+            return
+        start, images = time.monotonic(), self.evaluated(EVALUATION_STEPS, EVALUATED)
+        if images is None:
+            return
+        if is_main():
+            distance = self.distance(images)
+            self.log({"step": self.trainer.step, "epoch": epoch, "classifier_fid": distance})
+            self.progress.say(f"epoch {epoch}: classifier-FID {distance:.3f}")
+        if self.plan:
+            self.plan.evaluation_seconds = time.monotonic() - start
+
+    def evaluated(self, steps: int, count: int) -> Tensor | None:
+        """uint8 images (count, C, H, W) by a few steps, of each class as many; None if stopped.
+
+        Each process draws equally many: a sharded network needs all of them.
+        """
+        each = -(-count // world_size())
+        numbers, parts = torch.arange(rank() * each, (rank() + 1) * each), []
+        for part in numbers.split(AT_ONCE):
+            y = None if self.labels is None else part % self.trainer.model.num_classes
+            if (x := self.walk(steps, part, y)) is None:
+                return None
+            parts.append(x)
+        return self.pictures.finished(gather(torch.cat(parts))[:count].cpu())
 
     def held_out_loss(self) -> float:
         items, y = self.items[self.held_out], self.labels_of(self.held_out)
@@ -396,11 +435,16 @@ class Run:
         mine = range(
             mine.start, max(mine.stop, mine.start + 1)
         )  # a sharded network needs all of us
-        indices = torch.arange(count)[mine.start : mine.stop]
-        noise, y = NoisePerImage(trainer.seed, mine), None
+        indices, y = torch.arange(count)[mine.start : mine.stop], None
         if self.labels is not None:  # one class a column, as far as they go
-            columns = indices.to(trainer.device) % square(count)
-            y = columns % trainer.model.num_classes
+            y = indices % square(count) % trainer.model.num_classes
+        x = self.walk(steps, indices, y)
+        return None if x is None else self.pictures.finished(gather(x[: len(share(count))]))
+
+    def walk(self, steps: int, numbers: Tensor, y: Tensor | None) -> Tensor | None:
+        """The items of those numbers (N, ...), of the classes y (N,); None if stopped."""
+        trainer, noise = self.trainer, NoisePerImage(self.trainer.seed, numbers.tolist())
+        y = None if y is None else y.to(trainer.device)
         denoise = trainer.diffusion.denoiser(trainer.ema.module, y)
         levels = trainer.diffusion.levels(min(steps, trainer.diffusion.timesteps))
         start = levels[0].scale * noise.draw(self.shape).to(trainer.device)
@@ -408,7 +452,7 @@ class Run:
             for x in SAMPLERS[AUTO](denoise, start, levels, noise):  # noqa: B007
                 if self.stop.received and world_size() == 1:  # the others would wait for our share
                     return None
-        return self.pictures.finished(gather(x[: len(share(count))]))
+        return x
 
     def time_of_epoch_end(self) -> float:
         """Seconds that a sample grid, by a few of its steps, and a validation take."""
@@ -420,6 +464,14 @@ class Run:
         if len(self.held_out):
             self.held_out_loss()
         return seconds + time.monotonic() - start
+
+    def time_of_evaluation(self) -> float:
+        """Seconds that it takes, by a step of its first images."""
+        if self.distance is None:
+            return 0.0
+        start, count = time.monotonic(), min(EVALUATED, AT_ONCE * world_size())
+        self.evaluated(1, count)
+        return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
 
 
 def step_limit(train: dict, epoch_steps: int) -> int | None:

@@ -1,7 +1,8 @@
 """Writing checkpoints while the training goes on."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 
 from torch import Tensor
 
@@ -27,19 +28,18 @@ class Saver:
     """
 
     def __init__(self, report: Callable[[OSError], None]):
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._report = report
         self._job: Future | None = None
 
     def start(self, job: Callable[[], None]) -> None:
         """Begin a job, once the one before has ended."""
         self.wait()
-        self._job = self._pool.submit(job)
+        self._job = begin(job)
 
     def run(self, job: Callable[[], None]) -> None:
         """Do a job, and raise what it raises."""
         self.wait()
-        self._pool.submit(job).result()
+        begin(job).result()
 
     def busy(self) -> bool:
         """Is a job under way? Reports the one before, if it has failed."""
@@ -57,3 +57,20 @@ class Saver:
             job.result()
         except OSError as error:
             self._report(error)
+
+
+def begin(job: Callable[[], None]) -> Future:
+    """Do a job in a thread of its own; what it raises is in the future.
+
+    Not in a pool, whose thread waits for more: for ever, after a Ctrl-C while it starts.
+    """
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, name="saver").start()
+    return future
