@@ -22,6 +22,9 @@ def make_parser() -> Parser:
                         help="take the weights as trained, not their moving average")
     parser.add_argument("--to", choices=FORMS,
                         help="the form (default: as the name of the file ends)")
+    parser.add_argument("--card", metavar="FILE",
+                        help="a report of evaluate.py: also write a model card with its figures, "
+                        "NAME.md beside the weights")
     parser.add_argument("output", nargs="?", metavar="OUTPUT",
                         help="the file to write (default: outputs/model, with the form's ending)")
     return parser
@@ -45,6 +48,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from card import model_card, read_report
 from diffusion import GaussianDiffusion
 from models.unet import feature_sizes
 from training.checkpoint import load_checkpoint, restore
@@ -55,6 +59,7 @@ from utils import check_writable, save_whole
 def main(args) -> int:
     form, output = choose_form(args.to, args.output)
     check_writable(output.parent)
+    report = None if args.card is None else read_report(Path(args.card))
     checkpoint = load_checkpoint(args.checkpoint)
     config, which = checkpoint["config"], "model" if args.raw else "ema"
     if form == "numpy" and (name := config["model"]["name"]) != "unet":
@@ -62,12 +67,20 @@ def main(args) -> int:
             f"{args.checkpoint} holds a network {name}; only the unet can be exported to numpy"
         )
     model, diffusion = restore(checkpoint, raw=args.raw)
+    parameters = sum(p.numel() for p in model.parameters())
+    if report is not None:
+        step, seconds = checkpoint["step"], checkpoint["seconds"]
+        card = model_card(output.name, config, step, seconds, parameters, report)
     if form == "numpy":
         save_arrays(output, config, checkpoint["step"], which, model, diffusion)
     else:
         save_weights(output, config, checkpoint["step"], which, model.state_dict())
     print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHTS[which]}")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
+    print(f"{parameters:,} parameters: {output}")
+    if report is not None:
+        path = output.with_suffix(".md")
+        save_whole(path, lambda partial: partial.write_text(card, encoding="utf-8"))
+        print(f"model card: {path}")
     return 0
 
 

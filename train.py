@@ -19,6 +19,13 @@ from flags import (
 )
 
 
+# Flags that go together. Each may be given beside it, and then counts.
+PRESETS = {
+    "fast": {"channels": 32, "multipliers": [1, 3], "batch_size": 64, "lr": 6e-3},
+    "quality": {"channels": 64, "multipliers": [1, 2, 2], "blocks": 2, "epochs": 200},
+}
+
+
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
@@ -58,6 +65,10 @@ def make_parser() -> Parser:
     network.add_argument("--list-models", action="store_true",
                          help="print each network that fits the data, with its parameters and "
                          "FLOPs, and end")
+
+    network.add_argument("--preset", choices=PRESETS,
+                         help="images: flags that go together, for a laptop and for a night; those "
+                         "that are given too count")
 
     process = parser.add_argument_group("process")
     process.add_argument("--timesteps", type=number(int, 2), default=1000, metavar="T",
@@ -169,6 +180,9 @@ def parse_args(argv=None):
         parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
     if "label_dropout" in args.given and not (args.class_conditional or args.resume):
         parser.error("--label-dropout is for --class-conditional")
+    for flag, value in PRESETS.get(args.preset, {}).items():
+        if flag not in args.given:
+            setattr(args, flag, value)
     if args.allow_data_change and not args.resume:
         parser.error("--allow-data-change is for --resume")
     return args
@@ -299,6 +313,10 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
     if data.note:
         say(data.note)
+    if args.preset:
+        if kind == "points":
+            raise ValueError("--preset is for images; these are points")
+        say(f"preset {args.preset}: {flags_of(PRESETS[args.preset])}")
     config = make_config(args, data)
     if checkpoint is not None:
         take_up(checkpoint["config"], config, data.files, args)
@@ -350,6 +368,15 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     checkpoint = folder.interrupted if signal else folder.final
     metrics = read_metrics(folder.metrics)
     return Trained(folder.path, checkpoint, metrics, 128 + signal if signal else 0)
+
+
+def flags_of(values: dict) -> str:
+    """Flags and their values, as on a command line."""
+    words = {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+    return " ".join(
+        f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for flag, value in words.items()
+    )
 
 
 def prepare(folder: RunFolder, config: dict, args, trainer: Trainer, data: Data) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import TINY
 from data import load_dataset
 from evaluation import classifier, inception
 from evaluation import real as real_module
@@ -17,6 +18,9 @@ from evaluation.copies import copies
 from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
 from evaluation.real import Real, part
+from training import run
+from training.checkpoint import load_checkpoint
+from training.log import read_metrics
 from utils import DataError
 
 DIGITS = ["--dataset", "digits", "--repeats", 2]
@@ -325,6 +329,42 @@ def test_points_are_measured_elsewhere(script):
     result = script("evaluate", "--samples", "x.npz", "--dataset", "moons", "--metrics", "copies")
     assert result.code == 2
     assert "these are points" in result.err
+
+
+# --- train.py --eval-interval ---------------------------------------------------------------------
+
+
+def test_a_run_follows_its_distance(script, monkeypatch):
+    monkeypatch.setattr(run, "EVALUATED", 40)
+    monkeypatch.setattr(run, "AT_ONCE", 15)
+    flags = [*TINY, "--epochs", 3, "--eval-interval", 2]
+    result = script("train", *flags)
+    assert result.code == 0, result.err
+    rows = [row for row in read_metrics(Path("outputs/metrics.jsonl")) if "classifier_fid" in row]
+    assert [row["epoch"] for row in rows] == [2, 3]  # the last one always
+    assert f"epoch 3: classifier-FID {rows[1]['classifier_fid']:.3f}" in result.out + result.err
+    # The same as evaluate.py's, of the same images.
+    args = ["--checkpoint", "outputs/model_final.pt", "--metrics", "classifier", "--steps", 10]
+    args += ["--num-images", 40, "--repeats", 1, "--precision", "fp32", "--output", "m.json"]
+    assert script("evaluate", *args).code == 0
+    found = json.loads(Path("m.json").read_text())["classifier"]["classifier_fid"]["mean"]
+    assert found == pytest.approx(rows[1]["classifier_fid"], rel=0.01)
+
+
+def test_following_the_distance_changes_nothing_else(script, monkeypatch):
+    monkeypatch.setattr(run, "EVALUATED", 10)
+    for name, options in {"plain": [], "followed": ["--eval-interval", 1]}.items():
+        flags = [*TINY, "--epochs", 2, "--class-conditional", "--output-dir", name]
+        assert script("train", *flags, *options).code == 0
+    a, b = (load_checkpoint(f"{name}/model_final.pt") for name in ("plain", "followed"))
+    for name, weight in a["ema"].items():
+        assert torch.equal(weight, b["ema"][name])
+
+
+def test_points_cannot_be_followed_so(script):
+    result = script("train", "--dataset", "moons", "--eval-interval", 1, "--max-steps", 2)
+    assert result.code == 2
+    assert "moons is points" in result.err
 
 
 # --- Inception ------------------------------------------------------------------------------------

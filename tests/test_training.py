@@ -91,13 +91,15 @@ def test_learning_rate(decay):
 @pytest.mark.parametrize("minutes", [0.5, 10, 600])
 @pytest.mark.parametrize("grid", [0.5, 8.0])
 @pytest.mark.parametrize("drift", [1.0, 0.8, 1.25])
-def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift):
+@pytest.mark.parametrize("evaluation", [0.0, 1.5])
+def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift, evaluation):
     """A simulated run, slow in its first steps, whose speed changes for good in its middle."""
     now = 100.0
     monkeypatch.setattr(plan.time, "monotonic", lambda: now)
     start = now - 4  # imports and data took four seconds
     timer = TimePlan(minutes, start, first_step=0, grid_steps=500)
     timer.grid_seconds = grid
+    timer.evaluation_steps, timer.evaluation_seconds = 700, evaluation
     step, total = 0, None
     while total is None or step < total:
         elapsed = (now - start) / (60 * minutes)
@@ -107,7 +109,10 @@ def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift):
         if step % 500 == 0:
             now += grid
             timer.pause(grid)
-    now += grid
+        if step % 700 == 0:
+            now += evaluation
+            timer.pause(evaluation)
+    now += grid + evaluation
     assert abs((now - start) / (60 * minutes) - 1) < 0.05
 
 

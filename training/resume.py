@@ -19,7 +19,7 @@ LIMITS = ("epochs", "max_steps", "max_minutes")
 FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
 FIXED += ("class_conditional", "label_dropout", "validation")
 # Flags of a command and not of a run: no checkpoint sets them.
-COMMAND = {"debug", "list_models", "no_download", "device", "compile"}
+COMMAND = {"debug", "list_models", "preset", "no_download", "device", "compile"}
 COMMAND |= {"output_dir", "resume", "overwrite", "tensorboard", "allow_data_change"}
 
 
