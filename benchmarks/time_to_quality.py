@@ -1,0 +1,303 @@
+"""What each library makes of the same minutes: train.py beside others, by the same measure.
+
+    python benchmarks/time_to_quality.py
+    python benchmarks/time_to_quality.py --minutes 4 --only ours diffusers
+    python benchmarks/time_to_quality.py --dataset fashion_mnist --seeds 3
+
+Lets each contender of contenders.py train for that time on the same data, in a process of its own,
+one after the other; each draws 2,000 images by its own fast sampler, and all are measured by their
+classifier-FID. Writes a row of time_to_quality.jsonl for each, its images as an .npz, and from all
+rows of the same data, minutes and threads time_to_quality.md and time_to_quality.png, to
+--output-dir. With the same folder it goes on where it was, and contenders may be run separately. A
+contender whose package is not installed is left out, with the command that installs it.
+
+What is not alike, and cannot be, is in PROTOCOL, which heads the table.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Moment, Task
+from data import DATASETS, kind_of
+from evaluation.classifier import judge_for
+from evaluation.measures import Reference, chosen
+from npz import save_npz
+from pictures import ImagePictures, save_figure
+from utils import choose_device, describe, save_whole
+
+FLOORS = 3  # sets of training images whose mean distance is the floor
+SIDE = 6  # images of a row, and of a column, of the picture
+PROTOCOL = f"""\
+Each contender trains for the same time on the same images (uint8 in memory, without a data loader,
+which spares the others the decoding), in a process of its own, with as many threads. Each has the
+network, optimizer, batch, precision and EMA of its documentation's example for small images; the
+docstrings of benchmarks/contenders.py give the address and whatever differs.
+
+- The others' clock runs in updates alone; {WARM_UP} before it starts are free, and it stands still
+  while they draw. Ours is that of --max-minutes: reading the data, compiling if that is asked for,
+  validation, checkpoints and the last grid are on it.
+- Ours holds 1,024 images out of the training where there is a test split; the others use all.
+- Ours lets its learning rate decay to 0 at the end of the time, which it is told; so its images on
+  the way are not yet what a shorter run would have come to. The others keep theirs constant, as
+  their examples do.
+- They were written for GPUs and longer trainings; nothing of theirs is tuned for this time.
+- Mirroring is as suits the data set, for all.
+- The classifier-FID is that of evaluate.py: of all samples in the table, of {CURVE} in the picture,
+  where the floor is that of {CURVE} training images. The floor is what real images get."""
+COLUMNS = {
+    "contender": "{name}",
+    "parameters": "{parameters:,}",
+    "precision": "{precision}",
+    "batch": "{batch:,}",
+    "updates": "{updates}",
+    "images/s": "{speed}",
+    "classifier-FID": "{fid}",
+    "times the floor": "{ratio}",
+    "sampler": "{sampler}",
+    "NFE": "{nfe}",
+    "64 images, s": "{seconds_of_64}",
+}
+
+
+class Measured(NamedTuple):
+    """The real images of a seed, and what images of theirs get."""
+
+    reference: Reference
+    judge: str  # SHA-256 of the classifier
+    accuracy: float
+
+    def floor(self, count: int) -> float:
+        """The distance of as many training images, as evaluate.py has it."""
+        train = self.reference.train.items
+        some = [train[chosen(len(train), count, "floor", i)] for i in range(FLOORS)]
+        return mean(self.reference.distance(images) for images in some)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    images = [name for name, source in DATASETS.items() if kind_of(source.shape) == "images"]
+    parser.add_argument("--dataset", choices=images, default="mnist")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--data-dir", default=str(ROOT / "data"))
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(*args.worker)
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    log, device = args.output_dir / "time_to_quality.jsonl", choose_device("auto")
+    every = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows, left_out = [], []
+    for seed in range(args.seeds):
+        task = Task(args.dataset, args.data_dir, args.minutes, seed, args.samples, device, Path())
+        measured = measured_by(task, args.output_dir)
+        setting = {
+            "dataset": args.dataset,
+            "minutes": args.minutes,
+            "samples": args.samples,
+            "machine": describe(device, "fp32").removesuffix(", fp32"),
+            "judge": measured.judge,
+            "seed": seed,
+        }
+        mine = [
+            row
+            for row in every
+            if row.items() >= setting.items()
+            and row["contender"] in CONTENDERS
+            and row["options"] == CONTENDERS[row["contender"]].keywords  # as they are now
+        ]
+        rows += mine
+        for name in args.only:
+            if name in {row["contender"] for row in mine}:
+                continue
+            print(f"{name}, seed {seed}", flush=True)
+            if (row := run(name, task, measured, args.output_dir)) is None:
+                left_out.append(f"{name}, seed {seed}")
+                continue
+            rows.append({**setting, **row})
+            with open(log, "a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(f"{name}, seed {seed}: classifier-FID {row['fid']:.3f}", flush=True)
+    if rows:
+        report(rows, measured.accuracy, args)
+    if left_out:
+        print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def measured_by(task: Task, output_dir: Path) -> Measured:
+    real, bar = task.real(), partial(tqdm, disable=None)
+    judge = judge_for(real, output_dir, task.device, progress=bar)
+    return Measured(Reference(judge, real), judge.sha256, judge.accuracy)
+
+
+# --- a contender in a process of its own ----------------------------------------------------------
+
+
+def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | None:
+    """Train and measure a contender; None if that failed, after it has said why."""
+    with tempfile.TemporaryDirectory() as folder:
+        what = json.dumps({**task._asdict(), "device": str(task.device), "folder": folder})
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, what]
+        if subprocess.run(command).returncode:
+            return None
+        found = json.loads(Path(folder, "result.json").read_text())
+        images = [torch.from_numpy(np.load(path)) for path in found.pop("files")]
+    *_, last = found["moments"]
+    array = ImagePictures().array(images[-1])
+    path = output_dir / f"time_to_quality_{task.dataset}_{slug(name)}_{task.seed}.npz"
+    save_npz(path, array.shape, array.dtype, [array.tobytes()])
+    curve = [measured.reference.distance(some[:CURVE]) for some in images]
+    return {
+        "contender": name,
+        "options": CONTENDERS[name].keywords,
+        **{key: value for key, value in found.items() if key != "moments"},
+        "seconds": last["seconds"],
+        "updates": last["updates"],
+        "fid": measured.reference.distance(images[-1]),
+        "floor": measured.floor(len(images[-1])),
+        "curve": [
+            {**moment, "fid": fid} for moment, fid in zip(found["moments"], curve, strict=True)
+        ],
+        "curve_floor": measured.floor(len(images[-1][:CURVE])),
+        "file": path.name,
+    }
+
+
+def work(name: str, what: str) -> int:
+    """Train and draw, in a process of its own; the result is in the task's folder."""
+    fields = json.loads(what)
+    fields |= {"device": torch.device(fields["device"]), "folder": Path(fields["folder"])}
+    task = Task(**fields)
+    try:
+        result = CONTENDERS[name](task)._asdict()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0].replace("_", "-")
+        print(f"{name} needs a package: pip install {package}", file=sys.stderr)
+        return 1
+    moments, files = result.pop("moments"), []
+    for i, moment in enumerate(moments):
+        files.append(str(task.folder / f"{i}.npy"))
+        np.save(files[-1], moment.images.numpy())
+    result |= {"moments": [without_images(moment) for moment in moments], "files": files}
+    (task.folder / "result.json").write_text(json.dumps(result))
+    return 0
+
+
+def without_images(moment: Moment) -> dict:
+    return {"seconds": moment.seconds, "updates": moment.updates}
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: "ours, cnn" as "ours_cnn"."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+# --- the table and the picture --------------------------------------------------------------------
+
+
+def report(rows: list[dict], accuracy: float, args) -> None:
+    """Write time_to_quality.md and time_to_quality.png of all rows."""
+    rows = sorted(rows, key=lambda row: (list(CONTENDERS).index(row["contender"]), row["seed"]))
+    first = rows[0]
+    seeds = len({row["seed"] for row in rows})
+    head = (
+        f"{args.minutes:g} minutes each on {args.dataset}, {first['machine']}, torch "
+        f"{torch.__version__}, {seeds} seed{'s' if seeds > 1 else ''}. Classifier-FID of "
+        f"{args.samples:,} images to the held-out ones, in the features of classifier "
+        f"{first['judge'][:12]} (right on {100 * accuracy:.2f} % of them); as many training "
+        f"images: {first['floor']:.3f}."
+    )
+    text = f"{head}\n\n{table(rows)}\n\n## Protocol\n\n{PROTOCOL}\n"
+    path = args.output_dir / "time_to_quality.md"
+    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    save_figure(path.with_suffix(".png"), picture(rows, args.output_dir))
+    print(f"\n{text}\n{path}")
+
+
+def table(rows: list[dict]) -> str:
+    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        mine = [row for row in rows if row["contender"] == name]
+        values = {
+            **mine[0],
+            "name": name,
+            "updates": spread([row["updates"] for row in mine], ",.0f"),
+            "speed": spread([row["images_per_second"] for row in mine], ",.0f"),
+            "fid": spread([row["fid"] for row in mine], ".3f"),
+            "ratio": spread([row["fid"] / row["floor"] for row in mine], ",.1f"),
+            "seconds_of_64": spread([row["seconds_of_64"] for row in mine], ".2f"),
+        }
+        lines.append(f"| {' | '.join(COLUMNS.values())} |".format(**values))
+    return "\n".join(lines)
+
+
+def spread(values: list[float], layout: str) -> str:
+    """The mean, and in brackets the lowest and the highest if there are several."""
+    text = format(mean(values), layout)
+    if len(values) == 1:
+        return text
+    return f"{text} ({format(min(values), layout)} to {format(max(values), layout)})"
+
+
+def picture(rows: list[dict], folder: Path) -> Figure:
+    """The distance over the time, a line for each contender's mean, and below it images of each."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    figure = Figure(figsize=(max(7, 2.1 * len(names)), 7.2), layout="constrained")
+    grid = figure.add_gridspec(2, len(names), height_ratios=[2, 1])
+    axes = figure.add_subplot(grid[0, :])
+    for i, name in enumerate(names):
+        for row in (row for row in rows if row["contender"] == name):
+            seconds, distances = zip(*((m["seconds"], m["fid"]) for m in row["curve"]), strict=True)
+            label = name if row is first_of(rows, name) else None
+            axes.plot(seconds, distances, ".-", color=f"C{i}", label=label)
+        images = grid_of(folder / first_of(rows, name)["file"])
+        below = figure.add_subplot(grid[1, i])
+        below.imshow(images)
+        below.set_title(name.replace(", ", ",\n"), fontsize=7)
+        below.axis("off")
+    axes.axhline(rows[0]["curve_floor"], color="black", linewidth=0.8, linestyle=":")
+    count = min(CURVE, rows[0]["samples"])
+    axes.set(xlabel="seconds of training", ylabel=f"classifier-FID of {count} images", yscale="log")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def first_of(rows: list[dict], name: str) -> dict:
+    """The row of a contender's first seed."""
+    return next(row for row in rows if row["contender"] == name)
+
+
+def grid_of(path: Path) -> np.ndarray:
+    """The first images of an .npz as a square."""
+    with np.load(path) as file:
+        images: Tensor = torch.from_numpy(file["arr_0"][: SIDE**2]).movedim(-1, 1)
+    return ImagePictures().grid(images, SIDE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The benchmark that compares: time_to_quality.py."""
+
+import json
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import contenders, time_to_quality
+from benchmarks.contenders import Task
+from conftest import TINY
+from evaluation import classifier
+
+CPU = torch.device("cpu")
+GREY = 200  # of all pixels of a data set whose perfect denoiser is known
+X_0 = GREY / 127.5 - 1
+
+
+def diffusers():
+    pytest.importorskip("diffusers")
+    contender, shape = contenders.Diffusers((1, 8, 8), CPU, channels=(32, 32, 32)), (1, 8, 8)
+    alphas_cumprod, calls = contender.schedule.alphas_cumprod, []
+
+    def eps(x, t):
+        calls.append(t)
+        a = alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(x - a.sqrt() * X_0) / (1 - a).sqrt() + zero(contender))
+
+    contender.network.forward = eps
+    return contender, shape, calls
+
+
+def denoising_diffusion(kind):
+    pytest.importorskip("denoising_diffusion_pytorch")
+    contender, shape = kind((1, 12, 12), CPU, dim=8), (1, 12, 12)  # one of the two pads
+    contender.precision = "fp32"
+    alphas_cumprod, calls = contender.diffusion.alphas_cumprod, []
+
+    def velocity(x, t, _):
+        calls.append(t)
+        a = alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        noise = (x - a.sqrt() * X_0) / (1 - a).sqrt()
+        return a.sqrt() * noise - (1 - a).sqrt() * X_0 + zero(contender)
+
+    contender.network.forward = contender.ema.ema_model.model.forward = velocity
+    return contender, shape, calls
+
+
+def small_diffusion():
+    pytest.importorskip("smalldiffusion")
+    shape, calls = (1, 8, 8), []
+    contender = contenders.SmallDiffusion(shape, CPU, batch=64, channels=32)
+
+    def eps(x, sigma, cond=None):
+        calls.append(sigma)
+        return (x - X_0) / sigma + zero(contender)
+
+    contender.network.forward = contender.ema.module.forward = eps
+    return contender, shape, calls
+
+
+def zero(contender):
+    """0, with a gradient for one of the network's weights."""
+    return 0 * next(contender.network.parameters()).sum()
+
+
+FOREIGN = {
+    "diffusers": diffusers,
+    "denoising-diffusion-pytorch": partial(denoising_diffusion, contenders.DenoisingDiffusion),
+    "README": partial(denoising_diffusion, contenders.DenoisingDiffusionReadme),
+    "smalldiffusion": small_diffusion,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_perfect_network_has_no_loss_and_draws_the_data(name):
+    contender, shape, calls = FOREIGN[name]()
+    images = torch.full((contender.batch, *shape), GREY, dtype=torch.uint8)
+    assert contender.update(images) < 1e-6
+    calls.clear()
+    drawn = contenders.drawn(contender, 3, seed=0)
+    assert len(calls) == contender.steps
+    assert drawn.shape == (3, *shape)
+    assert (drawn.int() - GREY).abs().max() <= 6  # smalldiffusion's last sigma is 0.01
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_update_changes_the_weights(name):
+    contender, shape, _ = FOREIGN[name]()
+    del contender.network.forward  # the oracle's
+    before = [p.clone() for p in contender.network.parameters()]
+    images = torch.randint(0, 256, (contender.batch, *shape), dtype=torch.uint8)
+    assert contender.update(images) > 0
+    after = contender.network.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class Fake:
+    """A contender whose updates and images take a known time, by a clock of its own."""
+
+    batch, precision, sampler, steps = 100, "fp32", "none", 1
+    time = 0.0
+
+    def __init__(self, shape, device, grey=0):
+        self.shape, self.grey, self.updates = shape, grey, 0
+        self.network = nn.Linear(1, 1)
+
+    def update(self, images):
+        assert images.shape == (self.batch, *self.shape)
+        assert images.dtype == torch.uint8
+        Fake.time += 0.03
+        self.updates += 1
+
+    def draw(self, count):
+        Fake.time += 5
+        return torch.full((count, *self.shape), self.updates, dtype=torch.uint8)
+
+
+def task_of(tmp_path, **changes):
+    task = Task("digits", str(tmp_path), 0.4 / 60, 0, 10, CPU, tmp_path)
+    return task._replace(**changes)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Lets contenders.py read Fake's clock."""
+    monkeypatch.setattr(contenders, "now", lambda device: Fake.time)
+
+
+def test_the_clock_stands_still_while_a_contender_draws(tmp_path, clock):
+    result = contenders.foreign(Fake, task_of(tmp_path))
+    assert [moment.updates for moment in result.moments] == [2, 4, 7, 14]
+    seconds = [moment.seconds for moment in result.moments]
+    assert seconds == pytest.approx([0.06, 0.12, 0.21, 0.42])  # the first after 0.05, 0.1, 0.2, 0.4
+    for moment in result.moments:
+        assert moment.images.shape == (10, 1, 8, 8)
+        assert moment.images.unique().tolist() == [moment.updates + contenders.WARM_UP]
+    assert result.images_per_second == pytest.approx(100 / 0.03)
+    assert result.seconds_of_64 == pytest.approx(5)
+
+
+def test_what_is_drawn_changes_no_random_number_of_the_training():
+    fake = Fake((1, 2, 2), CPU)
+    fake.draw = lambda count: torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = contenders.drawn(fake, 70, seed=5)
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert torch.equal(contenders.drawn(fake, 70, seed=5), first)
+    assert not torch.equal(contenders.drawn(fake, 70, seed=6), first)
+
+
+def test_batches_visit_every_item_once_an_epoch():
+    items = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
+    batches = contenders.shuffled(items, 4, seed=0, flip=False)
+    seen = torch.cat([next(batches) for _ in range(5)]).flatten()
+    assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
+    assert next(contenders.shuffled(items, 25, seed=0, flip=True)).shape == (25, 1, 1, 1)
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys, clock):
+    """Runs time_to_quality.py on digits, with contenders in this very process."""
+    monkeypatch.setattr(classifier, "UPDATES", 30)
+    monkeypatch.setitem(
+        time_to_quality.CONTENDERS, "ours", partial(contenders.ours, flags=TINY[2:])
+    )
+    for name in ("diffusers", "smalldiffusion"):
+        fake = partial(contenders.foreign, Fake, grey=1)
+        monkeypatch.setitem(time_to_quality.CONTENDERS, name, fake)
+
+    def run(command):
+        return SimpleNamespace(returncode=time_to_quality.work(*command[-2:]))
+
+    monkeypatch.setattr(time_to_quality, "subprocess", SimpleNamespace(run=run))
+
+    def call(*arguments):
+        command = ["time_to_quality.py", "--dataset", "digits", "--samples", "40"]
+        command += ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [*command, *map(str, arguments)])
+        capsys.readouterr()
+        code = time_to_quality.main()
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    return call
+
+
+def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
+    assert compare("--minutes", 0.05, "--only", "ours", "diffusers").code == 0
+    folder = tmp_path / "out"
+    rows = [
+        json.loads(line) for line in (folder / "time_to_quality.jsonl").read_text().splitlines()
+    ]
+    assert [row["contender"] for row in rows] == ["ours", "diffusers"]
+    for row in rows:
+        with np.load(folder / row["file"]) as file:
+            assert file["arr_0"].shape == (40, 8, 8, 1)
+            assert file["arr_0"].dtype == np.uint8
+        assert row["fid"] > row["floor"] > 0
+        assert row["curve"][-1]["fid"] == pytest.approx(row["fid"])  # 40 images are fewer than 500
+        seconds = [moment["seconds"] for moment in row["curve"]]
+        assert seconds == sorted(seconds)
+        assert len(seconds) >= 2
+    assert rows[0]["nfe"] == contenders.SAMPLING["steps"]
+    assert rows[0]["sampler"] == "dpmpp_2m_sde"
+    text = (folder / "time_to_quality.md").read_text()
+    assert f"| ours | {rows[0]['parameters']:,} | fp32 | 128 | {rows[0]['updates']:,} |" in text
+    assert "## Protocol" in text
+    assert (folder / "time_to_quality.png").stat().st_size > 10_000
+
+
+def test_it_goes_on_where_it_was(compare, tmp_path):
+    log = tmp_path / "out" / "time_to_quality.jsonl"
+    arguments = ["--minutes", 0.002, "--only"]
+    assert compare(*arguments, "diffusers").code == 0
+    again = compare(*arguments, "diffusers", "smalldiffusion", "--seeds", 2)
+    assert again.code == 0
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    done = [(row["contender"], row["seed"]) for row in rows]
+    assert done == [
+        ("diffusers", 0),
+        ("smalldiffusion", 0),
+        ("diffusers", 1),
+        ("smalldiffusion", 1),
+    ]
+    whole = compare(*arguments, "diffusers")  # nothing to train, and the others are shown too
+    assert len(log.read_text().splitlines()) == 4
+    assert "| smalldiffusion | 2 |" in whole.out
+
+
+def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkeypatch):
+    missing = partial(contenders.foreign, contenders.Diffusers)
+    monkeypatch.setitem(time_to_quality.CONTENDERS, "diffusers", missing)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    result = compare("--minutes", 0.002, "--only", "diffusers", "smalldiffusion")
+    assert result.code == 1
+    assert "diffusers needs a package: pip install diffusers" in result.err
+    assert "left out: diffusers, seed 0" in result.err
+    assert "| smalldiffusion | 2 |" in result.out
