@@ -1,4 +1,4 @@
-"""The benchmark that compares: time_to_quality.py."""
+"""The benchmarks that compare and explain: time_to_quality.py and profile_step.py."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, time_to_quality
+from benchmarks import contenders, profile_step, time_to_quality
 from benchmarks.contenders import Task
 from conftest import TINY
 from evaluation import classifier
@@ -242,3 +242,22 @@ def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkey
     assert "diffusers needs a package: pip install diffusers" in result.err
     assert "left out: diffusers, seed 0" in result.err
     assert "| smalldiffusion | 2 |" in result.out
+
+
+def test_the_parts_of_a_step_are_its_whole(capsys):
+    flags = [*TINY, "--max-steps", "9", "--validation", "0"]
+    watch = profile_step.profile(flags, CPU)
+    assert len(watch.updates) == 8  # the first has none before it
+    for times, whole in zip(watch.updates, watch.wholes, strict=True):
+        assert sum(times.values()) == pytest.approx(whole)
+        assert min(times.values()) >= 0
+    text = profile_step.table(watch)
+    for part in ("forward", "backward", "optimizer: Muon", "moving average", "an update"):
+        assert f"| {part} |" in text
+
+
+def test_a_part_that_is_no_longer_there_is_an_error(monkeypatch):
+    unused = [(profile_step.trainer, "load_shards")]
+    monkeypatch.setitem(profile_step.PARTS, "shards", unused)
+    with pytest.raises(RuntimeError, match="never called: shards"):
+        profile_step.profile([*TINY, "--max-steps", "2", "--validation", "0"], CPU)
