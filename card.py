@@ -52,7 +52,8 @@ python sample.py --checkpoint {name}
 ## Data
 
 {data["dataset"]}, its training split of {data["count"]:,} {kind}, less {train["validation"]:,}
-that were held out to choose by. Classes: {", ".join(data["classes"]) or "none"}; the network is {told}told
+that were held out to choose by. Classes: {", ".join(data["classes"]) or "none"}; the network
+is {told}told
 them.
 
 ## Recipe

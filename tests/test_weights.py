@@ -255,3 +255,29 @@ def test_absurd_metadata(exported, change):
     save_file(tensors, exported, {**metadata, "sha256": digest(metadata, tensors)})
     with pytest.raises(CheckpointError, match=r"weights\.safetensors (is|contradicts)"):
         load_checkpoint(exported)
+
+
+def test_a_model_card(script, conditional):
+    flags = ["--num-images", 20, "--steps", 2, "--repeats", 2, "--output", "m.json"]
+    assert script("evaluate", "--checkpoint", conditional, *flags).code == 0
+    command = ["--checkpoint", conditional, "new/digits.safetensors", "--card"]
+    result = script("export", *command, "m.json")
+    assert result.code == 0, result.err
+    assert "model card: new/digits.md" in result.out
+    card = Path("new/digits.md").read_text()
+    report = json.loads(Path("m.json").read_text())
+    parameters = sum(w.numel() for w in load_checkpoint(conditional)["ema"].values())
+    assert f"{parameters:,} parameters" in card
+    assert "5 updates of 128 images" in card
+    assert "the network\nis told" in card
+    assert f"| classifier-FID | {report['classifier']['classifier_fid']['mean']:.4g} (" in card
+    assert "| images of the class that was asked for | " in card
+    assert "Near-copies of training images: " in card
+
+    report["step"] = 6
+    Path("m.json").write_text(json.dumps(report))
+    for file, message in [("m.json", "step 6"), ("none.json", "No such file"), (conditional, "--")]:
+        result = script("export", *command, file)
+        assert result.code == 2
+        assert "--card" in result.err
+        assert message in result.err
