@@ -27,7 +27,6 @@ def make_parser() -> Parser:
         [
             "python evaluate.py --checkpoint outputs/model_final.pt",
             "python evaluate.py --samples samples.npz --dataset mnist",
-            "python evaluate.py --checkpoint outputs/model_final.pt --metrics bpd",
         ],
     )
     what = add_checkpoint_flags(parser, required=False)

@@ -36,8 +36,8 @@ MOMENTS = (1 / 8, 1 / 4, 1 / 2)  # of the time, at which images are drawn; and a
 CURVE = 500  # images of a moment
 AT_ONCE = 64  # images that are drawn at once
 
-OURS: list[str] = []  # train.py's defaults
 SAMPLING: dict = {"steps": 20, "precision": "auto"}  # flags of sample.py
+GUIDED = {**SAMPLING, "guidance_scale": 1.3}  # of a network that is told the classes
 
 
 class Task(NamedTuple):
@@ -84,9 +84,12 @@ class Result(NamedTuple):
 # --- train.py ------------------------------------------------------------------------------------
 
 
-def ours(task: Task, flags: list[str]) -> Result:
-    """train.py with those flags. Its clock is --max-minutes: data, validation, checkpoints and the
-    last grid are on it. Images are drawn afterwards, from checkpoints of the moments."""
+def ours(task: Task, flags: list[str], sampling: dict = SAMPLING) -> Result:
+    """train.py with those flags, and sample.py with others.
+
+    Its clock is --max-minutes: data, validation, checkpoints and the last grid are on it. Images
+    are drawn afterwards, from checkpoints of the moments.
+    """
     command = ["--dataset", task.dataset, "--data-dir", task.data_dir, "--no-download"]
     command += ["--seed", str(task.seed), "--device", str(task.device), *flags]
     command += ["--max-minutes", str(task.minutes), "--sample-interval", "0"]
@@ -106,12 +109,12 @@ def ours(task: Task, flags: list[str]) -> Result:
     near = sorted({min(written, key=lambda s: abs(s - moment)) for moment in due if written})
     moments = []
     for seconds in near:
-        some, job, _ = drawn_by_sample(written[seconds], task.of_moment, task.seed)
+        some, job, _ = drawn_by_sample(written[seconds], task.of_moment, task.seed, sampling)
         moments.append(Moment(seconds, job.step, some.items))
 
     checkpoint = load_checkpoint(trained.checkpoint)
-    last, *_ = drawn_by_sample(trained.checkpoint, task.samples, task.seed)
-    few, job, seconds_of_64 = drawn_by_sample(trained.checkpoint, 64, task.seed)
+    last, *_ = drawn_by_sample(trained.checkpoint, task.samples, task.seed, sampling)
+    few, job, seconds_of_64 = drawn_by_sample(trained.checkpoint, 64, task.seed, sampling)
     batch = checkpoint["config"]["train"]["update_size"]
     return Result(
         parameters=sum(p.numel() for p in job.denoiser.args[0].parameters()),
@@ -125,9 +128,11 @@ def ours(task: Task, flags: list[str]) -> Result:
     )
 
 
-def drawn_by_sample(checkpoint: Path, count: int, seed: int) -> tuple[Drawn, Job, float]:
+def drawn_by_sample(
+    checkpoint: Path, count: int, seed: int, sampling: dict
+) -> tuple[Drawn, Job, float]:
     """Images as sample.py draws them, what drew them, and in how many seconds."""
-    flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **SAMPLING}
+    flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **sampling}
     job = Job(parse_keywords(sample.make_parser(), sample.parse_args, flags))
     start = now(job.device)
     drawn = draw(job)
@@ -372,7 +377,8 @@ class SmallDiffusion:
 
 
 CONTENDERS: dict[str, Callable[[Task], Result]] = {
-    "ours": partial(ours, flags=OURS),
+    "ours": partial(ours, flags=["--preset", "laptop"], sampling=GUIDED),
+    "ours, without classes": partial(ours, flags=["--preset", "laptop", "--no-class-conditional"]),
     # With its own 64 channels an image takes 26 GFLOPs: minutes for an update on a CPU.
     "ours, cnn": partial(ours, flags=["--model", "cnn", "--channels", "16"]),
     "ours, naive_unet": partial(ours, flags=["--model", "naive_unet"]),

@@ -35,10 +35,7 @@ RUN += ["--multipliers", "1", "--save-interval", "1", "--save-every-minutes", "0
 STEPS = 60
 WAIT = 300  # seconds at most, on a busy machine
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
-    pytest.mark.xdist_group("distributed"),  # its runs are made once
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
 @contextmanager

@@ -693,7 +693,8 @@ def test_mapped_pixels_train_to_the_same_bits(script, image_folder, cache):
     assert result.code == 1
     assert "data.fit: stretch in the checkpoint, crop now" in result.err
 
-    flags = ["--checkpoint", "mapped/model_final.pt", "--metrics", "copies", "--num-images", 2]
+    save_checkpoint(Path("mapped.pt"), runs[1])
+    flags = ["--checkpoint", "mapped.pt", "--metrics", "copies", "--num-images", 2]
     result = script("evaluate", *flags, "--steps", 2, "--repeats", 1)
     assert result.code == 0, result.err
     assert "pixels are read from" in result.out

@@ -239,7 +239,8 @@ def attempt(script, workshop, tmp_path, monkeypatch):
         assert "--debug" not in result.err, said
         assert (result.code == 0) == ("error: " not in result.err), said
         for path in folder.rglob("*"):
-            if there.get(path) != path.stat().st_mtime_ns:
+            ours = path.parent.name == ".tiny-diffusion"  # evaluate.py checks its own files
+            if there.get(path) != path.stat().st_mtime_ns and not ours:
                 assert is_whole(path), f"{path}: {said}"
         return result.code
 

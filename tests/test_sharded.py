@@ -20,7 +20,6 @@ from training.checkpoint import CheckpointError, load_checkpoint
 from training.folder import RunFolder
 from training.sharded import read_record, verify_shards
 
-pytestmark = pytest.mark.xdist_group("sharded")  # its runs are made once
 FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", 4]
 
 # The runs of two processes, one after the other, to spare the seconds that a start takes.

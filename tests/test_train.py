@@ -568,3 +568,41 @@ def test_a_resumed_run_keeps_its_objective(script):
     result = script("train", "--resume", "--max-steps", 7, "--loss-weight", "snr")
     assert result.code == 1
     assert "diffusion.loss_weight: uniform in the checkpoint, snr now" in result.err
+
+
+# --- presets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", train.PRESETS)
+def test_a_preset_sets_its_flags(script, name):
+    flags = ["--dataset", "digits", "--preset", name, "--max-steps", 2, "--batch-size", 16]
+    result = script("train", *flags, "--device", "cpu", "--precision", "fp32")
+    assert result.code == 0, result.err
+    assert f"preset {name}: --class-conditional --channels " in result.out
+    saved = json.loads(Path("outputs/config.json").read_text())
+    run = {**saved["model"], **saved["train"]}
+    for flag, value in train.PRESETS[name].items():
+        assert run[flag] == (16 if flag == "batch_size" else value)
+    assert saved["model"]["num_classes"] == 10
+    result = script("train", "--resume", "--max-steps", 3)  # without it: the run knows its flags
+    assert result.code == 0, result.err
+
+
+def test_flags_beside_a_preset_count(script, image_folder):
+    flags = ["--preset", "fast", "--max-steps", 1, "--batch-size", 4, "--device", "cpu"]
+    given = ["--channels", 8, "--no-class-conditional"]
+    result = script("train", "--dataset", "digits", *flags, *given)
+    assert result.code == 0, result.err
+    assert "preset fast: --no-class-conditional --channels 8 " in result.out
+    assert not json.loads(Path("outputs/config.json").read_text())["model"].get("num_classes")
+
+    for path in list(image_folder.rglob("*.png")):
+        path.rename(image_folder / path.name)
+    where = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    result = script("train", *where, *flags, "--output-dir", "without")
+    assert result.code == 0, result.err
+    assert "preset fast: --no-class-conditional" in result.out  # there are no classes
+
+    result = script("train", "--dataset", "moons", "--preset", "fast")
+    assert result.code == 2
+    assert "--preset is for images" in result.err

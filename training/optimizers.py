@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from training.sharded import placed, whole
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan's post, chosen for speed
 ITERATIONS = 5
 
@@ -35,9 +37,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))
+                update = whole(p.grad.lerp(average, group["momentum"])).flatten(1)
                 scale = 0.2 * max(update.shape) ** 0.5
-                p.add_(update.view(p.shape).to(p.dtype), alpha=-group["lr"] * scale)
+                update = orthogonal(update).reshape(p.shape).to(p.dtype)
+                p.add_(placed(update, p), alpha=-group["lr"] * scale)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
