@@ -603,6 +603,6 @@ def test_flags_beside_a_preset_count(script, image_folder):
     assert result.code == 0, result.err
     assert "preset fast: --no-class-conditional" in result.out  # there are no classes
 
-    result = script("train", "--dataset", "moons", "--preset", "fast")
+    result = script("train", "--dataset", "moons", "--preset", "fast", "--output-dir", "points")
     assert result.code == 2
     assert "--preset is for images" in result.err
