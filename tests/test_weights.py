@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from conftest import ROOT
 from models import MODELS, build_model, model_config
 from training.checkpoint import (
     CheckpointError,
@@ -281,3 +282,27 @@ def test_a_model_card(script, conditional):
         assert result.code == 2
         assert "--card" in result.err
         assert message in result.err
+
+
+PUBLISHED = sorted((ROOT / "weights").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_weights_draw(script, path):
+    flags = ["--num-images", 20, "--steps", 4, "--guidance-scale", 1.3, "--precision", "fp32"]
+    result = script("sample", "--checkpoint", path, *flags, "--output", "s.npz")
+    assert result.code == 0, result.err
+    with np.load("s.npz") as drawn:
+        images = drawn["arr_0"]
+    assert 10 < images.mean() < 150  # ink, and paper
+    assert images.std() > 50
+    assert path.stat().st_size < 8e6
+    config = load_checkpoint(path)["config"]
+    assert not Path(config["data"]["data_dir"]).is_absolute()
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {path.name}")
+    assert "classifier-FID" in card
+
+
+def test_there_are_published_weights():
+    assert "mnist" in [path.stem for path in PUBLISHED]
