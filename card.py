@@ -37,7 +37,7 @@ def model_card(
         )
     shape = item_shape(data)
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
-    epochs = step * train["update_size"] / data["count"]
+    epochs = step * train["update_size"] / (data["count"] - train["validation"])
     told = "" if config["model"].get("num_classes") else "not "
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
     return f"""# {name}

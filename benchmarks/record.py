@@ -83,8 +83,8 @@ def run(name: str, recipe: Recipe, args) -> dict:
     data = ["--data-dir", args.data_dir]
 
     start = time.monotonic()
-    train = [*shlex.split(recipe.train), *data, "--output-dir", str(folder), "--overwrite"]
-    trained = script("train", *train)
+    flags = [*shlex.split(recipe.train), *data, "--output-dir", str(folder), "--overwrite"]
+    trained = script("train", *flags)
     minutes = (time.monotonic() - start) / 60
     script("evaluate", *draw, *data, "--batch-size", "250")
     grid = f"results_{slug}.png"
@@ -95,6 +95,7 @@ def run(name: str, recipe: Recipe, args) -> dict:
 
     found, rows = json.loads(report.read_text()), read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text())
+    train = config["train"]
     session, distance = read_environment(folder / "env.json")[-1], found["classifier"]
     speeds, updates = column(rows, "images_per_second")[1], rows[-1]["step"]
     return {
@@ -109,7 +110,7 @@ def run(name: str, recipe: Recipe, args) -> dict:
         "torch": session["packages"]["torch"],
         "minutes": minutes,
         "updates": updates,
-        "epochs": updates * config["train"]["update_size"] / config["data"]["count"],
+        "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
         "images_per_second": statistics.median(speeds),
         "parameters": int(re.search(r"([\d,]+) parameters", trained)[1].replace(",", "")),
         "classifier": {key: distance[key] for key in ("sha256", "accuracy")},

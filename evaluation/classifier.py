@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from data import Data, epoch_order, flipped, to_unit
@@ -169,7 +169,7 @@ def judge_for(
     judge.sha256 = metadata["sha256"] = digest(metadata, tensors)
     for path in (real.cache / file, folder / file):
         with suppress(OSError):
-            save_whole(path, lambda partial: save_file(tensors, partial, metadata))
+            save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
             judge.path = path
             break
     kept = f"; kept in {judge.path}" if judge.path else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from training.inspection import PlainCopy, Refused
@@ -32,7 +32,8 @@ def save_weights(path: Path, config: dict, step: int, which: str, weights: dict)
     metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(config)}
     metadata["weights"] = WEIGHTS[which]
     metadata["sha256"] = digest(metadata, tensors)
-    save_whole(path, lambda partial: save_file(tensors, partial, metadata))
+    content = save(tensors, metadata)  # save_file's files are for their owner alone
+    save_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def holds_weights(path: Path) -> bool:
