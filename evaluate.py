@@ -115,6 +115,7 @@ from evaluation.real import Real, real_data
 from likelihood import flow_likelihood, variational_bound
 from pictures import save_picture
 from training.checkpoint import load_checkpoint, restore
+from training.distributed import launched
 from utils import (
     DataError,
     NoisePerImage,
@@ -132,6 +133,11 @@ BAR = partial(tqdm, disable=None)  # none off a terminal
 def main(args) -> int:
     source = Path(args.checkpoint or args.samples)
     output = Path(args.output or source.parent / "metrics.json")
+    if launched():
+        raise ValueError(
+            "evaluate.py is for one process: let torchrun start sample.py with --output "
+            "samples.npz, and measure those (--samples samples.npz)"
+        )
     check_writable(output.parent)
     device = choose_device(args.device)
     checkpoint = load_checkpoint(source) if args.checkpoint else None

@@ -324,6 +324,14 @@ def test_flags_that_do_not_fit(script, flags, message):
     assert message in result.err
 
 
+def test_one_process_measures(script, conditional, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = script("evaluate", "--checkpoint", conditional)
+    assert result.code == 2
+    assert "evaluate.py is for one process" in result.err
+
+
 def test_points_are_measured_elsewhere(script):
     np.savez("x.npz", np.zeros((5, 2), np.float32))
     result = script("evaluate", "--samples", "x.npz", "--dataset", "moons", "--metrics", "copies")
