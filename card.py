@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from data import item_shape, kind_of
+from training.weights import WEIGHTS, digest
 
 MEASURES = {  # of a report of evaluate.py, and what they are called in the card
     "classifier_fid": "classifier-FID",
@@ -18,27 +19,33 @@ MEASURES = {  # of a report of evaluate.py, and what they are called in the card
 
 
 def model_card(
-    name: str, config: dict, step: int, seconds: float, parameters: int, report: dict
+    name: str,
+    command: str,
+    config: dict,
+    step: int,
+    seconds: float,
+    weights: tuple[str, dict],
+    report: dict,
 ) -> str:
     """Markdown for the weights in the file `name`.
 
     Args:
-        config, step, seconds: those of the checkpoint.
-        parameters: of the network.
-        report: what evaluate.py wrote of it (metrics.json).
+        command: that draws from them.
+        config, step, seconds: those of the checkpoint; no seconds, where they are not known.
+        weights: whose they are (a key of `WEIGHTS`), and the tensors by name.
+        report: what evaluate.py wrote of them (metrics.json).
 
-    Raises ValueError for a report that is not of this checkpoint.
+    Raises ValueError for a report that is of other weights.
     """
-    data, train = config["data"], config["train"]
-    if (report.get("dataset"), report.get("step")) != (data["dataset"], step):
-        raise ValueError(
-            f"--card: the report is of {report.get('dataset')}, step {report.get('step')}, and the "
-            f"checkpoint of {data['dataset']}, step {step}"
-        )
+    data, train, (which, tensors) = config["data"], config["train"], weights
+    if report.get("weights_sha256") != digest({}, tensors):
+        raise ValueError("--card: the report is of other weights; measure these by evaluate.py")
     shape = item_shape(data)
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
     epochs = step * train["update_size"] / (data["count"] - train["validation"])
     told = "" if config["model"].get("num_classes") else "not "
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    minutes = f", in {seconds / 60:.1f} minutes of training" if seconds else ""
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
     return f"""# {name}
 
@@ -46,20 +53,19 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 ({config["model"]["name"]}).
 
 ```
-python sample.py --checkpoint {name}
+{command}
 ```
 
 ## Data
 
 {data["dataset"]}, its training split of {data["count"]:,} {kind}, less {train["validation"]:,}
 that were held out to choose by. Classes: {", ".join(data["classes"]) or "none"}; the network
-is {told}told
-them.
+is {told}told them.
 
 ## Recipe
 
-{step:,} updates of {train["update_size"]} {kind}, {epochs:.1f} epochs, in {seconds / 60:.1f}
-minutes of training. The weights are the moving average. All choices:
+{step:,} updates of {train["update_size"]} {kind}, {epochs:.1f} epochs{minutes}.
+The weights are the {WEIGHTS[which]}. All choices:
 
 ```json
 {json.dumps(recipe, indent=1)}
@@ -77,6 +83,14 @@ does not find moved or altered ones.
 """
 
 
+def drawing_flags(report: dict) -> str:
+    """The flags of sample.py with which the images of a report were drawn."""
+    flags = [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
+    if report.get("guidance_scale", 1) != 1:
+        flags.append(f"--guidance-scale {report['guidance_scale']}")
+    return " ".join([*flags, f"--precision {report.get('precision')}"])
+
+
 def figures(report: dict) -> str:
     """The table of what was measured."""
     measured = report.get("classifier")
@@ -84,8 +98,8 @@ def figures(report: dict) -> str:
         return "None were measured by a classifier."
     seeds = ", ".join(map(str, report.get("seeds", [])))
     rows = [
-        f"Sets of {report['num_images']:,} ({report.get('sampler')}, {report.get('steps')} steps, "
-        f"seeds {seeds}) against the {report['compared_with']}, in the features of the classifier "
+        f"Sets of {report['num_images']:,} (`{drawing_flags(report)}`, seeds {seeds}) against the "
+        f"{report['compared_with']}, in the features of the classifier "
         f"`{measured['sha256'][:12]}` (right on {100 * measured['accuracy']:.2f} %):",
         "",
         "| measure | generated | as many training images |",

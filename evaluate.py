@@ -15,6 +15,10 @@ from flags import (
 METRICS = ["classifier", "copies", "inception", "bpd"]
 DRAWN = 2000  # images of a set, if nothing else is asked for
 LIKELY = 32  # images whose likelihood is computed then
+# Flags of drawing: with --samples there is nothing to draw.
+DRAWING = {"raw", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler"}
+DRAWING |= {"steps", "spacing", "timesteps", "batch_size", "eta", "variance", "churn", "churn_min"}
+DRAWING |= {"churn_max", "churn_noise", "order", "gamma", "mu", "precision", "ode_steps"}
 FOLDER = ("skip_bad_images", "fit", "cache_dir", "cache_limit")  # how a folder was read in training
 
 
@@ -82,6 +86,10 @@ def parse_args(argv=None):
     for flag in ("dataset", "image_size"):
         if args.checkpoint and flag in args.given:
             parser.error(f"--{flag.replace('_', '-')} is for --samples; a checkpoint knows its own")
+    if args.samples and (unused := args.given & DRAWING):
+        parser.error(f"--{min(unused).replace('_', '-')} is for a --checkpoint, which draws")
+    if args.inception_weights and args.metrics and "inception" not in args.metrics:
+        parser.error("--inception-weights is for --metrics inception")
     if "inception" in (args.metrics or []) and not args.inception_weights:
         parser.error("--metrics inception needs --inception-weights, as nothing is fetched unasked")
     check_walk_flags(parser, args)
@@ -104,18 +112,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Data, epoch_order, item_shape, kind_of, load_dataset, to_unit
+from data import DATASETS, Data, epoch_order, item_shape, kind_of, load_dataset, to_unit
+from diffusion import pick
 from drawing import PLAIN, Job, draw
 from evaluation.classifier import judge_for
 from evaluation.copies import CLOSE, copies, pairs
 from evaluation.images import load_images
 from evaluation.inception import inception_figures
-from evaluation.measures import Measure, Reference
-from evaluation.real import Real, real_data
+from evaluation.measures import NEIGHBOURS_OF_DENSITY, Measure, Reference, chosen
+from evaluation.real import Real, classes_like, real_data
+from folders import digest_of
 from likelihood import flow_likelihood, variational_bound
 from pictures import save_picture
 from training.checkpoint import load_checkpoint, restore
 from training.distributed import launched
+from training.weights import WEIGHTS, digest
 from utils import (
     DataError,
     NoisePerImage,
@@ -144,11 +155,14 @@ def main(args) -> int:
     real = compared_with(args, checkpoint)
     metrics = args.metrics or usual(args, real)
     report = {"checkpoint" if checkpoint else "samples": str(source)}
-    report |= {"step": checkpoint["step"], "seed": args.seed} if checkpoint else {}
+    if checkpoint:
+        which = "model" if args.raw else "ema"
+        report |= {"step": checkpoint["step"], "seed": args.seed, "weights": WEIGHTS[which]}
+        report["weights_sha256"] = digest({}, checkpoint[which]) if which in checkpoint else None
     report |= {"dataset": real.name, "compared_with": real.what, "torch": torch.__version__}
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     if set(metrics) - {"bpd"}:
-        require_images(real)
+        require_enough(args, metrics, real)
         sets, labels, how = generated(args, real, source)
         report |= {"num_images": len(sets[0]), **how}
         if "classifier" in metrics:
@@ -190,7 +204,15 @@ def compared_with(args, checkpoint: dict | None) -> Real:
     if checkpoint:
         require_same(checkpoint["config"], data)
     test = partial(load, split="test")
-    return real_data(config["dataset"], data, test, data_dir, validation, seed)
+    real = real_data(config["dataset"], data, test, data_dir, validation, seed)
+    now = len(data.items), digest_of(data.files)
+    if checkpoint and not has_test(real) and (config["count"], config.get("digest")) != now:
+        return real._replace(what="images of a folder that has changed, and may have been seen")
+    return real
+
+
+def has_test(real: Real) -> bool:
+    return pick(DATASETS, real.name, "dataset").has_test
 
 
 def require_same(config: dict, data: Data) -> None:
@@ -213,9 +235,27 @@ def usual(args, real: Real) -> list[str]:
     return metrics + (["inception"] if args.inception_weights else [])
 
 
-def require_images(real: Real) -> None:
+def require_enough(args, metrics: list[str], real: Real) -> None:
+    """Raise a ValueError for what cannot be measured, before time is spent on it."""
     if kind_of(real.shape) == "points":
         raise ValueError("these are points: --metrics bpd measures them, and train.py at its end")
+    if "classifier" not in metrics:
+        return
+    if args.class_id is not None:
+        raise ValueError(
+            "--class-id: images of some classes cannot be compared with those of all; without it "
+            "each class has the share that it has in the data"
+        )
+    if len(real.held_out.items) <= NEIGHBOURS_OF_DENSITY:
+        raise ValueError(
+            f"the classifier's figures need more than {NEIGHBOURS_OF_DENSITY} held-out images; "
+            f"there are {len(real.held_out.items)} (--metrics copies does without)"
+        )
+    if args.num_images is not None and args.num_images <= NEIGHBOURS_OF_DENSITY:
+        raise ValueError(
+            f"--num-images {args.num_images}: the classifier's figures need more than "
+            f"{NEIGHBOURS_OF_DENSITY}"
+        )
 
 
 # --- generated images ----------------------------------------------------------------------------
@@ -228,8 +268,8 @@ def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | No
         images, how = load_images(source, real.shape, BAR)
         if args.num_images and args.num_images > len(images):
             raise ValueError(f"--num-images {args.num_images}: there are {len(images)}")
-        images = images[: args.num_images]
-        if len(images) < 2:
+        images = images[chosen(len(images), args.num_images or len(images), "samples")]
+        if len(images) <= NEIGHBOURS_OF_DENSITY:
             raise DataError(f"{source} holds {len(images)} images, which is too few to compare")
         print(f"{len(images):,} images, {how}", flush=True)
         return [images], None, {"read_as": how}
@@ -239,8 +279,10 @@ def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | No
         precision = args.precision or "auto"
         wanted = {"seed": seed, "num_images": args.num_images or DRAWN, "precision": precision}
         job = Job(Namespace(**{**vars(args), **PLAIN, **wanted}))
+        walk = job.walk
+        if walk.y is not None and args.class_id is None:
+            walk.y = classes_like(real.train.labels, walk.count)
         if not sets:
-            walk = job.walk
             how = {key: walk.chosen[key] for key in ("sampler", "steps", "spacing")}
             how |= {"seeds": list(range(args.seed, args.seed + args.repeats))}
             how |= {"precision": job.precision, "guidance_scale": args.guidance_scale}
@@ -276,7 +318,8 @@ def table(measures: dict[str, Measure]) -> str:
     rows = [("", "generated", "lowest, highest", "training images", "ratio")]
     for name, (values, floor) in measures.items():
         spread = f"{min(values):.4g}, {max(values):.4g}" if len(values) > 1 else ""
-        ratio = f"{mean(values) / mean(floor):.2f}" if name == "classifier_fid" else ""
+        distance = name == "classifier_fid" and mean(floor) > 0
+        ratio = f"{mean(values) / mean(floor):.2f}" if distance else ""
         rows.append((name, f"{mean(values):.4g}", spread, f"{mean(floor):.4g}", ratio))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])

@@ -48,7 +48,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from card import model_card, read_report
+from card import drawing_flags, model_card, read_report
 from diffusion import GaussianDiffusion
 from models.unet import feature_sizes
 from training.checkpoint import load_checkpoint, restore
@@ -67,16 +67,18 @@ def main(args) -> int:
             f"{args.checkpoint} holds a network {name}; only the unet can be exported to numpy"
         )
     model, diffusion = restore(checkpoint, raw=args.raw)
-    parameters = sum(p.numel() for p in model.parameters())
+    weights = model.state_dict()
     if report is not None:
+        command = f"python sample.py --checkpoint {output} {drawing_flags(report)}"
+        command = f"python -m mini_diffusion.sample {output}" if form == "numpy" else command
         step, seconds = checkpoint["step"], checkpoint["seconds"]
-        card = model_card(output.name, config, step, seconds, parameters, report)
+        card = model_card(output.name, command, config, step, seconds, (which, weights), report)
     if form == "numpy":
         save_arrays(output, config, checkpoint["step"], which, model, diffusion)
     else:
-        save_weights(output, config, checkpoint["step"], which, model.state_dict())
+        save_weights(output, config, checkpoint["step"], which, weights)
     print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHTS[which]}")
-    print(f"{parameters:,} parameters: {output}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if report is not None:
         path = output.with_suffix(".md")
         save_whole(path, lambda partial: partial.write_text(card, encoding="utf-8"))

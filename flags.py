@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -380,6 +381,9 @@ def leave(code: int) -> NoReturn:
     then ends it with SIGABRT now and then, and torchrun calls the whole job failed.
     """
     if "RANK" in os.environ:
+        for thread in threading.enumerate():  # a checkpoint that is being written, say
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 500  # items whose distances to others are computed at once
+LARGE = 20_000  # of which so many are turned into floats at once
 
 
 def energy_distance(a: Tensor, b: Tensor, *, biased: bool = False) -> float:
@@ -124,12 +125,23 @@ def radii(x: Tensor, neighbours: int) -> Tensor:
 
 
 def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The Euclidean distance (N,) from each item of x to the nearest of others, and its index."""
-    others = others.float()
-    squares = others.square().sum(dim=1)
-    parts = ((squares - 2 * part.float() @ others.T).argmin(dim=1) for part in x.split(CHUNK))
-    index = torch.cat(list(parts))
-    return (x.double() - others[index].double()).norm(dim=1), index
+    """The Euclidean distance (N,) from each item of x to the nearest of others, and its index.
+
+    Both may be uint8: they are taken as numbers a part at a time.
+    """
+    distances, indices = [], []
+    for part in x.split(CHUNK):
+        part, best = part.float(), torch.full((len(part),), torch.inf)
+        index = torch.zeros(len(part), dtype=torch.int64)
+        for first, chunk in zip(range(0, len(others), LARGE), others.split(LARGE), strict=True):
+            chunk = chunk.float()
+            near = (chunk.square().sum(dim=1) - 2 * part @ chunk.T).min(dim=1)
+            closer = near.values < best
+            best = torch.where(closer, near.values, best)
+            index = torch.where(closer, near.indices + first, index)
+        distances.append((part.double() - others[index].double()).norm(dim=1))
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -190,6 +190,8 @@ def parse_args(argv=None):
     for flag, value in PRESETS.get(args.preset, {}).items():
         if flag not in args.given:
             setattr(args, flag, value)
+    if args.preset and args.list_models:
+        parser.error("--list-models prints networks as they are by default: leave out --preset")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
     if "label_dropout" in args.given and not (args.class_conditional or args.resume):
@@ -203,7 +205,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports below, which take seconds
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -324,7 +326,11 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     say(f"data: {args.dataset}, {len(data.items):,} {kind} of {shape}")
     if data.note:
         say(data.note)
-    if args.preset:
+    if args.preset and checkpoint is not None:
+        say("--preset is for a new run: this one keeps its flags")
+        for limit in set(LIMITS) - args.given if args.given & set(LIMITS) else ():
+            setattr(args, limit, None)
+    elif args.preset:
         if kind == "points":
             raise ValueError("--preset is for images; these are points")
         if "class_conditional" not in args.given:
@@ -340,13 +346,9 @@ def train_on(device: torch.device, args, start: float) -> Trained:
             require_state(checkpoint, trainer.model, trainer.optimizers)
         trainer.load(checkpoint)
     folder, total = RunFolder(args.output_dir), planned_steps(args, checkpoint)
-    distance = None
-    if args.eval_interval:
-        test = partial(load, split="test")
-        real = real_data(args.dataset, data, test, args.data_dir, args.validation, args.seed)
-        with main_first():
-            judge = judge_for(real, folder.path, device, progress=bar, say=say)
-        distance = Reference(judge, real).distance
+    waited = time.monotonic()
+    distance = distance_for(args, data, load, device) if args.eval_interval else None
+    start += time.monotonic() - waited  # a classifier that is trained once is not the run's time
     job = Run(
         config,
         trainer,
@@ -381,6 +383,19 @@ def train_on(device: torch.device, args, start: float) -> Trained:
     checkpoint = folder.interrupted if signal else folder.final
     metrics = read_metrics(folder.metrics)
     return Trained(folder.path, checkpoint, metrics, 128 + signal if signal else 0)
+
+
+def distance_for(args, data: Data, load: Callable[..., Data], device: torch.device) -> Callable:
+    """What --eval-interval measures images by, in the main process, which alone asks."""
+    with main_first():
+        if not is_main():
+            return lambda images: 0.0
+        if kind_of(data.items.shape[1:]) == "points":
+            raise ValueError(f"--eval-interval is for images; {args.dataset} is points")
+        test = partial(load, split="test")
+        real = real_data(args.dataset, data, test, args.data_dir, args.validation, args.seed)
+        judge = judge_for(real, Path(args.output_dir), device, progress=load.keywords["progress"])
+        return Reference(judge, real).distance
 
 
 def flags_of(args, names: Iterable[str]) -> str:

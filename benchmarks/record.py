@@ -23,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from training.checkpoint import load_checkpoint
 from training.environment import read_environment
 from training.log import column, read_metrics
 from utils import save_whole
@@ -62,6 +63,8 @@ Written by `python benchmarks/record.py`; each row has the commands that make it
   split, in the features of the data set's classifier (`evaluate.py`; it is not the FID). The
   **floor** is the same for 2,000 training images. Both are the mean, the lowest and the highest of
   three seeds, of drawing and not of training. Figures compare within one classifier.
+- No test image is trained on. The presets were chosen by runs that were measured on the same test
+  split ([presets.md](presets.md)), by differences far above chance; these runs came afterwards.
 - **Seconds** are those of `sample.py` for 64 images, in bf16, without its start."""
 
 
@@ -80,13 +83,15 @@ def run(name: str, recipe: Recipe, args) -> dict:
     folder = args.output_dir / slug
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
     draw = ["--checkpoint", str(checkpoint), *shlex.split(recipe.draw), "--precision", "bf16"]
+    draw += ["--batch-size", "250"]
     data = ["--data-dir", args.data_dir]
 
-    start = time.monotonic()
-    flags = [*shlex.split(recipe.train), *data, "--output-dir", str(folder), "--overwrite"]
-    trained = script("train", *flags)
-    minutes = (time.monotonic() - start) / 60
-    script("evaluate", *draw, *data, "--batch-size", "250")
+    if not args.trained:
+        start = time.monotonic()
+        flags = [*shlex.split(recipe.train), *data, "--output-dir", str(folder), "--overwrite"]
+        script("train", *flags)
+        (folder / "minutes").write_text(str((time.monotonic() - start) / 60))
+    script("evaluate", *draw, *data)
     grid = f"results_{slug}.png"
     drawn = script("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
     if recipe.weights:
@@ -101,18 +106,19 @@ def run(name: str, recipe: Recipe, args) -> dict:
     return {
         "recipe": name,
         "train": f"python train.py {recipe.train}",
-        "draw": f"--checkpoint outputs/model_final.pt {recipe.draw} --precision bf16",
+        "draw": f"--checkpoint outputs/model_final.pt {recipe.draw} --precision bf16 "
+        "--batch-size 250",
         "date": session["time"][:10],
         "machine": f"{session['cpu']['name']}, {session['threads']} threads"
         if session["device"]["type"] == "cpu"
         else session["device"]["name"],
         "precision": session["precision"],
         "torch": session["packages"]["torch"],
-        "minutes": minutes,
+        "minutes": float((folder / "minutes").read_text()),
         "updates": updates,
         "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
         "images_per_second": statistics.median(speeds),
-        "parameters": int(re.search(r"([\d,]+) parameters", trained)[1].replace(",", "")),
+        "parameters": sum(w.numel() for w in load_checkpoint(checkpoint)["ema"].values()),
         "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
         "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
         "near_copies": found["copies"]["near_copies"],
@@ -160,6 +166,12 @@ def page(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(rows: list[dict]) -> None:
+    """docs/results.json and docs/results.md."""
+    for path, text in [(ROWS, json.dumps(rows, indent=1) + "\n"), (PAGE, page(rows))]:
+        save_whole(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+
+
 def spread(values: list[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
 
@@ -169,16 +181,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", choices=RECIPES, help="none writes the page alone")
+    parser.add_argument("--trained", action="store_true", help="measure the runs that are there")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / "record")
     args = parser.parse_args()
     found = {row["recipe"]: row for row in json.loads(ROWS.read_text())} if ROWS.exists() else {}
     for name in RECIPES if args.only is None else args.only:
         found[name] = run(name, RECIPES[name], args)
-        text = json.dumps([found[name] for name in RECIPES if name in found], indent=1) + "\n"
-        save_whole(ROWS, lambda partial: partial.write_text(text, encoding="utf-8"))  # noqa: B023
-    text = page([found[name] for name in RECIPES if name in found])
-    save_whole(PAGE, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write([found[name] for name in RECIPES if name in found])
+    write([found[name] for name in RECIPES if name in found])
     print(PAGE)
 
 

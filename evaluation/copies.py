@@ -47,7 +47,7 @@ def copies(generated: Tensor, train: Tensor, held_out: Tensor) -> Copies:
     A distance alone says nothing: a plain stroke is near many. So held-out images, which are no
     copies, say how near is common.
     """
-    known = train.flatten(1).float()
+    known = train.flatten(1)
     scale = known.shape[1] ** 0.5
     distances, indices = nearest(generated.flatten(1), known)
     of_held_out, _ = nearest(held_out.flatten(1), known)

@@ -43,7 +43,8 @@ def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tens
     from PIL import Image
 
     files, _ = image_files(path)
-    for file in files[:1]:
+    images = []
+    for file in progress(files, desc="reading"):
         with Image.open(file) as image:
             size = image.size
         if size != (shape[2], shape[1]):
@@ -51,8 +52,8 @@ def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tens
                 f"{file} has {size[0]} x {size[1]} pixels; compared are images of {shape[2]} x "
                 f"{shape[1]} (--image-size resizes the data set's)"
             )
-    images = [read_image(file, shape[-1], shape[0]) for file in progress(files, desc="reading")]
-    return torch.stack(images), f"{len(images):,} files"
+        images.append(read_image(file, shape[-1], 3))
+    return with_channels(torch.stack(images), shape[0]), f"{len(images):,} files"
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ unseen, and so that a machine without a network says what to copy where.
 """
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -55,19 +56,21 @@ def inception_figures(
         raise DataError("needs the package torch-fidelity: pip install torch-fidelity") from None
     require_weights(weights)
     count = len(generated)
-    metrics = torch_fidelity.calculate_metrics(
-        input1=Pixels(generated),
-        input2=Pixels(reference),
-        cuda=device.type == "cuda",
-        isc=True,
-        isc_splits=min(10, count),
-        fid=True,
-        kid=True,
-        kid_subset_size=min(1000, count, len(reference)),
-        feature_extractor_weights_path=str(weights),
-        cache=False,
-        verbose=False,
-    )
+    on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with on:  # it takes the current one
+        metrics = torch_fidelity.calculate_metrics(
+            input1=Pixels(generated),
+            input2=Pixels(reference),
+            cuda=device.type == "cuda",
+            isc=True,
+            isc_splits=min(10, count),
+            fid=True,
+            kid=True,
+            kid_subset_size=min(1000, count, len(reference)),
+            feature_extractor_weights_path=str(weights),
+            cache=False,
+            verbose=False,
+        )
     name = "FID" if count >= USUAL else f"FID@{count}"
     return {
         name: metrics["frechet_inception_distance"],

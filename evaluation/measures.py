@@ -75,7 +75,7 @@ class Reference:
         fewer.
         """
         real = self.seen.features[chosen(len(self.seen.features), len(seen.features), "held out")]
-        ours = seen.features[: len(real)]
+        ours = seen.features[chosen(len(seen.features), len(real), "generated")]  # may be sorted
         close = coverage(real, ours, NEIGHBOURS)
         dense = coverage(real, ours, NEIGHBOURS_OF_DENSITY)
         figures = {
@@ -86,11 +86,11 @@ class Reference:
             "density": dense.density,
             "coverage": dense.coverage,
             "confidence": seen.probabilities.amax(dim=1).double().mean().item(),
-            **self.histogram(seen),
         }
-        if labels is not None:
-            figures["class_accuracy"] = (seen.classes == labels).double().mean().item()
-        return figures
+        if labels is None:
+            return {**figures, **self.histogram(seen)}
+        accuracy = (seen.classes == labels).double().mean().item()
+        return {**figures, "class_accuracy": accuracy}
 
     def histogram(self, seen: Seen) -> dict[str, float]:
         """Pearson's test of the classes that are seen against their shares of the training set."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 from conftest import TINY
 from data import load_dataset
 from evaluation import classifier, inception
@@ -17,7 +18,7 @@ from evaluation.classifier import judge_for, shifted
 from evaluation.copies import copies
 from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
-from evaluation.real import Real, part
+from evaluation.real import Real, classes_like, part
 from training import run
 from training.checkpoint import load_checkpoint
 from training.log import read_metrics
@@ -150,6 +151,22 @@ def test_asking_for_classes_is_judged(reference, real):
 # --- near-copies ----------------------------------------------------------------------------------
 
 
+def test_sorted_images_are_not_taken_for_a_part(reference, real):
+    """A file may hold one class after the other; more images than are held out are compared."""
+    order = real.train.labels.argsort()
+    found = reference.measure(reference.judge.see(real.train.items[order]))
+    assert found["recall"] > 0.6
+    assert found["coverage"] > 0.8
+
+
+def test_classes_are_asked_for_as_the_data_has_them():
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    asked = classes_like(labels, 250)
+    assert (asked[:100] == 1).sum() == 10
+    assert (asked == 1).sum() == pytest.approx(25, abs=6)
+    assert torch.equal(classes_like(labels, 40), asked[:40])
+
+
 def test_copies_are_found(real):
     train, held_out = real.train.items, real.held_out.items
     copied = train[:40].int() + torch.randint(-2, 3, (40, 1, 8, 8))
@@ -228,7 +245,7 @@ def test_colours(tmp_path):
         (np.full((4, 8, 8), 3e4), "3e+04"),
         (np.full((4, 8, 8), np.nan), "not finite"),
         (np.array([{}], dtype=object), "cannot be read"),
-        (np.zeros((1, 8, 8), np.uint8), "too few"),
+        (np.zeros((5, 8, 8), np.uint8), "too few"),
     ],
 )
 def test_arrays_that_are_no_images(script, array, message):
@@ -266,7 +283,8 @@ def test_a_checkpoint_is_measured(script, conditional):
     assert (report["sampler"], report["steps"]) == ("dpmpp_2m_sde", 4)
     found = report["classifier"]
     assert len(found["sha256"]) == 64
-    for name in [*FIGURES, "class_accuracy"]:
+    assert "class_p_value" not in found  # the classes were asked for
+    for name in [*FIGURES[:7], "class_accuracy"]:
         assert f"\n{name} " in result.out
         assert len(found[name]["values"]) == len(found[name]["floor_values"]) == 2
     fid = found["classifier_fid"]
@@ -279,10 +297,15 @@ def test_a_checkpoint_is_measured(script, conditional):
     assert json.loads(Path("new/m.json").read_text())["classifier"] == found
 
 
-def test_what_is_drawn_is_what_sample_py_draws(script, conditional):
-    flags = ["--checkpoint", conditional, "--num-images", 20, "--steps", 3, "--precision", "fp32"]
+def test_what_is_drawn_is_what_sample_py_draws(script, trained, monkeypatch):
+    checkpoint, seen = trained / "model_final.pt", []
+    flags = ["--checkpoint", checkpoint, "--num-images", 20, "--steps", 3, "--precision", "fp32"]
     assert script("sample", *flags, "--output", "s.npz", "--seed", 4).code == 0
+    measure = evaluate.copies
+    monkeypatch.setattr(evaluate, "copies", lambda x, *real: seen.append(x) or measure(x, *real))
     script("evaluate", *flags, "--metrics", "copies", "--output", "a.json", "--seed", 4)
+    with np.load("s.npz") as drawn:
+        assert (seen[0].movedim(1, -1).numpy() == drawn["arr_0"]).all()
     script("evaluate", "--samples", "s.npz", *DIGITS, "--metrics", "copies", "--output", "b.json")
     a, b = (json.loads(Path(name).read_text()) for name in ("a.json", "b.json"))
     assert a["num_images"] == b["num_images"] == 20
@@ -294,7 +317,7 @@ def test_what_is_drawn_is_what_sample_py_draws(script, conditional):
 def test_folders_without_classes_have_no_classifier(script, image_folder):
     for path in list(image_folder.rglob("*.png")):
         path.rename(image_folder / path.name)
-    np.savez("x.npz", np.zeros((5, 16, 16, 3), np.uint8))
+    np.savez("x.npz", np.zeros((6, 16, 16, 3), np.uint8))
     flags = ["--samples", "x.npz", "--dataset", "folder", "--data-dir", image_folder]
     flags += ["--image-size", 16]
     result = script("evaluate", *flags)
@@ -316,6 +339,8 @@ def test_folders_without_classes_have_no_classifier(script, image_folder):
         (["--checkpoint", "a", "--dataset", "mnist"], "a checkpoint knows its own"),
         (["--checkpoint", "a", "--metrics", "inception"], "--inception-weights"),
         (["--checkpoint", "a", "--churn-min", "1"], "--churn"),
+        (["--samples", "b", "--dataset", "mnist", "--steps", "5"], "--steps is for a --checkpoint"),
+        (["--checkpoint", "a", "--metrics", "copies", "--inception-weights", "w"], "is for"),
     ],
 )
 def test_flags_that_do_not_fit(script, flags, message):
@@ -369,10 +394,24 @@ def test_following_the_distance_changes_nothing_else(script, monkeypatch):
         assert torch.equal(weight, b["ema"][name])
 
 
+def test_a_class_conditional_run_is_followed_by_its_classes(script, monkeypatch):
+    """The labels that it asks for are those that evaluate.py judges by."""
+    monkeypatch.setattr(run, "EVALUATED", 30)
+    asked = []
+    walk = run.Run.walk
+    monkeypatch.setattr(
+        run.Run, "walk", lambda self, *args: asked.append(args[2]) or walk(self, *args)
+    )
+    flags = [*TINY, "--max-steps", 3, "--class-conditional", "--eval-interval", 1]
+    assert script("train", *flags, "--max-minutes", 5).code == 0  # with time that is planned
+    labels = load_dataset("digits").labels
+    assert any(torch.equal(y, classes_like(labels, 30)) for y in asked if y is not None)
+
+
 def test_points_cannot_be_followed_so(script):
     result = script("train", "--dataset", "moons", "--eval-interval", 1, "--max-steps", 2)
     assert result.code == 2
-    assert "moons is points" in result.err
+    assert "--eval-interval is for images; moons is points" in result.err
 
 
 # --- Inception ------------------------------------------------------------------------------------

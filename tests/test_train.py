@@ -586,6 +586,10 @@ def test_a_preset_sets_its_flags(script, name):
     assert saved["model"]["num_classes"] == 10
     result = script("train", "--resume", "--max-steps", 3)  # without it: the run knows its flags
     assert result.code == 0, result.err
+    result = script("train", "--resume", "--max-steps", 4, "--preset", "quality")
+    assert result.code == 0, result.err
+    assert "--preset is for a new run" in result.out
+    assert json.loads(Path("outputs/config.json").read_text())["train"]["max_minutes"] is None
 
 
 def test_flags_beside_a_preset_count(script, image_folder):

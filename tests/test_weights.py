@@ -269,16 +269,27 @@ def test_a_model_card(script, conditional):
     report = json.loads(Path("m.json").read_text())
     parameters = sum(w.numel() for w in load_checkpoint(conditional)["ema"].values())
     assert f"{parameters:,} parameters" in card
+    assert "sample.py --checkpoint new/digits.safetensors --sampler dpmpp_2m_sde --steps 2" in card
+    assert "The weights are the moving average" in card
+    assert " minutes of training" in card
     assert "5 updates of 128 images" in card
-    assert "the network\nis told" in card
+    assert "; the network\nis told them" in card
     assert f"| classifier-FID | {report['classifier']['classifier_fid']['mean']:.4g} (" in card
     assert "| images of the class that was asked for | " in card
     assert "Near-copies of training images: " in card
 
-    report["step"] = 6
-    Path("m.json").write_text(json.dumps(report))
-    for file, message in [("m.json", "step 6"), ("none.json", "No such file"), (conditional, "--")]:
-        result = script("export", *command, file)
+    again = ["--checkpoint", "new/digits.safetensors", "again.npz", "--card", "m.json"]
+    assert script("export", *again).code == 0
+    card = Path("again.md").read_text()
+    assert "python -m mini_diffusion.sample again.npz" in card
+    assert " minutes of training" not in card
+
+    for options, message in [
+        (["m.json", "--raw"], "of other weights"),
+        (["none.json"], "No such file"),
+        ([conditional], "--card"),
+    ]:
+        result = script("export", *command, *options)
         assert result.code == 2
         assert "--card" in result.err
         assert message in result.err

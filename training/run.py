@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data import Data, epoch_order, item_shape, kind_of
+from evaluation.real import classes_like
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
 from training.distributed import gather, is_main, largest, rank, share, world_size
@@ -31,7 +32,7 @@ NUM_POINTS = 2000  # points of a picture
 DEFAULT_EPOCHS = 20
 EVALUATION_STEPS = 10  # sampling steps of images that are evaluated
 EVALUATED = 2000  # of them
-AT_ONCE = 250  # of which so many are computed
+AT_ONCE = 250  # of which so many of 32 x 32 pixels are computed
 BAD_IN_A_ROW = 20  # updates that are left out before the run gives up
 
 
@@ -75,6 +76,7 @@ class Run:
         self.folder, self.keep, self.tensorboard = folder, keep, tensorboard
         self.sample_interval, self.save_interval = train["sample_interval"], train["save_interval"]
         self.eval_interval, self.distance = train["eval_interval"], distance
+        self.at_once = max(1, AT_ONCE * 32**2 // self.shape[-1] ** 2)
         self.save_steps, self.save_minutes = train["save_every_steps"], train["save_every_minutes"]
         self.batch = update_size(train, len(self.trained_on))
         self.epoch_steps = len(self.trained_on) // self.batch
@@ -168,8 +170,8 @@ class Run:
                     self.end_epoch(epoch + 1)
                     mark = time.monotonic()
                 elif trainer.step == self.total:
-                    self.evaluate(epoch + 1)
                     self.save(self.validate(epoch + 1))
+                    self.evaluate(epoch + 1)
                 if self.save_due and not ends:
                     self.save_between()
             return self.finish() if trainer.step == self.total else self.interrupt()
@@ -239,9 +241,9 @@ class Run:
             self.plot()
             if self.plan:
                 self.plan.grid_seconds = time.monotonic() - start
+        self.save(checkpoints | self.due_after(epoch))
         if self.trainer.step == self.total or not epoch % (self.eval_interval or epoch + 1):
             self.evaluate(epoch)
-        self.save(checkpoints | self.due_after(epoch))
         if self.plan:
             self.plan.pause(time.monotonic() - start)
 
@@ -279,7 +281,7 @@ class Run:
 
     def evaluate(self, epoch: int) -> None:
         """Measure how far images by the averaged weights are from real ones."""
-        if self.distance is None:
+        if self.distance is None or self.stopping:
             return
         start, images = time.monotonic(), self.evaluated(EVALUATION_STEPS, EVALUATED)
         if images is None:
@@ -298,12 +300,13 @@ class Run:
         """
         each = -(-count // world_size())
         numbers, parts = torch.arange(rank() * each, (rank() + 1) * each), []
-        for part in numbers.split(AT_ONCE):
-            y = None if self.labels is None else part % self.trainer.model.num_classes
+        classes = None if self.labels is None else classes_like(self.labels, numbers[-1] + 1)
+        for part in numbers.split(self.at_once):
+            y = None if classes is None else classes[part]
             if (x := self.walk(steps, part, y)) is None:
                 return None
-            parts.append(x)
-        return self.pictures.finished(gather(torch.cat(parts))[:count].cpu())
+            parts.append(self.pictures.finished(x))
+        return gather(torch.cat(parts))[:count].cpu()
 
     def held_out_loss(self) -> float:
         items, y = self.items[self.held_out], self.labels_of(self.held_out)
@@ -469,7 +472,7 @@ class Run:
         """Seconds that it takes, by a step of its first images."""
         if self.distance is None:
             return 0.0
-        start, count = time.monotonic(), min(EVALUATED, AT_ONCE * world_size())
+        start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
         return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
 
