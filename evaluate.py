@@ -115,7 +115,7 @@ from tqdm import tqdm
 from data import DATASETS, Data, epoch_order, item_shape, kind_of, load_dataset, to_unit
 from diffusion import pick
 from drawing import PLAIN, Job, draw
-from evaluation.classifier import judge_for
+from evaluation.classifier import judge_for, require_classes
 from evaluation.copies import CLOSE, copies, pairs
 from evaluation.images import load_images
 from evaluation.inception import inception_figures
@@ -246,6 +246,7 @@ def require_enough(args, metrics: list[str], real: Real) -> None:
             "--class-id: images of some classes cannot be compared with those of all; without it "
             "each class has the share that it has in the data"
         )
+    require_classes(real)
     if len(real.held_out.items) <= NEIGHBOURS_OF_DENSITY:
         raise ValueError(
             f"the classifier's figures need more than {NEIGHBOURS_OF_DENSITY} held-out images; "

@@ -145,13 +145,7 @@ def judge_for(
     Raises ValueError for points, and for images that have no classes.
     """
     data, held_out = real.train, real.held_out
-    if data.items.ndim != 4:
-        raise ValueError(f"a classifier compares images; {real.name} is points")
-    if data.labels is None or len(data.classes) < 2:
-        raise ValueError(
-            f"{real.name} has no classes, and without them there is no classifier to compare "
-            "images by"
-        )
+    require_classes(real)
     size = data.items.shape[-1]
     file = f"classifier_{real.name}_{size}_{key_of(data, real.flip)[:12]}.safetensors"
     for path in (real.cache / file, folder / file):
@@ -176,6 +170,17 @@ def judge_for(
     kept = f"; kept in {judge.path}" if judge.path else ""
     say(f"it is right on {100 * judge.accuracy:.2f} % of {len(right):,} images{kept}")
     return judge
+
+
+def require_classes(real: Real) -> None:
+    """Raise a ValueError for points, and for images that have no classes."""
+    if real.train.items.ndim != 4:
+        raise ValueError(f"a classifier compares images; {real.name} is points")
+    if real.train.labels is None or len(real.train.classes) < 2:
+        raise ValueError(
+            f"{real.name} has no classes, and without them there is no classifier to compare "
+            "images by"
+        )
 
 
 def train_classifier(

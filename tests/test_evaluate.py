@@ -156,7 +156,7 @@ def test_sorted_images_are_not_taken_for_a_part(reference, real):
     order = real.train.labels.argsort()
     found = reference.measure(reference.judge.see(real.train.items[order]))
     assert found["recall"] > 0.6
-    assert found["coverage"] > 0.8
+    assert found["coverage"] > 0.6
 
 
 def test_classes_are_asked_for_as_the_data_has_them():
