@@ -19,23 +19,6 @@ from flags import (
 )
 
 
-# Flags that go together. One given beside them counts; classes are told where there are any.
-PRESETS = {
-    # 20 epochs of MNIST in ten minutes on two cores
-    "fast": {"class_conditional": True, "channels": 32, "multipliers": [1], "patch_size": 4},
-    # the best images after minutes to an hour there
-    "laptop": {
-        "class_conditional": True,
-        "channels": 32,
-        "multipliers": [1, 3],
-        "batch_size": 64,
-        "lr": 6e-3,
-    },
-    # for a GPU, or a night
-    "quality": {"class_conditional": True, "channels": 96, "blocks": 2, "max_minutes": 480},
-}
-
-
 # fmt: off
 def make_parser() -> Parser:
     parser = Parser(
@@ -76,7 +59,7 @@ def make_parser() -> Parser:
                          help="print each network that fits the data, with its parameters and "
                          "FLOPs, and end")
 
-    network.add_argument("--preset", choices=PRESETS,
+    network.add_argument("--preset", choices=names("training/config.py", "PRESETS"),
                          help="images: flags that go together; those that are given too count. "
                          "fast: many epochs; laptop: the best in minutes; quality: for a GPU or a "
                          "night")
@@ -187,14 +170,12 @@ def make_parser() -> Parser:
 def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
-    for flag, value in PRESETS.get(args.preset, {}).items():
-        if flag not in args.given:
-            setattr(args, flag, value)
     if args.preset and args.list_models:
         parser.error("--list-models prints networks as they are by default: leave out --preset")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run and --overwrite deletes it: give one of them")
-    if "label_dropout" in args.given and not (args.class_conditional or args.resume):
+    told = args.class_conditional or args.preset or args.resume
+    if "label_dropout" in args.given and not told:
         parser.error("--label-dropout is for --class-conditional")
     if args.allow_data_change and not args.resume:
         parser.error("--allow-data-change is for --resume")
@@ -214,15 +195,15 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import DATASETS, Data, kind_of, load_dataset, shape_config, standard_deviation
-from diffusion import GaussianDiffusion
+from data import DATASETS, Data, kind_of, load_dataset, shape_config
 from evaluation.classifier import judge_for
 from evaluation.measures import Reference
 from evaluation.real import real_data
-from folders import digest_of, save_files
-from models import DEFAULT, MODELS, cost, model_config
+from folders import save_files
+from models import MODELS, cost, model_config
 from points import distances
 from training.checkpoint import require_state
+from training.config import PRESETS, make_config
 from training.distributed import (
     barrier,
     is_main,
@@ -236,10 +217,9 @@ from training.distributed import (
 from training.environment import append_environment, environment
 from training.folder import RunFolder
 from training.log import read_metrics
-from training.resume import CACHE, LIMITS, checkpoint_to_resume, planned_steps, take_up
+from training.resume import checkpoint_to_resume, planned_steps, take_up
 from training.run import Run
 from training.trainer import Trainer
-from training.validation import held_out_count
 from utils import (
     choose_device,
     choose_precision,
@@ -248,15 +228,7 @@ from utils import (
     set_deterministic,
 )
 
-# What is natural depends on the data; measured for each.
-NATURAL = {
-    "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3, "sample_interval": 1},
-    "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3, "sample_interval": 5},
-}
-# Flags of the network, each for those that take it.
-NETWORK = ("channels", "multipliers", "blocks", "attention_resolutions", "dropout", "patch_size")
-NETWORK += ("long_skips",)
-MAX_RATIO = 300  # sigma / alpha from which eps without clipping runs away (linear ends at 157)
+BAR = partial(tqdm, disable=None)  # none off a terminal
 
 
 class Trained(NamedTuple):
@@ -306,7 +278,6 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         )
     set_deterministic(args.deterministic)
     say(f"device: {describe(device, precision)}")
-    bar = partial(tqdm, disable=None if is_main() else True)  # none off a terminal
     load = partial(
         load_dataset,
         args.dataset,
@@ -317,7 +288,7 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         fit=args.fit,
         cache_dir=args.cache_dir,
         cache_limit=args.cache_limit,
-        progress=bar,
+        progress=partial(BAR, disable=None if is_main() else True),
     )
     with main_first():
         data = load()
@@ -328,15 +299,10 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         say(data.note)
     if args.preset and checkpoint is not None:
         say("--preset is for a new run: this one keeps its flags")
-        for limit in set(LIMITS) - args.given if args.given & set(LIMITS) else ():
-            setattr(args, limit, None)
-    elif args.preset:
-        if kind == "points":
-            raise ValueError("--preset is for images; these are points")
-        if "class_conditional" not in args.given:
-            args.class_conditional &= len(data.classes) > 1
-        say(f"preset {args.preset}: {flags_of(args, PRESETS[args.preset])}")
+        args.preset = None
     config = make_config(args, data)
+    if args.preset:
+        say(f"preset {args.preset}: {flags_of(args, PRESETS[args.preset])}")
     if checkpoint is not None:
         take_up(checkpoint["config"], config, data.files, args)
     trainer = Trainer(config, device, precision, args.compile)
@@ -394,7 +360,7 @@ def distance_for(args, data: Data, load: Callable[..., Data], device: torch.devi
             raise ValueError(f"--eval-interval is for images; {args.dataset} is points")
         test = partial(load, split="test")
         real = real_data(args.dataset, data, test, args.data_dir, args.validation, args.seed)
-        judge = judge_for(real, Path(args.output_dir), device, progress=load.keywords["progress"])
+        judge = judge_for(real, Path(args.output_dir), device, progress=BAR)
         return Reference(judge, real).distance
 
 
@@ -482,83 +448,6 @@ def list_models(args) -> int:
             continue
         say(f"  {name:<11} {parameters:>11,} parameters  {flops / 1e6:>9,.1f} MFLOPs an item")
     return 0
-
-
-def make_config(args, data: Data) -> dict:
-    """What a checkpoint says of its run: plain values only."""
-    shape = shape_config(data.items.shape[1:])
-    is_image = kind_of(data.items.shape[1:]) == "images"
-    if args.flip and not is_image:
-        raise ValueError("--flip mirrors images; these are points")
-    flip = DATASETS[args.dataset].flip if args.flip is None else args.flip
-
-    def chosen(*flags: str) -> dict:
-        return {flag: getattr(args, flag) for flag in flags}
-
-    choose_natural(args, kind_of(data.items.shape[1:]))
-    args.validation = held_out_count(args.validation, len(data.items))
-    prediction, sampling = natural_objective(args)
-    options = {flag: getattr(args, flag) for flag in NETWORK if getattr(args, flag) is not None}
-    if args.learn_sigma:
-        options["learn_sigma"] = True
-    if args.class_conditional:
-        options["num_classes"] = len(data.classes)
-        if len(data.classes) < 2:
-            raise ValueError(f"--class-conditional: {args.dataset} has no classes here")
-    process = {
-        **chosen("schedule", "timesteps", "zero_terminal_snr", "learn_sigma", "loss_weight"),
-        "prediction": prediction,
-        "clip": is_image,  # points have no bounds
-        "sigma_data": standard_deviation(data.items) if prediction == "edm" else 1.0,
-    }
-    ratio = float(GaussianDiffusion(**process).ratio[-1])
-    if prediction == "eps" and not is_image and ratio > MAX_RATIO:
-        raise ValueError(
-            f"--prediction eps does not go with points and the schedule {args.schedule}: at its "
-            f"end an error of the noise is one of the data {ratio:,.0f} times as large, and there "
-            "are no bounds to clip it to; use linear or quadratic, or another prediction"
-        )
-    return {
-        "data": {
-            **chosen("dataset", "data_dir", "skip_bad_images", "fit", *CACHE),
-            **shape,
-            "count": len(data.items),
-            "classes": data.classes,
-            "digest": digest_of(data.files),
-            "flip": flip,
-        },
-        "model": model_config(args.model, shape, args.timesteps, options),
-        "diffusion": process,
-        "train": {
-            **chosen(*LIMITS, "batch_size", "grad_accum", "seed", "optimizer", "lr", "lr_decay"),
-            **chosen("warmup_steps", "grad_clip", "ema_decay", "noise_assignment", "validation"),
-            **chosen("class_conditional", "label_dropout", "grad_checkpoint", "precision"),
-            **chosen("deterministic", "sample_interval", "save_interval", "save_every_steps"),
-            **chosen("eval_interval"),
-            **chosen("save_every_minutes", "fsdp", "keep"),
-            "timestep_sampling": sampling,
-            "processes": world_size(),
-            "update_size": args.batch_size * args.grad_accum * world_size(),
-            "total_steps": None,
-        },
-    }
-
-
-def choose_natural(args, kind: str) -> None:
-    """Set what was not asked for to what is natural for images, or for points."""
-    for flag, value in {"model": DEFAULT[kind], **NATURAL[kind]}.items():
-        if getattr(args, flag) is None:
-            setattr(args, flag, value)
-
-
-def natural_objective(args) -> tuple[str, str]:
-    """The prediction and the timestep sampling: as asked for, or as the schedule's paper does.
-
-    Elsewhere the velocity of flow matching learned fastest, with the cosine schedule too.
-    """
-    prediction = "edm" if args.schedule == "edm" else "flow"
-    sampling = "log-normal" if args.schedule == "edm" else "uniform"
-    return args.prediction or prediction, args.timestep_sampling or sampling
 
 
 if __name__ == "__main__":

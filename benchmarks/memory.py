@@ -24,6 +24,7 @@ import torch
 
 import train
 from data import Data
+from training.config import make_config
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe
 
@@ -45,7 +46,7 @@ def measure(flags: list[str]) -> tuple[int, list[float], str]:
     images = torch.randint(0, 256, (BATCH, 3, args.image_size, args.image_size), dtype=torch.uint8)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    config = train.make_config(args, Data(images, None, []))
+    config = make_config(args, Data(images, None, []))
     trainer = Trainer(config, device, precision, args.compile)
 
     before, times = memory(device, "VmRSS"), []

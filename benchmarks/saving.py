@@ -24,6 +24,7 @@ import torch
 import train
 from data import Data
 from training.checkpoint import save_checkpoint
+from training.config import make_config
 from training.saver import Saver, on_host
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe
@@ -42,7 +43,7 @@ def main() -> None:
     images = torch.randint(0, 256, (args.batch_size or 128, 1, 28, 28), dtype=torch.uint8)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    trainer = Trainer(train.make_config(args, Data(images, None, [])), device, precision, False)
+    trainer = Trainer(make_config(args, Data(images, None, [])), device, precision, False)
     saver, copies, writes = Saver(print), [], []
     times = {False: [], True: []}
 

@@ -25,6 +25,7 @@ import torch
 
 import train
 from data import Data
+from training.config import make_config
 from training.distributed import is_main, own_device, process_group, world_size
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe
@@ -42,7 +43,7 @@ def measure(batch: int, size: int, channels: int, flags: list[str]) -> dict:
     with process_group(device):
         args.batch_size = batch // world_size()
         images = torch.randint(0, 256, (args.batch_size, channels, size, size), dtype=torch.uint8)
-        config = train.make_config(args, Data(images, None, []))
+        config = make_config(args, Data(images, None, []))
         trainer, times = Trainer(config, device, precision, args.compile), []
         for _ in range(WARM + STEPS):
             start = time.perf_counter()

@@ -15,6 +15,7 @@ import train
 from conftest import ROOT, TINY
 from training import run
 from training.checkpoint import load_checkpoint
+from training.config import PRESETS, natural_objective
 from training.folder import RunFolder
 from training.log import read_metrics
 
@@ -539,7 +540,7 @@ def test_training_as_a_function(tmp_path, monkeypatch, capsys):
 
 def test_the_natural_choices_of_schedules():
     def choices(*flags):
-        return train.natural_objective(train.parse_args(list(flags)))
+        return natural_objective(train.parse_args(list(flags)))
 
     assert choices() == ("flow", "uniform")
     assert choices("--schedule", "flow") == ("flow", "uniform")
@@ -573,7 +574,7 @@ def test_a_resumed_run_keeps_its_objective(script):
 # --- presets -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", train.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_flags(script, name):
     flags = ["--dataset", "digits", "--preset", name, "--max-steps", 2, "--batch-size", 16]
     result = script("train", *flags, "--device", "cpu", "--precision", "fp32")
@@ -581,7 +582,7 @@ def test_a_preset_sets_its_flags(script, name):
     assert f"preset {name}: --class-conditional --channels " in result.out
     saved = json.loads(Path("outputs/config.json").read_text())
     run = {**saved["model"], **saved["train"]}
-    for flag, value in train.PRESETS[name].items():
+    for flag, value in PRESETS[name].items():
         assert run[flag] == (16 if flag == "batch_size" else value)
     assert saved["model"]["num_classes"] == 10
     result = script("train", "--resume", "--max-steps", 3)  # without it: the run knows its flags

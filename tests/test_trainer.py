@@ -12,13 +12,14 @@ from conftest import TINY
 from data import load_dataset, to_unit
 from models import MODELS
 from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
+from training.config import make_config
 from training.optimizers import Muon, orthogonal
 from training.trainer import Trainer
 
 
 def trainer_of(*arguments) -> Trainer:
     args = train.parse_args([*TINY, *map(str, arguments)])
-    config = train.make_config(args, load_dataset(args.dataset))
+    config = make_config(args, load_dataset(args.dataset))
     return Trainer(config, torch.device("cpu"), args.precision, args.compile)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import train
 from data import Data, epoch_order, load_dataset
 from models import MODELS
+from training.config import make_config
 from training.distributed import gather, is_main, process_group, rank, share, world_size
 from training.plan import learning_rate
 from training.trainer import Trainer
@@ -33,7 +34,7 @@ CASES = {  # flags, and how many updates
 def start(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data]:
     args, data = train.parse_args([*FLAGS, *flags, "--dataset", dataset]), load_dataset(dataset)
     args.batch_size = SIZE // args.grad_accum // world_size()
-    config = train.make_config(args, data)
+    config = make_config(args, data)
     return Trainer(config, torch.device("cpu"), args.precision, args.compile), data
 
 
