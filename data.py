@@ -394,6 +394,13 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+def classes_like(labels: Tensor, count: int) -> Tensor:
+    """Classes (count,) to ask a network for: with the shares that labels (N,) have, in an order
+    that is always the same."""
+    order = epoch_order(len(labels), 0, 0)
+    return labels[order[torch.arange(count) % len(labels)]]
+
+
 def flipped(images: Tensor, mirror: Tensor) -> Tensor:
     """Images (B, C, H, W), those mirrored left to right for which `mirror` (B,) is true."""
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)

@@ -112,15 +112,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DATASETS, Data, epoch_order, item_shape, kind_of, load_dataset, to_unit
-from diffusion import pick
+from data import (
+    DATASETS,
+    Data,
+    classes_like,
+    epoch_order,
+    item_shape,
+    kind_of,
+    load_dataset,
+    to_unit,
+)
 from drawing import PLAIN, Job, draw
 from evaluation.classifier import judge_for, require_classes
 from evaluation.copies import CLOSE, copies, pairs
 from evaluation.images import load_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Measure, Reference, chosen
-from evaluation.real import Real, classes_like, real_data
+from evaluation.real import Real, real_data
 from folders import digest_of
 from likelihood import flow_likelihood, variational_bound
 from pictures import save_picture
@@ -206,13 +214,10 @@ def compared_with(args, checkpoint: dict | None) -> Real:
     test = partial(load, split="test")
     real = real_data(config["dataset"], data, test, data_dir, validation, seed)
     now = len(data.items), digest_of(data.files)
-    if checkpoint and not has_test(real) and (config["count"], config.get("digest")) != now:
+    has_test = DATASETS[real.name].has_test
+    if checkpoint and not has_test and (config["count"], config.get("digest")) != now:
         return real._replace(what="images of a folder that has changed, and may have been seen")
     return real
-
-
-def has_test(real: Real) -> bool:
-    return pick(DATASETS, real.name, "dataset").has_test
 
 
 def require_same(config: dict, data: Data) -> None:
@@ -275,23 +280,21 @@ def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | No
         print(f"{len(images):,} images, {how}", flush=True)
         return [images], None, {"read_as": how}
 
+    wanted = {"num_images": args.num_images or DRAWN, "precision": args.precision or "auto"}
+    job = Job(Namespace(**{**vars(args), **PLAIN, **wanted}))
+    walk, seeds = job.walk, list(range(args.seed, args.seed + args.repeats))
+    if walk.y is not None and args.class_id is None:
+        walk.y = classes_like(real.train.labels, walk.count)
+    how = {key: walk.chosen[key] for key in ("sampler", "steps", "spacing")}
+    how |= {"seeds": seeds, "precision": job.precision, "guidance_scale": args.guidance_scale}
+    print(
+        f"drawing {args.repeats} x {walk.count:,} images: {walk.name}, {how['steps']} steps, "
+        f"{describe(job.device, job.precision)}",
+        flush=True,
+    )
     sets, start = [], time.monotonic()
-    for seed in range(args.seed, args.seed + args.repeats):
-        precision = args.precision or "auto"
-        wanted = {"seed": seed, "num_images": args.num_images or DRAWN, "precision": precision}
-        job = Job(Namespace(**{**vars(args), **PLAIN, **wanted}))
-        walk = job.walk
-        if walk.y is not None and args.class_id is None:
-            walk.y = classes_like(real.train.labels, walk.count)
-        if not sets:
-            how = {key: walk.chosen[key] for key in ("sampler", "steps", "spacing")}
-            how |= {"seeds": list(range(args.seed, args.seed + args.repeats))}
-            how |= {"precision": job.precision, "guidance_scale": args.guidance_scale}
-            print(
-                f"drawing {args.repeats} x {walk.count:,} images: {walk.name}, {how['steps']} "
-                f"steps, {describe(job.device, job.precision)}",
-                flush=True,
-            )
+    for seed in seeds:
+        job.args.seed = seed
         sets.append(draw(job).items)
     how["seconds_of_a_set"] = (time.monotonic() - start) / args.repeats
     return sets, walk.y, how

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from data import DATASETS, Data, epoch_order
+from data import DATASETS, Data
 from diffusion import pick
 from training.validation import held_out_count, split
 from utils import DataError
@@ -60,13 +59,6 @@ def real_data(
         train, held_out = part(train, first), part(train, second)
         what = "training split, seen in training" if validation == 0 else "held out of training"
     return Real(name, train, held_out, what, source.flip, Path(data_dir) / ".tiny-diffusion")
-
-
-def classes_like(labels: Tensor, count: int) -> Tensor:
-    """Classes (count,) to ask a network for: with the shares that labels (N,) have, in an order
-    that is always the same."""
-    order = epoch_order(len(labels), 0, 0)
-    return labels[order[torch.arange(count) % len(labels)]]
 
 
 def part(data: Data, indices: Tensor) -> Data:

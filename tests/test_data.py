@@ -14,6 +14,7 @@ import data
 from data import (
     DATASETS,
     DataError,
+    classes_like,
     epoch_order,
     flipped,
     load_dataset,
@@ -279,3 +280,11 @@ def test_flips_mirror_the_chosen_images():
 
 def test_digits_are_never_flipped():
     assert [name for name, source in DATASETS.items() if source.flip] == ["cifar10", "folder"]
+
+
+def test_classes_are_asked_for_as_the_data_has_them():
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    asked = classes_like(labels, 250)
+    assert (asked[:100] == 1).sum() == 10
+    assert (asked == 1).sum() == pytest.approx(25, abs=6)
+    assert torch.equal(classes_like(labels, 40), asked[:40])

@@ -11,14 +11,14 @@ from PIL import Image
 
 import evaluate
 from conftest import TINY
-from data import load_dataset
+from data import classes_like, load_dataset
 from evaluation import classifier, inception
 from evaluation import real as real_module
 from evaluation.classifier import judge_for, shifted
 from evaluation.copies import copies
 from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
-from evaluation.real import Real, classes_like, part
+from evaluation.real import Real, part
 from training import run
 from training.checkpoint import load_checkpoint
 from training.log import read_metrics
@@ -157,14 +157,6 @@ def test_sorted_images_are_not_taken_for_a_part(reference, real):
     found = reference.measure(reference.judge.see(real.train.items[order]))
     assert found["recall"] > 0.6
     assert found["coverage"] > 0.6
-
-
-def test_classes_are_asked_for_as_the_data_has_them():
-    labels = torch.tensor([0] * 90 + [1] * 10)
-    asked = classes_like(labels, 250)
-    assert (asked[:100] == 1).sum() == 10
-    assert (asked == 1).sum() == pytest.approx(25, abs=6)
-    assert torch.equal(classes_like(labels, 40), asked[:40])
 
 
 def test_copies_are_found(real):

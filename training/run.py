@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Data, epoch_order, item_shape, kind_of
-from evaluation.real import classes_like
+from data import Data, classes_like, epoch_order, item_shape, kind_of
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
 from training.distributed import gather, is_main, largest, rank, share, world_size
@@ -294,7 +293,8 @@ class Run:
             self.plan.evaluation_seconds = time.monotonic() - start
 
     def evaluated(self, steps: int, count: int) -> Tensor | None:
-        """uint8 images (count, C, H, W) by a few steps, of each class as many; None if stopped.
+        """uint8 images (count, C, H, W) by a few steps, with the shares that the classes have
+        in the data; None if stopped.
 
         Each process draws equally many: a sharded network needs all of them.
         """
