@@ -53,6 +53,9 @@ RECIPES = {
         GUIDED,
         "fashion_mnist",
     ),
+    "fashion_mnist, 60 minutes": Recipe(
+        "--dataset fashion_mnist --preset laptop --max-minutes 60 --sample-interval 0", GUIDED
+    ),
 }
 PROTOCOL = """\
 Written by `python benchmarks/record.py`; each row has the commands that make it again.

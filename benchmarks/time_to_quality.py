@@ -34,12 +34,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Moment, Task
+from benchmarks.contenders import CONTENDERS, CURVE, SAMPLING, WARM_UP, Moment, Task
 from data import DATASETS, kind_of
 from evaluation.classifier import judge_for
 from evaluation.measures import Reference, chosen
 from npz import save_npz
 from pictures import ImagePictures, save_figure
+from training.config import PRESETS
 from utils import choose_device, describe, save_whole
 
 FLOORS = 3  # sets of training images whose mean distance is the floor
@@ -121,6 +122,8 @@ def main() -> int:
             "machine": describe(device, "fp32").removesuffix(", fp32"),
             "judge": measured.judge,
             "seed": seed,
+            "presets": PRESETS,  # as they are now, which contenders name
+            "sampling": SAMPLING,
         }
         mine = [
             row

@@ -1,4 +1,4 @@
-"""The benchmarks that compare and explain: time_to_quality.py and profile_step.py."""
+"""The benchmarks that compare, record and explain."""
 
 import json
 import sys
@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, profile_step, time_to_quality
+from benchmarks import contenders, profile_step, record, time_to_quality
 from benchmarks.contenders import Task
 from conftest import TINY
 from evaluation import classifier
+from training.config import PRESETS
 
 CPU = torch.device("cpu")
 GREY = 200  # of all pixels of a data set whose perfect denoiser is known
@@ -214,7 +215,7 @@ def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
     assert (folder / "time_to_quality.png").stat().st_size > 10_000
 
 
-def test_it_goes_on_where_it_was(compare, tmp_path):
+def test_it_goes_on_where_it_was(compare, tmp_path, monkeypatch):
     log = tmp_path / "out" / "time_to_quality.jsonl"
     arguments = ["--minutes", 0.002, "--only"]
     assert compare(*arguments, "diffusers").code == 0
@@ -231,6 +232,9 @@ def test_it_goes_on_where_it_was(compare, tmp_path):
     whole = compare(*arguments, "diffusers")  # nothing to train, and the others are shown too
     assert len(log.read_text().splitlines()) == 4
     assert "| smalldiffusion | 2 |" in whole.out
+    monkeypatch.setitem(PRESETS, "fast", {"channels": 8})  # rows of other presets do not count
+    assert compare(*arguments, "diffusers").code == 0
+    assert len(log.read_text().splitlines()) == 5
 
 
 def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkeypatch):
@@ -242,6 +246,16 @@ def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkey
     assert "diffusers needs a package: pip install diffusers" in result.err
     assert "left out: diffusers, seed 0" in result.err
     assert "| smalldiffusion | 2 |" in result.out
+
+
+def test_the_page_of_results_is_that_of_its_rows():
+    rows = json.loads(record.ROWS.read_text())
+    assert record.PAGE.read_text() == record.page(rows)
+    for row in rows:
+        recipe = record.RECIPES[row["recipe"]]
+        assert row["train"] == f"python train.py {recipe.train}"
+        assert recipe.draw in row["draw"]
+        assert (record.PAGE.parent / row["grid"]).is_file()
 
 
 def test_the_parts_of_a_step_are_its_whole(capsys):
