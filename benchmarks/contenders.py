@@ -18,11 +18,13 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sample
 import train
+from benchmarks.rates import flops_per_image
 from benchmarks.samplers import now
-from data import DATASETS, epoch_order, flipped, load_dataset, to_uint8, to_unit
+from data import DATASETS, classes_like, epoch_order, flipped, load_dataset, near, to_uint8, to_unit
 from drawing import Drawn, Job, draw
 from evaluation.real import Real, real_data
 from flags import parse_keywords
@@ -33,7 +35,7 @@ from utils import autocast, choose_precision, derive_seed
 
 WARM_UP = 3  # updates of a foreign contender that are not on the clock
 MOMENTS = (1 / 8, 1 / 4, 1 / 2)  # of the time, at which images are drawn; and at its end
-CURVE = 500  # images of a moment
+CURVE = 250  # images of a moment
 AT_ONCE = 64  # images that are drawn at once
 
 SAMPLING: dict = {"steps": 20, "precision": "auto"}  # flags of sample.py
@@ -75,8 +77,9 @@ class Result(NamedTuple):
     precision: str
     batch: int  # images of an update
     images_per_second: float
+    flops: float  # of convolutions and matrix products, for an image: ours without Muon's
     sampler: str
-    nfe: int  # calls of the network for an image
+    nfe: int  # evaluations of the network for an image: two a step with guidance
     seconds_of_64: float  # that it takes to draw 64 images
     moments: list[Moment]  # the last one is the end, with all images
 
@@ -106,34 +109,40 @@ def ours(task: Task, flags: list[str], sampling: dict = SAMPLING) -> Result:
         for path in (task.folder / "run" / "checkpoints").glob("model_step_*.pt")
     }
     due = [60 * task.minutes * share for share in MOMENTS]
-    near = sorted({min(written, key=lambda s: abs(s - moment)) for moment in due if written})
+    nearest = sorted({min(written, key=lambda s: abs(s - moment)) for moment in due if written})
+    labels = task.real().train.labels
+    drawn_from = partial(drawn_by_sample, seed=task.seed, sampling=sampling, labels=labels)
     moments = []
-    for seconds in near:
-        some, job, _ = drawn_by_sample(written[seconds], task.of_moment, task.seed, sampling)
+    for seconds in nearest:
+        some, job, _ = drawn_from(written[seconds], task.of_moment)
         moments.append(Moment(seconds, job.step, some.items))
 
     checkpoint = load_checkpoint(trained.checkpoint)
-    last, *_ = drawn_by_sample(trained.checkpoint, task.samples, task.seed, sampling)
-    few, job, seconds_of_64 = drawn_by_sample(trained.checkpoint, 64, task.seed, sampling)
+    last, *_ = drawn_from(trained.checkpoint, task.samples)
+    few, job, seconds_of_64 = drawn_from(trained.checkpoint, 64)
     batch = checkpoint["config"]["train"]["update_size"]
     return Result(
         parameters=sum(p.numel() for p in job.denoiser.args[0].parameters()),
         precision=choose_precision(checkpoint["config"]["train"]["precision"], task.device),
         batch=batch,
         images_per_second=checkpoint["step"] * batch / checkpoint["seconds"],
+        flops=flops_per_image(checkpoint["config"]),
         sampler=job.walk.name,
-        nfe=few.calls // len(job.batches),
+        nfe=few.calls // len(job.batches) * (1 if sampling.get("guidance_scale", 1) == 1 else 2),
         seconds_of_64=seconds_of_64,
         moments=[*moments, Moment(ended, checkpoint["step"], last.items)],
     )
 
 
 def drawn_by_sample(
-    checkpoint: Path, count: int, seed: int, sampling: dict
+    checkpoint: Path, count: int, *, seed: int, sampling: dict, labels: Tensor
 ) -> tuple[Drawn, Job, float]:
-    """Images as sample.py draws them, what drew them, and in how many seconds."""
+    """`count` images as sample.py draws them, with the shares that classes have in labels (N,);
+    what drew them, and in how many seconds."""
     flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **sampling}
     job = Job(parse_keywords(sample.make_parser(), sample.parse_args, flags))
+    if job.walk.y is not None:
+        job.walk.y = classes_like(labels, count)
     start = now(job.device)
     drawn = draw(job)
     return drawn, job, now(job.device) - start
@@ -144,12 +153,13 @@ def drawn_by_sample(
 
 def foreign(kind: Callable, task: Task, **options) -> Result:
     """Train a foreign contender until the time is up. While it draws, the clock stands still."""
-    items, flip = task.real().train.items, DATASETS[task.dataset].flip
+    items, flip = near(task.real().train.items, task.device), DATASETS[task.dataset].flip
     torch.manual_seed(task.seed)
     contender = kind(items.shape[1:], task.device, **options)
     batches = shuffled(items, contender.batch, task.seed, flip)
     for _ in range(WARM_UP):
-        contender.update(next(batches).to(task.device))
+        with FlopCounterMode(display=False) as counter:
+            contender.update(next(batches).to(task.device))
 
     limit, seconds, updates, moments = 60 * task.minutes, 0.0, 0, []
     due = [limit * share for share in MOMENTS]
@@ -168,6 +178,7 @@ def foreign(kind: Callable, task: Task, **options) -> Result:
         precision=contender.precision,
         batch=contender.batch,
         images_per_second=updates * contender.batch / seconds,
+        flops=counter.get_total_flops() / contender.batch,
         sampler=contender.sampler,
         nfe=contender.steps,
         seconds_of_64=now(task.device) - start,
@@ -183,7 +194,7 @@ def shuffled(items: Tensor, batch: int, seed: int, flip: bool) -> Iterator[Tenso
             order = torch.cat([order, epoch_order(len(items), seed, epoch)])
             epoch += 1
         images, order = items[order[:batch]], order[batch:]
-        yield flipped(images, torch.rand(batch) < 0.5) if flip else images
+        yield flipped(images, (torch.rand(batch) < 0.5).to(images.device)) if flip else images
 
 
 def drawn(contender, count: int, seed: int) -> Tensor:
@@ -379,6 +390,10 @@ class SmallDiffusion:
 CONTENDERS: dict[str, Callable[[Task], Result]] = {
     "ours": partial(ours, flags=["--preset", "laptop"], sampling=GUIDED),
     "ours, without classes": partial(ours, flags=["--preset", "laptop", "--no-class-conditional"]),
+    # The default network, which is no smaller than diffusers', drawn as that is.
+    "ours, by default": partial(
+        ours, flags=[], sampling={**SAMPLING, "sampler": "ddim", "steps": 50}
+    ),
     # With its own 64 channels an image takes 26 GFLOPs: minutes for an update on a CPU.
     "ours, cnn": partial(ours, flags=["--model", "cnn", "--channels", "16"]),
     "ours, naive_unet": partial(ours, flags=["--model", "naive_unet"]),

@@ -2,48 +2,40 @@
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --precision bf16 --channels 96
+    python benchmarks/throughput.py --contenders                        # beside other libraries
+    python benchmarks/throughput.py --contenders diffusers smalldiffusion
 
 Runs train.py on the bundled digits, enlarged to 28 x 28, and reads images/s from its metrics;
 before and after each run it takes the rate of a large matrix product in the same precision. The
 fraction is the FLOPs of the network's convolutions and matrix products, forward and backward, over
 the time of a training step (data, optimizer, moving average and log included), divided by that
 rate. Flags that it does not know go to train.py.
+
+With --contenders those of time_to_quality.py are trained on MNIST for a minute each, by its clock
+and in a process of its own, and then draw 64 images.
 """
 
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.contenders import CONTENDERS, Task
+from benchmarks.rates import flops_per_image, matmul_rate
 from benchmarks.runs import train
-from diffusion import GaussianDiffusion
-from models import build_model
-from utils import DTYPES, choose_device, describe, has_native_bf16
+from benchmarks.time_to_quality import COLUMNS, compute, table
+from utils import choose_device, describe, has_native_bf16
 
 STEPS = 80  # of a run
 WARM_UP = 20  # first steps that do not count
 ROUNDS = 3
-
-
-def matmul_rate(precision: str, device: torch.device) -> float:
-    """FLOP/s of a square matrix product, the best of three."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, n, n, device=device, dtype=DTYPES[precision] or torch.float32)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        for _ in range(4):
-            product = a @ b
-        product[0, 0].item()  # waits for a GPU
-        times.append((time.perf_counter() - start) / 4)
-    return 2 * n**3 / min(times[1:])
+COMPARED = ["contender", "parameters", "precision", "batch", "images/s", "GFLOP an image"]
+COMPARED += ["of the matrix product", "sampler", "NFE", "64 images, s"]
 
 
 def speeds_of(flags: list[str], precision: str) -> tuple[list[float], dict]:
@@ -54,22 +46,30 @@ def speeds_of(flags: list[str], precision: str) -> tuple[list[float], dict]:
     return speeds, checkpoint["config"]
 
 
-def flops_per_image(config: dict) -> float:
-    """FLOPs of the convolutions and matrix products of a training step, for one image."""
-    size, channels = config["model"]["image_size"], config["model"]["image_channels"]
-    model, diffusion = build_model(config["model"]), GaussianDiffusion(**config["diffusion"])
-    with FlopCounterMode(display=False) as counter:
-        diffusion.loss(model, torch.zeros(2, channels, size, size)).backward()
-    return counter.get_total_flops() / 2
+def compare(names: list[str], task: Task) -> int:
+    """Print a table of contenders; returns 1 if one could not be had."""
+    found = {name: compute(name, task) for name in names}
+    rows = [{"contender": name, **result} for name, (result, _) in found.items() if result]
+    print(f"{describe(task.device, 'fp32').removesuffix(', fp32')}, torch {torch.__version__}\n")
+    print(table(rows, {name: COLUMNS[name] for name in COMPARED}))
+    return int(len(rows) < len(names))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
+    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, help="none: all of them")
+    parser.add_argument("--minutes", type=float, default=1, help="of a contender")
+    parser.add_argument("--data-dir", default=str(ROOT / "data"), help="where MNIST is")
     args, flags = parser.parse_known_args()
     device = choose_device("auto")
+    if args.contenders is not None:
+        if flags or args.precision:
+            parser.error("--contenders have the flags and the precision that contenders.py gives")
+        task = Task("mnist", args.data_dir, args.minutes, 0, 1, device, Path())
+        return compare(args.contenders or list(CONTENDERS), task)
     both = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
     for precision in [args.precision] if args.precision else both:
         speeds, rates = [], [matmul_rate(precision, device)]
@@ -89,7 +89,8 @@ def main() -> None:
             f"matrix product {rate / 1e9:.0f} GFLOP/s; fraction {speed * flops / rate:.2f}",
             flush=True,
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

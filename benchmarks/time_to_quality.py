@@ -11,7 +11,7 @@ rows of the same data, minutes and threads time_to_quality.md and time_to_qualit
 --output-dir. With the same folder it goes on where it was, and contenders may be run separately. A
 contender whose package is not installed is left out, with the command that installs it.
 
-What is not alike, and cannot be, is in PROTOCOL, which heads the table.
+What is not alike, and cannot be, is in PROTOCOL, which stands below the table.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -35,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.contenders import CONTENDERS, CURVE, SAMPLING, WARM_UP, Moment, Task
+from benchmarks.rates import matmul_rate
 from data import DATASETS, kind_of
 from evaluation.classifier import judge_for
 from evaluation.measures import Reference, chosen
@@ -43,6 +45,7 @@ from pictures import ImagePictures, save_figure
 from training.config import PRESETS
 from utils import choose_device, describe, save_whole
 
+SAMPLES = 2000  # images that are measured
 FLOORS = 3  # sets of training images whose mean distance is the floor
 SIDE = 6  # images of a row, and of a column, of the picture
 PROTOCOL = f"""\
@@ -58,6 +61,9 @@ docstrings of benchmarks/contenders.py give the address and whatever differs.
 - Ours lets its learning rate decay to 0 at the end of the time, which it is told; so its images on
   the way are not yet what a shorter run would have come to. The others keep theirs constant, as
   their examples do.
+- "ours" is told the classes and drawn with guidance, which calls the network twice a step; the
+  others learn without, as "ours, without classes" does. Its preset and its guidance were chosen by
+  runs that were measured on the same held-out images (docs/presets.md).
 - They were written for GPUs and longer trainings; nothing of theirs is tuned for this time.
 - Mirroring is as suits the data set, for all.
 - The classifier-FID is that of evaluate.py: of all samples in the table, of {CURVE} in the picture,
@@ -69,6 +75,8 @@ COLUMNS = {
     "batch": "{batch:,}",
     "updates": "{updates}",
     "images/s": "{speed}",
+    "GFLOP an image": "{gflop:.3f}",
+    "of the matrix product": "{share}",
     "classifier-FID": "{fid}",
     "times the floor": "{ratio}",
     "sampler": "{sampler}",
@@ -100,7 +108,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -122,6 +130,9 @@ def main() -> int:
             "machine": describe(device, "fp32").removesuffix(", fp32"),
             "judge": measured.judge,
             "seed": seed,
+            "accuracy": measured.accuracy,
+            "curve_samples": min(CURVE, args.samples),
+            "torch": torch.__version__,
             "presets": PRESETS,  # as they are now, which contenders name
             "sampling": SAMPLING,
         }
@@ -145,7 +156,7 @@ def main() -> int:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(f"{name}, seed {seed}: classifier-FID {row['fid']:.3f}", flush=True)
     if rows:
-        report(rows, measured.accuracy, args)
+        report(rows, args)
     if left_out:
         print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
     return 1 if left_out else 0
@@ -162,13 +173,9 @@ def measured_by(task: Task, output_dir: Path) -> Measured:
 
 def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | None:
     """Train and measure a contender; None if that failed, after it has said why."""
-    with tempfile.TemporaryDirectory() as folder:
-        what = json.dumps({**task._asdict(), "device": str(task.device), "folder": folder})
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, what]
-        if subprocess.run(command).returncode:
-            return None
-        found = json.loads(Path(folder, "result.json").read_text())
-        images = [torch.from_numpy(np.load(path)) for path in found.pop("files")]
+    found, images = compute(name, task)
+    if found is None:
+        return None
     *_, last = found["moments"]
     array = ImagePictures().array(images[-1])
     path = output_dir / f"time_to_quality_{task.dataset}_{slug(name)}_{task.seed}.npz"
@@ -176,6 +183,7 @@ def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | N
     curve = [measured.reference.distance(some[:CURVE]) for some in images]
     return {
         "contender": name,
+        "date": time.strftime("%Y-%m-%d"),
         "options": CONTENDERS[name].keywords,
         **{key: value for key, value in found.items() if key != "moments"},
         "seconds": last["seconds"],
@@ -188,6 +196,18 @@ def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | N
         "curve_floor": measured.floor(len(images[-1][:CURVE])),
         "file": path.name,
     }
+
+
+def compute(name: str, task: Task) -> tuple[dict | None, list[Tensor]]:
+    """What has become of a contender, and the images of its moments; None if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        what = json.dumps({**task._asdict(), "device": str(task.device), "folder": folder})
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, what]
+        if subprocess.run(command).returncode:
+            return None, []
+        found = json.loads(Path(folder, "result.json").read_text())
+        images = [torch.from_numpy(np.load(path)) for path in found.pop("files")]
+    return {**found, "matrix_product": matmul_rate(found["precision"], task.device)}, images
 
 
 def work(name: str, what: str) -> int:
@@ -222,40 +242,58 @@ def slug(name: str) -> str:
 # --- the table and the picture --------------------------------------------------------------------
 
 
-def report(rows: list[dict], accuracy: float, args) -> None:
+def report(rows: list[dict], args) -> None:
     """Write time_to_quality.md and time_to_quality.png of all rows."""
     rows = sorted(rows, key=lambda row: (list(CONTENDERS).index(row["contender"]), row["seed"]))
     first = rows[0]
     seeds = len({row["seed"] for row in rows})
     head = (
         f"{args.minutes:g} minutes each on {args.dataset}, {first['machine']}, torch "
-        f"{torch.__version__}, {seeds} seed{'s' if seeds > 1 else ''}. Classifier-FID of "
+        f"{first['torch']}, {seeds} seed{'s' if seeds > 1 else ''}. Classifier-FID of "
         f"{args.samples:,} images to the held-out ones, in the features of classifier "
-        f"{first['judge'][:12]} (right on {100 * accuracy:.2f} % of them); as many training "
-        f"images: {first['floor']:.3f}."
+        f"{first['judge'][:12]} (right on {100 * first['accuracy']:.2f} % of them); as many "
+        f"training images: {first['floor']:.3f}."
     )
-    text = f"{head}\n\n{table(rows)}\n\n## Protocol\n\n{PROTOCOL}\n"
     path = args.output_dir / "time_to_quality.md"
+    command = f"python benchmarks/time_to_quality.py --dataset {args.dataset}"
+    command += f" --minutes {args.minutes:g}" + (f" --seeds {seeds}" if seeds > 1 else "")
+    command += f" --samples {args.samples}" if args.samples != SAMPLES else ""
+    text = (
+        f"# Time to quality\n\n`{command}`, {rows[-1]['date']}: {head}\n\n"
+        f"{table(rows, COLUMNS)}\n\n![the distance over the time]({path.stem}.png)\n\n"
+        f"## Protocol\n\n{PROTOCOL}\n"
+    )
     save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     save_figure(path.with_suffix(".png"), picture(rows, args.output_dir))
     print(f"\n{text}\n{path}")
 
 
-def table(rows: list[dict]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+def table(rows: list[dict], columns: dict[str, str]) -> str:
+    """A line for each contender: of several seeds, the mean."""
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name in dict.fromkeys(row["contender"] for row in rows):
         mine = [row for row in rows if row["contender"] == name]
         values = {
             **mine[0],
             "name": name,
-            "updates": spread([row["updates"] for row in mine], ",.0f"),
+            "gflop": mine[0]["flops"] / 1e9,
             "speed": spread([row["images_per_second"] for row in mine], ",.0f"),
-            "fid": spread([row["fid"] for row in mine], ".3f"),
-            "ratio": spread([row["fid"] / row["floor"] for row in mine], ",.1f"),
+            "share": spread([share(row) for row in mine], ".2f"),
             "seconds_of_64": spread([row["seconds_of_64"] for row in mine], ".2f"),
         }
-        lines.append(f"| {' | '.join(COLUMNS.values())} |".format(**values))
+        if "fid" in mine[0]:
+            values |= {
+                "updates": spread([row["updates"] for row in mine], ",.0f"),
+                "fid": spread([row["fid"] for row in mine], ".3f"),
+                "ratio": spread([row["fid"] / row["floor"] for row in mine], ",.1f"),
+            }
+        lines.append(f"| {' | '.join(columns.values())} |".format(**values))
     return "\n".join(lines)
+
+
+def share(row: dict) -> float:
+    """Of the FLOP/s of a matrix product in the same precision, those of training."""
+    return row["images_per_second"] * row["flops"] / row["matrix_product"]
 
 
 def spread(values: list[float], layout: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, profile_step, record, time_to_quality
+from benchmarks import contenders, profile_step, record, throughput, time_to_quality
 from benchmarks.contenders import Task
 from conftest import TINY
 from evaluation import classifier
@@ -115,6 +115,7 @@ class Fake:
         assert images.dtype == torch.uint8
         Fake.time += 0.03
         self.updates += 1
+        torch.zeros(100, 4) @ torch.zeros(4, 5)  # 40 FLOPs an image
 
     def draw(self, count):
         Fake.time += 5
@@ -142,6 +143,7 @@ def test_the_clock_stands_still_while_a_contender_draws(tmp_path, clock):
         assert moment.images.unique().tolist() == [moment.updates + contenders.WARM_UP]
     assert result.images_per_second == pytest.approx(100 / 0.03)
     assert result.seconds_of_64 == pytest.approx(5)
+    assert result.flops == 40
 
 
 def test_what_is_drawn_changes_no_random_number_of_the_training():
@@ -203,7 +205,7 @@ def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
             assert file["arr_0"].shape == (40, 8, 8, 1)
             assert file["arr_0"].dtype == np.uint8
         assert row["fid"] > row["floor"] > 0
-        assert row["curve"][-1]["fid"] == pytest.approx(row["fid"])  # 40 images are fewer than 500
+        assert row["curve"][-1]["fid"] == pytest.approx(row["fid"])  # 40 images are fewer than 250
         seconds = [moment["seconds"] for moment in row["curve"]]
         assert seconds == sorted(seconds)
         assert len(seconds) >= 2
@@ -246,6 +248,17 @@ def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkey
     assert "diffusers needs a package: pip install diffusers" in result.err
     assert "left out: diffusers, seed 0" in result.err
     assert "| smalldiffusion | 2 |" in result.out
+
+
+def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys):
+    throughput.compare(["ours", "diffusers"], task_of(tmp_path, minutes=0.05, samples=1))
+    _, head, _, ours, other = capsys.readouterr().out.strip().rsplit("\n", 4)
+    assert [head.split(" | ").index(name) for name in ("images/s", "NFE")] == [4, 8]
+    cells = ours.split(" | ")
+    assert cells[0] == "| ours"
+    assert float(cells[4].replace(",", "")) > 100  # images/s
+    assert 0 < float(cells[6]) < 1
+    assert other.startswith("| diffusers | 2 | fp32 | 100 | 3,333 | 0.000 | 0.00 | none | 1 | 5")
 
 
 def test_the_page_of_results_is_that_of_its_rows():
