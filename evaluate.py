@@ -19,6 +19,7 @@ LIKELY = 32  # images whose likelihood is computed then
 DRAWING = {"raw", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler"}
 DRAWING |= {"steps", "spacing", "timesteps", "batch_size", "eta", "variance", "churn", "churn_min"}
 DRAWING |= {"churn_max", "churn_noise", "order", "gamma", "mu", "precision", "ode_steps"}
+OF_LIKELIHOOD = {"raw", "batch_size", "precision", "ode_steps"}  # that bpd looks at
 FOLDER = ("skip_bad_images", "fit", "cache_dir", "cache_limit")  # how a folder was read in training
 
 
@@ -55,6 +56,10 @@ def make_parser() -> Parser:
     data.add_argument("--dataset", choices=names("data.py", "DATASETS"),
                       help="for --samples: what they are compared with")
     data.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    data.add_argument("--split", choices=["test", "validation"], default="test",
+                      help="what images are compared with: the test split, or what the run held "
+                      "out of training (validation), for choices that the test split is not to "
+                      "decide. Data without a test split always take the latter")
     data.add_argument("--image-size", type=number(int, 1, 4096), metavar="N",
                       help="for --samples: resize the data set to N x N pixels")
 
@@ -83,6 +88,8 @@ def parse_args(argv=None):
         parser.error("--samples needs the --dataset that they are compared with")
     if args.samples and "bpd" in (args.metrics or []):
         parser.error("--metrics bpd is of a --checkpoint: images alone have no likelihood")
+    if args.samples and args.split == "validation":
+        parser.error("--split validation is for a --checkpoint, whose run held the images out")
     for flag in ("dataset", "image_size"):
         if args.checkpoint and flag in args.given:
             parser.error(f"--{flag.replace('_', '-')} is for --samples; a checkpoint knows its own")
@@ -162,6 +169,7 @@ def main(args) -> int:
     checkpoint = load_checkpoint(source) if args.checkpoint else None
     real = compared_with(args, checkpoint)
     metrics = args.metrics or usual(args, real)
+    require_used(args, metrics)
     report = {"checkpoint" if checkpoint else "samples": str(source)}
     if checkpoint:
         which = "model" if args.raw else "ema"
@@ -211,7 +219,9 @@ def compared_with(args, checkpoint: dict | None) -> Real:
         print(data.note)
     if checkpoint:
         require_same(checkpoint["config"], data)
-    test = partial(load, split="test")
+    if args.split == "validation" and validation == 0:
+        raise ValueError("--split validation: this run held nothing out of training")
+    test = partial(load, split="test") if args.split == "test" else None
     real = real_data(config["dataset"], data, test, data_dir, validation, seed)
     now = len(data.items), digest_of(data.files)
     has_test = DATASETS[real.name].has_test
@@ -238,6 +248,16 @@ def usual(args, real: Real) -> list[str]:
     if "classifier" not in metrics:
         print(f"{real.name} has no classes to train a classifier on: its figures are left out")
     return metrics + (["inception"] if args.inception_weights else [])
+
+
+def require_used(args, metrics: list[str]) -> None:
+    """Raise a ValueError for a flag that nothing which is measured would look at."""
+    unused = {"ode_steps"} if "bpd" not in metrics else set()
+    if metrics == ["bpd"]:
+        unused = DRAWING - OF_LIKELIHOOD | {"repeats", "inception_weights"}
+    if unused := unused & args.given:
+        flag = min(unused).replace("_", "-")
+        raise ValueError(f"--{flag} has no part in --metrics {' '.join(metrics)}")
 
 
 def require_enough(args, metrics: list[str], real: Real) -> None:
@@ -272,11 +292,11 @@ def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | No
     to be."""
     if args.samples:
         images, how = load_images(source, real.shape, BAR)
+        if len(images) <= NEIGHBOURS_OF_DENSITY:
+            raise DataError(f"{source} holds {len(images)} images, which is too few to compare")
         if args.num_images and args.num_images > len(images):
             raise ValueError(f"--num-images {args.num_images}: there are {len(images)}")
         images = images[chosen(len(images), args.num_images or len(images), "samples")]
-        if len(images) <= NEIGHBOURS_OF_DENSITY:
-            raise DataError(f"{source} holds {len(images)} images, which is too few to compare")
         print(f"{len(images):,} images, {how}", flush=True)
         return [images], None, {"read_as": how}
 

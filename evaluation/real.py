@@ -31,7 +31,7 @@ class Real(NamedTuple):
 def real_data(
     name: str,
     train: Data,
-    test: Callable[[], Data],
+    test: Callable[[], Data] | None,
     data_dir: str | Path,
     validation: int | None,
     seed: int,
@@ -41,7 +41,7 @@ def real_data(
     Args:
         name: a key of `DATASETS`.
         train: its training split.
-        test: loads its test split, where it has one.
+        test: loads its test split, where it has one; None for what was held out of training.
         data_dir: where it is.
         validation, seed: how many items the run held out, and its seed; None for a twentieth.
 
@@ -49,7 +49,7 @@ def real_data(
     """
     source = pick(DATASETS, name, "dataset")
     what = "test split"
-    if source.has_test:
+    if source.has_test and test is not None:
         held_out = test()
     else:
         if len(train.items) < 4:

@@ -328,6 +328,7 @@ def test_folders_without_classes_have_no_classifier(script, image_folder):
         (["--checkpoint", "a", "--samples", "b"], "give a --checkpoint, or --samples"),
         (["--samples", "b"], "--dataset"),
         (["--samples", "b", "--dataset", "mnist", "--metrics", "bpd"], "no likelihood"),
+        (["--samples", "b", "--dataset", "mnist", "--split", "validation"], "held the images out"),
         (["--checkpoint", "a", "--dataset", "mnist"], "a checkpoint knows its own"),
         (["--checkpoint", "a", "--metrics", "inception"], "--inception-weights"),
         (["--checkpoint", "a", "--churn-min", "1"], "--churn"),

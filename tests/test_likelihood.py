@@ -9,9 +9,11 @@ import torch
 
 import evaluate
 from conftest import TINY
+from data import load_dataset, shape_config
 from diffusion import GaussianDiffusion
 from likelihood import flow_likelihood, variational_bound
 from schedules import SCHEDULES
+from training.validation import split
 
 MEAN, STD, DIMS = 0.3, 0.5, 2
 ENTROPY = math.log2(STD * math.sqrt(2 * math.pi * math.e))  # bits per dimension
@@ -114,6 +116,20 @@ def test_the_script(script, trained, conditional):
         assert figures["bpd_num_images"] == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "flag"),
+    [
+        (["--metrics", "bpd", "--steps", 5], "--steps"),
+        (["--metrics", "bpd", "--repeats", 2], "--repeats"),
+        (["--metrics", "copies", "--ode-steps", 5], "--ode-steps"),
+    ],
+)
+def test_flags_of_what_is_not_measured_are_refused(script, trained, flags, flag):
+    result = script("evaluate", "--checkpoint", trained / "model_final.pt", *flags)
+    assert result.code == 2
+    assert f"{flag} has no part in --metrics {flags[1]}" in result.err
+
+
 def test_held_out_images_are_the_test_split(real_data):
     args = evaluate.parse_args(["--samples", "x.npz", "--dataset", "mnist"])
     args.data_dir = str(real_data)
@@ -123,6 +139,24 @@ def test_held_out_images_are_the_test_split(real_data):
         10_000,
         60_000,
     )
+
+
+def test_held_out_images_may_be_those_of_the_run(real_data):
+    args = evaluate.parse_args(["--checkpoint", "x.pt", "--split", "validation"])
+    data = load_dataset("mnist", real_data, download=False)
+    config = {
+        "data": {"dataset": "mnist", "data_dir": str(real_data), **shape_config((1, 28, 28))},
+        "model": {},
+        "train": {"validation": 500, "seed": 3},
+    }
+    real = evaluate.compared_with(args, {"config": config})
+    trained_on, held_out = split(60_000, 500, 3)
+    assert real.what == "held out of training"
+    assert torch.equal(real.held_out.items, data.items[held_out])
+    assert torch.equal(real.train.items, data.items[trained_on])
+    config["train"]["validation"] = 0
+    with pytest.raises(ValueError, match="this run held nothing out"):
+        evaluate.compared_with(args, {"config": config})
 
 
 def test_the_ode_takes_no_more_steps_than_there_are():

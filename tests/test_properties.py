@@ -103,6 +103,7 @@ NEEDS = {  # what goes with a flag, most of the time
     "guidance_rescale": ["--checkpoint", "classes.pt", "--guidance-scale", "2"],
     "label_dropout": ["--class-conditional"],
     "field": ["--checkpoint", "points.pt"],
+    "ode_steps": ["--metrics", "copies", "bpd"],
     "fit": ["--dataset", "folder", "--data-dir", "folder", "--image-size", "8"],
     "skip_bad_images": ["--dataset", "folder", "--data-dir", "folder", "--image-size", "8"],
     "cache_dir": ["--dataset", "folder", "--data-dir", "folder", "--cache-limit", "0"],
@@ -113,7 +114,7 @@ NEEDS = {  # what goes with a flag, most of the time
 BEFORE = {  # what keeps a command short, unless it says otherwise
     "train": [*TINY, "--timesteps", "5"],
     "sample": ["--checkpoint", "plain.pt", "--steps", "2"],
-    "evaluate": ["--checkpoint", "plain.pt", "--steps", "2", "--ode-steps", "2", "--repeats", "1"],
+    "evaluate": ["--checkpoint", "plain.pt", "--steps", "2", "--repeats", "1"],
     "export": ["--checkpoint", "plain.pt"],
     "visualize_diffusion": ["--num-images", "1"],
 }
