@@ -73,10 +73,8 @@ def parse_keywords(script_parser: Parser, parse_args: Callable, flags: dict) -> 
             continue
         if isinstance(actions[name], argparse.BooleanOptionalAction):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif actions[name].nargs == 0:
+        elif actions[name].nargs == 0 or (actions[name].nargs == "?" and isinstance(value, bool)):
             words += [flag] if value else []
-        elif actions[name].nargs == "?" and value is True:
-            words.append(flag)
         else:
             values = value if isinstance(value, (list, tuple)) else [value]
             words += [flag, *map(str, values)]

@@ -134,8 +134,10 @@ def make_parser() -> Parser:
     machine.add_argument("--deterministic", action=BooleanOptionalAction,
                          help="let no algorithm whose result varies from run to run; slower on a "
                          "GPU")
-    machine.add_argument("--compile", action="store_true",
-                         help="torch.compile the network; the first step then takes a minute or so")
+    machine.add_argument("--compile", nargs="?", const="default", metavar="MODE",
+                         choices=["default", "reduce-overhead"],
+                         help="torch.compile the network, in its default mode or with CUDA graphs "
+                         "(reduce-overhead); the first step then takes a minute or so")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", default="outputs", metavar="DIR", help="folder of the run")
@@ -144,7 +146,7 @@ def make_parser() -> Parser:
                         "1; for points 5)")
     output.add_argument("--eval-interval", type=number(int, 0), default=0, metavar="N",
                         help="epochs between two measurements of the classifier-FID, of 2,000 "
-                        "images in 10 steps (see evaluate.py); 0: none")
+                        "images in 10 steps to the test split (see evaluate.py); 0: none")
     output.add_argument("--save-interval", type=number(int, 0), default=5, metavar="N",
                         help="epochs between two checkpoints; 0: only at the end")
     output.add_argument("--keep", type=number(int, 1), metavar="N",
@@ -275,6 +277,12 @@ def train_on(device: torch.device, args, start: float) -> Trained:
         raise ValueError(
             "--fsdp is for several processes, in fp32 or bf16 and without --compile: "
             "torchrun --standalone --nproc-per-node=2 train.py --fsdp ..."
+        )
+    graphs = device.type == "cuda" and world_size() == 1 and args.grad_accum == 1
+    if args.compile == "reduce-overhead" and not graphs:
+        raise ValueError(
+            "--compile reduce-overhead is for a GPU, one process, and no --grad-accum: CUDA graphs "
+            "overwrite the gradients that are to be summed up"
         )
     set_deterministic(args.deterministic)
     say(f"device: {describe(device, precision)}")

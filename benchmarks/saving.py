@@ -43,7 +43,7 @@ def main() -> None:
     images = torch.randint(0, 256, (args.batch_size or 128, 1, 28, 28), dtype=torch.uint8)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    trainer = Trainer(make_config(args, Data(images, None, [])), device, precision, False)
+    trainer = Trainer(make_config(args, Data(images, None, [])), device, precision, None)
     saver, copies, writes = Saver(print), [], []
     times = {False: [], True: []}
 

@@ -18,6 +18,7 @@ from data import (
     epoch_order,
     flipped,
     load_dataset,
+    near,
     resized,
     to_uint8,
     to_unit,
@@ -288,3 +289,12 @@ def test_classes_are_asked_for_as_the_data_has_them():
     assert (asked[:100] == 1).sum() == 10
     assert (asked == 1).sum() == pytest.approx(25, abs=6)
     assert torch.equal(classes_like(labels, 40), asked[:40])
+
+
+def test_data_stays_on_the_device_if_it_fits(monkeypatch):
+    device, items = torch.device("meta"), torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
+    assert near(items, torch.device("cpu")) is items
+    monkeypatch.setattr(data, "NEAR", 40)
+    assert near(items, device).device == device
+    monkeypatch.setattr(data, "NEAR", 39)
+    assert near(items, device) is items

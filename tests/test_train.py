@@ -517,7 +517,7 @@ def test_a_damaged_newest_checkpoint_is_left_out(script, tmp_path):
 def test_training_as_a_function(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = {"dataset": "digits", "channels": 8, "max_steps": 3, "device": "cpu"}
-    trained = train.train(**flags, sample_interval=0, flip=False, multipliers=[1, 2])
+    trained = train.train(**flags, sample_interval=0, flip=False, resume=False, multipliers=[1, 2])
     assert trained.checkpoint == Path("outputs/model_final.pt")
     assert load_checkpoint(trained.checkpoint)["step"] == 3
     assert [row["step"] for row in trained.metrics] == [3, 3]
@@ -569,6 +569,12 @@ def test_a_resumed_run_keeps_its_objective(script):
     result = script("train", "--resume", "--max-steps", 7, "--loss-weight", "snr")
     assert result.code == 1
     assert "diffusion.loss_weight: uniform in the checkpoint, snr now" in result.err
+
+
+def test_cuda_graphs_are_for_a_gpu(script):
+    result = script("train", *TINY, "--compile", "reduce-overhead")
+    assert result.code == 2
+    assert "--compile reduce-overhead is for a GPU" in result.err
 
 
 # --- presets -------------------------------------------------------------------------------------

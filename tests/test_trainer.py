@@ -160,6 +160,14 @@ def test_bf16_and_compile_train_too():
     assert_close(twice.update(images, None, 1e-3), compiled.update(images, None, 1e-3))
 
 
+def test_compile_takes_torch_s_modes(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    for flags in ([], ["--compile"], ["--compile", "reduce-overhead"]):
+        trainer_of(*flags)
+    assert modes == ["default", "reduce-overhead"]
+
+
 def test_muon_s_updates_are_nearly_orthogonal():
     torch.manual_seed(0)
     for shape in [(16, 144), (64, 32), (8, 8)]:

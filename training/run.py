@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Data, classes_like, epoch_order, item_shape, kind_of
+from data import Data, classes_like, epoch_order, item_shape, kind_of, near
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
 from training.distributed import gather, is_main, largest, rank, share, world_size
@@ -67,11 +67,14 @@ class Run:
         distance: Callable[[Tensor], float] | None = None,
     ):
         train = config["train"]
-        self.config, self.trainer, self.items = config, trainer, data.items
+        self.config, self.trainer, self.data = config, trainer, data
+        self.items = near(data.items, trainer.device)  # a GPU then need not wait for each batch
         self.trained_on, self.held_out = split(len(data.items), train["validation"], train["seed"])
         self.shape = item_shape(config["data"])
         self.kind, self.pictures = kind_of(self.shape), pictures_of(self.shape)
-        self.labels = data.labels if config["model"].get("num_classes") else None
+        self.labels = None
+        if config["model"].get("num_classes"):
+            self.labels = near(data.labels, trainer.device)
         self.folder, self.keep, self.tensorboard = folder, keep, tensorboard
         self.sample_interval, self.save_interval = train["sample_interval"], train["save_interval"]
         self.eval_interval, self.distance = train["eval_interval"], distance
@@ -135,7 +138,7 @@ class Run:
                 epoch, i = divmod(trainer.step, self.epoch_steps)
                 if epoch != order_epoch:
                     order = self.trained_on[epoch_order(len(self.trained_on), trainer.seed, epoch)]
-                    order_epoch = epoch
+                    order, order_epoch = order.to(self.items.device), epoch
                 chosen = order[i * self.batch : (i + 1) * self.batch][mine]
                 lr = learning_rate(trainer.step, self.total, self.config["train"])
                 lr = min(lr, last_lr) if self.total is None else lr
@@ -424,7 +427,7 @@ class Run:
     def write_grid(self, epoch: int) -> None:
         self.drawn = self.sample(GRID_STEPS)
         if self.drawn is not None and is_main():
-            grid = self.pictures.grid(self.drawn, square(len(self.drawn)), real=self.items)
+            grid = self.pictures.grid(self.drawn, square(len(self.drawn)), real=self.data.items)
             self.attempt("the grid", lambda: save_picture(self.folder.grid(epoch), grid))
 
     def sample(self, steps: int) -> Tensor | None:

@@ -31,7 +31,7 @@ class Trainer:
     shard of all that it has (`sharded`, FSDP).
     """
 
-    def __init__(self, config: dict, device: torch.device, precision: str, compiled: bool):
+    def __init__(self, config: dict, device: torch.device, precision: str, compiled: str | None):
         train = config["train"]
         self.seed, self.grad_accum = train["seed"], train["grad_accum"]
         self.batch_size = train["batch_size"]  # of what is computed at once
@@ -57,8 +57,8 @@ class Trainer:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self.alone = self.network.no_sync
         self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
-        if compiled:
-            self.network = torch.compile(self.network)
+        if compiled:  # a mode of torch.compile
+            self.network = torch.compile(self.network, mode=compiled)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step, self.lr = 0, train["lr"]  # lr: of the last update
         self.skipped = 0  # updates that were not made, for a loss or gradient that is not finite
@@ -78,7 +78,8 @@ class Trainer:
         torch.manual_seed(derive_seed("step", self.seed, self.step))
         count = len(items) * world_size()
         mine = slice(rank() * len(items), (rank() + 1) * len(items))
-        items = flipped(items, torch.rand(count)[mine] < 0.5) if self.flip else items
+        if self.flip:
+            items = flipped(items, (torch.rand(count)[mine] < 0.5).to(items.device))
         x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
         t = self.diffusion.sample_t(count, self.timestep_sampling)[mine]
         noise = self.noise(x_0, count)[mine]
