@@ -94,6 +94,13 @@ def test_a_loss_that_is_not_finite_in_one_process_is_left_out_by_both(computed):
     assert found["weights"].isfinite().all()
 
 
+def test_two_processes_share_the_images_that_are_measured(computed, tmp_path):
+    images, expected = computed["evaluated"], two_processes.evaluated(tmp_path)
+    assert images.shape == expected.shape == (31, 1, 8, 8)
+    assert_close(images.int(), expected.int(), rtol=0, atol=1)
+    assert expected.float().std() > 20
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_learns_the_same_in_both(computed, name):
     found = computed["networks"][name]

@@ -5,6 +5,7 @@ torchrun --nproc-per-node=2 tests/two_processes.py FILE
 
 import sys
 from math import nan
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from data import Data, epoch_order, load_dataset
 from models import MODELS
 from training.config import make_config
 from training.distributed import gather, is_main, process_group, rank, share, world_size
+from training.folder import RunFolder
 from training.plan import learning_rate
+from training.run import Run
 from training.trainer import Trainer
 
 SIZE = 128  # data of an update, of all processes
@@ -31,11 +34,12 @@ CASES = {  # flags, and how many updates
 }
 
 
-def start(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data]:
+def start(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data, dict]:
+    """A trainer, what it learns, and their configuration."""
     args, data = train.parse_args([*FLAGS, *flags, "--dataset", dataset]), load_dataset(dataset)
     args.batch_size = SIZE // args.grad_accum // world_size()
     config = make_config(args, data)
-    return Trainer(config, torch.device("cpu"), args.precision, args.compile), data
+    return Trainer(config, torch.device("cpu"), args.precision, args.compile), data, config
 
 
 def update(trainer: Trainer, data: Data) -> float:
@@ -61,7 +65,7 @@ def averages(trainer: Trainer) -> Tensor:
 
 def walk(flags: list[str], steps: int) -> tuple[list[float], Tensor]:
     """The losses of some updates, and the weights (steps + 1, N) before and after each."""
-    trainer, data = start(*flags)
+    trainer, data, _ = start(*flags)
     losses, walked = [], [weights(trainer)]
     for _ in range(steps):
         losses.append(update(trainer, data))
@@ -71,7 +75,7 @@ def walk(flags: list[str], steps: int) -> tuple[list[float], Tensor]:
 
 def leave_out() -> dict:
     """Three updates, of which the second has no finite loss in one of the processes."""
-    trainer, data = start()
+    trainer, data, _ = start()
     update(trainer, data)
     before, loss = weights(trainer), trainer.diffusion.loss
     if rank() == 1:
@@ -89,7 +93,7 @@ def leave_out() -> dict:
 def network(name: str) -> dict:
     """Two updates of a network: the losses, and what each process then has."""
     dataset = "digits" if MODELS[name].kind == "images" else "moons"
-    trainer, data = start("--model", name, dataset=dataset)
+    trainer, data, _ = start("--model", name, dataset=dataset)
     return {
         "losses": [update(trainer, data) for _ in range(2)],
         "weights": gather(weights(trainer)[None]),
@@ -97,10 +101,20 @@ def network(name: str) -> dict:
     }
 
 
+def evaluated(folder: Path) -> Tensor:
+    """Images as --eval-interval measures them, of a network that has learned for a while."""
+    trainer, data, config = start("--class-conditional", "--max-steps", "100")
+    for _ in range(10):
+        update(trainer, data)
+    job = Run(config, trainer, data, RunFolder(folder), start=0.0)
+    return job.evaluated(steps=3, count=31)
+
+
 def main(path: str) -> None:
     with process_group(torch.device("cpu")):
         found = {name: walk(*case) for name, case in CASES.items()}
         found["left out"] = leave_out()
+        found["evaluated"] = evaluated(Path(path).parent)
         found["networks"] = {name: network(name) for name in MODELS}
         if is_main():
             torch.save(found, path)
