@@ -308,10 +308,12 @@ def test_published_weights_draw(script, path):
     assert 10 < images.mean() < 150  # ink, and paper
     assert images.std() > 50
     assert path.stat().st_size < 8e6
-    config = load_checkpoint(path)["config"]
-    assert not Path(config["data"]["data_dir"]).is_absolute()
-    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    weights, card = load_checkpoint(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    assert not Path(weights["config"]["data"]["data_dir"]).is_absolute()
     assert card.startswith(f"# {path.name}")
+    assert f"python sample.py --checkpoint weights/{path.name} " in card
+    assert f"{sum(w.numel() for w in weights['ema'].values()):,} parameters" in card
+    assert f"{weights['step']:,} updates" in card
     assert "classifier-FID" in card
 
 
