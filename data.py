@@ -31,7 +31,7 @@ from utils import DataError, derive_seed
 DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
 FOLDER_SIZE = 64  # pixels that `folder` resizes to where no size is asked for
 NUM_POINTS = 40_960
-NEAR = 2 * 2**30  # bytes of data that a GPU holds throughout
+DEVICE_BYTES = 2 * 2**30  # bytes of data that a GPU holds throughout
 
 
 class MissingData(DataError):
@@ -395,9 +395,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def near(items: Tensor, device: torch.device) -> Tensor:
-    """Items, or their labels, on a device; what is larger than NEAR stays where it is."""
-    return items.to(device) if items.nbytes <= NEAR else items
+def on_device(items: Tensor, device: torch.device) -> Tensor:
+    """Items, or their labels, on a device; what is larger than DEVICE_BYTES stays where it is."""
+    return items.to(device) if items.nbytes <= DEVICE_BYTES else items
 
 
 def classes_like(labels: Tensor, count: int) -> Tensor:

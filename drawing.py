@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import editing
-from data import item_shape, kind_of, to_unit
+from data import classes_like, item_shape, kind_of, to_unit
 from diffusion import GaussianDiffusion
 from folders import read_image, require_same_size
 from pictures import pictures_of, square
@@ -77,6 +77,11 @@ class Walk:
             )
         elif args.invert:
             self.image, self.count, self.columns = self.read(args.invert), 1, 2
+
+    def ask_like(self, labels: Tensor) -> None:
+        """Ask for classes, unless the flags name some, in the shares that labels (N,) have."""
+        if self.y is not None and self.args.class_id is None:
+            self.y = classes_like(labels, self.count)
 
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""

@@ -122,7 +122,6 @@ from tqdm import tqdm
 from data import (
     DATASETS,
     Data,
-    classes_like,
     epoch_order,
     item_shape,
     kind_of,
@@ -303,8 +302,7 @@ def generated(args, real: Real, source: Path) -> tuple[list[Tensor], Tensor | No
     wanted = {"num_images": args.num_images or DRAWN, "precision": args.precision or "auto"}
     job = Job(Namespace(**{**vars(args), **PLAIN, **wanted}))
     walk, seeds = job.walk, list(range(args.seed, args.seed + args.repeats))
-    if walk.y is not None and args.class_id is None:
-        walk.y = classes_like(real.train.labels, walk.count)
+    walk.ask_like(real.train.labels)
     how = {key: walk.chosen[key] for key in ("sampler", "steps", "spacing")}
     how |= {"seeds": seeds, "precision": job.precision, "guidance_scale": args.guidance_scale}
     print(

@@ -24,7 +24,7 @@ import sample
 import train
 from benchmarks.rates import flops_per_image
 from benchmarks.samplers import now
-from data import DATASETS, classes_like, epoch_order, flipped, load_dataset, near, to_uint8, to_unit
+from data import DATASETS, epoch_order, flipped, load_dataset, on_device, to_uint8, to_unit
 from drawing import Drawn, Job, draw
 from evaluation.real import Real, real_data
 from flags import parse_keywords
@@ -141,8 +141,7 @@ def drawn_by_sample(
     what drew them, and in how many seconds."""
     flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **sampling}
     job = Job(parse_keywords(sample.make_parser(), sample.parse_args, flags))
-    if job.walk.y is not None:
-        job.walk.y = classes_like(labels, count)
+    job.walk.ask_like(labels)
     start = now(job.device)
     drawn = draw(job)
     return drawn, job, now(job.device) - start
@@ -153,7 +152,7 @@ def drawn_by_sample(
 
 def foreign(kind: Callable, task: Task, **options) -> Result:
     """Train a foreign contender until the time is up. While it draws, the clock stands still."""
-    items, flip = near(task.real().train.items, task.device), DATASETS[task.dataset].flip
+    items, flip = on_device(task.real().train.items, task.device), DATASETS[task.dataset].flip
     torch.manual_seed(task.seed)
     contender = kind(items.shape[1:], task.device, **options)
     batches = shuffled(items, contender.batch, task.seed, flip)

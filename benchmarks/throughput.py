@@ -61,14 +61,17 @@ def main() -> int:
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, help="none: all of them")
-    parser.add_argument("--minutes", type=float, default=1, help="of a contender")
-    parser.add_argument("--data-dir", default=str(ROOT / "data"), help="where MNIST is")
+    parser.add_argument("--minutes", type=float, help="of each contender (default: 1)")
+    parser.add_argument("--data-dir", help="where their MNIST is (default: data)")
     args, flags = parser.parse_known_args()
     device = choose_device("auto")
+    if args.contenders is None and (args.minutes or args.data_dir):
+        parser.error("--minutes and --data-dir are for --contenders")
     if args.contenders is not None:
         if flags or args.precision:
             parser.error("--contenders have the flags and the precision that contenders.py gives")
-        task = Task("mnist", args.data_dir, args.minutes, 0, 1, device, Path())
+        data_dir = args.data_dir or str(ROOT / "data")
+        task = Task("mnist", data_dir, args.minutes or 1, 0, 1, device, Path())
         return compare(args.contenders or list(CONTENDERS), task)
     both = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
     for precision in [args.precision] if args.precision else both:

@@ -18,7 +18,7 @@ from data import (
     epoch_order,
     flipped,
     load_dataset,
-    near,
+    on_device,
     resized,
     to_uint8,
     to_unit,
@@ -293,8 +293,8 @@ def test_classes_are_asked_for_as_the_data_has_them():
 
 def test_data_stays_on_the_device_if_it_fits(monkeypatch):
     device, items = torch.device("meta"), torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
-    assert near(items, torch.device("cpu")) is items
-    monkeypatch.setattr(data, "NEAR", 40)
-    assert near(items, device).device == device
-    monkeypatch.setattr(data, "NEAR", 39)
-    assert near(items, device) is items
+    assert on_device(items, torch.device("cpu")) is items
+    monkeypatch.setattr(data, "DEVICE_BYTES", 40)
+    assert on_device(items, device).device == device
+    monkeypatch.setattr(data, "DEVICE_BYTES", 39)
+    assert on_device(items, device) is items

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Data, classes_like, epoch_order, item_shape, kind_of, near
+from data import Data, classes_like, epoch_order, item_shape, kind_of, on_device
 from pictures import pictures_of, save_picture, square
 from samplers import AUTO, SAMPLERS
 from training.distributed import gather, is_main, largest, rank, share, world_size
@@ -68,13 +68,13 @@ class Run:
     ):
         train = config["train"]
         self.config, self.trainer, self.data = config, trainer, data
-        self.items = near(data.items, trainer.device)  # a GPU then need not wait for each batch
+        self.items = on_device(data.items, trainer.device)  # a GPU does not wait for batches then
         self.trained_on, self.held_out = split(len(data.items), train["validation"], train["seed"])
         self.shape = item_shape(config["data"])
         self.kind, self.pictures = kind_of(self.shape), pictures_of(self.shape)
         self.labels = None
         if config["model"].get("num_classes"):
-            self.labels = near(data.labels, trainer.device)
+            self.labels = on_device(data.labels, trainer.device)
         self.folder, self.keep, self.tensorboard = folder, keep, tensorboard
         self.sample_interval, self.save_interval = train["sample_interval"], train["save_interval"]
         self.eval_interval, self.distance = train["eval_interval"], distance
