@@ -1,18 +1,20 @@
 """What each choice of train.py is worth: one changed at a time, the rest as it is by default.
 
     python benchmarks/ablations.py
+    python benchmarks/ablations.py --only default "batch 64" --images 150000 --seeds 1
 
-Lets train.py train a small network on MNIST at 16 x 16 for the same number of images each time,
-draws images, and measures their energy distance to images of the test set in the features of a
-small classifier, for several seeds. The floor is that distance for as many training images. Writes
-ablations.md, and a row of ablations.jsonl for each run, to --output-dir; with the same folder it
-goes on where it was.
+Lets train.py train a small network on MNIST at 16 x 16 for the same number of images each time, and
+draws images as sample.py does, for several seeds. Their classifier-FID is that to the images that
+the run held out of training, so that the test split decides nothing; the floor is that of as many
+training images. Writes ablations.md, and a row of ablations.jsonl for each run, to --output-dir;
+with the same folder it goes on where it was.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,14 +22,17 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.runs import Measure, train
-from samplers import AUTO
-from utils import describe
+from benchmarks.runs import SAMPLING, Measured, drawn_by_sample, measured_by, train
+from data import load_dataset
+from evaluation.real import Real, real_data
+from training.validation import held_out_count
+from utils import choose_device, choose_precision, describe
 
-BASE = ["--channels", "32", "--image-size", "16", "--warmup-steps", "50", "--validation", "0"]
-STEPS = 25  # of sampling
+SIZE = 16  # of the images
+BASE = ["--channels", "32", "--image-size", str(SIZE), "--warmup-steps", "50"]
 VARIANTS: dict[str, list[str]] = {
     "default": [],
+    "told the classes": ["--class-conditional"],
     "schedule linear": ["--schedule", "linear"],
     "schedule quadratic": ["--schedule", "quadratic"],
     "schedule sigmoid": ["--schedule", "sigmoid"],
@@ -47,20 +52,39 @@ VARIANTS: dict[str, list[str]] = {
     "learned variance": ["--learn-sigma"],
     "no EMA": ["--ema-decay", "0"],
     "optimizer adamw": ["--optimizer", "adamw"],
+    "batch 32": ["--batch-size", "32"],
     "batch 64": ["--batch-size", "64"],
     "learning rate 1.5e-3": ["--lr", "1.5e-3"],
     "learning rate 6e-3": ["--lr", "6e-3"],
+    "decay linear": ["--lr-decay", "linear"],
+    "no decay": ["--lr-decay", "none"],
+    "patches of 4": ["--patch-size", "4"],
+    "64 channels": ["--channels", "64"],
 }
 
 
-def run(flags: list[str], seed: int, args, measure: Measure) -> dict:
+def run(flags: list[str], seed: int, args, measured: Measured) -> dict:
     """Train one variant by train.py, and measure what it draws."""
     command = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir, *BASE]
     batch = int(flags[flags.index("--batch-size") + 1]) if "--batch-size" in flags else 128
     command += ["--batch-size", str(batch), "--max-steps", str(args.images // batch)]
-    checkpoint, _ = train([*command, "--seed", str(seed), *flags])
-    distance = measure.distance(measure.draw(checkpoint, STEPS, seed, args.spacing))
-    return {"distance": distance, "seconds": checkpoint["seconds"]}
+    labels = measured.reference.train.labels
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, _ = train([*command, "--seed", str(seed), *flags], folder)
+        path = Path(folder, "model_final.pt")
+        drawn, *_ = drawn_by_sample(path, args.samples, seed=seed, sampling=SAMPLING, labels=labels)
+    return {
+        "fid": measured.reference.distance(drawn.items),
+        "floor": measured.floor(args.samples),
+        "judge": measured.judge,
+        "seconds": checkpoint["seconds"],
+    }
+
+
+def held_out_by(seed: int, data_dir: str) -> Real:
+    """MNIST, with what a run of that seed holds out of training."""
+    data = load_dataset("mnist", data_dir, image_size=SIZE, download=False)
+    return real_data("mnist", data, None, data_dir, held_out_count(None, len(data.items)), seed)
 
 
 def main() -> None:
@@ -71,13 +95,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=30_000, help="trained on, by each run")
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--spacing", default="trailing")
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    log = args.output_dir / "ablations.jsonl"
-    setting = {"images": args.images, "samples": args.samples, "spacing": args.spacing}
+    log, device = args.output_dir / "ablations.jsonl", choose_device("auto")
+    setting = {"images": args.images, "samples": args.samples, "sampling": SAMPLING}
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = [
         row
@@ -87,23 +110,24 @@ def main() -> None:
         and row["flags"] == BASE + VARIANTS.get(row["variant"], [])  # as they are now
     ]
     done = {(row["variant"], row["seed"]) for row in rows}
-    measure = Measure(args.data_dir, args.samples, image_size=16)
     for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
-        for variant in args.only:
-            if (variant, seed) in done:
-                continue
-            result = run(VARIANTS[variant], seed, args, measure)
+        left = [variant for variant in args.only if (variant, seed) not in done]
+        if not left:
+            continue
+        measured = measured_by(held_out_by(seed, args.data_dir), args.output_dir, device)
+        for variant in left:
+            result = run(VARIANTS[variant], seed, args, measured)
             flags = BASE + VARIANTS[variant]
             rows.append({"variant": variant, "flags": flags, "seed": seed, **setting, **result})
             with open(log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-            print(f"{variant}, seed {seed}: {result['distance']:.4f}", flush=True)
+            print(f"{variant}, seed {seed}: {result['fid']:.3f}", flush=True)
+    floors = [row["floor"] for row in rows]
     head = (
-        f"Energy distance to the test images in the features of a classifier (right on "
-        f"{100 * measure.accuracy:.1f} % of them), {args.samples:,} samples by {AUTO} with "
-        f"{STEPS} steps, after {args.images:,} images of training, {args.seeds} seeds, "
-        f"{describe(measure.device, measure.precision)}, torch {torch.__version__}; as many "
-        f"training images: {measure.floor:.4f}."
+        f"Classifier-FID of {args.samples:,} samples in {SAMPLING['steps']} steps to the images "
+        f"held out of training, after {args.images:,} images of it, {args.seeds} seeds, "
+        f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as "
+        f"many training images: {min(floors):.3f} to {max(floors):.3f}."
     )
     text = f"{head}\n\n{table(rows, args.only)}\n"
     (args.output_dir / "ablations.md").write_text(text, encoding="utf-8")
@@ -111,14 +135,16 @@ def main() -> None:
 
 
 def table(rows: list[dict], variants: list[str]) -> str:
-    lines = ["| changed | distance | lowest, highest | training, s |", "| --- | --- | --- | --- |"]
+    head = "| changed | classifier-FID | lowest, highest | times the floor | training, s |"
+    lines = [head, "| --- " * 5 + "|"]
     for variant in variants:
         mine = [row for row in rows if row["variant"] == variant]
-        distances = [row["distance"] for row in mine]
+        distances = [row["fid"] for row in mine]
+        ratio = statistics.mean(row["fid"] / row["floor"] for row in mine)
         seconds = statistics.median(row["seconds"] for row in mine)
         lines.append(
-            f"| {variant} | {statistics.mean(distances):.4f} | "
-            f"{min(distances):.4f}, {max(distances):.4f} | {seconds:.0f} |"
+            f"| {variant} | {statistics.mean(distances):.2f} | "
+            f"{min(distances):.2f}, {max(distances):.2f} | {ratio:.1f} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 

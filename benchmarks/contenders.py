@@ -20,14 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import sample
 import train
-from benchmarks.rates import flops_per_image
-from benchmarks.samplers import now
+from benchmarks.rates import flops_per_image, now
+from benchmarks.runs import SAMPLING, drawn_by_sample
 from data import DATASETS, epoch_order, flipped, load_dataset, on_device, to_uint8, to_unit
-from drawing import Drawn, Job, draw
 from evaluation.real import Real, real_data
-from flags import parse_keywords
 from training import folder
 from training.checkpoint import load_checkpoint
 from training.ema import EMA
@@ -38,7 +35,6 @@ MOMENTS = (1 / 8, 1 / 4, 1 / 2)  # of the time, at which images are drawn; and a
 CURVE = 250  # images of a moment
 AT_ONCE = 64  # images that are drawn at once
 
-SAMPLING: dict = {"steps": 20, "precision": "auto"}  # flags of sample.py
 GUIDED = {**SAMPLING, "guidance_scale": 1.3}  # of a network that is told the classes
 
 
@@ -132,19 +128,6 @@ def ours(task: Task, flags: list[str], sampling: dict = SAMPLING) -> Result:
         seconds_of_64=seconds_of_64,
         moments=[*moments, Moment(ended, checkpoint["step"], last.items)],
     )
-
-
-def drawn_by_sample(
-    checkpoint: Path, count: int, *, seed: int, sampling: dict, labels: Tensor
-) -> tuple[Drawn, Job, float]:
-    """`count` images as sample.py draws them, with the shares that classes have in labels (N,);
-    what drew them, and in how many seconds."""
-    flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **sampling}
-    job = Job(parse_keywords(sample.make_parser(), sample.parse_args, flags))
-    job.walk.ask_like(labels)
-    start = now(job.device)
-    drawn = draw(job)
-    return drawn, job, now(job.device) - start
 
 
 # --- the loop around the others -------------------------------------------------------------------
@@ -396,6 +379,8 @@ CONTENDERS: dict[str, Callable[[Task], Result]] = {
     # With its own 64 channels an image takes 26 GFLOPs: minutes for an update on a CPU.
     "ours, cnn": partial(ours, flags=["--model", "cnn", "--channels", "16"]),
     "ours, naive_unet": partial(ours, flags=["--model", "naive_unet"]),
+    "ours, dit": partial(ours, flags=["--model", "dit"]),
+    "ours, dit, long skips": partial(ours, flags=["--model", "dit", "--long-skips"]),
     "diffusers": partial(foreign, Diffusers),
     "denoising-diffusion-pytorch": partial(foreign, DenoisingDiffusion),
     "denoising-diffusion-pytorch, README": partial(foreign, DenoisingDiffusionReadme),

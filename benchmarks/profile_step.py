@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from benchmarks.samplers import now
+from benchmarks.rates import now
 from diffusion import GaussianDiffusion
 from training import trainer
 from training.ema import EMA

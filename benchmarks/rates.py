@@ -1,4 +1,4 @@
-"""What a network asks of a machine, and what the machine can do at most."""
+"""The clock; what a network asks of a machine, and what the machine can do at most."""
 
 import time
 
@@ -8,6 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils import DTYPES
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def matmul_rate(precision: str, device: torch.device) -> float:

@@ -1,61 +1,68 @@
-"""What benchmarks do with train.py: let it train, and draw with what it trained."""
+"""What benchmarks do with train.py: let it train, draw with what it trained, and measure that."""
 
 import subprocess
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from benchmarks.features import train_classifier
-from data import item_shape, load_dataset, to_unit
-from metrics import energy_distance
-from samplers import AUTO, SAMPLERS
-from training.checkpoint import load_checkpoint, restore
+import sample
+from benchmarks.rates import now
+from drawing import Drawn, Job, draw
+from evaluation.classifier import judge_for
+from evaluation.measures import Reference, chosen
+from evaluation.real import Real
+from flags import parse_keywords
+from training.checkpoint import load_checkpoint
 from training.log import read_metrics
-from utils import NoisePerImage, autocast, choose_device, choose_precision
 
 ROOT = Path(__file__).resolve().parent.parent
+FLOORS = 3  # sets of training images whose mean distance is the floor
+SAMPLING: dict = {"steps": 20, "precision": "auto"}  # flags of sample.py
 
 
-def train(flags: list[str]) -> tuple[dict, list[dict]]:
-    """The final checkpoint and the metrics of a run of train.py, whose progress is seen."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), *flags, "--output-dir", folder]
-        command += ["--sample-interval", "0", "--save-interval", "0"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        path = Path(folder)
-        return load_checkpoint(path / "model_final.pt"), read_metrics(path / "metrics.jsonl")
+def train(flags: list[str], folder: str | Path) -> tuple[dict, list[dict]]:
+    """The final checkpoint and the metrics of a run of train.py in a folder of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--output-dir", str(folder)]
+    command += ["--sample-interval", "0", "--save-interval", "0"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    path = Path(folder)
+    return load_checkpoint(path / "model_final.pt"), read_metrics(path / "metrics.jsonl")
 
 
-class Measure:
-    """MNIST, and the distance of images to its test set in the features of a small classifier."""
+def drawn_by_sample(
+    checkpoint: Path, count: int, *, seed: int, sampling: dict, labels: Tensor
+) -> tuple[Drawn, Job, float]:
+    """`count` images as sample.py draws them, with the shares that classes have in labels (N,);
+    what drew them, and in how many seconds."""
+    flags = {"checkpoint": checkpoint, "num_images": count, "seed": seed, **sampling}
+    job = Job(parse_keywords(sample.make_parser(), sample.parse_args, flags))
+    job.walk.ask_like(labels)
+    start = now(job.device)
+    drawn = draw(job)
+    return drawn, job, now(job.device) - start
 
-    def __init__(self, data_dir: str, count: int, image_size: int | None = None):
-        self.data, self.test = (
-            load_dataset("mnist", data_dir, image_size=image_size, download=False, split=split)
-            for split in ("train", "test")
-        )
-        self.device = choose_device("auto")
-        self.precision = choose_precision("auto", self.device)
-        self.classifier, self.accuracy = train_classifier(self.data, self.test, self.device)
-        self.real = self.classifier.features(to_unit(self.test.items))
-        self.count = count
-        self.floor = self.distance(to_unit(self.data.items[:count]))
 
-    def distance(self, x: Tensor) -> float:
-        return energy_distance(self.classifier.features(x), self.real)
+class Measured(NamedTuple):
+    """What images are compared with, in the features of evaluate.py's classifier."""
 
-    def draw(self, checkpoint: dict, steps: int, seed: int, spacing: str = "trailing") -> Tensor:
-        """`count` images (N, C, H, W) of a checkpoint, in [-1, 1]."""
-        model, diffusion = restore(checkpoint, self.device)
-        levels = diffusion.levels(steps, spacing)
-        shape, parts = item_shape(checkpoint["config"]["data"]), []
-        for first in range(0, self.count, 500):
-            noise = NoisePerImage(seed, range(first, min(first + 500, self.count)))
-            x = levels[0].scale * noise.draw(shape).to(self.device)
-            with autocast(self.device, self.precision):
-                *_, x = SAMPLERS[AUTO](diffusion.denoiser(model), x, levels, noise)
-            parts.append(x.clamp(-1, 1).cpu())
-        return torch.cat(parts)
+    reference: Reference
+    judge: str  # SHA-256 of the classifier
+    accuracy: float
+
+    def floor(self, count: int) -> float:
+        """The distance of as many training images, as evaluate.py has it."""
+        train = self.reference.train.items
+        some = [train[chosen(len(train), count, "floor", i)] for i in range(FLOORS)]
+        return mean(self.reference.distance(images) for images in some)
+
+
+def measured_by(real: Real, folder: Path, device: torch.device) -> Measured:
+    """Trains the classifier of the data, if it is not kept beside them or in the folder."""
+    judge = judge_for(real, folder, device, progress=partial(tqdm, disable=None))
+    return Measured(Reference(judge, real), judge.sha256, judge.accuracy)

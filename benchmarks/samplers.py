@@ -1,16 +1,17 @@
 """Sampler by number of network calls: how near to the 1000-step result, and in how many seconds.
 
-    python benchmarks/samplers.py --checkpoint outputs/model_final.pt
+    python benchmarks/samplers.py --checkpoint weights/mnist.safetensors
 
 For each sampler and number of network calls (NFE) it draws images from one set of noises, and
 measures their energy distance to images that `ddpm` drew in all T steps from other noises, in the
-features of a small classifier. Two such sets of full length give the distance that is left to
-chance, which is the floor. Writes samplers.md and samplers.png to --output-dir.
+features of evaluate.py's classifier. Two such sets of full length give the distance that is left to
+chance, which is the floor. A network that is told the classes draws image i of class i, counted
+round, without guidance. Writes samplers.md and samplers.png to --output-dir.
 """
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +21,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.features import train_classifier
-from data import load_dataset
+from benchmarks.rates import now
+from data import load_dataset, to_uint8
+from evaluation.classifier import judge_for
+from evaluation.real import real_data
 from metrics import energy_distance
 from samplers import SAMPLERS
 from schedules import SPACINGS
@@ -51,12 +54,6 @@ class Timed(nn.Module):
         return out
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 class Bench:
     """A checkpoint and how images are drawn from it."""
 
@@ -66,23 +63,21 @@ class Bench:
         checkpoint = load_checkpoint(args.checkpoint)
         model, self.diffusion = restore(checkpoint, self.device)
         self.model = Timed(model, self.device)
+        self.classes = checkpoint["config"]["model"].get("num_classes")
         data = checkpoint["config"]["data"]
         self.shape = (data["image_channels"], data["image_size"], data["image_size"])
         self.count, self.batch = args.num_images, args.batch_size
-        train, test = (
-            load_dataset(
-                data["dataset"],
-                args.data_dir,
-                image_size=data["image_size"],
-                split=split,
-                download=False,
-            )
-            for split in ("train", "test")
-        )
-        self.classifier, self.accuracy = train_classifier(train, test, self.device)
+        size = data["image_size"]
+        load = partial(load_dataset, data["dataset"], args.data_dir, image_size=size)
+        test = partial(load, split="test", download=False)
+        real = real_data(data["dataset"], load(download=False), test, args.data_dir, None, 0)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        self.judge = judge_for(real, args.output_dir, self.device)
 
     def distance(self, a: Tensor, b: Tensor) -> float:
-        return energy_distance(self.classifier.features(a), self.classifier.features(b))
+        """The energy distance of images (N, C, H, W) in [-1, 1]; it suits a few hundred, for which
+        the classifier-FID has too many features."""
+        return energy_distance(*(self.judge.see(to_uint8(x)).features for x in (a, b)))
 
     def draw(self, sampler: str, nfe: int, spacing: str, seed: int) -> tuple[Tensor, float, float]:
         """Images (N, C, H, W), seconds, and seconds of them spent in the network."""
@@ -92,9 +87,11 @@ class Bench:
             levels = self.diffusion.levels(nfe, spacing)
         self.model.seconds, images, start = 0.0, [], now(self.device)
         for first in range(0, self.count, self.batch):
-            noise_like = NoisePerImage(seed, range(first, min(first + self.batch, self.count)))
+            numbers = range(first, min(first + self.batch, self.count))
+            noise_like = NoisePerImage(seed, numbers)
             x = levels[0].scale * noise_like.draw(self.shape).to(self.device)
-            denoise = self.diffusion.denoiser(self.model)
+            y = torch.tensor(numbers, device=self.device) % self.classes if self.classes else None
+            denoise = self.diffusion.denoiser(self.model, y)
             with autocast(self.device, self.precision):
                 *_, x = SAMPLERS[sampler](denoise, x, levels, noise_like)
             images.append(x.clamp(-1, 1).cpu())
@@ -135,15 +132,14 @@ def main() -> None:
             total, inside = total + seconds, inside + network
             print(f"{sampler}, {nfe}: {distance:+.4f}, {seconds * per_64:.2f} s", flush=True)
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     overhead = 100 * (total - inside) / inside
     # Heun's calls are odd: with an even number it makes one fewer.
     head = (
         f"{args.checkpoint}, {args.spacing} spacing, {bench.count} images, "
         f"{describe(bench.device, bench.precision)}, torch {torch.__version__}. Energy distance "
-        f"to ddpm with {full} steps in the features of a classifier (right on "
-        f"{100 * bench.accuracy:.1f} % of the test images); floor {floor:+.4f}. Seconds are for 64 "
-        f"images. Samplers took {overhead:.1f} % beyond the network's own time."
+        f"to ddpm with {full} steps in the features of classifier {bench.judge.sha256[:12]} (right "
+        f"on {100 * bench.judge.accuracy:.2f} % of the held-out images); floor {floor:+.4f}. "
+        f"Seconds are for 64 images. Samplers took {overhead:.1f} % beyond the network's own time."
     )
     text = f"{head}\n\n{table(results, args.nfe, whole)}\n\n{verdict(results, floor)}\n"
     (args.output_dir / "samplers.md").write_text(text, encoding="utf-8")

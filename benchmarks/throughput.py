@@ -18,6 +18,7 @@ and in a process of its own, and then draw 64 images.
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.contenders import CONTENDERS, Task
+from benchmarks.contest import COLUMNS, compute, table
 from benchmarks.rates import flops_per_image, matmul_rate
 from benchmarks.runs import train
-from benchmarks.time_to_quality import COLUMNS, compute, table
 from utils import choose_device, describe, has_native_bf16
 
 STEPS = 80  # of a run
@@ -41,7 +42,9 @@ COMPARED += ["of the matrix product", "sampler", "NFE", "64 images, s"]
 def speeds_of(flags: list[str], precision: str) -> tuple[list[float], dict]:
     """images/s of each row of a run's metrics after the warm-up, and the run's configuration."""
     command = ["--dataset", "digits", "--image-size", "28", "--precision", precision]
-    checkpoint, rows = train([*command, "--max-steps", str(STEPS), "--validation", "0", *flags])
+    command += ["--max-steps", str(STEPS), "--validation", "0", *flags]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, rows = train(command, folder)
     speeds = [row["images_per_second"] for row in rows if row["step"] > WARM_UP]
     return speeds, checkpoint["config"]
 

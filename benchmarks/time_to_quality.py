@@ -17,14 +17,9 @@ What is not alike, and cannot be, is in PROTOCOL, which stands below the table.
 import argparse
 import json
 import re
-import subprocess
 import sys
-import tempfile
 import time
-from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,20 +28,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.contenders import CONTENDERS, CURVE, SAMPLING, WARM_UP, Moment, Task
-from benchmarks.rates import matmul_rate
+from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Task
+from benchmarks.contest import COLUMNS, compute, table
+from benchmarks.runs import SAMPLING, Measured, measured_by
 from data import DATASETS, kind_of
-from evaluation.classifier import judge_for
-from evaluation.measures import Reference, chosen
 from npz import save_npz
 from pictures import ImagePictures, save_figure
 from training.config import PRESETS
 from utils import choose_device, describe, save_whole
 
 SAMPLES = 2000  # images that are measured
-FLOORS = 3  # sets of training images whose mean distance is the floor
 SIDE = 6  # images of a row, and of a column, of the picture
 PROTOCOL = f"""\
 Each contender trains for the same time on the same images (uint8 in memory, without a data loader,
@@ -68,35 +60,6 @@ docstrings of benchmarks/contenders.py give the address and whatever differs.
 - Mirroring is as suits the data set, for all.
 - The classifier-FID is that of evaluate.py: of all samples in the table, of {CURVE} in the picture,
   where the floor is that of {CURVE} training images. The floor is what real images get."""
-COLUMNS = {
-    "contender": "{name}",
-    "parameters": "{parameters:,}",
-    "precision": "{precision}",
-    "batch": "{batch:,}",
-    "updates": "{updates}",
-    "images/s": "{speed}",
-    "GFLOP an image": "{gflop:.3f}",
-    "of the matrix product": "{share}",
-    "classifier-FID": "{fid}",
-    "times the floor": "{ratio}",
-    "sampler": "{sampler}",
-    "NFE": "{nfe}",
-    "64 images, s": "{seconds_of_64}",
-}
-
-
-class Measured(NamedTuple):
-    """The real images of a seed, and what images of theirs get."""
-
-    reference: Reference
-    judge: str  # SHA-256 of the classifier
-    accuracy: float
-
-    def floor(self, count: int) -> float:
-        """The distance of as many training images, as evaluate.py has it."""
-        train = self.reference.train.items
-        some = [train[chosen(len(train), count, "floor", i)] for i in range(FLOORS)]
-        return mean(self.reference.distance(images) for images in some)
 
 
 def main() -> int:
@@ -111,18 +74,14 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return work(*args.worker)
-
     args.output_dir.mkdir(parents=True, exist_ok=True)
     log, device = args.output_dir / "time_to_quality.jsonl", choose_device("auto")
     every = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows, left_out = [], []
     for seed in range(args.seeds):
         task = Task(args.dataset, args.data_dir, args.minutes, seed, args.samples, device, Path())
-        measured = measured_by(task, args.output_dir)
+        measured = measured_by(task.real(), args.output_dir, device)
         setting = {
             "dataset": args.dataset,
             "minutes": args.minutes,
@@ -162,13 +121,7 @@ def main() -> int:
     return 1 if left_out else 0
 
 
-def measured_by(task: Task, output_dir: Path) -> Measured:
-    real, bar = task.real(), partial(tqdm, disable=None)
-    judge = judge_for(real, output_dir, task.device, progress=bar)
-    return Measured(Reference(judge, real), judge.sha256, judge.accuracy)
-
-
-# --- a contender in a process of its own ----------------------------------------------------------
+# --- a contender ---------------------------------------------------------------------------------
 
 
 def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | None:
@@ -196,42 +149,6 @@ def run(name: str, task: Task, measured: Measured, output_dir: Path) -> dict | N
         "curve_floor": measured.floor(len(images[-1][:CURVE])),
         "file": path.name,
     }
-
-
-def compute(name: str, task: Task) -> tuple[dict | None, list[Tensor]]:
-    """What has become of a contender, and the images of its moments; None if it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        what = json.dumps({**task._asdict(), "device": str(task.device), "folder": folder})
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, what]
-        if subprocess.run(command).returncode:
-            return None, []
-        found = json.loads(Path(folder, "result.json").read_text())
-        images = [torch.from_numpy(np.load(path)) for path in found.pop("files")]
-    return {**found, "matrix_product": matmul_rate(found["precision"], task.device)}, images
-
-
-def work(name: str, what: str) -> int:
-    """Train and draw, in a process of its own; the result is in the task's folder."""
-    fields = json.loads(what)
-    fields |= {"device": torch.device(fields["device"]), "folder": Path(fields["folder"])}
-    task = Task(**fields)
-    try:
-        result = CONTENDERS[name](task)._asdict()
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0].replace("_", "-")
-        print(f"{name} needs a package: pip install {package}", file=sys.stderr)
-        return 1
-    moments, files = result.pop("moments"), []
-    for i, moment in enumerate(moments):
-        files.append(str(task.folder / f"{i}.npy"))
-        np.save(files[-1], moment.images.numpy())
-    result |= {"moments": [without_images(moment) for moment in moments], "files": files}
-    (task.folder / "result.json").write_text(json.dumps(result))
-    return 0
-
-
-def without_images(moment: Moment) -> dict:
-    return {"seconds": moment.seconds, "updates": moment.updates}
 
 
 def slug(name: str) -> str:
@@ -266,42 +183,6 @@ def report(rows: list[dict], args) -> None:
     save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     save_figure(path.with_suffix(".png"), picture(rows, args.output_dir))
     print(f"\n{text}\n{path}")
-
-
-def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """A line for each contender: of several seeds, the mean."""
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for name in dict.fromkeys(row["contender"] for row in rows):
-        mine = [row for row in rows if row["contender"] == name]
-        values = {
-            **mine[0],
-            "name": name,
-            "gflop": mine[0]["flops"] / 1e9,
-            "speed": spread([row["images_per_second"] for row in mine], ",.0f"),
-            "share": spread([share(row) for row in mine], ".2f"),
-            "seconds_of_64": spread([row["seconds_of_64"] for row in mine], ".2f"),
-        }
-        if "fid" in mine[0]:
-            values |= {
-                "updates": spread([row["updates"] for row in mine], ",.0f"),
-                "fid": spread([row["fid"] for row in mine], ".3f"),
-                "ratio": spread([row["fid"] / row["floor"] for row in mine], ",.1f"),
-            }
-        lines.append(f"| {' | '.join(columns.values())} |".format(**values))
-    return "\n".join(lines)
-
-
-def share(row: dict) -> float:
-    """Of the FLOP/s of a matrix product in the same precision, those of training."""
-    return row["images_per_second"] * row["flops"] / row["matrix_product"]
-
-
-def spread(values: list[float], layout: str) -> str:
-    """The mean, and in brackets the lowest and the highest if there are several."""
-    text = format(mean(values), layout)
-    if len(values) == 1:
-        return text
-    return f"{text} ({format(min(values), layout)} to {format(max(values), layout)})"
 
 
 def picture(rows: list[dict], folder: Path) -> Figure:

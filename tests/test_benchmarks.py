@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, profile_step, record, throughput, time_to_quality
+from benchmarks import contenders, contest, profile_step, record, throughput, time_to_quality
 from benchmarks.contenders import Task
 from conftest import TINY
 from evaluation import classifier
@@ -178,9 +178,9 @@ def compare(tmp_path, monkeypatch, capsys, clock):
         monkeypatch.setitem(time_to_quality.CONTENDERS, name, fake)
 
     def run(command):
-        return SimpleNamespace(returncode=time_to_quality.work(*command[-2:]))
+        return SimpleNamespace(returncode=contest.work(*command[-2:]))
 
-    monkeypatch.setattr(time_to_quality, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(contest, "subprocess", SimpleNamespace(run=run))
 
     def call(*arguments):
         command = ["time_to_quality.py", "--dataset", "digits", "--samples", "40"]
