@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.runs import SAMPLING, Measured, drawn_by_sample, measured_by, train
 from data import load_dataset
+from evaluation.classifier import RECIPE
 from evaluation.real import Real, real_data
 from training.validation import held_out_count
 from utils import choose_device, choose_precision, describe
@@ -93,6 +94,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     log, device = args.output_dir / "ablations.jsonl", choose_device("auto")
     setting = {"images": args.images, "samples": args.samples, "sampling": SAMPLING}
+    setting["recipe"] = RECIPE  # of the classifier
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = [
         row

@@ -17,6 +17,7 @@ What is not alike, and cannot be, is in PROTOCOL, which stands below the table.
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -175,6 +176,8 @@ def report(rows: list[dict], args) -> None:
     command = f"python benchmarks/time_to_quality.py --dataset {args.dataset}"
     command += f" --minutes {args.minutes:g}" + (f" --seeds {seeds}" if seeds > 1 else "")
     command += f" --samples {args.samples}" if args.samples != SAMPLES else ""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    command += "" if names == list(CONTENDERS) else f" --only {shlex.join(names)}"
     text = (
         f"# Time to quality\n\n`{command}`, {rows[-1]['date']}: {head}\n\n"
         f"{table(rows, COLUMNS)}\n\n![the distance over the time]({path.stem}.png)\n\n"

@@ -214,6 +214,7 @@ def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
     text = (folder / "time_to_quality.md").read_text()
     assert f"| ours | {rows[0]['parameters']:,} | fp32 | 128 | {rows[0]['updates']:,} |" in text
     assert "## Protocol" in text
+    assert "--dataset digits --minutes 0.05 --samples 40 --only ours diffusers`" in text
     assert (folder / "time_to_quality.png").stat().st_size > 10_000
 
 
