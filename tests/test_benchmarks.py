@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, contest, profile_step, record, throughput, time_to_quality
+from benchmarks import (
+    ablations,
+    contenders,
+    contest,
+    profile_step,
+    record,
+    samplers,
+    throughput,
+    time_to_quality,
+)
 from benchmarks.contenders import Task
 from conftest import TINY
 from evaluation import classifier
@@ -289,3 +298,57 @@ def test_a_part_that_is_no_longer_there_is_an_error(monkeypatch):
     monkeypatch.setitem(profile_step.PARTS, "shards", unused)
     with pytest.raises(RuntimeError, match="never called: shards"):
         profile_step.profile([*TINY, "--max-steps", "2", "--validation", "0"], CPU)
+
+
+@pytest.fixture
+def ablate(tmp_path, monkeypatch):
+    """Runs ablations.py with trainings that are not made, and returns which would have been."""
+    trained = []
+
+    def run(flags, seed, args, measured):
+        trained.append((tuple(flags), seed))
+        return {"fid": 10.0 + 2 * seed, "seconds": 5.0}
+
+    measured = SimpleNamespace(judge="0", floor=lambda count: 2.0)
+    monkeypatch.setattr(ablations, "held_out_by", lambda seed, data_dir: None)
+    monkeypatch.setattr(ablations, "measured_by", lambda *_: measured)
+    monkeypatch.setattr(ablations, "run", run)
+
+    def call(*arguments):
+        command = ["ablations.py", "--output-dir", str(tmp_path), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        trained.clear()
+        ablations.main()
+        return list(trained)
+
+    return call
+
+
+def test_ablations_go_on_where_they_were(ablate, tmp_path, monkeypatch):
+    first = ["--only", "default", "batch 64", "--seeds"]
+    batch = ("--batch-size", "64")
+    assert ablate(*first, 1) == [((), 0), (batch, 0)]
+    assert ablate(*first, 2) == [((), 1), (batch, 1)]
+    assert ablate(*first, 2) == []
+    text = (tmp_path / "ablations.md").read_text()
+    assert "| batch 64 | 11.00 | 10.00, 12.00 | 5.5 | 5 |" in text
+    assert "| default | 11.00 |" in text
+    monkeypatch.setitem(ablations.VARIANTS, "batch 64", ["--batch-size", "96"])
+    assert ablate(*first, 1) == [(("--batch-size", "96"), 0)]
+    assert ablate(*first, 1, "--images", 10) == [((), 0), (("--batch-size", "96"), 0)]
+    monkeypatch.setattr(ablations, "RECIPE", 0)  # figures of another classifier do not compare
+    assert len(ablate(*first, 1)) == 2
+
+
+def test_samplers_are_compared_with_all_steps(conditional, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "UPDATES", 30)
+    command = ["samplers.py", "--checkpoint", conditional, "--num-images", 12, "--batch-size", 8]
+    command += ["--samplers", "ddim", "heun", "--nfe", 4, 9, "--precision", "fp32"]
+    command += ["--data-dir", tmp_path / "data", "--output-dir", tmp_path]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    samplers.main()
+    head, *rows = (tmp_path / "samplers.md").read_text().strip().split("\n\n")[1].split("\n")
+    assert head == "| sampler | 4 | 9 | 100 |"
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| `ddim`", "| `heun`", "| seconds"]
+    assert all(np.isfinite(float(cell)) for row in rows[1:3] for cell in row.split("|")[2:4])
+    assert (tmp_path / "samplers.png").stat().st_size > 5000
