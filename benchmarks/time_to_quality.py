@@ -207,7 +207,7 @@ def picture(rows: list[dict], folder: Path) -> Figure:
     axes.axhline(rows[0]["curve_floor"], color="black", linewidth=0.8, linestyle=":")
     count = min(CURVE, rows[0]["samples"])
     axes.set(xlabel="seconds of training", ylabel=f"classifier-FID of {count} images", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     axes.grid(alpha=0.25)
     return figure
 
