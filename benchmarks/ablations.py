@@ -2,16 +2,18 @@
 
     python benchmarks/ablations.py
     python benchmarks/ablations.py --only default "batch 64" --images 150000 --seeds 1
+    python benchmarks/ablations.py --flags "--preset laptop --validation 10000" --images 278000
 
-Lets train.py train a small network on MNIST at 16 x 16 for the same number of images each time, and
-draws images as sample.py does, for several seeds. Their classifier-FID is that to the images that
-the run held out of training, so that the test split decides nothing; the floor is that of as many
-training images. Writes ablations.md, and a row of ablations.jsonl for each run, to --output-dir;
-with the same folder it goes on where it was.
+Lets train.py train on MNIST for the same number of images each time, by default a small network at
+16 x 16, and draws images as sample.py does, for several seeds. Their classifier-FID is that to the
+images that the run held out of training, so that the test split decides nothing; the floor is that
+of as many training images. Writes ablations.md, and a row of ablations.jsonl for each run, to
+--output-dir; with the same folder it goes on where it was.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -26,11 +28,12 @@ from benchmarks.runs import SAMPLING, Measured, drawn_by_sample, measured_by, tr
 from data import load_dataset
 from evaluation.classifier import RECIPE
 from evaluation.real import Real, real_data
+from train import parse_args
+from training.config import choose_natural, choose_preset
 from training.validation import held_out_count
 from utils import choose_device, choose_precision, describe
 
-SIZE = 16  # of the images
-BASE = ["--channels", "32", "--image-size", str(SIZE), "--warmup-steps", "50"]
+BASE = "--channels 32 --image-size 16 --warmup-steps 50"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "told the classes": ["--class-conditional"],
@@ -61,23 +64,34 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def run(flags: list[str], seed: int, args, measured: Measured) -> dict:
+def flags_for(args, variant: str, seed: int) -> argparse.Namespace:
+    """The flags of train.py for a run, its preset's and those that are natural for images too."""
+    words = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir]
+    words += ["--seed", str(seed), *shlex.split(args.flags), *VARIANTS[variant]]
+    flags = parse_args(words)
+    choose_preset(flags, "images", classes=10)
+    choose_natural(flags, "images")
+    flags.words = [*words, "--max-steps", str(args.images // flags.batch_size)]
+    return flags
+
+
+def run(flags: argparse.Namespace, args, measured: Measured, sampling: dict) -> dict:
     """Train one variant by train.py, and measure what it draws."""
-    command = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir, *BASE]
-    batch = int(flags[flags.index("--batch-size") + 1]) if "--batch-size" in flags else 128
-    command += ["--batch-size", str(batch), "--max-steps", str(args.images // batch)]
     labels = measured.reference.train.labels
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, _ = train([*command, "--seed", str(seed), *flags], folder)
+        checkpoint, _ = train(flags.words, folder)
         path = Path(folder, "model_final.pt")
-        drawn, *_ = drawn_by_sample(path, args.samples, seed=seed, sampling=SAMPLING, labels=labels)
+        drawn, *_ = drawn_by_sample(
+            path, args.samples, seed=flags.seed, sampling=sampling, labels=labels
+        )
     return {"fid": measured.reference.distance(drawn.items), "seconds": checkpoint["seconds"]}
 
 
-def held_out_by(seed: int, data_dir: str) -> Real:
-    """MNIST, with what a run of that seed holds out of training."""
-    data = load_dataset("mnist", data_dir, image_size=SIZE, download=False)
-    return real_data("mnist", data, None, data_dir, held_out_count(None, len(data.items)), seed)
+def held_out_by(flags: argparse.Namespace) -> Real:
+    """MNIST, with what a run holds out of training."""
+    data = load_dataset("mnist", flags.data_dir, image_size=flags.image_size, download=False)
+    count = held_out_count(flags.validation, len(data.items))
+    return real_data("mnist", data, None, flags.data_dir, count, flags.seed)
 
 
 def main() -> None:
@@ -87,39 +101,46 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=30_000, help="trained on, by each run")
+    parser.add_argument("--flags", default=BASE, help="of train.py, for all (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="for what knows classes")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     log, device = args.output_dir / "ablations.jsonl", choose_device("auto")
-    setting = {"images": args.images, "samples": args.samples, "sampling": SAMPLING}
-    setting["recipe"] = RECIPE  # of the classifier
+    sampling = SAMPLING | (
+        {"guidance_scale": args.guidance_scale} if args.guidance_scale != 1 else {}
+    )
+    setting = {"flags": args.flags, "images": args.images, "samples": args.samples}
+    setting |= {"sampling": sampling, "recipe": RECIPE}  # the recipe is the classifier's
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = [
         row
         for row in rows
         if row.items() >= setting.items()
         and row["seed"] < args.seeds
-        and row["flags"] == BASE + VARIANTS.get(row["variant"], [])  # as they are now
+        and row["changed"] == VARIANTS.get(row["variant"])  # as it is now
     ]
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
         left = [variant for variant in args.only if (variant, seed) not in done]
         if not left:
             continue
-        measured = measured_by(held_out_by(seed, args.data_dir), args.output_dir, device)
+        real = held_out_by(flags_for(args, "default", seed))
+        measured = measured_by(real, args.output_dir, device)
         found = {"floor": measured.floor(args.samples), "judge": measured.judge}
         for variant in left:
-            found |= run(VARIANTS[variant], seed, args, measured)
-            flags = BASE + VARIANTS[variant]
-            rows.append({"variant": variant, "flags": flags, "seed": seed, **setting, **found})
+            found |= run(flags_for(args, variant, seed), args, measured, sampling)
+            what = {"variant": variant, "changed": VARIANTS[variant], "seed": seed}
+            rows.append({**what, **setting, **found})
             with open(log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(f"{variant}, seed {seed}: {found['fid']:.3f}", flush=True)
     floors = [row["floor"] for row in rows]
     head = (
-        f"Classifier-FID of {args.samples:,} samples in {SAMPLING['steps']} steps to the images "
+        f"`train.py {args.flags}`, one thing changed at a time: classifier-FID of "
+        f"{args.samples:,} samples in {SAMPLING['steps']} steps to the images "
         f"held out of training, after {args.images:,} images of it, {args.seeds} seeds, "
         f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as "
         f"many training images: {min(floors):.3f} to {max(floors):.3f}."

@@ -1,6 +1,6 @@
 """What train.py reaches in a given time: each recipe trained, measured, drawn and exported.
 
-    python benchmarks/record.py                            # all, one after the other
+    python benchmarks/record.py                            # all that the machine is for
     python benchmarks/record.py --only "mnist, 10 minutes"
 
 For each recipe: train.py, evaluate.py on three sets of 2,000 images, a grid of the first 64 by
@@ -23,6 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch
+
 from training.checkpoint import load_checkpoint
 from training.environment import read_environment
 from training.log import column, read_metrics
@@ -35,9 +37,12 @@ class Recipe(NamedTuple):
     train: str  # flags of train.py
     draw: str = ""  # flags of sample.py and evaluate.py
     weights: str = ""  # the name in weights/, of one that is published
+    part: float | None = None  # minutes, after which train.py is ended, to go on with --resume
+    needs_gpu: bool = False
 
 
 GUIDED = "--steps 20 --guidance-scale 1.3"
+CIFAR10 = "--dataset cifar10 --preset quality --compile reduce-overhead --sample-interval 0"
 RECIPES = {
     "mnist, 20 epochs": Recipe("--dataset mnist --preset fast --sample-interval 5", GUIDED),
     "mnist, 10 minutes": Recipe(
@@ -55,6 +60,10 @@ RECIPES = {
         "--dataset fashion_mnist --preset laptop --max-minutes 60 --sample-interval 0",
         "--steps 20",  # by now nearer to the training images than with guidance
         "fashion_mnist",
+    ),
+    "cifar10, 10 minutes on a GPU": Recipe(f"{CIFAR10} --max-minutes 10", GUIDED, needs_gpu=True),
+    "cifar10, 40 minutes on a GPU, in parts of 10": Recipe(
+        f"{CIFAR10} --max-minutes 40", GUIDED, part=10, needs_gpu=True
     ),
 }
 PROTOCOL = """\
@@ -80,6 +89,24 @@ def script(name: str, *flags: str) -> str:
     return result.stdout
 
 
+def train_in_parts(flags: list[str], folder: Path, minutes: float | None) -> None:
+    """Run train.py to its end, which SIGTERM ends after so many minutes each time, if any."""
+    rest = [*flags, "--overwrite"]
+    while True:
+        command = [sys.executable, "train.py", *rest, "--output-dir", str(folder)]
+        print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(minutes and 60 * minutes)
+            break
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()  # it saves
+        rest = ["--resume"]
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
 def run(name: str, recipe: Recipe, args) -> dict:
     """Train and measure by a recipe; the row of it."""
     slug = re.sub(r"\W+", "_", name)
@@ -91,8 +118,7 @@ def run(name: str, recipe: Recipe, args) -> dict:
 
     if not args.trained:
         start = time.monotonic()
-        flags = [*shlex.split(recipe.train), *data, "--output-dir", str(folder), "--overwrite"]
-        script("train", *flags)
+        train_in_parts([*shlex.split(recipe.train), *data], folder, recipe.part)
         (folder / "minutes").write_text(str((time.monotonic() - start) / 60))
     script("evaluate", *draw, *data)
     grid = f"results_{slug}.png"
@@ -108,7 +134,7 @@ def run(name: str, recipe: Recipe, args) -> dict:
     speeds, updates = column(rows, "images_per_second")[1], rows[-1]["step"]
     return {
         "recipe": name,
-        "train": f"python train.py {recipe.train}",
+        "train": train_command(recipe),
         "draw": f"--checkpoint outputs/model_final.pt {recipe.draw} --precision bf16 "
         "--batch-size 250",
         "date": session["time"][:10],
@@ -128,6 +154,15 @@ def run(name: str, recipe: Recipe, args) -> dict:
         "seconds": float(re.search(r"images in ([\d.]+) s", drawn)[1]),
         "grid": grid,
     }
+
+
+def train_command(recipe: Recipe) -> str:
+    """What a reader types."""
+    command = f"python train.py {recipe.train}"
+    if recipe.part is None:
+        return command
+    timeout = f"timeout {recipe.part:g}m"
+    return f"{timeout} {command}\n{timeout} python train.py --resume  # until it is done"
 
 
 def page(rows: list[dict]) -> str:
@@ -189,7 +224,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / "record")
     args = parser.parse_args()
     found = {row["recipe"]: row for row in json.loads(ROWS.read_text())} if ROWS.exists() else {}
-    for name in RECIPES if args.only is None else args.only:
+    here = [name for name in RECIPES if torch.cuda.is_available() or not RECIPES[name].needs_gpu]
+    for name in here if args.only is None else args.only:
         found[name] = run(name, RECIPES[name], args)
         write([found[name] for name in RECIPES if name in found])
     write([found[name] for name in RECIPES if name in found])

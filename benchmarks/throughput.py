@@ -4,6 +4,8 @@
     python benchmarks/throughput.py --precision bf16 --channels 96
     python benchmarks/throughput.py --contenders                        # beside other libraries
     python benchmarks/throughput.py --contenders diffusers smalldiffusion
+    python benchmarks/throughput.py --dataset cifar10 --minutes 3 \\
+        --contenders "ours, quality" "ours, quality, eager fp32" "diffusers, 6.8 M, bf16"
 
 Runs train.py on the bundled digits, enlarged to 28 x 28, and reads images/s from its metrics;
 before and after each run it takes the rate of a large matrix product in the same precision. The
@@ -12,7 +14,9 @@ the time of a training step (data, optimizer, moving average and log included), 
 rate. Flags that it does not know go to train.py.
 
 With --contenders those of time_to_quality.py are trained on MNIST for a minute each, by its clock
-and in a process of its own, and then draw 64 images.
+and in a process of its own, and then draw 64 images. The last example is for a GPU: a larger
+network as it is trained there, the same in fp32 and not compiled, and diffusers' loop with as many
+parameters.
 """
 
 import argparse
@@ -26,10 +30,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, Task
+from benchmarks.contenders import CONTENDERS, Task, usual
 from benchmarks.contest import COLUMNS, compute, table
 from benchmarks.rates import flops_per_image, matmul_rate
 from benchmarks.runs import train
+from data import DATASETS, kind_of
 from utils import choose_device, describe, has_native_bf16
 
 STEPS = 80  # of a run
@@ -62,20 +67,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    images = [name for name, source in DATASETS.items() if kind_of(source.shape) == "images"]
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="only this one")
-    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, help="none: all of them")
+    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, help="none: for the device")
     parser.add_argument("--minutes", type=float, help="of each contender (default: 1)")
-    parser.add_argument("--data-dir", help="where their MNIST is (default: data)")
+    parser.add_argument("--dataset", choices=images, help="of contenders (default: mnist)")
+    parser.add_argument("--data-dir", help="where it is (default: data)")
     args, flags = parser.parse_known_args()
     device = choose_device("auto")
-    if args.contenders is None and (args.minutes or args.data_dir):
-        parser.error("--minutes and --data-dir are for --contenders")
+    if args.contenders is None and (args.minutes or args.dataset or args.data_dir):
+        parser.error("--minutes, --dataset and --data-dir are for --contenders")
     if args.contenders is not None:
         if flags or args.precision:
             parser.error("--contenders have the flags and the precision that contenders.py gives")
         data_dir = args.data_dir or str(ROOT / "data")
-        task = Task("mnist", data_dir, args.minutes or 1, 0, 1, device, Path())
-        return compare(args.contenders or list(CONTENDERS), task)
+        minutes = args.minutes or 1
+        task = Task(args.dataset or "mnist", data_dir, minutes, 0, 1, device, Path())
+        return compare(args.contenders or usual(device), task)
     both = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
     for precision in [args.precision] if args.precision else both:
         speeds, rates = [], [matmul_rate(precision, device)]

@@ -30,7 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Task
+from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Task, usual
 from benchmarks.contest import COLUMNS, compute, table
 from benchmarks.runs import SAMPLING, Measured, measured_by
 from data import DATASETS, kind_of
@@ -70,7 +70,7 @@ def main() -> int:
     images = [name for name, source in DATASETS.items() if kind_of(source.shape) == "images"]
     parser.add_argument("--dataset", choices=images, default="mnist")
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="(default: for the device)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
@@ -104,7 +104,7 @@ def main() -> int:
             and row["options"] == CONTENDERS[row["contender"]].keywords  # as they are now
         ]
         rows += mine
-        for name in args.only:
+        for name in args.only or usual(device):
             if name in {row["contender"] for row in mine}:
                 continue
             print(f"{name}, seed {seed}", flush=True)
@@ -177,7 +177,8 @@ def report(rows: list[dict], args) -> None:
     command += f" --minutes {args.minutes:g}" + (f" --seeds {seeds}" if seeds > 1 else "")
     command += f" --samples {args.samples}" if args.samples != SAMPLES else ""
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    command += "" if names == list(CONTENDERS) else f" --only {shlex.join(names)}"
+    usually = names == usual(choose_device("auto"))
+    command += "" if usually else f" --only {shlex.join(names)}"
     text = (
         f"# Time to quality\n\n`{command}`, {rows[-1]['date']}: {head}\n\n"
         f"{table(rows, COLUMNS)}\n\n![the distance over the time]({path.stem}.png)\n\n"

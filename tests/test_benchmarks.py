@@ -1,6 +1,7 @@
 """The benchmarks that compare, record and explain."""
 
 import json
+import subprocess
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from benchmarks import (
     contenders,
     contest,
     profile_step,
+    rates,
     record,
     samplers,
     throughput,
@@ -190,6 +192,7 @@ def compare(tmp_path, monkeypatch, capsys, clock):
         return SimpleNamespace(returncode=contest.work(*command[-2:]))
 
     monkeypatch.setattr(contest, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(contest, "matmul_rate", lambda precision, device: 1e11)
 
     def call(*arguments):
         command = ["time_to_quality.py", "--dataset", "digits", "--samples", "40"]
@@ -260,7 +263,8 @@ def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkey
     assert "| smalldiffusion | 2 |" in result.out
 
 
-def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys):
+def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(contest, "matmul_rate", rates.matmul_rate)  # of this machine
     throughput.compare(["ours", "diffusers"], task_of(tmp_path, minutes=0.05, samples=1))
     _, head, _, ours, other = capsys.readouterr().out.strip().rsplit("\n", 4)
     assert [head.split(" | ").index(name) for name in ("images/s", "NFE")] == [4, 8]
@@ -276,9 +280,53 @@ def test_the_page_of_results_is_that_of_its_rows():
     assert record.PAGE.read_text() == record.page(rows)
     for row in rows:
         recipe = record.RECIPES[row["recipe"]]
-        assert row["train"] == f"python train.py {recipe.train}"
+        assert row["train"] == record.train_command(recipe)
         assert recipe.draw in row["draw"]
         assert (record.PAGE.parent / row["grid"]).is_file()
+
+
+def test_a_recipe_in_parts_is_resumed_until_it_is_done(tmp_path, capsys, monkeypatch):
+    made = []
+
+    class Process:
+        """One that does not end by itself the first two times."""
+
+        def __init__(self, command, **_):
+            self.returncode, self.waits = None, []
+            made.append((command, self.waits))
+
+        def wait(self, timeout=None):
+            self.waits.append(timeout)
+            if timeout and len(made) < 3:
+                raise subprocess.TimeoutExpired("train.py", timeout)
+            self.returncode = 0
+
+        def terminate(self):
+            self.waits.append("terminated")
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    record.train_in_parts(["--channels", "8"], tmp_path, minutes=10)
+    words = ["--output-dir", str(tmp_path)]
+    assert made == [
+        (
+            [sys.executable, "train.py", "--channels", "8", "--overwrite", *words],
+            [600, "terminated", None],
+        ),
+        ([sys.executable, "train.py", "--resume", *words], [600, "terminated", None]),
+        ([sys.executable, "train.py", "--resume", *words], [600]),
+    ]
+
+
+def test_a_recipe_that_fails_is_no_record(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        record.train_in_parts(["--channels", "0"], tmp_path, None)
+
+
+def test_recipes_for_a_gpu_say_how_they_are_resumed():
+    recipe = record.RECIPES["cifar10, 40 minutes on a GPU, in parts of 10"]
+    first, second = record.train_command(recipe).splitlines()
+    assert first.startswith("timeout 10m python train.py --dataset cifar10 --preset quality")
+    assert second.startswith("timeout 10m python train.py --resume")
 
 
 def test_the_parts_of_a_step_are_its_whole(capsys):
@@ -305,12 +353,13 @@ def ablate(tmp_path, monkeypatch):
     """Runs ablations.py with trainings that are not made, and returns which would have been."""
     trained = []
 
-    def run(flags, seed, args, measured):
-        trained.append((tuple(flags), seed))
-        return {"fid": 10.0 + 2 * seed, "seconds": 5.0}
+    def run(flags, args, measured, sampling):
+        trained.append((flags.batch_size, flags.seed))
+        assert flags.words[-2:] == ["--max-steps", str(args.images // flags.batch_size)]
+        return {"fid": 10.0 + 2 * flags.seed, "seconds": 5.0}
 
     measured = SimpleNamespace(judge="0", floor=lambda count: 2.0)
-    monkeypatch.setattr(ablations, "held_out_by", lambda seed, data_dir: None)
+    monkeypatch.setattr(ablations, "held_out_by", lambda flags: None)
     monkeypatch.setattr(ablations, "measured_by", lambda *_: measured)
     monkeypatch.setattr(ablations, "run", run)
 
@@ -326,16 +375,17 @@ def ablate(tmp_path, monkeypatch):
 
 def test_ablations_go_on_where_they_were(ablate, tmp_path, monkeypatch):
     first = ["--only", "default", "batch 64", "--seeds"]
-    batch = ("--batch-size", "64")
-    assert ablate(*first, 1) == [((), 0), (batch, 0)]
-    assert ablate(*first, 2) == [((), 1), (batch, 1)]
+    assert ablate(*first, 1) == [(128, 0), (64, 0)]
+    assert ablate(*first, 2) == [(128, 1), (64, 1)]
     assert ablate(*first, 2) == []
     text = (tmp_path / "ablations.md").read_text()
     assert "| batch 64 | 11.00 | 10.00, 12.00 | 5.5 | 5 |" in text
     assert "| default | 11.00 |" in text
     monkeypatch.setitem(ablations.VARIANTS, "batch 64", ["--batch-size", "96"])
-    assert ablate(*first, 1) == [(("--batch-size", "96"), 0)]
-    assert ablate(*first, 1, "--images", 10) == [((), 0), (("--batch-size", "96"), 0)]
+    assert ablate(*first, 1) == [(96, 0)]
+    assert ablate(*first, 1, "--images", 1000) == [(128, 0), (96, 0)]
+    assert ablate(*first, 1, "--guidance-scale", 1.3) == [(128, 0), (96, 0)]
+    assert ablate(*first, 1, "--flags", "--preset laptop") == [(64, 0), (96, 0)]
     monkeypatch.setattr(ablations, "RECIPE", 0)  # figures of another classifier do not compare
     assert len(ablate(*first, 1)) == 2
 
