@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -135,13 +136,14 @@ def hyphenated(arg: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def names(file: str, table: str) -> list[str]:
+@cache
+def names(file: str, table: str) -> tuple[str, ...]:
     """The keys of a dict literal in one of our modules, read without importing it (or torch)."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     for node in tree.body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         if table in [getattr(target, "id", None) for target in targets]:
-            return [ast.literal_eval(key) for key in node.value.keys]
+            return tuple(ast.literal_eval(key) for key in node.value.keys)
     raise LookupError(f"{file} has no dict {table}")
 
 

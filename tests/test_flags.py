@@ -109,7 +109,7 @@ def test_given_holds_what_stood_on_the_command_line():
     ],
 )
 def test_names_read_from_the_source_are_the_dicts_keys(file, table, actual):
-    assert flags.names(file, table) == list(actual)
+    assert flags.names(file, table) == tuple(actual)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
