@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +27,11 @@ from utils import autocast, choose_precision, derive_seed, memory_format, save_w
 
 RECIPE = 2  # to be raised with each change of what is below: older classifiers are then made anew
 FOLD = 2  # side of the patches that images are folded into: a quarter of the work
-WIDTH = 64  # channels of the first layer
-FEATURES = 2 * WIDTH
+CHANNELS = (64, 128, 128)  # at each level; the last are the features
+PHOTOGRAPHS = (64, 128, 256, 256)  # of larger classifiers, whose levels end in max pooling
 UPDATES = 1400
-HARDER = {"fashion_mnist": 4, "cifar10": 8}  # that need so many times as many
+HARDER = {"fashion_mnist": 4, "cifar10": 4}  # that need so many times as many updates
+LARGER = ("cifar10",)  # that need a larger classifier
 BATCH = 128
 LR = 3e-3
 WARM_UP = 0.1  # share of the updates in which the learning rate rises
@@ -39,21 +41,25 @@ CHUNK = 500  # images that are looked at once
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to scores (B, classes), by way of `FEATURES` features."""
+    """Images (B, C, H, W) in [-1, 1] to scores (B, classes), by way of its last level's features.
 
-    def __init__(self, image_channels: int, num_classes: int):
+    Args:
+        image_channels, num_classes: of the data.
+        larger: with the levels of `PHOTOGRAPHS`; the levels of `CHANNELS` end in a stride.
+    """
+
+    def __init__(self, image_channels: int, num_classes: int, larger: bool = False):
         super().__init__()
-        self.stem = convolution(image_channels * FOLD**2, WIDTH)
-        self.trunk = nn.Sequential(
-            Residual(WIDTH),
-            convolution(WIDTH, 2 * WIDTH, stride=2),
-            Residual(2 * WIDTH),
-            convolution(2 * WIDTH, FEATURES, stride=2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(FEATURES, num_classes)
-        self.register_buffer("std", torch.ones(FEATURES))  # of each feature, over real images
+        channels = PHOTOGRAPHS if larger else CHANNELS
+        self.stem = convolution(image_channels * FOLD**2, channels[0])
+        levels: list[nn.Module] = []
+        for here, below in pairwise(channels):
+            levels.append(Residual(here))
+            levels.append(convolution(here, below, stride=1 if larger else 2))
+            levels += [nn.MaxPool2d(2, ceil_mode=True)] if larger else []
+        self.trunk = nn.Sequential(*levels, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels[-1], num_classes)
+        self.register_buffer("std", torch.ones(channels[-1]))  # of each feature, over real images
 
     def ends(self) -> list[nn.Module]:
         """The layers that read the image and write the scores."""
@@ -90,7 +96,7 @@ def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequ
 class Seen(NamedTuple):
     """What a classifier sees in images."""
 
-    features: Tensor  # (N, FEATURES), each in units of its standard deviation over real images
+    features: Tensor  # (N, F), each in units of its standard deviation over real images
     probabilities: Tensor  # (N, classes)
 
     @property
@@ -148,12 +154,15 @@ def judge_for(
     require_classes(real)
     size = data.items.shape[-1]
     file = f"classifier_{real.name}_{size}_{key_of(data, real.flip)[:12]}.safetensors"
+    larger = real.name in LARGER
     for path in (real.cache / file, folder / file):
-        if (judge := read(path, data, device)) is not None:
+        if (judge := read(path, data, larger, device)) is not None:
             return judge
     say(f"training the classifier of {real.name}, once; on a CPU it takes minutes")
     updates = HARDER.get(real.name, 1) * UPDATES
-    model = train_classifier(data, updates, device, flip=real.flip, progress=progress)
+    model = train_classifier(
+        data, updates, device, larger=larger, flip=real.flip, progress=progress
+    )
     judge = Judge(model, 0.0, "", None)
     some = data.items[epoch_order(len(data.items), 0, 0)[:10_000]]  # folders are sorted by class
     model.std.copy_(judge.see(some).features.std(dim=0).clamp(min=1e-6))
@@ -188,6 +197,7 @@ def train_classifier(
     updates: int,
     device: torch.device,
     *,
+    larger: bool = False,
     flip: bool = False,
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> Classifier:
@@ -195,7 +205,7 @@ def train_classifier(
     precision = choose_precision("auto", device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed("classifier", 0))
-        model = Classifier(data.items.shape[1], len(data.classes)).to(
+        model = Classifier(data.items.shape[1], len(data.classes), larger).to(
             device, memory_format=memory_format(device)
         )
         optimizers = muon(model, LR).values()
@@ -236,8 +246,8 @@ def shifted(x: Tensor, most: int) -> Tensor:
     return x.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-def read(path: Path, data: Data, device: torch.device) -> Judge | None:
-    """The judge that is kept in a file; None if there is none, or it is damaged."""
+def read(path: Path, data: Data, larger: bool, device: torch.device) -> Judge | None:
+    """The judge of that size that is kept in a file; None if there is none, or it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -247,7 +257,7 @@ def read(path: Path, data: Data, device: torch.device) -> Judge | None:
         sha256 = metadata.pop("sha256")
         if sha256 != digest(metadata, tensors):
             return None
-        model = Classifier(data.items.shape[1], len(data.classes))
+        model = Classifier(data.items.shape[1], len(data.classes), larger)
         model.load_state_dict(tensors)
         accuracy = float(metadata["accuracy"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):

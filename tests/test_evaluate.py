@@ -101,6 +101,18 @@ def test_other_data_or_recipes_have_other_classifiers(real, monkeypatch):
     assert len({*keys, classifier.key_of(real.train, False)}) == 5
 
 
+def test_photographs_have_a_larger_classifier(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "UPDATES", 1)
+    arguments = real, tmp_path, torch.device("cpu")
+    smaller = judge_for(*arguments)
+    monkeypatch.setattr(classifier, "LARGER", ["digits"])
+    for _ in range(2):  # made in place of the smaller one, and then read
+        larger = judge_for(*arguments)
+        features = larger.see(real.held_out.items[:3]).features  # of images of 8x8
+        assert features.shape == (3, 256)
+    assert larger.path == smaller.path
+
+
 def test_training_leaves_the_random_numbers_alone(real, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "UPDATES", 1)
     torch.manual_seed(1)
