@@ -24,9 +24,8 @@ from objectives import (
     gaussian_kl,
     gaussian_nll,
 )
-from schedules import SCHEDULES, SPACINGS
-
-MAX_TIMESTEPS = 10_000  # of a process: beyond all use, and its tables are made in a moment
+from schedules import MAX_TIMESTEPS, SCHEDULES, SPACINGS
+from utils import pick
 
 
 class Level(NamedTuple):
@@ -68,13 +67,6 @@ class Denoise(Protocol):
 
     def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """(x_0, eps, fraction) of a network that has learned its variance; only ddpm asks."""
-
-
-def pick(table: dict, name: str, what: str):
-    """`table[name]`, or a ValueError that lists the names there are."""
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
-    return table[name]
 
 
 class GaussianDiffusion(nn.Module):

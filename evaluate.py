@@ -1,6 +1,6 @@
 """Measure generated images: those of a trained model, or anybody's."""
 
-from flags import (
+from cli.parser import (
     Parser,
     add_checkpoint_flags,
     add_runtime_flags,
@@ -53,7 +53,7 @@ def make_parser() -> Parser:
                       help="weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
 
     data = parser.add_argument_group("data (default: what the model was trained on)")
-    data.add_argument("--dataset", choices=names("data.py", "DATASETS"),
+    data.add_argument("--dataset", choices=names("dataset/registry.py", "DATASETS"),
                       help="for --samples: what they are compared with")
     data.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     data.add_argument("--split", choices=["test", "validation"], default="test",
@@ -119,28 +119,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import (
-    DATASETS,
-    Data,
-    epoch_order,
-    item_shape,
-    kind_of,
-    load_dataset,
-    to_unit,
-)
-from drawing import PLAIN, Job, draw
+from dataset.registry import DATASETS, load_dataset
+from dataset.types import Data
+from dataset.items import epoch_order, item_shape, kind_of, to_unit
+from sampling.drawing import PLAIN, Job, draw
 from evaluation.classifier import judge_for, require_classes
 from evaluation.copies import CLOSE, copies, pairs
 from evaluation.images import load_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Measure, Reference, chosen
 from evaluation.real import Real, real_data
-from folders import digest_of
-from likelihood import flow_likelihood, variational_bound
-from pictures import save_picture
-from training.checkpoint import load_checkpoint, restore
-from training.distributed import launched
-from training.weights import WEIGHTS, digest
+from dataset.changes import digest_of
+from evaluation.likelihood import flow_likelihood, variational_bound
+from visuals.pictures import save_picture
+from checkpoints.checkpoint import load_checkpoint, restore
+from distributed import launched
+from checkpoints.weights import WEIGHTS, digest
 from utils import (
     DataError,
     NoisePerImage,

@@ -1,6 +1,6 @@
 """Write a trained model in a form that other programs read."""
 
-from flags import Parser, run
+from cli.parser import Parser, run
 
 FORMS = {"numpy": ".npz", "safetensors": ".safetensors"}  # and how their files' names end
 
@@ -48,11 +48,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from card import drawing_flags, model_card, read_report
+from checkpoints.card import drawing_flags, model_card, read_report
 from diffusion import GaussianDiffusion
 from models.unet import feature_sizes
-from training.checkpoint import load_checkpoint, restore
-from training.weights import WEIGHTS, save_weights
+from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.weights import WEIGHTS, save_weights
 from utils import check_writable, save_whole
 
 

@@ -1,6 +1,6 @@
 """Draw images, or points, from a trained model."""
 
-from flags import (
+from cli.parser import (
     Parser,
     add_checkpoint_flags,
     add_runtime_flags,
@@ -95,8 +95,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data import load_dataset
-from drawing import (
+from dataset.registry import load_dataset
+from sampling.drawing import (
     FRAMES,
     MOMENTS,
     Drawn,
@@ -109,9 +109,9 @@ from drawing import (
     share,
     sum_of_all,
 )
-from npz import DAMAGED, WHOLE, Parts, save_npz
-from pictures import image_format, save_animation, save_picture
-from training.distributed import barrier, is_main, largest, process_group, say, world_size
+from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
+from visuals.pictures import image_format, save_animation, save_picture
+from distributed import barrier, is_main, largest, process_group, say, world_size
 from utils import check_writable, describe
 
 

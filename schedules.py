@@ -169,3 +169,6 @@ def distinct(t: Tensor, timesteps: int) -> list[int]:
         below = chosen[-1] - 1 if chosen else timesteps - 1
         chosen.append(max(min(round(value), below), len(t) - 1 - i))
     return chosen
+
+
+MAX_TIMESTEPS = 10_000  # of a process: beyond all use, and its tables are made in a moment

@@ -6,7 +6,7 @@ START = time.monotonic()  # --max-minutes counts from here
 
 from argparse import BooleanOptionalAction
 
-from flags import (
+from cli.parser import (
     Parser,
     add_data_flags,
     add_runtime_flags,
@@ -197,16 +197,18 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import DATASETS, Data, kind_of, load_dataset, shape_config
+from dataset.registry import DATASETS, load_dataset
+from dataset.types import Data
+from dataset.items import kind_of, shape_config
 from evaluation.classifier import judge_for
 from evaluation.measures import Reference
 from evaluation.real import real_data
-from folders import save_files
+from dataset.changes import save_files
 from models import MODELS, cost, model_config
-from points import distances
-from training.checkpoint import require_state
+from evaluation.points import point_distances
+from checkpoints.checkpoint import require_state
 from training.config import PRESETS, make_config
-from training.distributed import (
+from distributed import (
     barrier,
     is_main,
     launched,
@@ -419,7 +421,7 @@ def finished(job: Run) -> str:
     """What a run has come to."""
     lines, name = [], job.config["data"]["dataset"]
     if job.kind == "points" and job.drawn is not None:
-        ours, floor = distances(job.drawn, name)
+        ours, floor = point_distances(job.drawn, name)
         lines.append(
             f"energy distance of {len(job.drawn):,} samples to fresh {name}: {ours:.2e}, "
             f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"

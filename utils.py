@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -172,3 +174,29 @@ def sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+MAX_INT = 2**63 - 1
+
+
+def fits(value: object, kind) -> bool:
+    """Is a value of the kind that an annotation names? True and False are no numbers, nor is NaN.
+
+    Kinds are bool, int, float (which an int fits), str, dict, None, lists of those (list[str],
+    Sequence[int]) and their unions.
+    """
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) in (list, Sequence):
+        return isinstance(value, list) and all(fits(item, *get_args(kind)) for item in value)
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return number and -MAX_INT <= value <= MAX_INT
+    return value is None if kind in (None, NoneType) else isinstance(value, kind)
+
+
+def pick(table: dict, name: str, what: str):
+    """`table[name]`, or a ValueError that lists the names there are."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
+    return table[name]

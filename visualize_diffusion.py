@@ -1,6 +1,6 @@
 """Show the forward process, real data fading into noise, and what a model or a run has learned."""
 
-from flags import Parser, add_data_flags, add_device_flag, add_seed_flag, names, number, run
+from cli.parser import Parser, add_data_flags, add_device_flag, add_seed_flag, names, number, run
 
 TIMESTEPS = 1000  # T of the process shown
 COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
@@ -79,12 +79,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data import MissingData, epoch_order, item_shape, kind_of, load_dataset, to_uint8, to_unit
+from dataset.downloads import MissingData
+from dataset.items import epoch_order, item_shape, kind_of, to_uint8, to_unit
+from dataset.registry import load_dataset
 from diffusion import Denoise, GaussianDiffusion, Level
-from pictures import EXTENT, frame, image_format, pictures_of, save_figure, scatter
-from report import learning_rows, write_report
+from visuals.pictures import EXTENT, frame, image_format, pictures_of, save_figure, scatter
+from evaluation.report import learning_rows, write_report
 from schedules import SCHEDULES
-from training.checkpoint import load_checkpoint, restore
+from checkpoints.checkpoint import load_checkpoint, restore
 from training.folder import RunFolder
 from utils import NoisePerImage, check_writable, choose_device
 

@@ -25,12 +25,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.runs import SAMPLING, Measured, drawn_by_sample, measured_by, train
-from data import load_dataset
+from dataset.items import held_out_count
+from dataset.registry import load_dataset
 from evaluation.classifier import RECIPE
 from evaluation.real import Real, real_data
 from train import parse_args
 from training.config import choose_natural, choose_preset
-from training.validation import held_out_count
 from utils import choose_device, choose_precision, describe
 
 BASE = "--channels 32 --image-size 16 --warmup-steps 50"

@@ -23,13 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from benchmarks.rates import flops_per_image, now
 from benchmarks.runs import SAMPLING, drawn_by_sample
-from data import DATASETS, epoch_order, flipped, load_dataset, on_device, to_uint8, to_unit
+from checkpoints.checkpoint import load_checkpoint
+from dataset.items import epoch_order, flipped, on_device, to_uint8, to_unit
+from dataset.registry import DATASETS, load_dataset
 from evaluation.real import Real, real_data
 from training import folder
-from training.checkpoint import load_checkpoint
 from training.ema import EMA
-from training.log import column
 from utils import autocast, choose_precision, derive_seed
+from visuals.curves import column
 
 WARM_UP = 3  # updates of a foreign contender that are not on the clock
 MOMENTS = (1 / 8, 1 / 4, 1 / 2)  # of the time, at which images are drawn; and at its end

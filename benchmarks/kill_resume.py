@@ -41,10 +41,10 @@ import sklearn.datasets  # noqa: F401
 import torch
 import torchvision.utils  # noqa: F401
 
-import flags
 import train
+from checkpoints.checkpoint import load_checkpoint
+from cli import parser as flags
 from sample import sample
-from training.checkpoint import load_checkpoint
 from training.folder import RunFolder
 from training.log import read_metrics
 from utils import set_deterministic

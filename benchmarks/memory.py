@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from data import Data
+from dataset.types import Data
 from training.config import make_config
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe

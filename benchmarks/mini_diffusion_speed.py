@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from checkpoints.checkpoint import load_checkpoint, restore
 from mini_diffusion import NoiseScheduler, Sampler, UNet
 from samplers import ddim
-from training.checkpoint import load_checkpoint, restore
 
 
 def main() -> None:

@@ -25,10 +25,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from training.checkpoint import load_checkpoint
+from checkpoints.checkpoint import load_checkpoint
 from training.environment import read_environment
-from training.log import column, read_metrics
+from training.log import read_metrics
 from utils import save_whole
+from visuals.curves import column
 
 ROWS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 

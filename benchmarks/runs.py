@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 import sample
 from benchmarks.rates import now
-from drawing import Drawn, Job, draw
+from checkpoints.checkpoint import load_checkpoint
+from cli.parser import parse_keywords
 from evaluation.classifier import judge_for
 from evaluation.measures import Reference, chosen
 from evaluation.real import Real
-from flags import parse_keywords
-from training.checkpoint import load_checkpoint
+from sampling.drawing import Drawn, Job, draw
 from training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,13 +23,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.rates import now
-from data import load_dataset, to_uint8
+from checkpoints.checkpoint import load_checkpoint, restore
+from dataset.items import to_uint8
+from dataset.registry import load_dataset
 from evaluation.classifier import judge_for
+from evaluation.distances import energy_distance
 from evaluation.real import real_data
-from metrics import energy_distance
 from samplers import SAMPLERS
 from schedules import SPACINGS
-from training.checkpoint import load_checkpoint, restore
 from utils import (
     NoisePerImage,
     autocast,

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from data import Data
-from training.checkpoint import save_checkpoint
+from checkpoints.checkpoint import save_checkpoint
+from dataset.types import Data
 from training.config import make_config
 from training.saver import Saver, on_host
 from training.trainer import Trainer

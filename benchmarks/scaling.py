@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from data import Data
+from dataset.types import Data
+from distributed import is_main, own_device, process_group, world_size
 from training.config import make_config
-from training.distributed import is_main, own_device, process_group, world_size
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe
 

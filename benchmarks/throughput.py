@@ -34,7 +34,8 @@ from benchmarks.contenders import CONTENDERS, Task, usual
 from benchmarks.contest import COLUMNS, compute, table
 from benchmarks.rates import flops_per_image, matmul_rate
 from benchmarks.runs import train
-from data import DATASETS, kind_of
+from dataset.items import kind_of
+from dataset.registry import DATASETS
 from utils import choose_device, describe, has_native_bf16
 
 STEPS = 80  # of a run

@@ -33,11 +33,12 @@ from torch import Tensor
 from benchmarks.contenders import CONTENDERS, CURVE, WARM_UP, Task, usual
 from benchmarks.contest import COLUMNS, compute, table
 from benchmarks.runs import SAMPLING, Measured, measured_by
-from data import DATASETS, kind_of
-from npz import save_npz
-from pictures import ImagePictures, save_figure
+from dataset.items import kind_of
+from dataset.registry import DATASETS
+from sampling.parts import save_npz
 from training.config import PRESETS
 from utils import choose_device, describe, save_whole
+from visuals.pictures import ImagePictures, save_figure
 
 SAMPLES = 2000  # images that are measured
 SIDE = 6  # images of a row, and of a column, of the picture

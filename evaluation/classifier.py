@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from data import Data, epoch_order, flipped, to_unit
+from checkpoints.weights import digest
+from dataset.items import epoch_order, flipped, to_unit
+from dataset.types import Data
 from evaluation.real import Real
 from training.optimizers import muon
-from training.weights import digest
 from utils import autocast, choose_precision, derive_seed, memory_format, save_whole
 
 RECIPE = 2  # to be raised with each change of what is below: older classifiers are then made anew

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics import nearest
-from pictures import ImagePictures
+from evaluation.distances import nearest
+from visuals.pictures import ImagePictures
 
 CLOSE = 0.01  # share of held-out images that are as near to a training image as a near-copy
 SHOWN = 10  # pairs in the picture

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import to_uint8
-from folders import image_files, read_image
+from dataset.image_files import image_files, read_image
+from dataset.items import to_uint8
 from utils import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow's grey has them (ITU-R 601)

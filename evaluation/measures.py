@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from evaluation.classifier import Judge, Seen
+from evaluation.distances import chi_square, coverage, frechet_distance, kernel_distance, moments
 from evaluation.real import Real
-from metrics import (
-    chi_square,
-    coverage,
-    frechet_distance,
-    kernel_distance,
-    moments,
-)
 from utils import derive_seed
 
 NEIGHBOURS = 3  # for precision and recall (Kynkaanniemi et al. 2019)

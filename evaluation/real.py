@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from data import DATASETS, Data
-from diffusion import pick
-from training.validation import held_out_count, split
-from utils import DataError
+from dataset.items import held_out_count, split
+from dataset.registry import DATASETS
+from dataset.types import Data
+from utils import DataError, pick
 
 
 class Real(NamedTuple):

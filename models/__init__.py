@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from diffusion import MAX_TIMESTEPS, pick
 from models.cnn import CNN
 from models.dit import DiT
 from models.mlp import MLP
 from models.naive_unet import NaiveUNet
 from models.unet import UNet
+from schedules import MAX_TIMESTEPS
+from utils import pick
 
 MODELS: dict[str, type[nn.Module]] = {
     "unet": UNet,

@@ -21,16 +21,16 @@ from math import sqrt
 import matplotlib.pyplot as plt
 import torch
 
-from data import load_dataset
+from checkpoints.checkpoint import load_checkpoint, restore
+from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
+from evaluation.points import point_distances
 from models.mlp import MLP
-from pictures import scatter
-from points import distances
 from sample import sample
 from samplers import ddpm
 from train import train
-from training.checkpoint import load_checkpoint, restore
 from utils import NoisePerImage
+from visuals.pictures import scatter
 
 QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # the tests set it: all the code, and ugly pictures
 torch.manual_seed(0)
@@ -197,7 +197,7 @@ show([x_0, drawn], ["data", "samples"], size=3)
 # quite 0, so that the distance between two fresh sets of data is the measure:
 
 # %%
-ours, floor = distances(drawn, "moons")
+ours, floor = point_distances(drawn, "moons")
 print(f"samples to data {ours:.2e}, data to other data {floor:.2e}")
 
 # %% [markdown]

@@ -21,13 +21,15 @@ import torch
 from IPython.display import display
 from PIL import Image
 
-from data import MissingData, load_dataset, to_uint8, to_unit
+from checkpoints.checkpoint import load_checkpoint, restore
+from dataset.downloads import MissingData
+from dataset.items import to_uint8, to_unit
+from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from pictures import ImagePictures
 from sample import sample
 from samplers import ddpm
 from train import train
-from training.checkpoint import load_checkpoint, restore
+from visuals.pictures import ImagePictures
 
 DATA = os.environ.get("TINY_DIFFUSION_DATA", "data")  # the folder with MNIST, if there is one
 DOWNLOAD = False  # True fetches MNIST

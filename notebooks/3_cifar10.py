@@ -18,14 +18,15 @@ sys.path.insert(0, os.getcwd())
 import torch
 from PIL import Image
 
-import editing
-from data import MissingData, load_dataset, to_uint8, to_unit
-from pictures import ImagePictures
+from checkpoints.checkpoint import load_checkpoint, restore
+from dataset.downloads import MissingData
+from dataset.items import split, to_uint8, to_unit
+from dataset.registry import load_dataset
 from sample import sample
 from samplers import dpmpp_2m_sde
+from sampling import editing
 from train import train
-from training.checkpoint import load_checkpoint, restore
-from training.validation import split
+from visuals.pictures import ImagePictures
 
 DATA = os.environ.get("TINY_DIFFUSION_DATA", "data")  # the folder with CIFAR-10, or to put it
 QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # the tests set it: all the code, and ugly pictures

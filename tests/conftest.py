@@ -13,10 +13,10 @@ import torch
 
 import evaluate
 import export
-import flags
 import sample
 import train
 import visualize_diffusion
+from cli import parser as flags
 from evaluation import classifier
 from training import run
 

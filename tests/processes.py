@@ -13,9 +13,9 @@ from unittest import mock
 import sklearn.datasets  # noqa: F401  else each process would import it by itself
 import torchvision.utils  # noqa: F401
 
-import flags
-import npz
 import sample
+from cli import parser as flags
+from sampling import parts as npz
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

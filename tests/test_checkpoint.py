@@ -18,9 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT
-from report import config_of
-from training.checkpoint import (
+from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
     require_state,
@@ -29,9 +27,12 @@ from training.checkpoint import (
     step_of,
     verify,
 )
+from conftest import ROOT
+from evaluation.report import config_of
 from training.folder import RunFolder
-from training.log import Metrics, column, read_metrics
+from training.log import Metrics, read_metrics
 from training.trainer import Trainer
+from visuals.curves import column
 
 TRAPPED = ROOT / "tests" / "trapped"
 

@@ -10,19 +10,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import data
-from data import (
-    DATASETS,
-    DataError,
-    classes_like,
-    epoch_order,
-    flipped,
-    load_dataset,
-    on_device,
-    resized,
-    to_uint8,
-    to_unit,
-)
+from dataset import registry as data
+from dataset.items import classes_like, epoch_order, flipped, on_device, resized, to_uint8, to_unit
+from dataset.registry import DATASETS, load_dataset
+from utils import DataError
 
 
 def no_network(*arguments, **options):

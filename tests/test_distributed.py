@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import flags
 import train
 import two_processes
+from checkpoints.checkpoint import load_checkpoint
+from cli import parser as flags
 from conftest import ROOT, TINY
 from models import MODELS
 from test_train import assert_same_training, wait_for
 from training import resume
-from training.checkpoint import load_checkpoint
 from training.folder import number_of
 from training.log import read_metrics
 

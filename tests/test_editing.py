@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from diffusion import GaussianDiffusion
-from editing import invert, noised, partway, repaint, slerp
 from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import ddim, heun
+from sampling.editing import invert, noised, partway, repaint, slerp
 from schedules import SCHEDULES
 
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 import evaluate
+from checkpoints.checkpoint import load_checkpoint
 from conftest import TINY
-from data import classes_like, load_dataset
+from dataset.items import classes_like
+from dataset.registry import load_dataset
 from evaluation import classifier, inception
 from evaluation import real as real_module
 from evaluation.classifier import judge_for, shifted
@@ -20,7 +22,6 @@ from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
 from evaluation.real import Real, part
 from training import run
-from training.checkpoint import load_checkpoint
 from training.log import read_metrics
 from utils import DataError
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import train
+from checkpoints.checkpoint import load_checkpoint
 from conftest import ROOT, TINY
-from data import load_dataset
+from dataset.registry import load_dataset
 from test_train import assert_same_training, wait_for
 from test_trainer import trainer_of
 from training import folder, run, trainer
-from training.checkpoint import load_checkpoint
 from training.environment import append_environment
 from training.folder import RunFolder
 from training.log import read_metrics

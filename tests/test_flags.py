@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-import data
-import flags
 import models
 import objectives
 import samplers
 import schedules
+from cli import parser as flags
 from conftest import ROOT, SCRIPTS
+from dataset import registry as data
 from training import optimizers, plan
 
 EVERY_FLAG = [

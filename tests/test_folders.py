@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-import data
-import folders
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from conftest import ROOT, TINY
-from data import FOLDER_SIZE, DataError, load_dataset
+from dataset import folders
+from dataset import registry as data
+from dataset.registry import FOLDER_SIZE, load_dataset
 from test_data import check, noise_pixels
-from training.checkpoint import load_checkpoint, save_checkpoint
+from utils import DataError
 
 
 @pytest.fixture

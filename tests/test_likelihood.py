@@ -9,11 +9,11 @@ import torch
 
 import evaluate
 from conftest import TINY
-from data import load_dataset, shape_config
+from dataset.items import shape_config, split
+from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from likelihood import flow_likelihood, variational_bound
+from evaluation.likelihood import flow_likelihood, variational_bound
 from schedules import SCHEDULES
-from training.validation import split
 
 MEAN, STD, DIMS = 0.3, 0.5, 2
 ENTROPY = math.log2(STD * math.sqrt(2 * math.pi * math.e))  # bits per dimension

@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 from scipy.stats import energy_distance as scipy_energy_distance
 from torch.testing import assert_close
 
-from metrics import (
+from evaluation.distances import (
     chi_square,
     coverage,
     energy_distance,

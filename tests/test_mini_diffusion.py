@@ -15,11 +15,12 @@ from PIL import Image
 from torch import nn
 
 import export
-import flags
 import samplers
 import schedules
+from checkpoints.checkpoint import load_checkpoint, restore, save_checkpoint
+from cli import parser as flags
 from conftest import ROOT
-from data import to_uint8
+from dataset.items import to_uint8
 from diffusion import CLEAN, GaussianDiffusion, Level
 from mini_diffusion import (
     Attention,
@@ -41,8 +42,7 @@ from mini_diffusion.scheduler import PREDICTIONS
 from models import build_model
 from models import unet as torch_unet
 from objectives import PREDICTIONS as TORCH_PREDICTIONS
-from pictures import ImagePictures, square
-from training.checkpoint import load_checkpoint, restore, save_checkpoint
+from visuals.pictures import ImagePictures, square
 
 T = 50
 DEFAULTS = {"name": "unet", "image_size": 8, "image_channels": 1, "channels": 8}

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from data import shape_config
+from dataset.items import shape_config
 from models import MODELS, build_model, cost, model_config
 from models.dit import DiT, position_embedding
 from models.layers import TimestepEmbedding, attend

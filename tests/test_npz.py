@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from npz import DAMAGED, MISSING, WHOLE, Parts, save_npz
+from sampling.parts import DAMAGED, MISSING, WHOLE, Parts, save_npz
 from utils import DataError
 
 ARRAYS = [np.arange(60, dtype=np.uint8).reshape(5, 2, 3, 2), np.linspace(0, 1, 8, dtype="f4")]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.testing import assert_close
 
-from pictures import (
+from visuals.pictures import (
     EXTENT,
     ImagePictures,
     PointPictures,

@@ -6,10 +6,11 @@ import torch
 from torch.testing import assert_close
 
 import train
-from data import DATASETS, load_dataset
-from points import POINT_SETS, distances, draw_points
+from checkpoints.checkpoint import load_checkpoint
+from dataset.points import POINT_SETS, draw_points
+from dataset.registry import DATASETS, load_dataset
+from evaluation.points import point_distances
 from training import run
-from training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +84,9 @@ def test_gaussians_and_circles_by_radius():
 
 def test_distances_are_near_for_the_data_itself_and_far_for_another():
     fresh = torch.from_numpy(draw_points("moons", 1000, 7)[0])
-    ours, floor = distances(fresh, "moons")
+    ours, floor = point_distances(fresh, "moons")
     assert 0.3 < ours / floor < 3
-    ours, floor = distances(fresh, "circles")
+    ours, floor = point_distances(fresh, "circles")
     assert ours / floor > 10
 
 
@@ -105,7 +106,7 @@ def test_samples_come_near_the_data(script, moons, tmp_path):
     assert "2000 points" in result.out
     samples = torch.from_numpy(np.load(tmp_path / "s.npz")["arr_0"])
     assert samples.shape == (2000, 2)
-    ours, floor = distances(samples, "moons")
+    ours, floor = point_distances(samples, "moons")
     assert ours < 2 * floor
 
 

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import export
-import flags
 import train
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from cli import parser as flags
 from conftest import SCRIPTS, TINY
-from training.checkpoint import load_checkpoint, save_checkpoint
 
 ASKED = os.environ.get("TINY_DIFFUSION_EXAMPLES")
 SECONDS = 30  # that a command may take

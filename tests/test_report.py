@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-import flags
-import report
 import train
 from browser import CHROMIUM, Browser
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from cli import parser as flags
 from conftest import SCRIPTS
-from data import load_dataset
+from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from report import Learning, evenly, learning_rows, walk, write_report
+from evaluation import report
+from evaluation.report import Learning, evenly, learning_rows, walk, write_report
 from sample import sample
 from samplers import AUTO
-from training.checkpoint import load_checkpoint, save_checkpoint
 from training.folder import RunFolder
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 import sample
-from training.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-import flags
 import train
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
+from checkpoints.shards import read_record, verify_shards
+from cli import parser as flags
 from conftest import ROOT, TINY
 from test_train import assert_same_training
 from training import run
-from training.checkpoint import CheckpointError, load_checkpoint
 from training.folder import RunFolder
-from training.sharded import read_record, verify_shards
 
 FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", 4]
 
@@ -184,7 +184,7 @@ def test_damage_is_noticed(runs, tmp_path, how):
 
 
 def test_shards_that_cannot_be_written(script, group, monkeypatch):
-    from training import sharded
+    from checkpoints import shards as sharded
 
     def refuse(*_):
         raise OSError(28, "No space left on device")

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import sample
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from conftest import ROOT
-from drawing import Job
 from models import build_model, model_config
-from npz import Parts
 from processes import Processes
 from samplers import SAMPLERS
-from training.checkpoint import load_checkpoint, save_checkpoint
+from sampling.drawing import Job
+from sampling.parts import Parts
 
 # Five batches, the last smaller, of three classes.
 FLAGS = ["--class-id", "0,1,2", "--guidance-scale", 2, "--num-images", 75, "--batch-size", 16]

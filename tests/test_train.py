@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import train
+from checkpoints.checkpoint import load_checkpoint
 from conftest import ROOT, TINY
 from training import run
-from training.checkpoint import load_checkpoint
 from training.config import PRESETS, natural_objective
 from training.folder import RunFolder
 from training.log import read_metrics
@@ -551,7 +551,8 @@ def test_the_natural_choices_of_schedules():
 def test_edm_measures_the_data(script):
     script("train", *TINY, "--max-steps", 2, "--schedule", "edm", "--output-dir", "run")
     config = load_checkpoint("run/model_final.pt")["config"]["diffusion"]
-    from data import load_dataset, to_unit
+    from dataset.items import to_unit
+    from dataset.registry import load_dataset
 
     measured = to_unit(load_dataset("digits").items).std(correction=0).item()
     assert config["sigma_data"] == pytest.approx(measured, rel=1e-5)

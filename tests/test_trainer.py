@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 import train
 from conftest import TINY
-from data import load_dataset, to_unit
+from dataset.items import to_unit
+from dataset.registry import load_dataset
 from models import MODELS
 from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
 from training.config import make_config

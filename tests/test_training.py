@@ -11,9 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from conftest import ROOT
-from training import plan
-from training.checkpoint import (
+from checkpoints.checkpoint import (
     CheckpointError,
     differences,
     load_checkpoint,
@@ -21,18 +19,14 @@ from training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from conftest import ROOT
+from training import plan
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
-from training.log import (
-    Metrics,
-    column,
-    draw_loss,
-    plot_loss,
-    read_metrics,
-    running_average,
-)
+from training.log import Metrics, read_metrics
 from training.plan import LR_DECAYS, TimePlan, learning_rate
 from utils import save_whole
+from visuals.curves import column, draw_loss, plot_loss, running_average
 
 # --- EMA -----------------------------------------------------------------------------------------
 
@@ -172,7 +166,7 @@ import os, sys, torch
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from training.checkpoint import save_checkpoint
-import training.checkpoint as c
+import checkpoints.checkpoint as c
 save_checkpoint(Path({str(path)!r}), {{"step": 1}})
 whole = torch.save
 def half(value, file):

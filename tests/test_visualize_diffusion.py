@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 import visualize_diffusion
-from diffusion import SCHEDULES, GaussianDiffusion
+from diffusion import GaussianDiffusion
+from schedules import SCHEDULES
 
 
 def size_of(path):

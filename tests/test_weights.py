@@ -12,9 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT
-from models import MODELS, build_model, model_config
-from training.checkpoint import (
+from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
     restore,
@@ -22,7 +20,9 @@ from training.checkpoint import (
     step_of,
     verify,
 )
-from training.weights import digest, save_weights
+from checkpoints.weights import digest, save_weights
+from conftest import ROOT
+from models import MODELS, build_model, model_config
 
 SHAPES = {"images": {"image_size": 8, "image_channels": 1}, "points": {"dim": 2}}
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 import train
-from data import Data, epoch_order, load_dataset
+from dataset.items import epoch_order
+from dataset.registry import load_dataset
+from dataset.types import Data
+from distributed import gather, is_main, process_group, rank, share, world_size
 from models import MODELS
 from training.config import make_config
-from training.distributed import gather, is_main, process_group, rank, share, world_size
 from training.folder import RunFolder
 from training.plan import learning_rate
 from training.run import Run

@@ -1,12 +1,13 @@
 """The configuration of a run: what its flags come to for its data."""
 
-from data import DATASETS, Data, kind_of, shape_config, standard_deviation
+from dataset.changes import digest_of
+from dataset.items import held_out_count, kind_of, shape_config, standard_deviation
+from dataset.registry import DATASETS
+from dataset.types import Data
 from diffusion import GaussianDiffusion
-from folders import digest_of
+from distributed import world_size
 from models import DEFAULT, model_config
-from training.distributed import world_size
 from training.resume import CACHE, LIMITS
-from training.validation import held_out_count
 
 # Flags that go together. One given beside them counts; classes are told where there are any.
 PRESETS = {

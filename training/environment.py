@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from training.distributed import job, world_size
+from distributed import job, world_size
 from utils import save_whole
 
 ROOT = Path(__file__).resolve().parent.parent

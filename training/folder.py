@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from training.checkpoint import (
+from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
     step_of,
     verify,
 )
-from training.consistency import require_config
-from training.inspection import PlainCopy
-from training.sharded import read_record, verify_shards
+from checkpoints.consistency import require_config
+from checkpoints.inspection import PlainCopy
+from checkpoints.shards import read_record, verify_shards
 from utils import save_whole
 
 KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest

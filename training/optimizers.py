@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from training.sharded import placed, whole
+from training.sharding import placed, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan's post, chosen for speed
 ITERATIONS = 5

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from training.log import running_average
+from visuals.curves import running_average
 
 LINE_EVERY = 15  # seconds between two plain lines
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from flags import Parser, parse_saved
-from folders import changes, digest_of, read_files
-from training.checkpoint import CheckpointError, differences, load_run
-from training.distributed import job, restarted, say, world_size
+from checkpoints.checkpoint import CheckpointError, differences, load_run
+from checkpoints.shards import read_record
+from cli.parser import Parser, parse_saved
+from dataset.changes import changes, digest_of, read_files
+from distributed import job, restarted, say, world_size
 from training.environment import read_environment
 from training.folder import RunFolder
-from training.sharded import read_record
 from utils import check_writable
 
 CACHE = ("cache_dir", "cache_limit")  # flags of where data is held, which changes nothing else

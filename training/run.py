@@ -10,20 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import Data, classes_like, epoch_order, item_shape, kind_of, on_device
-from pictures import pictures_of, save_picture, square
+from checkpoints.shards import save_shards
+from dataset.items import classes_like, epoch_order, item_shape, kind_of, on_device, split
+from dataset.types import Data
+from distributed import gather, is_main, largest, rank, share, world_size
 from samplers import AUTO, SAMPLERS
-from training.distributed import gather, is_main, largest, rank, share, world_size
 from training.folder import RunFolder
-from training.log import Metrics, plot_loss
+from training.log import Metrics, read_metrics
 from training.plan import TimePlan, learning_rate
 from training.progress import Progress
 from training.saver import Saver, on_host
-from training.sharded import save_shards
 from training.stop import StopSignals
 from training.trainer import Diverged, Trainer
-from training.validation import split, validation_loss
+from training.validation import validation_loss
 from utils import NoisePerImage, autocast
+from visuals.curves import plot_loss
+from visuals.pictures import pictures_of, save_picture, square
 
 LOG_EVERY = 10  # steps between two rows of metrics
 GRID_STEPS = 50  # sampling steps of a grid
@@ -406,7 +408,7 @@ class Run:
 
     def plot(self) -> None:
         if is_main():
-            draw = partial(plot_loss, self.folder.metrics, self.folder.loss_plot)
+            draw = partial(plot_loss, read_metrics(self.folder.metrics), self.folder.loss_plot)
             self.attempt("the plot of the loss", draw)
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:

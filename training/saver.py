@@ -6,7 +6,7 @@ from threading import Thread
 
 from torch import Tensor
 
-from training.sharded import whole
+from training.sharding import whole
 
 
 def on_host(state):

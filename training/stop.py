@@ -2,7 +2,7 @@
 
 import signal
 
-from training.distributed import launched
+from distributed import launched
 
 
 class StopSignals:

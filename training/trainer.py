@@ -9,13 +9,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
-from data import flipped, to_unit
+from checkpoints.shards import load_shards
+from dataset.items import flipped, to_unit
 from diffusion import GaussianDiffusion
+from distributed import gather, mean, rank, world_size
 from models import build_model
-from training.distributed import gather, mean, rank, world_size
 from training.ema import EMA
 from training.optimizers import OPTIMIZERS
-from training.sharded import alone, load_shards, placed, shard, whole
+from training.sharding import alone, placed, shard, whole
 from utils import autocast, derive_seed, memory_format
 
 

@@ -3,29 +3,10 @@
 import torch
 from torch import Tensor
 
-from data import to_unit
-from training.distributed import mean, share, world_size
+from dataset.items import to_unit
+from distributed import mean, share, world_size
 from training.trainer import Trainer
 from utils import autocast, derive_seed, memory_format
-
-MOST = 1024  # items held out by default
-
-
-def held_out_count(asked: int | None, count: int) -> int:
-    """Items to hold out of `count`: those asked for, or by default a twentieth, 1024 at most."""
-    return min(MOST, count // 20) if asked is None else asked
-
-
-def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and indices held out: a pure function of its arguments.
-
-    Raises ValueError if none would be left to train on.
-    """
-    if held_out >= count:
-        raise ValueError(f"{held_out} items cannot be held out of training: there are {count}")
-    generator = torch.Generator().manual_seed(derive_seed("validation", seed))
-    order = torch.randperm(count, generator=generator)
-    return order[held_out:].sort().values, order[:held_out]
 
 
 @torch.no_grad()

@@ -23,19 +23,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffusion import GaussianDiffusion
-from models import build_model
-from training.consistency import (
+from checkpoints.consistency import (
     CHECKPOINT,
     require_config,
     require_kinds,
     require_optimizer,
     require_weights,
 )
-from training.inspection import PlainCopy, Refused, fits, require_plain_archive
-from training.seal import SealingFile, require_seal
-from training.weights import holds_weights, load_weights
-from utils import memory_format, save_whole
+from checkpoints.inspection import PlainCopy, Refused, require_plain_archive
+from checkpoints.seal import SealingFile, require_seal
+from checkpoints.weights import holds_weights, load_weights
+from diffusion import GaussianDiffusion
+from models import build_model
+from utils import fits, memory_format, save_whole
 
 FORMAT = 3
 

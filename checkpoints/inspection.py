@@ -5,21 +5,27 @@ a small file fill the memory.
 
 import pickletools
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import get_args, get_origin
 
 import torch
 from torch import Tensor
 
+from utils import MAX_INT
+
 MAX_PICKLE = 2**22  # bytes of the containers; for each of a network's weights they have about 400
+
+
 MAX_DEPTH = 10  # of containers in containers: an optimizer's are 7 deep
+
+
 MAX_VALUES = 10**6
-MAX_INT = 2**63 - 1
+
+
 # All that torch.save names for our checkpoints. torch.load(weights_only=True) would let more pass,
 # such as a bytearray of any length.
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+
+
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Long")}
 
 
@@ -90,19 +96,3 @@ class PlainCopy:
         if tensor.layout != torch.strided or self.room < 0:
             raise Refused("is damaged: its tensors are larger than the file")
         return tensor.detach() if self.mapped else tensor.detach().clone()
-
-
-def fits(value: object, kind) -> bool:
-    """Is a value of the kind that an annotation names? True and False are no numbers, nor is NaN.
-
-    Kinds are bool, int, float (which an int fits), str, dict, None, lists of those (list[str],
-    Sequence[int]) and their unions.
-    """
-    if isinstance(kind, UnionType):
-        return any(fits(value, one) for one in get_args(kind))
-    if get_origin(kind) in (list, Sequence):
-        return isinstance(value, list) and all(fits(item, *get_args(kind)) for item in value)
-    if kind in (int, float):
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        return number and -MAX_INT <= value <= MAX_INT
-    return value is None if kind in (None, NoneType) else isinstance(value, kind)

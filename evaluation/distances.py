@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 500  # items whose distances to others are computed at once
+
+
 LARGE = 20_000  # of which so many are turned into floats at once
 
 

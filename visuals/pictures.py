@@ -16,10 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data import kind_of, to_uint8
+from dataset.items import kind_of, to_uint8
 from utils import save_whole
 
 EXTENT = 3.0  # half the side of the square of the plane that is shown: pure noise fits in
+
+
 ROWS = 8  # at most, of a filmstrip of images
 
 
@@ -125,9 +127,6 @@ def pictures_of(shape: Sequence[int]) -> ImagePictures | PointPictures:
     return PointPictures() if kind_of(shape) == "points" else ImagePictures()
 
 
-# --- images --------------------------------------------------------------------------------------
-
-
 def enlarged(images: Tensor, to: int = 56) -> Tensor:
     """uint8 images with each pixel repeated, so that small ones can be read on a screen."""
     return F.interpolate(images, scale_factor=max(1, round(to / images.shape[-1])), mode="nearest")
@@ -145,9 +144,6 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 def square(count: int) -> int:
     """The number of columns that makes a grid of so many images about square."""
     return math.ceil(math.sqrt(count))
-
-
-# --- points --------------------------------------------------------------------------------------
 
 
 def scatter(axes, points: Tensor, title: str = "") -> None:
@@ -169,9 +165,6 @@ def picture_of(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[:, :, :3]
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:

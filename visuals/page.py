@@ -10,7 +10,7 @@ from string import Template
 
 import numpy as np
 
-from pictures import gif, png
+from visuals.pictures import gif, png
 
 SHOWN = 20  # entries of a list, at most
 

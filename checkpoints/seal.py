@@ -9,10 +9,14 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
-from training.inspection import Refused
+from checkpoints.inspection import Refused
 
 MARK = b"sha256:"
+
+
 LENGTH = len(MARK) + 64
+
+
 CHUNK = 2**20
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from utils import DataError, save_whole
 
 DIGEST = 32  # bytes of a SHA-256
+
+
 WHOLE, MISSING, DAMAGED = range(3)  # states of a part
 
 

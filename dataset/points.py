@@ -9,10 +9,6 @@ from math import pi
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from metrics import energy_distance
 
 
 def moons(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
@@ -89,19 +85,3 @@ def draw_points(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarra
     points, labels = spec.draw(count, np.random.RandomState(seed))
     points = (points - np.array(spec.centre)) / spec.size
     return points.astype(np.float32), None if labels is None else labels.astype(np.int64)
-
-
-def distances(samples: Tensor, name: str, sets: int = 5) -> tuple[float, float]:
-    """Energy distances of samples (N, 2) to fresh points, and of fresh points to others.
-
-    Both are means over a few sets of N, and count an item with itself: so they are above 0, and
-    their ratio says how the samples compare with a second draw of the data.
-    """
-
-    def fresh(seed: int) -> Tensor:
-        return torch.from_numpy(draw_points(name, len(samples), seed)[0])
-
-    pairs = [(fresh(1000 + 2 * i), fresh(1001 + 2 * i)) for i in range(sets)]
-    ours = sum(energy_distance(samples, a, biased=True) for a, _ in pairs)
-    floor = sum(energy_distance(a, b, biased=True) for a, b in pairs)
-    return ours / sets, floor / sets

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from data import item_shape, kind_of
-from training.weights import WEIGHTS, digest
+from checkpoints.weights import WEIGHTS, digest
+from dataset.items import item_shape, kind_of
 
 MEASURES = {  # of a report of evaluate.py, and what they are called in the card
     "classifier_fid": "classifier-FID",

@@ -18,11 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.inspection import PlainCopy, Refused
+from checkpoints.inspection import PlainCopy, Refused
 from utils import save_whole
 
 FORMAT = "tiny-diffusion-1"
+
+
 WEIGHTS = {"ema": "moving average", "model": "as trained"}  # as checkpoints and people name them
+
+
 MAX_HEADER = 2**22  # bytes, of the names and shapes and the metadata
 
 

@@ -16,8 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
+
+
 MAX_SEED = 2**63 - 1
+
+
 MOST = {int: 10**9, float: 1e30}  # that a flag takes where nothing else limits it
 
 
@@ -286,9 +290,6 @@ def add_walk_flags(parser: Parser) -> None:
                          "(default: 0)")
 
 
-# fmt: on
-
-
 def check_walk_flags(parser: Parser, args: argparse.Namespace) -> None:
     """End with a message if one of these flags is given without the one that it is for."""
     for flag in ("churn_min", "churn_max", "churn_noise"):
@@ -304,7 +305,7 @@ def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
-        choices=names("data.py", "DATASETS"),
+        choices=names("dataset/registry.py", "DATASETS"),
         default=default,
         help="digits comes with scikit-learn; folder is any folder of images" + default_help,
     )
@@ -328,7 +329,7 @@ def add_data_flags(parser: Parser, default: str | None, default_help: str = ""):
     )
     group.add_argument(
         "--fit",
-        choices=names("folders.py", "FITS"),
+        choices=names("dataset/image_files.py", "FITS"),
         default="crop",
         help="folder: take an image's central square, or press all of it into one",
     )

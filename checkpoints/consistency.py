@@ -11,14 +11,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from data import DATASETS, kind_of
-from diffusion import GaussianDiffusion, pick
+from dataset.items import kind_of
+from dataset.registry import DATASETS
+from diffusion import GaussianDiffusion
 from models import MODELS
-from training.inspection import fits
+from utils import fits, pick
 
 RECORD = {"step": int, "skipped": int, "seconds": float, "config": dict}
+
+
 RECORD |= {"unlogged_loss": float, "unlogged_updates": int}
+
+
 CHECKPOINT = {**RECORD, "model": dict, "ema": dict, "optimizer": dict, "scaler": dict | None}
+
+
 # What the scripts read of a configuration, beside the arguments of the network and the process.
 CONFIG = {
     "data": {"dataset": str, "data_dir": str, "count": int, "classes": list[str]},
@@ -32,6 +39,8 @@ CONFIG = {
         "processes": int,
     },
 }
+
+
 SHAPE = ("dim", "image_size", "image_channels")  # of an item, in "data" and in "model"
 
 

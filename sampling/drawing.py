@@ -16,28 +16,48 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import editing
-from data import classes_like, item_shape, kind_of, to_unit
+from checkpoints.checkpoint import load_checkpoint, restore
+from dataset.image_files import read_image, require_same_size
+from dataset.items import classes_like, item_shape, kind_of, to_unit
 from diffusion import GaussianDiffusion
-from folders import read_image, require_same_size
-from pictures import pictures_of, square
+from distributed import gather, is_main, own_device, rank, world_size
 from samplers import AUTO, SAMPLERS, options_of
-from training.checkpoint import load_checkpoint, restore
-from training.distributed import gather, is_main, own_device, rank, world_size
+from sampling import editing
 from utils import NoisePerImage, autocast, choose_device, choose_precision
+from visuals.pictures import pictures_of, square
 
 MOMENTS = 10  # pictures of the walk that --show-intermediate writes
+
+
 FRAMES = 60  # at most, of an animation
+
+
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # the other samplers: 20
+
+
 SPACING = {"heun": "karras"}  # the others: trailing. Heun fails in the long first steps of that one
+
+
 COUNT = {"images": 64, "points": 2000}  # drawn, and computed at once, where nothing is asked for
+
+
 PIXELS = 64 * 64 * 64  # of the images that are computed at once then
+
+
 # Flags that decide what is drawn as they are; others do as `Walk.chosen` has them.
 DECISIVE = ("raw", "seed", "class_id", "guidance_scale", "guidance_interval", "guidance_rescale")
+
+
 DECISIVE += ("strength", "resamplings", "interpolate")
+
+
 FILES = ("checkpoint", "start_from", "inpaint", "mask")  # flags whose files' contents decide
+
+
 # The flags of a walk from noise, for scripts that know no other, and that look at its end alone.
 PLAIN = {"mode": None, "start_from": None, "inpaint": None, "invert": None, "interpolate": False}
+
+
 PLAIN |= {"show_intermediate": False, "animate": False}
 
 

@@ -17,20 +17,27 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-import page
-from data import item_shape, kind_of, load_dataset
+from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
+from dataset.items import item_shape, kind_of
+from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from pictures import picture_of, pictures_of, square
 from samplers import AUTO, SAMPLERS
-from training.checkpoint import CheckpointError, load_checkpoint, restore
 from training.folder import RunFolder
-from training.inspection import fits
-from training.log import column, draw_loss, read_metrics
-from utils import NoisePerImage, describe, save_whole
+from training.log import read_metrics
+from utils import NoisePerImage, describe, fits, save_whole
+from visuals import page
+from visuals.curves import column, draw_loss
+from visuals.pictures import picture_of, pictures_of, square
 
 STAGES = 12  # checkpoints, at most, that draw
+
+
 STEPS = 50  # of a walk
+
+
 FRAMES = 25  # of the animation
+
+
 CURVES = {
     "loss": "loss",
     "classifier_fid": "classifier-FID",
@@ -56,9 +63,6 @@ class Learning(NamedTuple):
     newest: dict  # of the last of them: path, step, seconds, config; empty if there is none
     how: dict[str, object]  # they were drawn
     notes: list[str]  # what is missing or left out, and why
-
-
-# --- what the checkpoints draw -------------------------------------------------------------------
 
 
 def learning_rows(
@@ -169,9 +173,6 @@ def walk(
     walked = SAMPLERS[AUTO](denoise, levels[0].scale * start, levels, noise)
     for level, x in zip(levels[1:], walked, strict=True):
         yield finished(x / level.scale)  # edm's would be far too bright
-
-
-# --- the page ------------------------------------------------------------------------------------
 
 
 def write_report(run_folder: str | Path, learning: Learning | None = None) -> Path:
