@@ -1,22 +1,18 @@
-"""How a folder of images differs from what a run began with."""
+"""How an image folder has changed since a training run last read it."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dataset.image_files import printable
 from utils import save_whole
 
-if TYPE_CHECKING:
-    pass
-from dataset.image_files import printable
-
-SHOWN = 3  # names of changed files in a message
+SHOWN = 3  # names of files in a message
 
 
 def digest_of(files: Mapping[str, str]) -> str | None:
-    """One digest of the images of a folder, {name: digest}; None of none."""
+    """One digest of a folder's images, {file name: digest of pixels}; None if there are none."""
     if not files:
         return None
     text = json.dumps(sorted(files.items()))
@@ -24,12 +20,13 @@ def digest_of(files: Mapping[str, str]) -> str | None:
 
 
 def save_files(path: Path, files: Mapping[str, str]) -> None:
+    """Save {file name: digest of pixels} as JSON."""
     text = json.dumps(dict(files), indent=0) + "\n"
     save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def read_files(path: Path) -> dict[str, str]:
-    """What `save_files` wrote; nothing if it is missing, or something else."""
+    """Read a file of `save_files`; empty if it is missing or damaged."""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -38,9 +35,9 @@ def read_files(path: Path) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """How a folder's images differ: "3 images were added (a.png, b.png, c.png), 1 removed (d.png)"
+    """Difference of two folders: "3 images were added (a.png, b.png, c.png), 1 removed (d.png)".
 
-    A renamed image was removed and added.
+    A renamed image counts as removed and added.
     """
     kinds = {
         "added": now.keys() - before.keys(),
@@ -51,10 +48,11 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     for verb, names in kinds.items():
         if names:
             subject = "" if parts else " image was" if len(names) == 1 else " images were"
-            parts.append(f"{len(names):,}{subject} {verb} ({some(sorted(names))})")
+            parts.append(f"{len(names):,}{subject} {verb} ({first_names(sorted(names))})")
     return ", ".join(parts)
 
 
-def some(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
+    """The first few names, and the number of the rest: "a.png, b.png, c.png and 2 more"."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(map(printable, names[:SHOWN])) + more

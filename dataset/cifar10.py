@@ -1,4 +1,4 @@
-"""CIFAR-10, as torchvision lays it out."""
+"""CIFAR-10, in the files that torchvision uses."""
 
 import os
 
@@ -8,27 +8,30 @@ from dataset.downloads import check_md5, fetch
 from dataset.types import Data, Request
 
 
-def cifar10(request: Request) -> Data:
-    """CIFAR-10: 50,000 photographs, 32 x 32, colour (Krizhevsky 2009)."""
+def load_cifar10(request: Request) -> Data:
+    """CIFAR-10: 50,000 photographs for training, 10,000 for testing, 32 x 32, colour.
+
+    Source: Krizhevsky 2009. Raises DataError if files are missing or damaged.
+    """
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import extract_archive
 
     folder = request.data_dir / CIFAR10.base_folder
-    lists = [*CIFAR10.train_list, *CIFAR10.test_list]  # torchvision opens none without all
-    files = dict([*lists, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
+    listed = [*CIFAR10.train_list, *CIFAR10.test_list]  # torchvision needs all to load either
+    md5s = dict([*listed, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
     archive = request.data_dir / CIFAR10.filename
 
     def missing() -> list[str]:
-        return [name for name in files if not (folder / name).exists()]
+        return [name for name in md5s if not (folder / name).exists()]
 
     if missing() and archive.exists():
         check_md5(archive, archive.read_bytes(), CIFAR10.tgz_md5)
         extract_archive(str(archive), str(request.data_dir))
     if missing():
-        looked = f"Looked for {', '.join(missing())} in {folder}, and for {archive}."
+        searched = f"Looked for {', '.join(missing())} in {folder}, and for {archive}."
         copy = f"copy {archive.name} to {request.data_dir}{os.sep}"
-        fetch("cifar10", CIFAR10, folder, request, looked, [copy])
-    for name, md5 in files.items():  # before any of them is unpickled
+        fetch("cifar10", CIFAR10, folder, request, searched, [copy])
+    for name, md5 in md5s.items():  # before any file is unpickled
         check_md5(folder / name, (folder / name).read_bytes(), md5)
 
     data = CIFAR10(str(request.data_dir), train=request.split == "train", download=False)

@@ -4,79 +4,74 @@ import hashlib
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dataset.types import Request
 from utils import DataError
 
-DOWNLOAD_TIMEOUT = 10  # seconds of silence after which a server is given up
+DOWNLOAD_TIMEOUT = 10  # seconds without an answer after which a download fails
 
 
 class MissingData(DataError):
-    """Data that is not there and was not downloaded."""
-
-
-def check_md5(path: Path, content: bytes, md5: str) -> None:
-    if hashlib.md5(content).hexdigest() != md5:
-        raise damaged(
-            path, "empty" if not content else "its checksum (md5) is not the published one"
-        )
-
-
-def damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is damaged: {why}. Delete it and run this again, or copy it anew.")
+    """A data set that is not on this machine and was not downloaded."""
 
 
 def fetch(
-    name: str, kind: type, target: Path, request: Request, looked: str, ways_out: list[str]
+    name: str, kind: type, target: Path, request: Request, searched: str, remedies: list[str]
 ) -> None:
-    """Download a data set by torchvision's class into `target`, or raise MissingData with the ways
-    out.
+    """Download a data set into the folder `target`.
 
-    It is downloaded beside its place and moved there when whole: an interrupted download leaves no
-    file that looks like data.
+    torchvision's class `kind` downloads into a temporary folder of `request.data_dir`. The files
+    are moved to `target` when all are complete, so an interrupted download leaves nothing there.
+
+    Raises:
+        MissingData: the download failed, or `request.download` is false. The message tells what was
+            `searched` and lists the `remedies`.
     """
-    why = "--no-download was given"
+    reason = "--no-download is set"
     if request.download:
         try:
             request.data_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                dir=request.data_dir, prefix=".download-"
-            ) as temporary:
-                with socket_timeout(DOWNLOAD_TIMEOUT):
-                    kind(temporary, train=True, download=True)
+            with (
+                tempfile.TemporaryDirectory(dir=request.data_dir, prefix=".download-") as temporary,
+                socket_timeout(DOWNLOAD_TIMEOUT),
+            ):
+                kind(temporary, train=True, download=True)
                 target.mkdir(parents=True, exist_ok=True)
                 for file in (Path(temporary) / target.relative_to(request.data_dir)).iterdir():
                     if file.suffix != ".gz":
                         shutil.move(file, target / file.name)
             return
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torchvision raises RuntimeError after its last mirror
-            why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    ways = [
-        *(
-            ["connect to the network and run this again"]
-            if request.download
-            else ["drop --no-download"]
-        ),
-        *ways_out,
-        "use --dataset digits, which needs no network",
-    ]
+        except (OSError, RuntimeError) as error:  # RuntimeError: torchvision's last mirror failed
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    first = "Connect to the network and run again" if request.download else "Drop --no-download"
+    ways = "; ".join([first, *remedies, "or use --dataset digits (no download needed)"])
+    failed = "could not be downloaded" if request.download else "was not downloaded"
     raise MissingData(
-        f"{name} is not here and was not downloaded ({why}).\n{looked}\nWays out:\n"
-        + "\n".join(f"  - {way}" for way in ways)
+        f"{name} not found in {request.data_dir} and {failed} ({reason}).\n{searched}\n{ways}."
     )
 
 
 @contextmanager
-def socket_timeout(seconds: float):
-    """torchvision's downloads have no time-out: a silent server would hold them for ever."""
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Set a time-out for downloads: torchvision sets none and would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def check_md5(path: Path, content: bytes, md5: str) -> None:
+    """Raise a DataError if the content of a file does not have the published checksum."""
+    if hashlib.md5(content).hexdigest() != md5:
+        reason = "its MD5 is not the published one" if content else "empty"
+        raise damaged_file(path, reason)
+
+
+def damaged_file(path: Path, reason: str) -> DataError:
+    """The error for a damaged file, to be raised."""
+    return DataError(f"{path} is damaged: {reason}. Delete it and run again, or copy it again.")

@@ -1,104 +1,65 @@
-"""Folders of image files, decoded into memory."""
+"""A folder of image files as a data set. Its subfolders are the classes."""
 
-import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from utils import DataError
+from dataset.decoding import Decoded, ImageFolder, decode_in_memory
+from dataset.image_files import find_images, no_decompression_bombs
+from dataset.pixel_cache import decode_through_cache
+from dataset.types import Data, Request
 
-if TYPE_CHECKING:
-    pass
-from dataset.image_files import decode, has_colours, printable
-
-
-class Folder(NamedTuple):
-    """A folder of images, and all that decides its pixels."""
-
-    root: Path
-    files: list[Path]
-    size: int  # side of the images in pixels
-    fit: str  # a key of FITS
-    skip_bad: bool  # leave out what cannot be read
-
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W) if all can be read. Grey if no image has colours."""
-        channels = 3 if any(map(has_colours, self.files)) else 1
-        return (len(self.files), channels, self.size, self.size)
+FOLDER_SIZE = 64  # default side of the images in pixels
 
 
-class Decoded(NamedTuple):
-    pixels: Tensor  # uint8 (N, C, H, W), in memory or mapped, and then not to be written to
-    left_out: list[int]  # positions of the files that could not be read
-    digests: list[str]  # N, of each image's pixels
-    note: str = ""  # where the pixels are, if not in memory
+def load_folder(request: Request) -> Data:
+    """Any folder of images, each made square; grey if all images are.
 
-
-def in_memory(folder: Folder, progress: Callable[..., Iterable]) -> Decoded:
-    shape = folder.shape()
-    pixels, left_out, digests = torch.empty(shape, dtype=torch.uint8), [], []
-    for i, image in enumerate(images(folder, shape[1], progress)):
-        if image is None:
-            left_out.append(i)
-        else:
-            pixels[len(digests)] = torch.from_numpy(image.pixels)
-            digests.append(image.digest)
-    return Decoded(pixels[: len(digests)], left_out, digests)
-
-
-class DecodedImage(NamedTuple):
-    pixels: np.ndarray  # uint8 (channels, H, W)
-    digest: str  # of them in colour, so that it does not depend on the folder's other images
-
-
-def images(
-    folder: Folder, channels: int, progress: Callable[..., Iterable]
-) -> Iterator[DecodedImage | None]:
-    """Each file's image in turn; None for one that cannot be read.
-
-    Raises DataError at the end, with the names of those, unless they may be left out.
+    Subfolders are classes. There are no classes if any image lies in the folder itself. Raises
+    DataError if there are no images, or if one cannot be read and may not be left out.
     """
+    root, size = request.data_dir, request.image_size or FOLDER_SIZE
+    files, links_note = find_images(root)
+    decoded = decode_folder(
+        ImageFolder(root, files, size, request.fit, request.skip_bad_images),
+        request.cache_dir,
+        request.cache_limit,
+        request.progress,
+    )
+    bad = set(decoded.left_out)
+    kept = [file.relative_to(root) for i, file in enumerate(files) if i not in bad]
+    bad_note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
 
-    def attempt(file: Path) -> tuple[DecodedImage | None, str]:
-        try:
-            pixels = decode(file, folder.size, folder.fit)
-            digest = hashlib.blake2b(pixels, digest_size=8).hexdigest()
-            return DecodedImage(pixels[:channels], digest), ""
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            return None, f"{printable(file.relative_to(folder.root))}: {error}"
-
-    count, bad = len(folder.files), []
-    attempts = ahead(attempt, folder.files)
-    for image, problem in progress(attempts, total=count, desc="reading images"):
-        if image is None:
-            bad.append(problem)
-        yield image
-    if bad and (not folder.skip_bad or len(bad) == count):
-        shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
-        raise DataError(
-            f"{len(bad)} of {count} images in {folder.root} cannot be read:\n  {shown}\n"
-            "Mend or remove them, or leave them out with --skip-bad-images."
-        )
+    labels, classes = None, []
+    if all(len(file.parts) > 1 for file in kept):
+        classes = sorted({file.parts[0] for file in kept})
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[file.parts[0]] for file in kept])
+    note = "\n".join(filter(None, [decoded.note, links_note, bad_note]))
+    names = [file.as_posix() for file in kept]
+    digests = dict(zip(names, decoded.digests, strict=True))
+    return Data(decoded.pixels, labels, classes, note, digests)
 
 
-def ahead(function: Callable, items: Iterable) -> Iterator:
-    """`map` by threads that keep a few items ahead.
+@no_decompression_bombs()
+def decode_folder(
+    folder: ImageFolder,
+    cache_dir: str | Path | None = None,
+    cache_limit: float = 2,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+) -> Decoded:
+    """Decode a folder of images into memory or, if it is too large, into a mapped file.
 
-    `ThreadPoolExecutor.map` would go on to the last one, and hold all that nobody has taken yet.
+    Args:
+        folder: the folder to decode.
+        cache_dir: folder of the mapped files (default: a hidden one in the folder of images).
+        cache_limit: gigabytes of pixels, all images counted in colour, to hold in memory.
+        progress: wraps the iteration over files, as tqdm does.
+
+    Raises:
+        DataError: an image cannot be read, or the file cannot be written.
     """
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        begun = deque()
-        for item in items:
-            begun.append(pool.submit(function, item))
-            if len(begun) > 2 * workers:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+    if len(folder.files) * 3 * folder.size**2 <= cache_limit * 1e9:
+        return decode_in_memory(folder, progress)
+    return decode_through_cache(folder, cache_dir, progress)

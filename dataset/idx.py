@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, in LeCun's IDX format."""
+"""MNIST and Fashion-MNIST, in LeCun's IDX format: a short header, then one byte a value."""
 
 import gzip
 import os
@@ -9,22 +9,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.downloads import check_md5, damaged, fetch
+from dataset.downloads import check_md5, damaged_file, fetch
 from dataset.types import Data, Request
 
 
 class IdxSet(NamedTuple):
+    """A data set of four IDX files: images and labels of the training and the test split."""
+
     name: str
-    torchvision: str  # its class there, and its folder
+    torchvision_name: str  # of its class in torchvision, and of its folder
     classes: list[str]
-    md5: dict[str, str]  # of the uncompressed files
-    also: tuple[Path, str] | None = None  # another folder to look in, and what puts files there
+    md5s: dict[str, str]  # {file name: MD5 of the uncompressed file}
+    package: tuple = ()  # folder of a system package (Path), and how to install it (str)
 
 
+# Handwritten digits, 28 x 28, grey: 60,000 for training, 10,000 for testing (LeCun et al. 1998).
 MNIST = IdxSet(
     "mnist",
     "MNIST",
-    [str(d) for d in range(10)],
+    [str(digit) for digit in range(10)],
     {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -33,7 +36,7 @@ MNIST = IdxSet(
     },
 )
 
-
+# Pieces of clothing, 28 x 28, grey: 60,000 for training, 10,000 for testing (Xiao et al. 2017).
 FASHION_MNIST = IdxSet(
     "fashion_mnist",
     "FashionMNIST",
@@ -47,35 +50,38 @@ FASHION_MNIST = IdxSet(
     },
     (
         Path("/usr/share/datasets/fashion-mnist"),
-        "apt install dataset-fashion-mnist (Debian, Ubuntu)",
+        "run 'apt install dataset-fashion-mnist' (Debian, Ubuntu)",
     ),
 )
 
 
-def idx_images(spec: IdxSet, request: Request) -> Data:
-    raw = request.data_dir / spec.torchvision / "raw"
-    folders = [raw, *([spec.also[0]] if spec.also else [])]
+def load_idx(spec: IdxSet, request: Request) -> Data:
+    """Load one split of a data set in IDX format; download it if it is missing.
 
-    def find(stem: str) -> Path | None:
-        # Either form does; Debian compresses anew, so that only the content has a known checksum.
-        candidates = [folder / name for folder in folders for name in (stem, f"{stem}.gz")]
+    Raises DataError if a file is damaged, or missing and not downloaded.
+    """
+    raw = request.data_dir / spec.torchvision_name / "raw"
+    folders = [raw, *spec.package[:1]]
+
+    def find(name: str) -> Path | None:
+        candidates = [folder / n for folder in folders for n in (name, f"{name}.gz")]
         return next((path for path in candidates if path.exists()), None)
 
     start = {"train": "train", "test": "t10k"}[request.split]
-    needed = {stem: md5 for stem, md5 in spec.md5.items() if stem.startswith(start)}
-    if missing := [stem for stem in needed if find(stem) is None]:
-        looked = f"Looked for {' and '.join(f'{stem}[.gz]' for stem in missing)} in "
-        looked += " and ".join(map(str, folders)) + "."
-        copy = f"copy {' and '.join(f'{stem}.gz' for stem in missing)} to {raw}{os.sep}"
+    md5s = {name: md5 for name, md5 in spec.md5s.items() if name.startswith(start)}
+    if missing := [name for name in md5s if find(name) is None]:
         import torchvision
 
-        kind = getattr(torchvision.datasets, spec.torchvision)
-        fetch(spec.name, kind, raw, request, looked, [copy, *([spec.also[1]] if spec.also else [])])
+        searched = f"Looked for {' and '.join(f'{name}[.gz]' for name in missing)} in "
+        searched += " and ".join(map(str, folders)) + "."
+        copy = f"copy {' and '.join(f'{name}.gz' for name in missing)} to {raw}{os.sep}"
+        kind = getattr(torchvision.datasets, spec.torchvision_name)
+        fetch(spec.name, kind, raw, request, searched, [copy, *spec.package[1:]])
 
     contents = []
-    for stem, md5 in needed.items():
-        path = find(stem)
-        content = read(path)
+    for name, md5 in md5s.items():
+        path = find(name)
+        content = read_uncompressed(path)  # Debian compresses again, which changes the .gz file
         check_md5(path, content, md5)
         contents.append(content)
     images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
@@ -83,11 +89,12 @@ def idx_images(spec: IdxSet, request: Request) -> Data:
     return Data(torch.from_numpy(images.copy()), torch.from_numpy(labels), spec.classes)
 
 
-def read(path: Path) -> bytes:
+def read_uncompressed(path: Path) -> bytes:
+    """The content of a file, decompressed if its name ends in .gz. Raises DataError if damaged."""
     content = path.read_bytes()
     if path.suffix != ".gz":
         return content
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise damaged(path, str(error)) from None
+        raise damaged_file(path, str(error)) from None

@@ -1,4 +1,4 @@
-"""Image files: finding, opening and decoding them."""
+"""Image files: find them in a folder, check them, decode one."""
 
 import os
 import warnings
@@ -16,9 +16,7 @@ from utils import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-
-MAX_PIXELS = 50_000_000  # of one image file; a larger one is taken for a mistake or an attack
-
+MAX_PIXELS = 50_000_000  # per image file; a larger one is a mistake or an attack
 
 FORMATS = {
     ".png": "PNG",
@@ -32,11 +30,61 @@ FORMATS = {
 }
 
 
-@contextmanager
-def bombs_refused() -> Iterator[None]:
-    """Where Pillow would only warn that an image is enormous, it raises.
+# --- find images ---------------------------------------------------------------------------------
 
-    To be entered around threads and not in them: such filters are those of the whole process.
+
+def find_images(root: Path) -> tuple[list[Path], str]:
+    """The image files in a folder and its subfolders, sorted, and a note on links left out.
+
+    Hidden files and folders are ignored. A symbolic link to a file within the folder counts as a
+    file, even if it is broken, so that decoding reports it. A link that leads out of the folder is
+    left out. A link to a subfolder is not followed, because its images would count twice.
+
+    Raises DataError if the folder does not exist or holds no images.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; --data-dir must name a folder of images")
+    files, outside, real_root = [], 0, root.resolve()
+    for parent, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        found = [Path(parent, n) for n in names if not n.startswith(".")]
+        out = links_out([*found, *(Path(parent, f) for f in folders)], real_root)
+        files += [p for p in found if has_image_name(p) and p not in out]
+        outside += len(out)
+    note = ""
+    if outside:
+        links, lead, are = ("links", "lead", "are") if outside > 1 else ("link", "leads", "is")
+        note = f"{outside} symbolic {links} {lead} out of {root} and {are} left out"
+    if not files:
+        searched = f"no images in {root} and its subfolders; looked for {', '.join(FORMATS)}"
+        raise DataError(f"{searched}; {note}" if note else searched)
+    return sorted(files), note
+
+
+def links_out(paths: Iterable[Path], root: Path) -> set[Path]:
+    """The symbolic links that lead out of a folder: to an image, to a folder, or to nothing."""
+    links = [p for p in paths if p.is_symlink()]
+    links = [p for p in links if has_image_name(p) or p.is_dir() or not p.exists()]
+    return {link for link in links if not Path(os.path.realpath(link)).is_relative_to(root)}
+
+
+def has_image_name(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS
+
+
+def printable(path: str | Path) -> str:
+    """A file name without control characters, which a terminal would execute or cannot print."""
+    return "".join(c if c.isprintable() else "?" for c in str(path))
+
+
+# --- decode one image ----------------------------------------------------------------------------
+
+
+@contextmanager
+def no_decompression_bombs() -> Iterator[None]:
+    """Make Pillow raise an error for an enormous image, where it would only warn.
+
+    Enter it around threads, not within them: warning filters hold for the whole process.
     """
     from PIL import Image
 
@@ -45,85 +93,62 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def image_files(root: Path) -> tuple[list[Path], str]:
-    """The image files below a folder, sorted, without hidden ones; and a line on what is left out.
+@no_decompression_bombs()
+def read_image(file: Path, size: int, channels: int) -> Tensor:
+    """The central square of an image file, uint8 (C, size, size), in grey or in colour.
 
-    Symbolic links to files within the folder are taken for files, and are for `images` to name
-    where they are broken. Links that lead out of it, to files or to folders, are left out. Links to
-    folders within it are not followed either, as their images would then come twice.
-
-    Raises DataError if there is none.
+    Raises DataError if the file is missing or cannot be read.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; --data-dir names the folder of images")
-    files, outside, real_root = [], 0, root.resolve()
-    for parent, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        found = [Path(parent, n) for n in names if not n.startswith(".")]
-        out = links_out([*found, *(Path(parent, f) for f in folders)], real_root)
-        files += [p for p in found if is_image(p) and p not in out]
-        outside += len(out)
-    note = ""
-    if outside:
-        links, lead, are = ("links", "lead", "are") if outside > 1 else ("link", "leads", "is")
-        note = f"{outside} symbolic {links} {lead} out of {root} and {are} left out"
-    if not files:
-        looked = f"no images in {root}; looked for {', '.join(FORMATS)}, in subfolders too"
-        raise DataError(f"{looked}; {note}" if note else looked)
-    return sorted(files), note
+    if not file.is_file():
+        raise DataError(f"there is no image {file}")
+    try:
+        image = torch.from_numpy(decode_image(file, size))  # (3, size, size)
+    except Exception as error:  # Pillow's decoders raise almost any exception
+        raise DataError(f"{file} cannot be read as an image ({error})") from None
+    if channels == 1:
+        image = image.float().mean(dim=0, keepdim=True).round().to(torch.uint8)
+    return image
 
 
-def links_out(paths: Iterable[Path], root: Path) -> set[Path]:
-    """The symbolic links that lead out of a folder: to images, to folders, or to nothing."""
-    links = [p for p in paths if p.is_symlink() and (is_image(p) or p.is_dir() or not p.exists())]
-    return {link for link in links if not Path(os.path.realpath(link)).is_relative_to(root)}
+@no_decompression_bombs()
+def require_same_size(image: Path, mask: Path) -> None:
+    """Raise a ValueError if two image files differ in width or height.
+
+    Raises DataError if one cannot be read.
+    """
+    sizes = []
+    for file in (image, mask):
+        try:
+            with open_image(file) as opened:
+                sizes.append(opened.size)
+        except Exception as error:  # Pillow's decoders raise almost any exception
+            raise DataError(f"{file} cannot be read as an image ({error})") from None
+    if sizes[0] != sizes[1]:
+        (w, h), (mask_w, mask_h) = sizes
+        raise ValueError(f"{mask} is {mask_w} x {mask_h} pixels, and {image} {w} x {h}")
 
 
-def is_image(path: Path) -> bool:
-    """By its name."""
-    return path.suffix.lower() in FORMATS
+def has_colours(file: Path) -> bool:
+    """Is an image in colour, by its header? False if it cannot be read: decoding reports that."""
+    try:
+        with open_image(file) as image:
+            return image.mode not in ("1", "L", "LA", "I", "F") and image.mode[:4] != "I;16"
+    except Exception:
+        return False
 
 
-def printable(path: str | Path) -> str:
-    """A file's name without what a terminal would obey, or could not encode."""
-    return "".join(c if c.isprintable() else "?" for c in str(path))
+def decode_image(file: Path, size: int, fit: str = "crop") -> np.ndarray:
+    """Decode an image file as RGB, uint8 (3, size, size). `fit` is a key of `FITS`.
 
-
-def central_square(width: int, height: int) -> tuple[int, int, int, int]:
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return (left, top, left + side, top + side)
-
-
-def whole(width: int, height: int) -> tuple[int, int, int, int]:
-    return (0, 0, width, height)
-
-
-# (width, height) of an image -> the part of it that becomes the square: left, top, right, bottom
-FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
-    "crop": central_square,
-    "stretch": whole,
-}
-
-
-def open_image(file: Path) -> "Image.Image":
-    """An image file of which no more than the header is read. Raises what Pillow raises."""
-    from PIL import Image
-
-    if not file.is_file():  # a pipe would keep us waiting for ever
-        raise FileNotFoundError("it is missing, or not a regular file")
-    return Image.open(file, formats=sorted(set(FORMATS.values())))
-
-
-def decode(file: Path, size: int, fit: str = "crop") -> np.ndarray:
-    """An image file as uint8 (3, size, size)."""
+    Transparent pixels become white. Raises ValueError, or what Pillow raises.
+    """
     from PIL import Image, ImageOps
 
     with open_image(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # which convert() would cut off at 255
+        if image.mode.startswith("I;16"):  # convert() would clip it to 255
             image = Image.fromarray((np.asarray(image, np.float32) / 257).astype(np.uint8))
         if image.mode in ("I", "F"):
             raise ValueError(f"pixels of mode {image.mode} have no known range")
@@ -135,45 +160,27 @@ def decode(file: Path, size: int, fit: str = "crop") -> np.ndarray:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def has_colours(file: Path) -> bool:
-    """Is an image in colour, as far as its header says? False for what cannot be read."""
-    try:
-        with open_image(file) as image:
-            return image.mode not in ("1", "L", "LA", "I", "F") and image.mode[:4] != "I;16"
-    except Exception:  # `images` names it
-        return False
+def open_image(file: Path) -> "Image.Image":
+    """Open an image file; only its header is read. Raises what Pillow raises."""
+    from PIL import Image
+
+    if not file.is_file():  # reading from a pipe would never end
+        raise FileNotFoundError("it is missing, or not a regular file")
+    return Image.open(file, formats=sorted(set(FORMATS.values())))
 
 
-@bombs_refused()
-def read_image(file: Path, size: int, channels: int) -> Tensor:
-    """The central square of one image file, uint8 (C, size, size), grey or in colour.
-
-    Raises DataError if it is missing or cannot be read.
-    """
-    if not file.is_file():
-        raise DataError(f"there is no image {file}")
-    try:
-        image = torch.from_numpy(decode(file, size))  # (3, size, size)
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise DataError(f"{file} cannot be read as an image ({error})") from None
-    if channels == 1:
-        image = image.float().mean(dim=0, keepdim=True).round().to(torch.uint8)
-    return image
+def central_square(width: int, height: int) -> tuple[int, int, int, int]:
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return (left, top, left + side, top + side)
 
 
-@bombs_refused()
-def require_same_size(image: Path, mask: Path) -> None:
-    """Raise a ValueError if two image files are not of one width and height.
+def entire_image(width: int, height: int) -> tuple[int, int, int, int]:
+    return (0, 0, width, height)
 
-    Raises DataError if one cannot be read.
-    """
-    sizes = []
-    for file in (image, mask):
-        try:
-            with open_image(file) as opened:
-                sizes.append(opened.size)
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            raise DataError(f"{file} cannot be read as an image ({error})") from None
-    if sizes[0] != sizes[1]:
-        (w, h), (mask_w, mask_h) = sizes
-        raise ValueError(f"{mask} is {mask_w} x {mask_h} pixels, and {image} {w} x {h}")
+
+# (width, height) -> the box (left, top, right, bottom) that is resized to a square
+FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
+    "crop": central_square,
+    "stretch": entire_image,
+}

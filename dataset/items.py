@@ -1,4 +1,4 @@
-"""Arithmetic on items: shapes, order, split, scaling, mirroring."""
+"""Arithmetic on items: their shape, scaling, order, and the train/held-out split."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,65 @@ from torch import Tensor
 
 from utils import derive_seed
 
-DEVICE_BYTES = 2 * 2**30  # bytes of data that a GPU holds throughout
+MAX_HELD_OUT = 1024  # default number of held-out items, if the data set is large enough
+DEVICE_BYTES = 2 * 2**30  # size of the largest data set that is copied to a GPU as a whole
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """The kind of an item: "images" for the shape (C, H, W), "points" for (D,)."""
+    return "points" if len(shape) == 1 else "images"
+
+
+def shape_config(shape: Sequence[int]) -> dict:
+    """The shape of an item, (C, S, S) or (D,), in the form in which a configuration stores it."""
+    if kind_of(shape) == "points":
+        return {"dim": shape[0]}
+    return {"image_size": shape[-1], "image_channels": shape[0]}
+
+
+def item_shape(config: dict) -> tuple[int, ...]:
+    """The shape of an item, (C, H, W) or (D,), from a checkpoint's `config["data"]`.
+
+    `config["shape"]` counts if it is there: data passed as tensors has one. If not, this is the
+    inverse of `shape_config`.
+    """
+    if "shape" in config:
+        return tuple(config["shape"])
+    if "dim" in config:
+        return (config["dim"],)
+    return (config["image_channels"], config["image_size"], config["image_size"])
+
+
+def to_unit(items: Tensor) -> Tensor:
+    """Scale uint8 images in 0 ... 255 to floats in [-1, 1]. Points are returned unchanged."""
+    return items.float() / 127.5 - 1 if items.dtype == torch.uint8 else items
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Clip floats to [-1, 1] and scale them to uint8 in 0 ... 255: the inverse of `to_unit`."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def standard_deviation(items: Tensor) -> float:
+    """Standard deviation over all values of points, or of uint8 images scaled to [-1, 1].
+
+    Images are computed exactly, with integers: a resumed run needs the same value on any machine.
+    """
+    if items.dtype != torch.uint8:
+        return round(items.double().std().item(), 6)
+    chunk = max(1, 2**22 // items[0].numel())  # bincount takes 8 bytes a value
+    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in items.split(chunk))
+    count, values = items.numel(), range(256)
+    first = sum(v * n for v, n in zip(values, counts.tolist(), strict=True))
+    second = sum(v * v * n for v, n in zip(values, counts.tolist(), strict=True))
+    return math.sqrt(count * second - first**2) / count / 127.5
 
 
 def resized(images: Tensor, size: int, chunk: int = 512) -> Tensor:
-    """uint8 images (N, C, size, size), by antialiased bicubic interpolation."""
+    """Resize uint8 images to (N, C, size, size) by antialiased bicubic interpolation.
+
+    `chunk` images at a time are held as floats.
+    """
     parts = [
         F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
         .round()
@@ -24,88 +78,40 @@ def resized(images: Tensor, size: int, chunk: int = 512) -> Tensor:
     return torch.cat(parts)
 
 
+def flipped(images: Tensor, mirror: Tensor) -> Tensor:
+    """Images (B, C, H, W), mirrored left to right where `mirror`, bool (B,), is true."""
+    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation (count,) of an epoch: a pure function of (count, seed, epoch)."""
+    """Order of the items in an epoch: a permutation (count,), a pure function of the arguments."""
     generator = torch.Generator().manual_seed(derive_seed("epoch", seed, epoch))
     return torch.randperm(count, generator=generator)
 
 
-def on_device(items: Tensor, device: torch.device) -> Tensor:
-    """Items, or their labels, on a device; what is larger than DEVICE_BYTES stays where it is."""
-    return items.to(device) if items.nbytes <= DEVICE_BYTES else items
+def held_out_count(wanted: int | None, count: int) -> int:
+    """Number of items to hold out of `count`; by default 5 %, at most 1024."""
+    return min(MAX_HELD_OUT, count // 20) if wanted is None else wanted
+
+
+def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split items at random: indices to train on (count - held_out,), and held out (held_out,).
+
+    A pure function of the arguments. Raises ValueError if no item is left to train on.
+    """
+    if held_out >= count:
+        raise ValueError(f"cannot hold out {held_out} items of {count}: none are left to train on")
+    generator = torch.Generator().manual_seed(derive_seed("validation", seed))
+    order = torch.randperm(count, generator=generator)
+    return order[held_out:].sort().values, order[:held_out]
 
 
 def classes_like(labels: Tensor, count: int) -> Tensor:
-    """Classes (count,) to ask a network for: with the shares that labels (N,) have, in an order
-    that is always the same."""
+    """Class labels (count,) to sample, in the proportions of the data's labels (N,), shuffled."""
     order = epoch_order(len(labels), 0, 0)
     return labels[order[torch.arange(count) % len(labels)]]
 
 
-def flipped(images: Tensor, mirror: Tensor) -> Tensor:
-    """Images (B, C, H, W), those mirrored left to right for which `mirror` (B,) is true."""
-    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
-
-
-def to_unit(items: Tensor) -> Tensor:
-    """uint8 images in 0 ... 255 as floats in [-1, 1]; points as they are."""
-    return items.float() / 127.5 - 1 if items.dtype == torch.uint8 else items
-
-
-def kind_of(shape: Sequence[int]) -> str:
-    """What items of a shape are: "images", (C, H, W), or "points", (2,)."""
-    return "points" if len(shape) == 1 else "images"
-
-
-def shape_config(shape: Sequence[int]) -> dict:
-    """The shape of an item, (C, H, W) or (2,), as networks and checkpoints are told it."""
-    if kind_of(shape) == "points":
-        return {"dim": shape[0]}
-    return {"image_size": shape[-1], "image_channels": shape[0]}
-
-
-def item_shape(config: dict) -> tuple[int, ...]:
-    """The shape of an item of a checkpoint's `config["data"]`: the inverse of `shape_config`."""
-    if "dim" in config:
-        return (config["dim"],)
-    return (config["image_channels"], config["image_size"], config["image_size"])
-
-
-def standard_deviation(images: Tensor) -> float:
-    """That of uint8 images (N, C, H, W) in [-1, 1], over all their pixels, or of points.
-
-    Pixels are counted in whole numbers: a resumed run must find the very same, on whatever machine.
-    """
-    if images.dtype != torch.uint8:
-        return round(images.double().std().item(), 6)
-    chunk = max(1, 2**22 // images[0].numel())  # counting takes 8 bytes a pixel
-    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in images.split(chunk))
-    count, values = images.numel(), range(256)
-    first = sum(v * n for v, n in zip(values, counts.tolist(), strict=True))
-    second = sum(v * v * n for v, n in zip(values, counts.tolist(), strict=True))
-    return math.sqrt(count * second - first**2) / count / 127.5
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [-1, 1], clipped, as uint8 in 0 ... 255: the inverse of `to_unit`."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-
-
-MOST = 1024  # items held out by default
-
-
-def held_out_count(asked: int | None, count: int) -> int:
-    """Items to hold out of `count`: those asked for, or by default a twentieth, 1024 at most."""
-    return min(MOST, count // 20) if asked is None else asked
-
-
-def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and indices held out: a pure function of its arguments.
-
-    Raises ValueError if none would be left to train on.
-    """
-    if held_out >= count:
-        raise ValueError(f"{held_out} items cannot be held out of training: there are {count}")
-    generator = torch.Generator().manual_seed(derive_seed("validation", seed))
-    order = torch.randperm(count, generator=generator)
-    return order[held_out:].sort().values, order[:held_out]
+def on_device(items: Tensor, device: torch.device) -> Tensor:
+    """Copy items or labels to a device; a tensor larger than `DEVICE_BYTES` stays where it is."""
+    return items.to(device) if items.nbytes <= DEVICE_BYTES else items

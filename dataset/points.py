@@ -1,7 +1,7 @@
-"""Points in the plane: data sets that are made, not loaded, and a network of seconds learns them.
+"""Data sets of points in the plane. They are computed, not downloaded, and train within a minute.
 
-Each is a function (count, rng) -> points (count, 2) and labels (count,), or None; `POINT_SETS` also
-says where its centre is and how large it is, so that all come out centred and of about unit size.
+To add one, write a function `(count, rng) -> (points (count, 2), labels (count,) or None)` and add
+lines to `POINT_SETS` and to `registry.DATASETS`.
 """
 
 from collections.abc import Callable
@@ -9,17 +9,45 @@ from math import pi
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+from dataset.types import Data, Request
+
+POINTS_PER_SPLIT = 40_960
+
+
+def load_points(name: str, request: Request) -> Data:
+    """40,960 points of a set of `POINT_SETS`; the test split has as many different ones."""
+    points, labels = draw_points(name, POINTS_PER_SPLIT, {"train": 0, "test": 1}[request.split])
+    num_classes = 0 if labels is None else labels.max() + 1
+    return Data(
+        torch.from_numpy(points),
+        None if labels is None else torch.from_numpy(labels),
+        [str(label) for label in range(num_classes)],
+    )
+
+
+def draw_points(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Draw points from a set of `POINT_SETS`, centred and scaled to about unit variance.
+
+    Returns points, float32 (count, 2), and labels, int64 (count,), or None for a set without
+    classes.
+    """
+    spec = POINT_SETS[name]
+    points, labels = spec.draw(count, np.random.RandomState(seed))
+    points = (points - np.array(spec.centre)) / spec.scale
+    return points.astype(np.float32), None if labels is None else labels.astype(np.int64)
 
 
 def moons(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Two half circles, each reaching into the other."""
+    """Two interleaved half circles (scikit-learn)."""
     from sklearn.datasets import make_moons
 
-    return some(count, rng, *make_moons(10 * count, noise=0.05, random_state=rng))
+    return random_subset(count, rng, *make_moons(10 * count, noise=0.05, random_state=rng))
 
 
 def swissroll(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, None]:
-    """A spiral band, seen from its end."""
+    """A band rolled into a spiral (scikit-learn's Swiss roll, without its width)."""
     from sklearn.datasets import make_swiss_roll
 
     points, _ = make_swiss_roll(count, noise=0.3, random_state=rng)
@@ -27,46 +55,50 @@ def swissroll(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, None]
 
 
 def circles(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """A circle inside another."""
+    """A circle within another (scikit-learn)."""
     from sklearn.datasets import make_circles
 
-    return some(count, rng, *make_circles(10 * count, noise=0.04, factor=0.5, random_state=rng))
+    return random_subset(
+        count, rng, *make_circles(10 * count, noise=0.04, factor=0.5, random_state=rng)
+    )
 
 
 def spiral(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Two arms that wind around each other."""
+    """Two spiral arms."""
     labels = rng.randint(2, size=count)
-    angle = 3 * pi * np.sqrt(rng.rand(count))  # the root spreads them evenly along the arm
+    angle = 3 * pi * np.sqrt(rng.rand(count))  # the root makes the density even along the arm
     radius = angle / (3 * pi)
-    turned = angle + pi * labels
-    points = np.stack([radius * np.cos(turned), radius * np.sin(turned)], axis=1)
+    direction = angle + pi * labels
+    points = np.stack([radius * np.cos(direction), radius * np.sin(direction)], axis=1)
     return points + 0.02 * rng.randn(count, 2), labels
 
 
 def checkerboard(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, None]:
-    """The dark squares of a board of 4 x 4."""
+    """The dark squares of a 4 x 4 checkerboard."""
     column, half = rng.randint(4, size=count), rng.randint(2, size=count)
     corner = np.stack([column, 2 * half + column % 2], axis=1)
     return corner + rng.rand(count, 2), None
 
 
 def gaussians(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Eight small bells on a circle."""
+    """A mixture of eight narrow Gaussians on a circle."""
     labels = rng.randint(8, size=count)
     angle = 2 * pi * labels / 8
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.08 * rng.randn(count, 2), labels
 
 
-def some(count: int, rng: np.random.RandomState, points: np.ndarray, labels: np.ndarray):
-    """A random choice of points that scikit-learn has laid out evenly: real draws are not even."""
+def random_subset(count: int, rng: np.random.RandomState, points: np.ndarray, labels: np.ndarray):
+    """Choose at random: scikit-learn's points are evenly spaced, independent draws are not."""
     chosen = rng.permutation(len(points))[:count]
     return points[chosen], labels[chosen]
 
 
 class PointSet(NamedTuple):
+    """How to draw points of a set, and how to centre and scale them."""
+
     draw: Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray | None]]
     centre: tuple[float, float]
-    size: float  # root mean square of a coordinate around the centre
+    scale: float  # standard deviation of a coordinate
 
 
 POINT_SETS: dict[str, PointSet] = {
@@ -77,11 +109,3 @@ POINT_SETS: dict[str, PointSet] = {
     "checkerboard": PointSet(checkerboard, (2.0, 2.0), 1.15),
     "gaussians": PointSet(gaussians, (0.0, 0.0), 0.71),
 }
-
-
-def draw_points(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Points (count, 2) float32 of a name in `POINT_SETS`, and labels int64 (count,) or None."""
-    spec = POINT_SETS[name]
-    points, labels = spec.draw(count, np.random.RandomState(seed))
-    points = (points - np.array(spec.centre)) / spec.size
-    return points.astype(np.float32), None if labels is None else labels.astype(np.int64)

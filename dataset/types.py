@@ -1,4 +1,4 @@
-"""What a data set is asked for, and what it gives."""
+"""Types of data sets: what is requested, what is loaded, and how."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,32 +9,33 @@ from torch import Tensor
 
 
 class Data(NamedTuple):
-    """A data set. Its items may be a mapped file: nobody writes to them."""
+    """A loaded data set. Its items may be a read-only mapped file, so never write to them."""
 
     items: Tensor  # images, uint8 (N, C, H, W), or points, float32 (N, 2)
-    labels: Tensor | None  # int64 (N,)
-    classes: list[str]  # names of the labels
-    note: str = ""  # what its user should know: files that were left out, where the pixels are
-    # Of a folder: each image's name, and the digest of its pixels.
-    files: Mapping[str, str] = MappingProxyType({})
+    labels: Tensor | None  # int64 (N,), indices into classes; None for data without classes
+    classes: list[str]
+    note: str = ""  # lines for the user: which files are left out, where the pixels are stored
+    files: Mapping[str, str] = MappingProxyType({})  # of a folder: {file name: digest of pixels}
 
 
 class Request(NamedTuple):
-    """What is asked of a data set."""
+    """The arguments of `load_dataset`, in the form in which a loader receives them."""
 
     data_dir: Path
-    image_size: int | None
+    image_size: int | None  # side in pixels; None for the data set's own
     download: bool
     skip_bad_images: bool
-    fit: str  # a key of FITS
-    cache_dir: Path | None
-    cache_limit: float
-    split: str  # "train", or "test" of those sets that have one
-    progress: Callable[..., Iterable]  # wraps an iterable; tqdm, say
+    fit: str  # a key of image_files.FITS
+    cache_dir: str | Path | None
+    cache_limit: float  # gigabytes
+    split: str  # "train" or, if the data set has one, "test"
+    progress: Callable[..., Iterable]  # wraps an iterable, as tqdm does
 
 
 class Source(NamedTuple):
+    """Where a data set comes from, and what is known before it is loaded."""
+
     load: Callable[[Request], Data]
-    shape: tuple[int, ...]  # of one item: (C, H, W), as far as that is known without loading
-    flip: bool = False  # does an image stay plausible when mirrored?
+    shape: tuple[int, ...]  # of one item: (2,) or (C, H, W); a folder's may differ once loaded
+    flip: bool = False  # does a mirrored image look natural?
     has_test: bool = False  # is there a test split?

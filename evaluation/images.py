@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.image_files import image_files, read_image
+from dataset.image_files import find_images, read_image
 from dataset.items import to_uint8
 from utils import DataError
 
@@ -42,7 +42,7 @@ def load_images(
 def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tensor, str]:
     from PIL import Image
 
-    files, _ = image_files(path)
+    files, _ = find_images(path)
     images = []
     for file in progress(files, desc="reading"):
         with Image.open(file) as image:

@@ -4,15 +4,30 @@ import os
 import socket
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from dataset import registry as data
-from dataset.items import classes_like, epoch_order, flipped, on_device, resized, to_uint8, to_unit
+from dataset import downloads, idx
+from dataset.items import (
+    classes_like,
+    epoch_order,
+    flipped,
+    held_out_count,
+    item_shape,
+    on_device,
+    resized,
+    shape_config,
+    split,
+    to_uint8,
+    to_unit,
+)
 from dataset.registry import DATASETS, load_dataset
+from images import assert_images, noise_pixels
 from utils import DataError
 
 
@@ -20,26 +35,12 @@ def no_network(*arguments, **options):
     raise AssertionError("the network was used")
 
 
-def noise_pixels(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-# --- what every set is ---------------------------------------------------------------------------
-
-
-def check(dataset, count, shape, classes):
-    assert dataset.items.shape == (count, *shape)
-    assert dataset.items.dtype == torch.uint8
-    assert dataset.items.is_contiguous()
-    assert dataset.labels.shape == (count,)
-    assert dataset.labels.dtype == torch.int64
-    assert set(dataset.labels.tolist()) == set(range(classes))
-    assert len(dataset.classes) == classes
+# --- each data set -------------------------------------------------------------------------------
 
 
 def test_digits():
     dataset = load_dataset("digits")
-    check(dataset, 1797, (1, 8, 8), 10)
+    assert_images(dataset, 1797, (1, 8, 8), 10)
     assert dataset.items.min() == 0
     assert dataset.items.max() == 255
     # The first scans are of 0, 1, 2, ...; a zero is dark in its middle.
@@ -55,11 +56,11 @@ def test_digits():
         ("cifar10", 50_000, (3, 32, 32)),
     ],
 )
-def test_real_data_equals_torchvisions(name, count, shape, real_data):
+def test_images_and_labels_equal_those_of_torchvision(name, count, shape, real_data):
     import torchvision
 
     dataset = load_dataset(name, real_data, download=False)
-    check(dataset, count, shape, 10)
+    assert_images(dataset, count, shape, 10)
     kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}[name]
     theirs = getattr(torchvision.datasets, kind)(str(real_data), download=False)
     for i in (0, 777, count - 1):
@@ -70,82 +71,87 @@ def test_real_data_equals_torchvisions(name, count, shape, real_data):
     assert dataset.classes[3] in theirs.classes[3]
 
 
-def test_image_size_resizes_any_set():
+def test_image_size_resizes_images():
     dataset = load_dataset("digits", image_size=28)
     assert dataset.items.shape == (1797, 1, 28, 28)
     small = load_dataset("digits").items
     assert abs(dataset.items.float().mean() - small.float().mean()) < 3
 
 
-def test_resizing_in_parts_is_resizing_at_once():
+def test_resizing_in_chunks_changes_nothing():
     images = torch.from_numpy(noise_pixels(10, 3, 16, 16))
     assert_close(resized(images, 12, chunk=3), resized(images, 12, chunk=100))
 
 
-def test_an_unknown_name_lists_the_known():
+def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(ValueError, match=r"unknown dataset 'x'; choose from mnist, .*, folder"):
         load_dataset("x")
 
 
-# --- MNIST and its like: where files are found ---------------------------------------------------
+# --- files: where they are found, damage, downloads ----------------------------------------------
 
 
 @pytest.fixture
 def small_mnist(monkeypatch):
-    """A stand-in for the published files: {stem: content}, whose checksums data.MNIST expects."""
+    """Five images in place of the published files: {name: content}. Their checksums are patched."""
     rng = np.random.default_rng(0)
     contents = {
         "train-images-idx3-ubyte": bytes(16) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes(),
         "train-labels-idx1-ubyte": bytes(8) + bytes([3, 1, 4, 1, 5]),
     }
-    md5 = {stem: hashlib.md5(content).hexdigest() for stem, content in contents.items()}
-    monkeypatch.setattr(data, "MNIST", data.MNIST._replace(md5=md5))
-    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(md5=md5))
+    md5s = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    for name in ("mnist", "fashion_mnist"):
+        change_spec(monkeypatch, name, md5s=md5s)
     return contents
 
 
-def put(folder, contents, compressed=False):
+def change_spec(monkeypatch, name, **changes):
+    source = DATASETS[name]
+    spec = source.load.args[0]._replace(**changes)
+    monkeypatch.setitem(DATASETS, name, source._replace(load=partial(idx.load_idx, spec)))
+
+
+def write_files(folder, contents, compressed=False):
     folder.mkdir(parents=True)
-    for stem, content in contents.items():
+    for name, content in contents.items():
         if compressed:
-            (folder / f"{stem}.gz").write_bytes(gzip.compress(content))
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         else:
-            (folder / stem).write_bytes(content)
+            (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_mnist_is_found_in_the_data_folder(small_mnist, tmp_path, compressed, monkeypatch):
-    monkeypatch.setattr(data, "fetch", no_network)
-    put(tmp_path / "MNIST" / "raw", small_mnist, compressed)
+    monkeypatch.setattr(idx, "fetch", no_network)
+    write_files(tmp_path / "MNIST" / "raw", small_mnist, compressed)
     dataset = load_dataset("mnist", tmp_path)
     assert dataset.items.shape == (5, 1, 28, 28)
     assert dataset.labels.tolist() == [3, 1, 4, 1, 5]
     assert dataset.items.numpy().tobytes() == small_mnist["train-images-idx3-ubyte"][16:]
 
 
-def test_fashion_mnist_is_found_where_debian_puts_it(small_mnist, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "fetch", no_network)
-    put(tmp_path / "debian", small_mnist, compressed=True)
-    also = (tmp_path / "debian", "apt install")
-    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(also=also))
+def test_fashion_mnist_is_found_in_the_debian_package(small_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "fetch", no_network)
+    write_files(tmp_path / "debian", small_mnist, compressed=True)
+    change_spec(monkeypatch, "fashion_mnist", package=(tmp_path / "debian", "apt install"))
     assert load_dataset("fashion_mnist", tmp_path).labels.tolist() == [3, 1, 4, 1, 5]
 
 
-def test_fashion_mnist_of_debian_has_the_published_content(tmp_path, monkeypatch):
-    folder = data.FASHION_MNIST.also[0]
+def test_the_debian_package_has_the_published_files(tmp_path, monkeypatch):
+    folder = idx.FASHION_MNIST.package[0]
     if not folder.is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
-    monkeypatch.setattr(data, "fetch", no_network)
-    check(load_dataset("fashion_mnist", tmp_path), 60_000, (1, 28, 28), 10)
+    monkeypatch.setattr(idx, "fetch", no_network)
+    assert_images(load_dataset("fashion_mnist", tmp_path), 60_000, (1, 28, 28), 10)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("stem", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
 @pytest.mark.parametrize("damage", ["empty", "truncated", "altered"])
-def test_damaged_files_are_refused_by_name(small_mnist, tmp_path, compressed, stem, damage):
+def test_a_damaged_file_is_named(small_mnist, tmp_path, compressed, name, damage):
     raw = tmp_path / "MNIST" / "raw"
-    put(raw, small_mnist, compressed)
-    path = raw / (f"{stem}.gz" if compressed else stem)
+    write_files(raw, small_mnist, compressed)
+    path = raw / (f"{name}.gz" if compressed else name)
     content = bytearray(path.read_bytes())
     if damage == "empty":
         content = b""
@@ -158,7 +164,7 @@ def test_damaged_files_are_refused_by_name(small_mnist, tmp_path, compressed, st
         load_dataset("mnist", tmp_path, download=False)
 
 
-def test_altered_cifar10_is_refused_before_it_is_unpickled(tmp_path, real_data):
+def test_an_altered_cifar10_file_is_rejected_before_it_is_unpickled(tmp_path, real_data):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for file in (real_data / folder.name).iterdir():
@@ -179,16 +185,15 @@ def test_cifar10_without_its_test_batch_is_incomplete(tmp_path, real_data):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_without_download_the_message_has_each_way_out(name, tmp_path, monkeypatch):
-    also = (tmp_path / "debian", "apt install dataset-fashion-mnist")
-    monkeypatch.setattr(data, "FASHION_MNIST", data.FASHION_MNIST._replace(also=also))
+def test_the_message_for_missing_data_lists_every_remedy(name, tmp_path, monkeypatch):
+    package = (tmp_path / "debian", "apt install dataset-fashion-mnist")
+    change_spec(monkeypatch, "fashion_mnist", package=package)
     monkeypatch.setattr(socket, "create_connection", no_network)
     with pytest.raises(DataError) as error:
         load_dataset(name, tmp_path / "data", download=False)
     message = str(error.value)
-    assert f"{name} is not here" in message
-    assert str(tmp_path / "data") in message
-    assert "--no-download" in message
+    assert f"{name} not found in {tmp_path / 'data'} and was not downloaded" in message
+    assert "Drop --no-download" in message
     assert "copy " in message
     assert "--dataset digits" in message
     assert ("apt install dataset-fashion-mnist" in message) == (name == "fashion_mnist")
@@ -213,39 +218,41 @@ def silent_server():
     server.close()
 
 
-def test_a_silent_server_is_given_up(silent_server, tmp_path, monkeypatch):
+def test_a_download_from_a_silent_server_times_out(silent_server, tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(MNIST, "mirrors", [silent_server])
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "DOWNLOAD_TIMEOUT", 0.5)
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"(?s)mnist is not here and was not downloaded .*connect"):
+    with pytest.raises(
+        DataError, match=r"(?s)mnist not found .* could not be downloaded .*Connect"
+    ):
         load_dataset("mnist", tmp_path)
     assert time.monotonic() - start < 5
-    assert list(tmp_path.iterdir()) == []  # not a trace of the attempt
+    assert list(tmp_path.iterdir()) == []  # the attempt leaves no files
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_download_that_works_is_used(small_mnist, tmp_path, monkeypatch):
-    """torchvision's class is replaced by one that writes the files as torchvision does."""
+def test_downloaded_files_are_used(small_mnist, tmp_path, monkeypatch):
+    """A function that writes the files replaces torchvision's class."""
     import torchvision
 
     def download(root, train, download):
         assert train
         assert download
-        put(data.Path(root) / "MNIST" / "raw", small_mnist)
+        write_files(Path(root) / "MNIST" / "raw", small_mnist)
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", download)
     assert len(load_dataset("mnist", tmp_path).items) == 5
     monkeypatch.setattr(torchvision.datasets, "MNIST", no_network)
-    assert len(load_dataset("mnist", tmp_path).items) == 5  # now it is there
+    assert len(load_dataset("mnist", tmp_path).items) == 5  # from the folder now
     assert [p.name for p in tmp_path.iterdir()] == ["MNIST"]
 
 
-# --- batches -------------------------------------------------------------------------------------
+# --- items ---------------------------------------------------------------------------------------
 
 
-def test_the_order_is_a_pure_function_of_seed_and_epoch():
+def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch():
     torch.manual_seed(1)
     order = epoch_order(1000, seed=3, epoch=5)
     torch.manual_seed(2)
@@ -255,7 +262,37 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
         assert not torch.equal(epoch_order(*other), order)
 
 
-def test_unit_and_uint8_are_inverse():
+def test_the_split_is_a_pure_function_of_its_arguments():
+    train, held_out = split(1000, 100, seed=3)
+    torch.manual_seed(2)
+    again = split(1000, 100, seed=3)
+    assert torch.equal(again[0], train)
+    assert torch.equal(again[1], held_out)
+    assert len(held_out) == 100
+    assert torch.equal(train, train.sort().values)
+    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(1000))
+    assert not torch.equal(split(1000, 100, seed=4)[1], held_out)
+    with pytest.raises(ValueError, match="cannot hold out 10 items of 10"):
+        split(10, 10, seed=0)
+
+
+def test_a_twentieth_is_held_out_by_default_and_1024_at_most():
+    assert [held_out_count(None, count) for count in (10, 1797, 60_000)] == [0, 89, 1024]
+    assert held_out_count(7, 60_000) == 7
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (2,)])
+def test_the_configuration_gives_the_shape_of_an_item(shape):
+    assert item_shape(shape_config(shape)) == shape
+
+
+@pytest.mark.parametrize("shape", [[3, 32, 48], [5]])
+def test_a_shape_in_the_configuration_is_the_shape_of_an_item(shape):
+    assert item_shape({"shape": shape}) == tuple(shape)
+    assert item_shape({"shape": shape, **shape_config(shape)}) == tuple(shape)
+
+
+def test_scaling_to_unit_and_to_uint8_are_inverse():
     images = torch.arange(256, dtype=torch.uint8)
     x = to_unit(images)
     assert (x[0], x[-1]) == (-1, 1)
@@ -263,29 +300,29 @@ def test_unit_and_uint8_are_inverse():
     assert to_uint8(torch.tensor([-3.0, 7.0])).tolist() == [0, 255]
 
 
-def test_flips_mirror_the_chosen_images():
+def test_only_the_chosen_images_are_flipped():
     images = torch.arange(4, dtype=torch.uint8).expand(3, 3, 4, 4)
     mirrored, same, also = flipped(images, torch.tensor([True, False, True]))
     assert mirrored[0, 0].tolist() == also[2, 1].tolist() == [3, 2, 1, 0]
     assert same[0, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_digits_are_never_flipped():
+def test_only_photographs_are_flipped_by_default():
     assert [name for name, source in DATASETS.items() if source.flip] == ["cifar10", "folder"]
 
 
-def test_classes_are_asked_for_as_the_data_has_them():
+def test_sampled_classes_have_the_proportions_of_the_data():
     labels = torch.tensor([0] * 90 + [1] * 10)
-    asked = classes_like(labels, 250)
-    assert (asked[:100] == 1).sum() == 10
-    assert (asked == 1).sum() == pytest.approx(25, abs=6)
-    assert torch.equal(classes_like(labels, 40), asked[:40])
+    chosen = classes_like(labels, 250)
+    assert (chosen[:100] == 1).sum() == 10
+    assert (chosen == 1).sum() == pytest.approx(25, abs=6)
+    assert torch.equal(classes_like(labels, 40), chosen[:40])
 
 
-def test_data_stays_on_the_device_if_it_fits(monkeypatch):
+def test_data_moves_to_the_device_only_if_it_fits(monkeypatch):
     device, items = torch.device("meta"), torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
     assert on_device(items, torch.device("cpu")) is items
-    monkeypatch.setattr(data, "DEVICE_BYTES", 40)
+    monkeypatch.setattr("dataset.items.DEVICE_BYTES", 40)
     assert on_device(items, device).device == device
-    monkeypatch.setattr(data, "DEVICE_BYTES", 39)
+    monkeypatch.setattr("dataset.items.DEVICE_BYTES", 39)
     assert on_device(items, device) is items

@@ -71,7 +71,7 @@ def test_each_schedule_is_a_line():
         (["--save-path", "x.doc"], 2, "cannot write a picture of that ending"),
         (["--save-path", "/dev/null/x.png"], 2, "/dev/null is a file"),
         (["--dataset", "folder", "--data-dir", "none"], 1, "none is not a folder"),
-        (["--dataset", "cifar10", "--no-download"], 1, "cifar10 is not here"),
+        (["--dataset", "cifar10", "--no-download"], 1, "cifar10 not found in"),
     ],
 )
 def test_errors(script, options, code, message):

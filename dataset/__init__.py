@@ -1,0 +1,11 @@
+"""Data sets. `registry.load_dataset` loads each as one tensor.
+
+registry     names of the data sets, and `load_dataset`
+types        `Data`, `Request` and `Source`
+idx, cifar10, digits, points    data sets with a name
+folders      data set of a user's image files, with image_files, decoding, pixel_cache and changes
+downloads    downloads and checksums
+items        arithmetic on items: shape, scaling, order, train/held-out split
+
+To add a data set, write a function `Request -> Data` and add a line to `registry.DATASETS`.
+"""
