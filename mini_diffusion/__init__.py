@@ -1,14 +1,16 @@
-"""Diffusion models in NumPy alone: small enough to read in an evening, and for inference only.
+"""Diffusion model inference with NumPy alone.
 
-    tensor.py      Tensor: float32 images and weights, and their activations
-    layers.py      Linear, Conv2d, GroupNorm, Attention, ...
+    tensor.py      Tensor: float32 images and weights, activation functions
+    layers.py      Linear, Conv2d, GroupNorm, Attention and the other layers
     unet.py        UNet: the network
-    scheduler.py   NoiseScheduler: the process, and the equations of DDPM and DDIM
-    sampler.py     Sampler: the walk from noise to data
-    model_file.py  trained networks, which the project's export.py writes
-    picture.py     a grid of images as a PNG
+    scheduler.py   NoiseScheduler: noise schedules, the equations of DDPM and DDIM
+    sampler.py     Sampler: the sampling loop, from noise to images
+    model_file.py  model files, written by the project's export.py
+    picture.py     image grids and PNG files
+    sample.py      the command `python -m mini_diffusion.sample model.npz`
+    demo.py        the command `mini-diffusion-demo`
 
-There are no gradients: networks are trained with PyTorch, and run here.
+The package computes no gradients. Networks are trained with PyTorch and exported.
 """
 
 from mini_diffusion.layers import Attention, Conv2d, GroupNorm, Linear

@@ -1,4 +1,4 @@
-"""A walk through the package, with real numbers: python -m mini_diffusion.demo"""
+"""Demonstration of the package: python -m mini_diffusion.demo"""
 
 import argparse
 import sys
@@ -11,13 +11,14 @@ from mini_diffusion.scheduler import NoiseScheduler, ScheduleType
 from mini_diffusion.tensor import Tensor
 from mini_diffusion.unet import UNet
 
-MEAN, STD = 0.5, 0.1  # of the pixels that the perfect model knows
+MEAN, STD = 0.5, 0.1  # pixel distribution for which the optimal model is known
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run all parts of the demonstration. Returns the exit code 0."""
     argparse.ArgumentParser(
         prog="mini-diffusion-demo",
-        description="Walk through tensors, schedules, the U-Net and sampling, with real numbers.",
+        description="Demonstrate tensors, noise schedules, the U-Net and the samplers.",
     ).parse_args(argv)
     rng = np.random.default_rng(0)
     tensors(rng)
@@ -28,10 +29,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tensors(rng: np.random.Generator) -> None:
+    """Print statistics of random tensors, and the activation functions."""
     print("1. Tensors")
-    print(f"   noise of 4 images               {Tensor.randn(4, 3, 32, 32, rng=rng)}")
-    print(f"   weights, Xavier (to be 0.088)   {Tensor.xavier(128, 128, rng=rng)}")
-    print(f"   weights, Kaiming (to be 0.042)  {Tensor.kaiming(128, 128, 3, 3, rng=rng)}")
+    print(f"   noise, 4 images                         {Tensor.randn(4, 3, 32, 32, rng=rng)}")
+    print(f"   Xavier weights (expected std: 0.088)    {Tensor.xavier(128, 128, rng=rng)}")
+    print(f"   Kaiming weights (expected std: 0.042)   {Tensor.kaiming(128, 128, 3, 3, rng=rng)}")
     x = Tensor([-2, -1, 0, 1, 2])
     print(f"   x        {row(x)}")
     for name in ("relu", "sigmoid", "silu", "gelu"):
@@ -39,6 +41,7 @@ def tensors(rng: np.random.Generator) -> None:
 
 
 def schedules(rng: np.random.Generator) -> None:
+    """Print alpha and sigma of each noise schedule, and the statistics of a noisy image."""
     print("\n2. Schedules: x_t = alpha x_0 + sigma noise, over 1,000 timesteps")
     shown = [0, 250, 500, 750, 999]
     print(f"   t                {' '.join(f'{t:6}' for t in shown)}")
@@ -48,11 +51,12 @@ def schedules(rng: np.random.Generator) -> None:
         print(f"             sigma  {row(scheduler.sigma[shown])}")
     scheduler, image = NoiseScheduler.cosine(1000), MEAN * Tensor.ones(1, 1, 64, 64)
     noisy = scheduler.add_noise(image, Tensor.randn(image.shape, rng=rng), 500)
-    print(f"   an image that is {MEAN} everywhere, noised to t = 500 by cosine: {noisy}")
+    print(f"   constant image {MEAN} at t = 500, cosine schedule: {noisy}")
 
 
 def network(rng: np.random.Generator) -> None:
-    print("\n3. The U-Net, 64 channels, 28x28 images, with random weights")
+    """Print the size and the run time of a U-Net."""
+    print("\n3. U-Net: 64 channels, 28x28 images, random weights")
     model = UNet(1, 1, 64, rng)
     print(f"   {model.parameter_count():,} parameters")
     for n in (1, 4):
@@ -64,10 +68,11 @@ def network(rng: np.random.Generator) -> None:
 
 
 def sampling(rng: np.random.Generator) -> None:
+    """Print statistics during sampling with an optimal model."""
     scheduler = NoiseScheduler.cosine(1000)
 
-    def perfect(x_t: Tensor, timestep: int) -> Tensor:
-        """E[noise | x_t] for pixels from N(MEAN, STD^2)."""
+    def optimal(x_t: Tensor, timestep: int) -> Tensor:
+        """Conditional mean E[noise | x_t] for independent pixels from N(MEAN, STD^2)."""
         alpha, sigma = scheduler.level(timestep)
         return sigma / ((alpha * STD) ** 2 + sigma**2) * (x_t - alpha * MEAN)
 
@@ -75,17 +80,19 @@ def sampling(rng: np.random.Generator) -> None:
         if step % (total // 5) == 0:
             print(f"   step {step:4} of {total:4}, from t = {timestep:3}: {current}")
 
-    for name, sampler in [
-        ("DDIM", Sampler.ddim(scheduler, 50)),
-        ("DDPM", Sampler.ddpm(scheduler, 1000)),
+    for title, sampler in [
+        ("4. DDIM", Sampler.ddim(scheduler, 50)),
+        ("5. DDPM", Sampler.ddpm(scheduler, 1000)),
     ]:
-        print(f"\n4. {name}: from noise to pixels of mean {MEAN}, std {STD}, by a perfect model")
-        sampler.sample(perfect, (4, 1, 28, 28), rng, show)
+        print(f"\n{title} with an optimal model of pixels with mean {MEAN} and std {STD}")
+        sampler.sample(optimal, (4, 1, 28, 28), rng, show)
 
-    print("\nA trained network: export.py writes it, and mini_diffusion.sample draws its images.")
+    print("\nTo sample from a trained network, export it with the project's export.py and run")
+    print("python -m mini_diffusion.sample model.npz")
 
 
 def row(numbers: Tensor | np.ndarray) -> str:
+    """Numbers of a one-dimensional tensor or array, with three decimals."""
     values = numbers.data if isinstance(numbers, Tensor) else numbers
     return " ".join(f"{x:6.3f}" for x in values)
 

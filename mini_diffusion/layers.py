@@ -1,8 +1,8 @@
-"""The layers of a U-Net, for inference.
+"""Layers of the U-Net, for inference.
 
-A layer is called with a tensor and returns a new one. Its weights are attributes with the names
-that PyTorch gives them, so that a state_dict fits as it is. Where no `rng` is given, the first
-weights differ from call to call.
+A layer is called with a tensor and returns a new one. Its weights are attributes with the same
+names and shapes as in PyTorch's state_dict. `rng` is the generator of the initial weights; None
+means a random seed.
 """
 
 import math
@@ -13,32 +13,40 @@ import numpy as np
 
 from mini_diffusion.tensor import Rng, Tensor
 
-BUFFER = 2**21  # floats of a convolution's buffer, 8 MB; one image may take more
+BUFFER = 2**21  # size of a convolution's buffer in floats (8 MB); a single image may exceed it
 
 
 class Layer:
-    """Something with weights."""
+    """Base class of the layers and of the U-Net."""
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """(name, weights) of this layer and those in it, named as in PyTorch: up.0.norm_1.bias."""
-        yield from walk(vars(self).items(), prefix)
+        """Names and weights of the layer and its sublayers, named as in PyTorch: up.0.norm_1.bias.
+
+        The prefix is prepended to each name.
+        """
+        yield from named_weights(vars(self).items(), prefix)
 
     def parameter_count(self) -> int:
+        """Number of weights of the layer and its sublayers."""
         return sum(weights.data.size for _, weights in self.parameters())
 
 
-def walk(items, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def named_weights(items, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of named tensors, layers and lists of layers. Ignores other values."""
     for name, value in items:
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
         elif isinstance(value, Layer):
             yield from value.parameters(f"{prefix}{name}.")
         elif isinstance(value, list):
-            yield from walk(enumerate(value), f"{prefix}{name}.")
+            yield from named_weights(enumerate(value), f"{prefix}{name}.")
 
 
 class Linear(Layer):
-    """y = x W^T + b over the last axis: (..., in) -> (..., out)."""
+    """Linear layer y = x W^T + b over the last axis: (..., in) -> (..., out).
+
+    Initial weights (out, in) are Xavier uniform. The initial bias (out,) is zero.
+    """
 
     def __init__(self, in_features: int, out_features: int, rng: Rng = None):
         self.weight = Tensor.xavier(out_features, in_features, rng=rng)
@@ -51,10 +59,13 @@ class Linear(Layer):
 
 
 class Conv2d(Layer):
-    """A convolution: (N, in, H, W) -> (N, out, (H + 2 padding - k) // stride + 1, ...).
+    """Convolution with zero padding: (N, in, H, W) -> (N, out, H', W').
 
-    The k x k pixels that an output sees are laid side by side as one row of a matrix (im2col), and
-    the rows of a few images at a time are multiplied by the weights.
+    H' = (H + 2 padding - k) // stride + 1 for a kernel of k x k pixels, and W' likewise. The input
+    patch of each output pixel becomes one row of a matrix (im2col), which is multiplied by the
+    weights. A few images are computed at a time to limit the memory.
+
+    Initial weights (out, in, k, k) are Kaiming normal. The initial bias (out,) is zero.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class Conv2d(Layer):
         padded[:, p : p + height, p : p + width] = x.nhwc
         matrix = self.weight.nhwc.reshape(out_channels, k * k * c).T
         y = np.empty((n, h, w, out_channels), np.float32)
-        images = max(1, BUFFER // (h * w * k * k * c))  # at a time
+        images = max(1, BUFFER // (h * w * k * k * c))  # computed at a time
         buffer = np.empty((min(images, n), h, w, k, k, c), np.float32)
         for first in range(0, n, images):
             part = padded[first : first + images]
@@ -94,14 +105,22 @@ class Conv2d(Layer):
 
 
 class GroupNorm(Layer):
-    """Each image's groups of channels brought to mean 0 and variance 1, then scaled and shifted.
+    """Group normalization: (N, C, H, W) -> (N, C, H, W).
 
-    Wu & He 2018, arXiv:1803.08494, section 3. Keeps the shape (N, C, H, W).
+    Normalizes each group of channels of each image to mean 0 and variance 1, then applies a scale
+    and a shift per channel (Wu & He 2018, arXiv:1803.08494, section 3).
+
+    Args:
+        groups, channels: number of groups and of channels.
+        eps: constant added to the variance.
+
+    Raises:
+        ValueError: the number of channels is not divisible by the number of groups.
     """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         if channels % groups:
-            raise ValueError(f"{channels} channels cannot be shared evenly by {groups} groups")
+            raise ValueError(f"channels ({channels}) must be divisible by groups ({groups})")
         self.weight, self.bias = Tensor.ones(channels), Tensor.zeros(channels)
         self.groups, self.eps = groups, eps
 
@@ -115,16 +134,22 @@ class GroupNorm(Layer):
         return Tensor.from_nhwc(y.reshape(n, h, w, c))
 
     def group_mean(self, x: np.ndarray) -> np.ndarray:
-        """Means over the groups of numbers (N, C), as (N, 1, C)."""
+        """Mean of each channel's group: (N, C) -> (N, 1, C)."""
         means = x.reshape(len(x), self.groups, -1).mean(axis=2)
         return means.repeat(x.shape[1] // self.groups, axis=1)[:, None]
 
 
 class Attention(Layer):
-    """Self-attention among the pixels of a feature map (N, C, H, W), added to it.
+    """Residual multi-head self-attention over pixels: (N, C, H, W) -> (N, C, H, W).
 
-    Vaswani et al. 2017, arXiv:1706.03762, eq. 1. One image at a time, as the weights of all of a
-    batch's pairs of pixels would need much memory.
+    Vaswani et al. 2017, arXiv:1706.03762, eq. 1. Images are processed one at a time to limit the
+    memory of the attention weights, (heads, HW, HW) per image.
+
+    Args:
+        channels: C, divisible by the number of heads.
+        heads: number of attention heads.
+        norm: normalization of the input.
+        rng: generator of the initial weights.
     """
 
     def __init__(self, channels: int, heads: int, norm: GroupNorm, rng: Rng = None):
@@ -143,7 +168,7 @@ class Attention(Layer):
 
 
 class Embedding(Layer):
-    """A vector (N, features) for each of the numbers (N,)."""
+    """Learned vectors of class labels: (N,) -> (N, features). Labels are 0, ..., count - 1."""
 
     def __init__(self, count: int, features: int, rng: Rng = None):
         self.weight = Tensor.randn(count, features, rng=rng)
@@ -153,7 +178,10 @@ class Embedding(Layer):
 
 
 class TimestepEmbedding(Layer):
-    """Sinusoids (N, features) of the timesteps (N,) (Vaswani et al. 2017, section 3.5)."""
+    """Sinusoidal embedding of timesteps: (N,) -> (N, features).
+
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.5. `features` must be even.
+    """
 
     def __init__(self, features: int, max_period: float = 10_000):
         exponents = np.arange(features // 2, dtype=np.float32) / (features // 2)
@@ -165,7 +193,7 @@ class TimestepEmbedding(Layer):
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """softmax(q k^T / sqrt(d)) v for arrays (heads, N, d)."""
+    """Attention softmax(q k^T / sqrt(d)) v of arrays (heads, N, d)."""
     weights = q * q.shape[-1] ** -0.5 @ k.swapaxes(1, 2)
     np.exp(weights - weights.max(axis=-1, keepdims=True), out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -173,19 +201,19 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def concat(a: Tensor, b: Tensor) -> Tensor:
-    """The channels of two feature maps of one size."""
+    """Concatenation along the channels: (N, C, H, W) and (N, D, H, W) -> (N, C + D, H, W)."""
     return Tensor.from_nhwc(np.concatenate([a.nhwc, b.nhwc], axis=3))
 
 
 def fold(x: Tensor, patch_size: int) -> Tensor:
-    """Patches as pixels with more channels: (N, C, H, W) -> (N, C p^2, H/p, W/p)."""
+    """Space to depth, patches of p x p pixels: (N, C, H, W) -> (N, C p^2, H/p, W/p)."""
     (n, c, h, w), p = x.shape, patch_size
     patches = x.data.reshape(n, c, h // p, p, w // p, p)
     return Tensor(patches.transpose(0, 1, 3, 5, 2, 4).reshape(n, c * p * p, h // p, w // p))
 
 
 def unfold(x: Tensor, patch_size: int) -> Tensor:
-    """Undoes `fold`."""
+    """Inverse of `fold`, depth to space: (N, C p^2, H, W) -> (N, C, H p, W p)."""
     (n, c, h, w), p = x.shape, patch_size
     patches = x.data.reshape(n, c // p**2, p, p, h, w)
     return Tensor(patches.transpose(0, 1, 4, 2, 5, 3).reshape(n, c // p**2, h * p, w * p))

@@ -1,11 +1,11 @@
-"""A trained model in one .npz of plain arrays, which NumPy reads without running any code.
+"""Model files: a trained network and its noise schedule as plain arrays in one .npz file.
 
-config          what it is, as JSON: format, dataset, classes, image_size, image_channels, model
-                (the arguments of UNet), prediction, clip, sigma_data
-alpha, sigma    the noise schedule, float64 (T,)
-weights.NAME    the network's, float32, by the names of PyTorch's state_dict
+config          JSON text: format, dataset, classes, image_size, image_channels, model (the
+                arguments of UNet), prediction, clip, sigma_data
+alpha, sigma    noise schedule, float64 (T,)
+weights.NAME    weights of the network, float32, with the names of PyTorch's state_dict
 
-The project's export.py writes it.
+The project's export.py writes these files. Reading one executes no code (`allow_pickle=False`).
 """
 
 import json
@@ -18,40 +18,45 @@ FORMAT = 1
 WEIGHTS = "weights."
 KEYS = {"format", "dataset", "classes", "image_size", "image_channels", "model"}
 KEYS |= {"prediction", "clip", "sigma_data"}
+REMEDY = "create one with export.py --to numpy"
 
 
 class ModelFileError(OSError):
-    """A file that is no model, is damaged, or contradicts itself; the message says which."""
+    """A model file is damaged, inconsistent or of another format. The message says which."""
 
 
 class ModelFile(NamedTuple):
+    """Contents of a model file."""
+
     config: dict
-    alpha: np.ndarray
-    sigma: np.ndarray
+    alpha: np.ndarray  # (T,)
+    sigma: np.ndarray  # (T,)
     weights: dict[str, np.ndarray]
 
 
 def read_model(path: str | Path) -> ModelFile:
-    """What a file of export.py holds.
+    """Read a model file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ModelFileError: it is damaged, or something else.
+        FileNotFoundError: the file does not exist.
+        ModelFileError: the file is damaged, is not a model file, or has another format version.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model {path}; export.py writes one")
+        raise FileNotFoundError(f"model file {path} not found; {REMEDY}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         config = json.loads(str(arrays["config"]))
         alpha, sigma = arrays["alpha"], arrays["sigma"]
-    except Exception:  # zip, zlib, NumPy and JSON raise nearly anything
-        raise ModelFileError(f"{path} is damaged, or is not a model of export.py") from None
+    except Exception:  # a damaged file raises exceptions of zipfile, zlib, NumPy or json
+        raise ModelFileError(f"{path} is damaged or not a model file; {REMEDY}") from None
     if not isinstance(config, dict) or not config.keys() >= KEYS:
-        raise ModelFileError(f"{path} is not a model of export.py")
+        raise ModelFileError(f"{path} is not a model file; {REMEDY}")
     if config["format"] != FORMAT:
-        raise ModelFileError(f"{path} has format {config['format']}; this version reads {FORMAT}")
+        raise ModelFileError(
+            f"{path} has format {config['format']}; this version of mini_diffusion reads {FORMAT}"
+        )
     weights = {
         name.removeprefix(WEIGHTS): array
         for name, array in arrays.items()

@@ -1,4 +1,4 @@
-"""Pixels, a grid of images, and the PNG format."""
+"""Image grids and PNG files."""
 
 import math
 import os
@@ -10,17 +10,20 @@ import numpy as np
 
 from mini_diffusion.tensor import Tensor
 
-GAP, SHADE = 2, 40  # pixels between the images of a grid, and their grey
-SIDE = 56  # pixels that an image of a grid has at least, about
+GAP, SHADE = 2, 40  # pixels between the images of a grid, and their grey value
+SIDE = 56  # approximate minimum width of an image in a grid, in pixels
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Images in [-1, 1], clipped, as 0 ... 255: (N, C, H, W) -> (N, H, W, C)."""
+    """Pixels 0-255 of images in [-1, 1], clipped: (N, C, H, W) -> (N, H, W, C)."""
     return ((x.nhwc.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """uint8 images (N, H, W, C), enlarged, as one picture (H', W', 3) that is about square."""
+    """Approximately square grid (H', W', 3) of uint8 images (N, H, W, C) with 1 or 3 channels.
+
+    Small images are enlarged by an integer factor.
+    """
     scale = max(1, round(SIDE / images.shape[2]))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     n, h, w, _ = images.shape
@@ -34,10 +37,10 @@ def grid(images: np.ndarray) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A uint8 picture (H, W, 3) as a PNG file (W3C, Portable Network Graphics, 3rd edition)."""
+    """PNG file of a uint8 RGB image (H, W, 3) (W3C, Portable Network Graphics, 3rd edition)."""
     height, width, _ = picture.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
-    lines = np.insert(picture.reshape(height, -1), 0, 0, axis=1)  # each begins with its filter, 0
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits per channel, RGB
+    lines = np.insert(picture.reshape(height, -1), 0, 0, axis=1)  # filter type 0 before each row
     file = b"\x89PNG\r\n\x1a\n"
     for kind, data in [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]:
         checksum = zlib.crc32(kind + data)
@@ -46,7 +49,10 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name first: whoever opens `path` never finds a part of it."""
+    """Write a file atomically: to a temporary name in the same folder, which is then renamed.
+
+    Raises OSError if the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)

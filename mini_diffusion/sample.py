@@ -1,4 +1,4 @@
-"""Draw images from a model that export.py wrote: python -m mini_diffusion.sample model.npz"""
+"""Sample images from a model file: python -m mini_diffusion.sample model.npz"""
 
 import argparse
 import io
@@ -17,7 +17,7 @@ from mini_diffusion.unet import UNet
 
 SAMPLERS = {"ddim": Sampler.ddim, "ddpm": Sampler.ddpm}
 STEPS = {"ddim": 50, "ddpm": 100}
-BATCH = 64  # images that are computed at once
+BATCH = 64  # batch size
 EXAMPLES = """examples:
   python -m mini_diffusion.sample model.npz
   python -m mini_diffusion.sample model.npz --num-images 16 --steps 20 --seed 7
@@ -25,16 +25,17 @@ EXAMPLES = """examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
+    """Argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str):
+        """Print the message and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def at_least(low: int, text: str) -> int:
-    """A whole number of a flag."""
+    """Integer value of a flag. Raises ArgumentTypeError if it is not an integer >= low."""
     if not text.lstrip("-").isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, got {text!r}")
     return int(text)
 
 
@@ -43,28 +44,29 @@ POSITIVE, NATURAL = partial(at_least, 1), partial(at_least, 0)
 
 # fmt: off
 def make_parser() -> Parser:
+    """Parser of the command line."""
     parser = Parser(
         prog="python -m mini_diffusion.sample",
-        description="Draw images from a model that export.py wrote, with NumPy alone.",
+        description="Sample images from a model file with NumPy alone.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="an .npz of export.py")
+    parser.add_argument("model", metavar="MODEL", help="model file (.npz), written by export.py")
     parser.add_argument("--num-images", type=POSITIVE, default=64, metavar="N",
-                        help="how many (default: 64)")
+                        help="number of images (default: 64)")
     parser.add_argument("--seed", type=NATURAL, default=0, metavar="N",
-                        help="fixes every random number (default: 0)")
+                        help="random seed (default: 0)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim",
-                        help="ddpm draws fresh noise in each step (default: ddim)")
+                        help="sampler; ddpm adds fresh noise in each step (default: ddim)")
     parser.add_argument("--steps", type=POSITIVE, metavar="N",
-                        help="of the walk back from noise, at most T (default: ddim 50, ddpm 100)")
+                        help="number of sampling steps, at most T (default: ddim 50, ddpm 100)")
     parser.add_argument("--class-id", type=NATURAL, metavar="ID",
-                        help="of all images (default: image i is of class i, counted round)")
+                        help="class of all images (default: cycle through all classes)")
     parser.add_argument("--output", type=Path, default=Path("outputs/mini_samples.png"),
                         metavar="FILE",
-                        help="a picture of all images, or, if it ends in .npz, their pixels: uint8 "
-                        "arr_0 of shape N, H, W, C (default: outputs/mini_samples.png)")
+                        help="image grid (.png) or uint8 array arr_0 of shape N, H, W, C (.npz) "
+                        "(default: outputs/mini_samples.png)")
     return parser
 
 
@@ -72,16 +74,17 @@ def make_parser() -> Parser:
 
 
 def hyphenated(arg: str) -> str:
-    """`--num_images=8` as `--num-images=8`; anything but a flag as it is."""
+    """Flag with hyphens instead of underscores. Other arguments are returned unchanged."""
     flag, equals, value = arg.partition("=")
     return flag.replace("_", "-") + equals + value if arg.startswith("--") else arg
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 (file error), 2 (usage), 130 (interrupted)."""
     parser = make_parser()
     args = parser.parse_args([hyphenated(arg) for arg in (sys.argv[1:] if argv is None else argv)])
     try:
-        draw(args)
+        generate(args)
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         return 130
@@ -91,17 +94,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def draw(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace) -> None:
+    """Sample images and write them to `args.output`.
+
+    Raises ValueError for invalid arguments and OSError for files that cannot be read or written.
+    """
     if args.output.suffix not in (".png", ".npz"):
-        raise ValueError(f"--output {args.output}: the name must end in .png or .npz")
+        raise ValueError(f"--output must end in .png or .npz, got {args.output}")
     config = read_model(args.model).config
     model, scheduler = UNet.load(args.model), NoiseScheduler.load(args.model)
     steps = args.steps or min(STEPS[args.sampler], scheduler.timesteps)
     if steps > scheduler.timesteps:
-        raise ValueError(f"--steps {steps}: the model has only {scheduler.timesteps} timesteps")
+        most = scheduler.timesteps
+        raise ValueError(f"--steps must be at most {most} for this model, got {steps}")
     sampler = SAMPLERS[args.sampler](scheduler, steps)
     labels = choose_labels(args, model.num_classes)
-    args.output.parent.mkdir(parents=True, exist_ok=True)  # or fail now, not after the work
+    args.output.parent.mkdir(parents=True, exist_ok=True)  # fails before sampling
 
     print(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
     print(f"{args.sampler}, {steps} steps, NumPy {np.__version__}", flush=True)
@@ -117,20 +125,24 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def choose_labels(args: argparse.Namespace, num_classes: int | None) -> np.ndarray | None:
-    """The class of each image (N,), or None for a model without classes."""
+    """Class label of each image (N,), or None for a model without classes.
+
+    Raises ValueError if the model does not have the class `--class-id`.
+    """
     if num_classes is None:
         if args.class_id is not None:
-            raise ValueError("--class-id: this model knows no classes")
+            raise ValueError("--class-id is not supported: this model has no classes")
         return None
     if args.class_id is None:
         return np.arange(args.num_images) % num_classes
     if args.class_id >= num_classes:
-        raise ValueError(f"--class-id {args.class_id}: the classes are 0 ... {num_classes - 1}")
+        last = num_classes - 1
+        raise ValueError(f"--class-id must be between 0 and {last}, got {args.class_id}")
     return np.full(args.num_images, args.class_id)
 
 
 def save(path: Path, images: np.ndarray) -> None:
-    """uint8 images (N, H, W, C) as a grid, or as an .npz."""
+    """Write uint8 images (N, H, W, C) as a grid (.png) or as an array (.npz)."""
     if path.suffix == ".png":
         data = png(grid(images))
     else:

@@ -1,4 +1,4 @@
-"""The walk from noise to data."""
+"""Sampler: the sampling loop, from noise to images."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,34 +7,48 @@ from math import hypot
 from mini_diffusion.scheduler import NoiseScheduler
 from mini_diffusion.tensor import Rng, Tensor, generator
 
-Model = Callable[[Tensor, int], Tensor]  # (x_t, timestep) -> what the scheduler's prediction says
-Callback = Callable[[int, int, int, Tensor], object]  # (step, total, timestep, current)
+Model = Callable[[Tensor, int], Tensor]  # (x_t, timestep) -> the scheduler's prediction
+Callback = Callable[[int, int, int, Tensor], object]  # (step, total, timestep, x)
 
 
 class Sampler:
-    """Visits evenly spaced timesteps from T-1 down, and then clean data.
+    """Denoises from timestep T-1 to clean data at evenly spaced timesteps.
 
-    `Sampler.ddpm` draws fresh noise in each step, `Sampler.ddim` none.
+    Create one with `Sampler.ddpm` or `Sampler.ddim`.
+
+    Args:
+        scheduler: the noise schedule and the meaning of the network's output.
+        num_inference_steps: number of steps, between 1 and T.
+        ancestral: draw fresh noise in each step (DDPM) instead of none (DDIM).
+
+    Raises:
+        ValueError: the number of steps is not between 1 and T.
     """
 
     def __init__(self, scheduler: NoiseScheduler, num_inference_steps: int, ancestral: bool):
         total = scheduler.timesteps
         if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"steps must lie between 1 and {total}, not {num_inference_steps}")
+            raise ValueError(f"steps must be between 1 and {total}, got {num_inference_steps}")
         self.scheduler, self.ancestral = scheduler, ancestral
-        # trailing: from where training ended (Lin et al. 2023, arXiv:2305.08891, table 2)
+        # "trailing" spacing, which starts at T-1 (Lin et al. 2023, arXiv:2305.08891, table 2)
         left = range(num_inference_steps, 0, -1)
         self.timesteps = [round(total * i / num_inference_steps - 1) for i in left]
 
     @classmethod
     def ddpm(cls, scheduler: NoiseScheduler, num_inference_steps: int | None = None) -> "Sampler":
-        """Ho et al. 2020, arXiv:2006.11239, algorithm 2; by default in all T steps."""
+        """DDPM sampler (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
+
+        The default number of steps is T. Raises ValueError if it is not between 1 and T.
+        """
         steps = scheduler.timesteps if num_inference_steps is None else num_inference_steps
         return cls(scheduler, steps, ancestral=True)
 
     @classmethod
     def ddim(cls, scheduler: NoiseScheduler, num_inference_steps: int = 50) -> "Sampler":
-        """Song et al. 2020, arXiv:2010.02502, eq. 12 with eta = 0."""
+        """Deterministic DDIM sampler (Song et al. 2020, arXiv:2010.02502, eq. 12, eta = 0).
+
+        Raises ValueError if the number of steps is not between 1 and T.
+        """
         return cls(scheduler, num_inference_steps, ancestral=False)
 
     def sample(
@@ -44,15 +58,21 @@ class Sampler:
         rng: Rng = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Images of the shape (N, C, H, W).
+        """Sample images from noise.
 
         Args:
-            model: maps (x_t, timestep) to the scheduler's prediction; channels beyond those of x_t,
-                a learned variance, are left aside.
-            shape: of x_t.
-            rng: of the noise.
-            callback: called after each step with its number (1 ... total), their total, the
-                timestep that the step began at, and the images as they are now.
+            model: maps (x_t, timestep) to the scheduler's prediction (N, C, H, W). Additional
+                channels, such as a learned variance, are ignored.
+            shape: shape (N, C, H, W) of the images.
+            rng: generator of the noise.
+            callback: called after each step with the step number (1, ..., total), the total, the
+                timestep at the start of the step, and the current x (N, C, H, W).
+
+        Returns:
+            Images (N, C, H, W), in [-1, 1] if the scheduler clips.
+
+        Raises:
+            ValueError: the schedule ends in pure noise (alpha = 0) and the prediction is "eps".
         """
         scheduler, rng = self.scheduler, generator(rng)
         x = hypot(*scheduler.level(self.timesteps[0])) * Tensor.randn(shape, rng=rng)

@@ -1,86 +1,115 @@
-"""Images and weights: float32 numbers in NumPy arrays."""
+"""Tensor: float32 images and weights, and activation functions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 Number = float | int
-Shape = int | Sequence[int]  # numbers, or one tuple of them
-Rng = np.random.Generator | None  # None: other numbers each time
+Rng = np.random.Generator | None  # None: a new generator with a random seed
+Shape = int | Sequence[int]  # one axis, or all axes as one tuple
+ShapeOrRng = Shape | Rng
 Operand = "Tensor | np.ndarray | Number"
 
 
 class Tensor:
-    """Float32 numbers of shape (N, C, H, W), or of any other shape, without gradients.
+    """Float32 array of any shape, without gradients.
 
-    The four axes are laid out with the channels last in memory, whatever the order of the array
-    that is given (which is copied only if it has another): the channels of a pixel are neighbours,
-    so that a convolution is one matrix product. Weights of a convolution, (out, in, k, k), too.
+    Tensors with four axes are images (N, C, H, W) or convolution weights (out, in, k, k). They are
+    stored with the channels last, so that a convolution becomes one matrix product. The constructor
+    copies an array only if its layout or its dtype differs.
 
-    Arithmetic takes tensors, arrays and numbers, and makes new tensors.
+    Operators accept tensors, arrays and numbers, broadcast like NumPy, and return new tensors.
+
+    Args:
+        data: an array, a nested sequence or a number. It is converted to float32.
     """
 
-    __array_ufunc__ = None  # array * tensor is ours, too
+    __array_ufunc__ = None  # array * tensor calls Tensor.__rmul__
 
     def __init__(self, data: np.ndarray | Sequence | Number):
         self.data = np.asarray(data, dtype=np.float32)
         if self.data.ndim == 4:
             self.data = np.ascontiguousarray(self.data.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
-    # --- making them: the shape is given as numbers or as one tuple ------------------------------
+    # --- creation --------------------------------------------------------------------------------
+    #
+    # The shape is given as numbers or as one tuple: randn(2, 3) or randn((2, 3)). The generator is
+    # the last positional argument or the keyword argument `rng`: randn(2, 3, rng).
 
     @classmethod
     def zeros(cls, *shape: Shape) -> "Tensor":
+        """Tensor of zeros."""
         return cls(np.zeros(dims(shape), np.float32))
 
     @classmethod
     def ones(cls, *shape: Shape) -> "Tensor":
+        """Tensor of ones."""
         return cls(np.ones(dims(shape), np.float32))
 
     @classmethod
-    def randn(cls, *shape: Shape, rng: Rng = None) -> "Tensor":
-        """From N(0, 1)."""
-        return cls(generator(rng).standard_normal(dims(shape), dtype=np.float32))
+    def randn(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
+        """Samples from the standard normal distribution N(0, 1).
+
+        Raises:
+            TypeError: two generators are given.
+        """
+        shape, rng = split_rng(shape, rng)
+        return cls(generator(rng).standard_normal(shape, dtype=np.float32))
 
     @classmethod
-    def xavier(cls, *shape: Shape, rng: Rng = None) -> "Tensor":
-        """Weights (out, in, ...) that keep the size of a linear layer's numbers both ways.
+    def xavier(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
+        """Weights (out, in, ...) from the Xavier uniform distribution.
 
-        Uniform within sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
+        The bounds are +- sqrt(6 / (fan_in + fan_out)), which keep the variance of activations and
+        gradients constant through linear layers (Glorot & Bengio 2010, eq. 16).
+
+        Raises:
+            TypeError: two generators are given.
+            IndexError: the shape has fewer than two axes.
         """
-        fan_in, fan_out = fans(dims(shape))
+        shape, rng = split_rng(shape, rng)
+        fan_in, fan_out = fans(shape)
         bound = (6 / (fan_in + fan_out)) ** 0.5
-        return cls(generator(rng).uniform(-bound, bound, dims(shape)))
+        return cls(generator(rng).uniform(-bound, bound, shape))
 
     @classmethod
-    def kaiming(cls, *shape: Shape, rng: Rng = None) -> "Tensor":
-        """Weights (out, in, ...) that keep the size of numbers that pass a ReLU.
+    def kaiming(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
+        """Weights (out, in, ...) from the Kaiming normal distribution N(0, 2 / fan_in).
 
-        From N(0, 2 / fan_in) (He et al. 2015, arXiv:1502.01852, eq. 10).
+        The variance of the activations stays constant through layers with ReLU (He et al. 2015,
+        arXiv:1502.01852, eq. 10).
+
+        Raises:
+            TypeError: two generators are given.
+            IndexError: the shape has fewer than two axes.
         """
-        fan_in, _ = fans(dims(shape))
-        return cls.randn(*shape, rng=rng) * (2 / fan_in) ** 0.5
+        shape, rng = split_rng(shape, rng)
+        fan_in, _ = fans(shape)
+        return cls.randn(shape, rng=rng) * (2 / fan_in) ** 0.5
 
     @classmethod
     def from_nhwc(cls, data: np.ndarray) -> "Tensor":
-        """An array (N, H, W, C) as a tensor (N, C, H, W) on the same memory."""
+        """Tensor (N, C, H, W) that shares the memory of a contiguous float32 array (N, H, W, C)."""
         return cls(data.transpose(0, 3, 1, 2))
 
-    # --- looking at them -------------------------------------------------------------------------
+    # --- inspection ------------------------------------------------------------------------------
 
     @property
     def nhwc(self) -> np.ndarray:
-        """The same memory as a contiguous array (N, H, W, C)."""
+        """Contiguous array (N, H, W, C) that shares the memory of a tensor (N, C, H, W)."""
         return self.data.transpose(0, 2, 3, 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
         return self.data.shape
 
     def mean(self) -> float:
+        """Mean of all elements, accumulated in float64."""
         return float(self.data.mean(dtype=np.float64))
 
     def std(self) -> float:
+        """Population standard deviation of all elements, accumulated in float64."""
         return float(self.data.std(dtype=np.float64))
 
     def __len__(self) -> int:
@@ -121,18 +150,21 @@ class Tensor:
         return Tensor(self.data @ array(other))
 
     def clip(self, low: Number, high: Number) -> "Tensor":
+        """Elements limited to the range [low, high]."""
         return Tensor(self.data.clip(low, high))
 
     def reshape(self, *shape: Shape) -> "Tensor":
+        """Same elements in another shape. Raises ValueError if their number differs."""
         return Tensor(self.data.reshape(dims(shape)))
 
-    # --- activations -----------------------------------------------------------------------------
+    # --- activation functions, elementwise -------------------------------------------------------
 
     def relu(self) -> "Tensor":
+        """max(x, 0)."""
         return Tensor(np.maximum(self.data, 0))
 
     def sigmoid(self) -> "Tensor":
-        """1 / (1 + exp(-x)), by tanh, which does not overflow."""
+        """1 / (1 + exp(-x)), computed with tanh, which does not overflow."""
         return Tensor(sigmoid(self.data))
 
     def silu(self) -> "Tensor":
@@ -142,33 +174,52 @@ class Tensor:
         return Tensor(y)
 
     def gelu(self) -> "Tensor":
-        """x P(X <= x) for X from N(0, 1), by tanh (ibid.): NumPy has no erf."""
+        """x P(X <= x) with X from N(0, 1), in the tanh approximation.
+
+        Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2. NumPy has no erf for the exact form.
+        """
         x = self.data
         return Tensor(0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2."""
     y = np.multiply(x, 0.5)
-    np.tanh(y, out=y)  # in place, as new memory costs more than the arithmetic
+    np.tanh(y, out=y)  # in place: allocating memory takes longer than the arithmetic
     y *= 0.5
     y += 0.5
     return y
 
 
 def array(x: Tensor | np.ndarray | Number) -> np.ndarray | Number:
+    """Array of a tensor. Arrays and numbers are returned unchanged."""
     return x.data if isinstance(x, Tensor) else x
 
 
 def dims(shape: tuple) -> tuple[int, ...]:
-    """(2, 3) of both `zeros(2, 3)` and `zeros((2, 3))`."""
+    """Shape (2, 3) from the arguments of `zeros(2, 3)` or `zeros((2, 3))`."""
     return tuple(shape[0]) if shape and isinstance(shape[0], Sequence) else shape
 
 
+def split_rng(arguments: tuple, rng: Rng) -> tuple[tuple[int, ...], Rng]:
+    """Shape and generator from the arguments of `randn(2, 3, rng)` or `randn(2, 3, rng=rng)`.
+
+    Raises TypeError if both a positional argument and the keyword argument name a generator.
+    """
+    if arguments and isinstance(arguments[-1], Rng):
+        *arguments, last = arguments
+        if last is not None and rng is not None:
+            raise TypeError("the generator is given twice: by position and by keyword")
+        rng = rng if last is None else last
+    return dims(tuple(arguments)), rng
+
+
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """Inputs that one output sums over, and outputs that one input goes to."""
+    """fan_in and fan_out of weights (out, in, ...): inputs per output and outputs per input."""
     taps = int(np.prod(shape[2:]))
     return shape[1] * taps, shape[0] * taps
 
 
 def generator(rng: Rng) -> np.random.Generator:
+    """The given generator, or a new one with a random seed."""
     return np.random.default_rng() if rng is None else rng

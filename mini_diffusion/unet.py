@@ -1,4 +1,4 @@
-"""A time-conditioned U-Net (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, appendix A)."""
+"""Time-conditioned U-Net (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, appendix A)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,27 +20,30 @@ from mini_diffusion.layers import (
 from mini_diffusion.model_file import ModelFileError, read_model
 from mini_diffusion.tensor import Rng, Tensor, generator
 
-EMBEDDING = 256  # features of a timestep and a class
-HEAD = 32  # channels of an attention head, at least
-GROUP = 16  # channels of a GroupNorm group
+EMBEDDING = 256  # features of the timestep and class embeddings
+HEAD = 32  # minimum number of channels per attention head
+GROUP = 16  # channels per group of GroupNorm
 
 
 class UNet(Layer):
-    """Maps noisy images and their timesteps to a prediction of the same height and width.
+    """U-Net that maps noisy images and timesteps to a prediction: (N, in, H, W) -> (N, out, H, W).
 
-    The image is folded into patches, runs down through levels of half the size each, through a
-    middle with self-attention, and up again; every block on the way up also sees the output of its
-    mirror image on the way down.
+    The image is folded into patches. The encoder halves the resolution at each level, the middle
+    blocks apply self-attention, and the decoder restores the resolution. Each decoder block also
+    receives the output of the corresponding encoder block (skip connection).
+
+    `UNet(...)` has random weights. `UNet.load` reads trained ones.
 
     Args:
-        in_channels, out_channels: of the images and of the prediction.
-        model_channels: width of the first level.
-        rng: for the first weights. There is no training here: `load` brings trained ones.
-        multipliers: width of each level, as a multiple of model_channels.
-        blocks: residual blocks of each level, on the way down and again on the way up.
-        attention_levels: levels (0, 1, ...) whose blocks attend too.
-        patch_size: side of the patches.
-        num_classes: class labels, or None. One more, the null label `num_classes`, means "any".
+        in_channels, out_channels: channels of the images and of the prediction.
+        model_channels: channels of the first level.
+        rng: generator of the initial weights.
+        multipliers: channels of each level, as a multiple of model_channels.
+        blocks: residual blocks per level, in the encoder and in the decoder.
+        attention_levels: levels (0, 1, ...) with self-attention in their blocks.
+        patch_size: side of the patches in pixels.
+        num_classes: number of class labels, or None for an unconditional network. The additional
+            label `num_classes` is the null label, which stands for no class.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class UNet(Layer):
     ):
         rng = generator(rng)
         self.patch_size, self.num_classes = patch_size, num_classes
-        self.factor = patch_size * 2 ** (len(multipliers) - 1)  # that image sizes are multiples of
+        self.factor = patch_size * 2 ** (len(multipliers) - 1)  # divides image height and width
         widths = [model_channels * m for m in multipliers]
         levels = range(len(widths))
 
@@ -71,7 +74,7 @@ class UNet(Layer):
         self.label = Embedding(num_classes + 1, EMBEDDING, rng) if num_classes else None
         self.stem = Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1, rng=rng)
 
-        width, skips = widths[0], []  # skips: the width of each block's output on the way down
+        width, skips = widths[0], []  # skips: output channels of each encoder block
         self.down, self.up = [], []
         for level in levels:
             if level > 0:
@@ -97,17 +100,21 @@ class UNet(Layer):
     def __call__(
         self, x: Tensor, timestep: int | np.ndarray, y: int | np.ndarray | None = None
     ) -> Tensor:
-        """The prediction (N, out, H, W) for noisy images x (N, in, H, W).
+        """Prediction (N, out, H, W) for noisy images.
 
-        The timestep and the class label y are numbers for all images or arrays (N,); without y, the
-        label is the null label. Raises ValueError for sizes that cannot be halved often enough, and
-        for labels given to a network without classes.
+        Args:
+            x: noisy images (N, in, H, W), scaled by `NoiseScheduler.scaled`.
+            timestep: one timestep for all images or an array (N,), 0 = least noise.
+            y: one class label for all images or an array (N,). None means the null label.
+
+        Raises:
+            ValueError: H or W is not divisible by patch_size * 2^(levels - 1), or y is given to
+                a network without classes.
         """
         n, _, height, width = x.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"this U-Net takes images whose sides are multiples of {self.factor}, "
-                f"not {height}x{width}"
+                f"image height and width must be multiples of {self.factor}, got {height}x{width}"
             )
         emb = np.broadcast_to(timestep, n)
         for layer in self.time:
@@ -115,7 +122,7 @@ class UNet(Layer):
         if self.label is not None:
             emb = emb + self.label(np.broadcast_to(self.num_classes if y is None else y, n))
         elif y is not None:
-            raise ValueError("this network was made without classes: it takes no labels")
+            raise ValueError("y must be None: this network has no classes")
         emb = emb.silu()
         h = self.stem(fold(x, self.patch_size))  # (N, model_channels, H/p, W/p)
 
@@ -136,22 +143,37 @@ class UNet(Layer):
 
     @classmethod
     def load(cls, path: str | Path) -> "UNet":
-        """The network of a file of export.py; raises what `read_model` raises."""
+        """Read the network of a model file.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ModelFileError: the file is damaged, is not a model file, or its weights do not fit its
+                configuration.
+        """
         file = read_model(path)
         try:
             model = cls(**file.config["model"])
             parameters = dict(model.parameters())
-            for name in parameters.keys() | file.weights.keys():
+            if names := parameters.keys() ^ file.weights.keys():
+                raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
+            for name in parameters:
                 if parameters[name].shape != file.weights[name].shape:
-                    raise ValueError(f"the shape of {name}")
+                    raise ValueError(
+                        f"{name} has shape {file.weights[name].shape}, "
+                        f"expected {parameters[name].shape}"
+                    )
                 parameters[name].data = Tensor(file.weights[name]).data
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{path} contradicts itself: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
         return model
 
 
 class Block(Layer):
-    """A residual block and, where asked, self-attention: (N, C, H, W) -> (N, D, H, W)."""
+    """Residual block, optionally with self-attention: (N, C, H, W) -> (N, D, H, W).
+
+    The embedding (N, 256) of timestep and class scales and shifts the second GroupNorm (Nichol &
+    Dhariwal 2021, arXiv:2102.09672, appendix A).
+    """
 
     def __init__(self, in_channels: int, channels: int, attends: bool, rng: Rng):
         self.norm_1 = group_norm(in_channels)
@@ -172,7 +194,7 @@ class Block(Layer):
 
 
 class Downsample(Layer):
-    """(N, C, H, W) -> (N, C, H/2, W/2)."""
+    """Downsampling by a convolution with stride 2: (N, C, H, W) -> (N, C, H/2, W/2)."""
 
     def __init__(self, channels: int, rng: Rng):
         self.conv = Conv2d(channels, channels, 3, stride=2, padding=1, rng=rng)
@@ -182,18 +204,20 @@ class Downsample(Layer):
 
 
 class Upsample(Layer):
-    """(N, C, H, W) -> (N, C, 2H, 2W); the block that follows smooths it."""
+    """Nearest-neighbour upsampling: (N, C, H, W) -> (N, C, 2H, 2W)."""
 
     def __call__(self, x: Tensor, emb: Tensor) -> Tensor:
         return Tensor.from_nhwc(x.nhwc.repeat(2, axis=1).repeat(2, axis=2))
 
 
 def group_norm(channels: int) -> GroupNorm:
+    """GroupNorm with groups of 16 channels, or with one group if that does not divide evenly."""
     groups = max(1, channels // GROUP)
     return GroupNorm(groups if channels % groups == 0 else 1, channels)
 
 
 def attention(channels: int, rng: Rng) -> Attention:
+    """Attention with as many heads of at least 32 channels as divide the channels evenly."""
     most = max(1, channels // HEAD)
     heads = next(h for h in range(most, 0, -1) if channels % h == 0)
     return Attention(channels, heads, group_norm(channels), rng)
