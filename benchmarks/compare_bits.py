@@ -57,6 +57,7 @@ RESUME = "train.py --resume --output-dir out --max-steps 8"
 SAMPLE = "sample.py --steps 5 --output drawn.npz --checkpoint"
 OWN = f"{SAMPLE} out/model_final.pt"
 DRAW = f"{SAMPLE} {{reference}}/unet-muon/out/model_final.pt"
+POINTS = f"{SAMPLE} {{reference}}/mlp/out/model_final.pt --output points.npz"  # not rounded
 CLASSES = f"{SAMPLE} {{reference}}/classes/out/model_final.pt"
 SHIPPED = f"{SAMPLE} {{tree}}/weights/NAME.safetensors --guidance-scale 1.3 --num-images 16"
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc")
@@ -93,12 +94,15 @@ RUNS = {  # commands, each run in a folder of its own
     "resume": [f"{RESUMABLE} --output-dir whole --max-steps 8", STOPPED, RESUME],
     "stopped": [STOPPED],
     "resume-reference": ["copy {reference}/stopped/out out", RESUME],
-    **{f"sampler-{name}": [f"{DRAW} --sampler {name}"] for name in SAMPLERS},
-    **{f"spacing-{name}": [f"{DRAW} --spacing {name}"] for name in SPACINGS},
-    "ddpm-large": [f"{DRAW} --sampler ddpm --variance large"],
-    "ddim-eta": [f"{DRAW} --sampler ddim --eta 0.5"],
-    "euler-churn": [f"{DRAW} --sampler euler --churn 1"],
-    "gamma-mu": [f"{DRAW} --sampler gamma --mu 0.3"],
+    **{
+        f"sampler-{name}": [f"{DRAW} --sampler {name}", f"{POINTS} --sampler {name}"]
+        for name in SAMPLERS
+    },
+    **{f"spacing-{name}": [f"{POINTS} --spacing {name}"] for name in SPACINGS},
+    "ddpm-large": [f"{POINTS} --sampler ddpm --variance large"],
+    "ddim-eta": [f"{POINTS} --sampler ddim --eta 0.5"],
+    "euler-churn": [f"{POINTS} --sampler euler --churn 1"],
+    "gamma-mu": [f"{POINTS} --sampler gamma --mu 0.3"],
     "batches": [f"{DRAW} --batch-size 24 --seed 3"],
     "class-id": [f"{CLASSES} --guidance-scale 2 --class-id 1,7,4"],
     "guidance-interval": [f"{CLASSES} --guidance-scale 3 --guidance-interval 0.3 5"],
