@@ -1,10 +1,15 @@
+"""The forward process, the training loss and the denoiser, against the papers' equations."""
+
+import copy
 import math
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
+from conditions import NULL_LABEL, Condition
 from diffusion import CLEAN, GaussianDiffusion
 from objectives import (
     LOSS_WEIGHTS,
@@ -21,17 +26,21 @@ PRESERVING = [name for name in SCHEDULES if name not in ("flow", "edm")]
 SHAPES = [(4, 2), (4, 1, 8, 8), (4, 3, 5, 7), (4, 2, 3, 3, 3)]
 
 
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture(scope="module", params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
     return GaussianDiffusion(request.param, prediction="v")
 
 
-@pytest.fixture(params=PRESERVING)
+@pytest.fixture(scope="module", params=PRESERVING)
 def preserving(request) -> GaussianDiffusion:
+    """A variance-preserving process."""
     return GaussianDiffusion(request.param)
 
 
-def test_schedule_identities(preserving):
+# --- the tables of the process ------------------------------------------------------------------
+
+
+def test_tables_of_a_variance_preserving_process(preserving):
     diffusion = preserving
     betas = diffusion.betas.double()
     assert betas.min() > 0
@@ -46,41 +55,41 @@ def test_schedule_identities(preserving):
     assert_close(diffusion.log_snr, 2 * (diffusion.alpha.log() - diffusion.sigma.log()))
 
 
-def test_every_schedule_goes_from_data_to_noise(diffusion):
+def test_schedules_go_from_data_to_noise(diffusion):
     assert diffusion.ratio[0] < 0.04
     assert diffusion.ratio[-1] > 30
     assert (diffusion.ratio.diff() > 0).all()
 
 
-def test_the_noise_of_steps_adds_up(diffusion):
-    """sigma_t^2 = (alpha_t / alpha_t-1)^2 sigma_t-1^2 + beta_t, whatever the process."""
+def test_the_noise_variances_of_the_steps_add_up(diffusion):
+    """sigma_t^2 = (alpha_t / alpha_t-1)^2 sigma_t-1^2 + beta_t, in every process."""
     alpha, sigma, betas = (x.double() for x in (diffusion.alpha, diffusion.sigma, diffusion.betas))
     carried = (alpha[1:] / alpha[:-1] * sigma[:-1]) ** 2
     assert_close(carried + betas[1:], sigma[1:] ** 2, rtol=1e-5, atol=1e-9)
     assert (betas > 0).all()
 
 
-def test_flow_is_the_straight_line():
+def test_flow_is_a_straight_line_from_data_to_noise():
     diffusion = GaussianDiffusion("flow", 10, prediction="flow")
     assert_close(diffusion.sigma, torch.arange(1, 11) / 10)
     assert_close(diffusion.alpha + diffusion.sigma, torch.ones(10))
 
 
-def test_edm_adds_noise_from_0_002_to_80():
+def test_edm_has_sigmas_from_0_002_to_80_in_equal_ratios():
     diffusion = GaussianDiffusion("edm", prediction="edm")
     assert_close(diffusion.alpha, torch.ones(1000))
     assert_close(diffusion.sigma[[0, -1]], torch.tensor([0.002, 80.0]))
     assert_close(diffusion.sigma.log().diff(), torch.full((999,), math.log(40_000) / 999))
 
 
-def test_quadratic_has_square_roots_on_a_line():
+def test_quadratic_has_evenly_spaced_square_roots_of_beta():
     betas = GaussianDiffusion("quadratic").betas.double()
     assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
     steps = betas.sqrt().diff()
     assert_close(steps, steps.mean().expand(999), rtol=1e-3, atol=0)
 
 
-def test_sigmoid_is_that_of_the_paper():
+def test_sigmoid_matches_the_paper():
     def f(u):
         return 1 / (1 + math.exp(6 * u - 3))
 
@@ -89,7 +98,7 @@ def test_sigmoid_is_that_of_the_paper():
 
 
 @pytest.mark.parametrize("schedule", PRESERVING)
-def test_zero_terminal_snr(schedule):
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start(schedule):
     plain = GaussianDiffusion(schedule, prediction="v")
     diffusion = GaussianDiffusion(schedule, prediction="v", zero_terminal_snr=True)
     assert diffusion.alpha[-1] == 0
@@ -98,13 +107,13 @@ def test_zero_terminal_snr(schedule):
     assert (diffusion.alpha.diff() < 0).all()
 
 
-def test_linear_is_that_of_the_paper():
+def test_linear_matches_the_paper():
     betas = GaussianDiffusion("linear").betas
     assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02]))
     assert_close(betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999), rtol=1e-3, atol=0)
 
 
-def test_cosine_is_that_of_the_paper():
+def test_cosine_matches_the_paper():
     def f(u):
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
@@ -113,12 +122,12 @@ def test_cosine_is_that_of_the_paper():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("timesteps", [50, 4000])
-def test_the_end_does_not_depend_on_the_number_of_steps(schedule, timesteps):
-    assert GaussianDiffusion(schedule, timesteps, prediction="v").ratio[-1] > 30
+def test_short_and_long_processes_end_in_noise_too(schedule):
+    for timesteps in (50, 4000):
+        assert GaussianDiffusion(schedule, timesteps, prediction="v").ratio[-1] > 30
 
 
-def test_buffers_are_float32_and_registered(diffusion):
+def test_tables_are_registered_float32_buffers(diffusion):
     buffers = dict(diffusion.named_buffers())
     assert {"betas", "alpha", "sigma", "posterior_variance"} <= buffers.keys()
     preserving = torch.allclose(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(1000))
@@ -127,27 +136,31 @@ def test_buffers_are_float32_and_registered(diffusion):
     assert list(diffusion.parameters()) == []
 
 
-def test_runs_on_another_device_than_it_was_made_on(diffusion):
-    # "meta" stands in for a GPU: any tensor left behind on the CPU would raise here.
-    diffusion = diffusion.to("meta")
+def test_a_process_can_move_to_another_device(diffusion):
+    """The device "meta" stands in for a GPU: a tensor left on the CPU would raise here."""
+    diffusion = copy.deepcopy(diffusion).to("meta")
     x_0 = torch.zeros(4, 1, 8, 8, device="meta")
     assert diffusion.loss(lambda x_t, t: x_t, x_0).device.type == "meta"
     x_0, eps = diffusion.denoiser(lambda x_t, t: x_t)(x_0, diffusion.levels(10)[0])
     assert x_0.device.type == eps.device.type == "meta"
 
 
-@pytest.mark.parametrize("t", [0, 300, 999])
-def test_q_sample_moments(diffusion, t):
+# --- q(x_t | x_0) and q(x_t-1 | x_t, x_0) --------------------------------------------------------
+
+
+def test_q_sample_has_mean_alpha_x_0_and_standard_deviation_sigma(diffusion):
     torch.manual_seed(0)
-    x_0 = torch.full((200_000, 1), 0.7)
-    x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t), torch.randn_like(x_0))
-    alpha, sigma = diffusion.alpha[t].item(), diffusion.sigma[t].item()
-    assert abs(x_t.mean().item() - 0.7 * alpha) < 5 * sigma / len(x_0) ** 0.5 + 1e-6
-    assert abs(x_t.std().item() / sigma - 1) < 0.01
+    count, t = 100_000, torch.tensor([0, 300, 999])
+    x_0 = torch.full((3 * count, 1), 0.7)
+    x_t = diffusion.q_sample(x_0, t.repeat_interleave(count), torch.randn_like(x_0))
+    std, mean = torch.std_mean(x_t.view(3, count), dim=1)
+    alpha, sigma = diffusion.alpha[t], diffusion.sigma[t]
+    assert ((mean - 0.7 * alpha).abs() < 5 * sigma / count**0.5 + 1e-6).all()
+    assert ((std / sigma - 1).abs() < 0.01).all()
 
 
-def test_q_sample_is_the_chain_of_single_steps(preserving):
-    """Mean and variance after single steps q(x_t | x_t-1), eq. 2, are those of eq. 4."""
+def test_q_sample_equals_a_chain_of_single_steps(preserving):
+    """Mean and variance after steps of q(x_t | x_t-1), eq. 2, are those of eq. 4."""
     diffusion, mean, variance = preserving, 1.0, 0.0
     for t, beta in enumerate(diffusion.betas[:600].double().tolist()):
         mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
@@ -156,33 +169,30 @@ def test_q_sample_is_the_chain_of_single_steps(preserving):
             assert variance == pytest.approx(diffusion.sigma[t].item() ** 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("t", [1, 2, 500, 998])
-def test_posterior_is_bayes_rule(diffusion, t):
-    """q(x_t-1 | x_t, x_0), as the product of two Gaussians in x_t-1, integrated on a fine grid."""
+def test_posterior_follows_bayes_rule(diffusion):
+    """q(x_t-1 | x_t, x_0) is a product of two Gaussians in x_t-1, integrated here on a grid."""
     x_0, x_t = 0.4, -0.3
-    beta = diffusion.betas[t].double()
-    alpha, sigma = diffusion.alpha[t - 1].double(), diffusion.sigma[t - 1].double()
-    carried = diffusion.alpha[t].double() / alpha  # of q(x_t | x_t-1)
-    width = max(sigma.item(), beta.sqrt().item())
-    grid = torch.linspace(-8 * width - 2, 8 * width + 2, 2_000_001, dtype=torch.float64)
-    log_density = -((grid - alpha * x_0) ** 2) / (2 * sigma**2)
-    log_density -= (x_t - carried * grid) ** 2 / (2 * beta)
-    weights = (log_density - log_density.max()).exp()
-    weights /= weights.sum()
-    expected_mean = (weights * grid).sum()
-    expected_variance = (weights * (grid - expected_mean) ** 2).sum()
+    for t in (1, 2, 500, 998):
+        beta = diffusion.betas[t].double()
+        alpha, sigma = diffusion.alpha[t - 1].double(), diffusion.sigma[t - 1].double()
+        step_alpha = diffusion.alpha[t].double() / alpha  # of q(x_t | x_t-1)
+        width = max(sigma.item(), beta.sqrt().item())
+        grid = torch.linspace(-8 * width - 2, 8 * width + 2, 200_001, dtype=torch.float64)
+        log_density = -((grid - alpha * x_0) ** 2) / (2 * sigma**2)
+        log_density -= (x_t - step_alpha * grid) ** 2 / (2 * beta)
+        weights = log_density.softmax(dim=0)
+        expected_mean = (weights * grid).sum()
+        expected_variance = (weights * (grid - expected_mean) ** 2).sum()
 
-    mean, variance = diffusion.q_posterior(
-        torch.tensor([[x_0]]), torch.tensor([[x_t]]), torch.tensor([t])
-    )
-    assert mean.item() == pytest.approx(expected_mean.item(), rel=2e-3, abs=1e-5)
-    assert variance.item() == pytest.approx(expected_variance.item(), rel=2e-3)
-    assert diffusion.posterior_log_variance[t].exp().item() == pytest.approx(
-        variance.item(), rel=1e-4
-    )
+        mean, variance = diffusion.q_posterior(
+            torch.tensor([[x_0]]), torch.tensor([[x_t]]), torch.tensor([t])
+        )
+        assert mean.item() == pytest.approx(expected_mean.item(), rel=2e-3, abs=1e-5)
+        assert variance.item() == pytest.approx(expected_variance.item(), rel=2e-3)
+        assert_close(diffusion.posterior_log_variance[t].exp(), variance[0, 0], rtol=1e-4, atol=0)
 
 
-def test_posterior_at_the_first_step_is_the_data(diffusion):
+def test_posterior_at_the_first_timestep_is_the_data(diffusion):
     x_0, x_t = torch.randn(2, 4, 3)
     mean, variance = diffusion.q_posterior(x_0, x_t, torch.zeros(4, dtype=torch.long))
     assert_close(mean, x_0, rtol=1e-3, atol=1e-3)
@@ -190,28 +200,18 @@ def test_posterior_at_the_first_step_is_the_data(diffusion):
     assert diffusion.posterior_log_variance.isfinite().all()
 
 
+# --- predictions --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_predictions_imply_the_data_that_they_came_from(name, diffusion):
+def test_the_target_of_a_prediction_implies_the_original_x_0(name, diffusion):
     torch.manual_seed(0)
-    rows = slice(0, 999 if name == "eps" else 1000)  # eps says nothing where alpha is 0
+    rows = slice(0, 999 if name == "eps" else 1000)  # eps implies no x_0 where alpha is 0
     x_0, noise = torch.randn(2, 1000, 5, dtype=torch.float64)[:, rows]
     alpha, sigma = diffusion.alpha.double()[rows, None], diffusion.sigma.double()[rows, None]
     x_t = alpha * x_0 + sigma * noise
     target = PREDICTIONS[name].target(x_0, noise, alpha, sigma)
     assert_close(PREDICTIONS[name].x_0(target, x_t, alpha, sigma), x_0, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", PREDICTIONS)
-@pytest.mark.parametrize("other", PREDICTIONS)
-def test_predictions_convert_into_each_other(name, other, diffusion):
-    """Through the x_0 and the noise that one implies comes the output that the other would give."""
-    torch.manual_seed(0)
-    x_t, out = torch.randn(2, 900, 5, dtype=torch.float64)
-    alpha, sigma = diffusion.alpha.double()[:900, None], diffusion.sigma.double()[:900, None]
-    x_0 = PREDICTIONS[name].x_0(out, x_t, alpha, sigma)
-    noise = (x_t - alpha * x_0) / sigma
-    converted = PREDICTIONS[other].target(x_0, noise, alpha, sigma)
-    assert_close(PREDICTIONS[other].x_0(converted, x_t, alpha, sigma), x_0, rtol=1e-7, atol=1e-7)
 
 
 def test_edm_is_v_for_data_of_standard_deviation_1(preserving):
@@ -221,7 +221,7 @@ def test_edm_is_v_for_data_of_standard_deviation_1(preserving):
     assert_close(PREDICTIONS["edm"].target(x_0, noise, alpha, sigma), -v, rtol=1e-6, atol=1e-5)
 
 
-def test_edm_is_the_preconditioning_of_the_paper():
+def test_edm_has_the_preconditioning_of_the_paper():
     """Karras et al. 2022, table 1: c_skip, c_out and c_in for the data's standard deviation."""
     s = 0.5
     diffusion = GaussianDiffusion("edm", prediction="edm", sigma_data=s, clip=False)
@@ -235,7 +235,7 @@ def test_edm_is_the_preconditioning_of_the_paper():
         assert_close(seen[0], x / math.hypot(sigma, s))
 
 
-def test_networks_see_inputs_of_one_size(diffusion):
+def test_network_inputs_have_unit_variance(diffusion):
     torch.manual_seed(0)
     x_0, t = torch.randn(20_000, 1), torch.tensor([0, 500, 999]).repeat_interleave(20_000)
     x_t = diffusion.q_sample(x_0.repeat(3, 1), t, torch.randn(60_000, 1))
@@ -244,12 +244,15 @@ def test_networks_see_inputs_of_one_size(diffusion):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_shape(shape, diffusion):
-    x_0 = torch.rand(shape)
-    t = torch.tensor([0, 5, 500, 999])
+def test_data_may_have_any_shape(shape):
+    diffusion = GaussianDiffusion()
+    x_0, t = torch.rand(shape), torch.tensor([0, 5, 500, 999])
     assert diffusion.q_sample(x_0, t, torch.randn(shape)).shape == shape
     assert diffusion.q_posterior(x_0, x_0, t)[0].shape == shape
     assert diffusion.loss(lambda x_t, t: x_t, x_0).shape == ()
+
+
+# --- the loss and the denoiser ------------------------------------------------------------------
 
 
 def test_loss_is_the_mean_squared_error_of_the_noise(preserving):
@@ -268,22 +271,33 @@ def test_loss_is_the_mean_squared_error_of_the_noise(preserving):
     assert_close(seen["t"], t)
 
 
-def test_loss_draws_all_timesteps_evenly(diffusion):
+def test_loss_draws_timesteps_uniformly():
     torch.manual_seed(0)
     drawn = []
-    diffusion.loss(lambda x_t, t: drawn.append(t) or x_t, torch.zeros(100_000, 1))
+    GaussianDiffusion().loss(lambda x_t, t: drawn.append(t) or x_t, torch.zeros(100_000, 1))
     counts = torch.bincount(drawn[0], minlength=1000)
     assert counts.min() > 50
     assert counts.max() < 150
 
 
-def test_denoiser_clips_x_0_and_derives_eps_anew(diffusion):
+def test_loss_passes_the_condition_to_the_network():
+    seen, condition = [], Condition(label=torch.tensor([0, 1]))
+    network = lambda x_t, t, condition: seen.append(condition) or x_t  # noqa: E731
+    GaussianDiffusion().loss(network, torch.zeros(2, 3), condition)
+    assert seen == [condition]
+
+
+def test_denoiser_clips_x_0_and_recomputes_eps(diffusion):
     torch.manual_seed(0)
     x_t, level = torch.randn(4, 3), diffusion.levels(10)[4]
     x_0, eps = diffusion.denoiser(lambda x_t, t: 3 * x_t)(x_t, level)
     assert x_0.abs().max() == 1
     assert_close(level.alpha * x_0 + level.sigma * eps, x_t)
 
+
+def test_clipping_can_be_switched_off():
+    torch.manual_seed(0)
+    x_t = torch.randn(4, 3)
     assert GaussianDiffusion().clip
     unclipped = GaussianDiffusion(clip=False)
     x_0, eps = unclipped.denoiser(lambda x_t, t: 3 * x_t)(x_t, unclipped.levels(10)[4])
@@ -291,7 +305,10 @@ def test_denoiser_clips_x_0_and_derives_eps_anew(diffusion):
     assert_close(eps, 3 * x_t, rtol=1e-4, atol=1e-4)
 
 
-def test_levels(diffusion):
+# --- levels and spacings ------------------------------------------------------------------------
+
+
+def test_levels_run_from_the_noisiest_timestep_to_clean_data(diffusion):
     levels = diffusion.levels()
     assert [level.t for level in levels] == [*range(999, -1, -1), -1]
     assert levels[-1] == CLEAN
@@ -302,48 +319,44 @@ def test_levels(diffusion):
         assert level.sigma == pytest.approx(diffusion.sigma[level.t].item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("steps", range(1, 1001, 37))
-def test_levels_are_distinct_and_fall(steps, diffusion):
-    t = [level.t for level in diffusion.levels(steps)]
-    assert len(t) == steps + 1
-    assert all(a > b for a, b in pairwise(t))
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_impossible_numbers_of_steps(steps, diffusion):
-    with pytest.raises(ValueError, match="between 1 and 1000"):
-        diffusion.levels(steps)
+def test_number_of_steps_must_be_between_1_and_the_timesteps():
+    for steps in (0, -1, 1001):
+        with pytest.raises(ValueError, match="between 1 and 1000"):
+            GaussianDiffusion().levels(steps)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [1, 2, 7, 50, 999, 1000])
-def test_spacings_are_distinct_and_fall(spacing, steps, diffusion):
-    levels = diffusion.levels(steps, spacing)
-    assert len(levels) == steps + 1
-    assert levels[-1] == CLEAN
-    assert all(a.t > b.t for a, b in pairwise(levels))
-    assert all(0 <= level.t < 1000 for level in levels[:-1])
+def test_levels_of_every_spacing_are_distinct_and_decrease(spacing, diffusion):
+    for steps in (2, 3, 7, 50, 999, *range(1, 1001, 111)):
+        levels = diffusion.levels(steps, spacing)
+        assert len(levels) == steps + 1
+        assert levels[-1] == CLEAN
+        assert all(a.t > b.t for a, b in pairwise(levels))
+        assert all(0 <= level.t < 1000 for level in levels[:-1])
 
 
-def test_spacings_are_what_they_say():
+def test_each_spacing_is_even_in_its_own_quantity():
     diffusion = GaussianDiffusion("linear")
 
-    def walk(spacing):
+    def noisy_levels(spacing):
         return diffusion.levels(10, spacing)[:-1]
 
-    assert [level.t for level in walk("trailing")] == [*range(999, 0, -100)]
-    assert [level.t for level in walk("leading")] == [*range(900, -1, -100)]
-    assert [level.t for level in walk("quadratic")][::9] == [999, 0]
-    roots = torch.tensor([math.sqrt(level.t) for level in walk("quadratic")])
+    assert [level.t for level in noisy_levels("trailing")] == [*range(999, 0, -100)]
+    assert [level.t for level in noisy_levels("leading")] == [*range(900, -1, -100)]
+    assert [level.t for level in noisy_levels("quadratic")][::9] == [999, 0]
+    roots = torch.tensor([math.sqrt(level.t) for level in noisy_levels("quadratic")])
     assert_close(roots.diff(), torch.full((9,), -math.sqrt(999) / 9), rtol=0, atol=0.5)
-    lam = torch.tensor([level.log_ratio for level in walk("uniform-logsnr")])
+    lam = torch.tensor([level.log_ratio for level in noisy_levels("uniform-logsnr")])
     assert_close(lam.diff(), ((lam[-1] - lam[0]) / 9).expand(9), rtol=0.05, atol=0.05)
-    root = torch.tensor([level.ratio ** (1 / 7) for level in walk("karras")])
+    root = torch.tensor([level.ratio ** (1 / 7) for level in noisy_levels("karras")])
     assert_close(root.diff(), ((root[-1] - root[0]) / 9).expand(9), rtol=0.05, atol=0.01)
 
 
+# --- timesteps and noise of training ------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", TIMESTEP_SAMPLINGS)
-def test_timestep_samplings_stay_in_range(name, diffusion):
+def test_timestep_samplings_give_valid_timesteps(name, diffusion):
     t = diffusion.sample_t(5000, name)
     assert t.shape == (5000,)
     assert t.dtype == torch.int64
@@ -352,24 +365,24 @@ def test_timestep_samplings_stay_in_range(name, diffusion):
 
 
 @pytest.mark.parametrize("name", ["uniform", "stratified"])
-def test_each_timestep_is_as_likely_as_any_other(name):
-    """Also for one place in the batch: stratification ties the places to each other only."""
+def test_timesteps_are_uniform_at_each_position_of_the_batch(name):
+    """Stratified timesteps depend on each other within a batch, and each alone is uniform."""
     torch.manual_seed(0)
     diffusion = GaussianDiffusion()
     t = torch.stack([diffusion.sample_t(4, name) for _ in range(5000)])  # (5000, 4)
-    for place in t.T:
-        counts = torch.histc(place.float(), 10, 0, 1000)
+    for position in t.T:
+        counts = torch.histc(position.float(), 10, 0, 1000)
         chi_square = ((counts - 500) ** 2 / 500).sum().item()
         assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
 
 
-def test_stratified_covers_all_noise_levels_in_each_batch():
+def test_stratified_timesteps_are_evenly_spread_in_each_batch():
     for _ in range(20):
         t = GaussianDiffusion().sample_t(10, "stratified").sort().values
         assert_close(t.diff().float(), torch.full((9,), 100.0), rtol=0, atol=1)
 
 
-def test_logit_normal_and_log_normal_have_their_moments():
+def test_logit_normal_and_log_normal_have_the_papers_moments():
     torch.manual_seed(0)
     t = GaussianDiffusion("flow", prediction="flow").sample_t(50_000, "logit-normal")
     logits = torch.logit((t + 0.5) / 1000)
@@ -382,16 +395,14 @@ def test_logit_normal_and_log_normal_have_their_moments():
 
 
 @pytest.mark.parametrize("name", NOISE_ASSIGNMENTS)
-def test_noise_assignments_give_noise_of_the_data_s_shape(name):
+def test_noise_has_the_shape_and_memory_layout_of_the_data(name):
     x_0 = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     noise = GaussianDiffusion().sample_noise(x_0, name)
     assert noise.shape == x_0.shape
     assert noise.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_optimal_assignment_deals_out_the_same_noise_at_the_least_distance():
-    from itertools import permutations
-
+def test_optimal_assignment_is_the_permutation_with_the_smallest_distance():
     torch.manual_seed(0)
     x_0 = torch.randn(5, 2)
     torch.manual_seed(1)
@@ -403,7 +414,7 @@ def test_optimal_assignment_deals_out_the_same_noise_at_the_least_distance():
     assert_close(((x_0 - optimal) ** 2).sum(), best)
 
 
-def test_nearest_assignment_takes_the_nearest_candidate():
+def test_nearest_assignment_gives_noise_closer_to_the_data():
     torch.manual_seed(0)
     x_0 = torch.randn(2000, 2)
     near = GaussianDiffusion().sample_noise(x_0, "nearest")
@@ -411,20 +422,22 @@ def test_nearest_assignment_takes_the_nearest_candidate():
     assert (near - x_0).norm(dim=1).mean() < 0.8 * (far - x_0).norm(dim=1).mean()
 
 
-def weighted_loss(prediction: str, weight: str, out=None):
-    """The loss of a network that outputs `out`, on fixed data; and what goes into it."""
+# --- loss weights and the variational bound -----------------------------------------------------
+
+
+def weighted_loss(prediction: str, weight: str):
+    """The loss of a network that outputs zeros, on fixed data, and its inputs."""
     torch.manual_seed(0)
-    x_0, noise, zeros = *torch.randn(2, 4, 3), torch.zeros(4, 3)
+    x_0, noise, out = *torch.randn(2, 4, 3), torch.zeros(4, 3)
     t = torch.tensor([5, 300, 600, 900])
     diffusion = GaussianDiffusion(prediction=prediction, loss_weight=weight)
-    out = zeros if out is None else out
     loss = diffusion.loss(lambda x_t, t: out, x_0, t=t, noise=noise)
     return loss, diffusion, x_0, noise, t, out
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("weight", [w for w in LOSS_WEIGHTS if LOSS_WEIGHTS[w]])
-def test_weights_are_those_of_the_error_of_x_0(prediction, weight):
+def test_weights_multiply_the_squared_error_of_x_0(prediction, weight):
     loss, diffusion, x_0, noise, t, out = weighted_loss(prediction, weight)
     alpha, sigma = diffusion.alpha[t, None], diffusion.sigma[t, None]
     x_0_hat = PREDICTIONS[prediction].x_0(out, diffusion.q_sample(x_0, t, noise), alpha, sigma)
@@ -433,7 +446,7 @@ def test_weights_are_those_of_the_error_of_x_0(prediction, weight):
     assert_close(loss, (expected * (x_0_hat - x_0) ** 2).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_that_are_the_plain_error_of_a_prediction():
+def test_some_weights_equal_the_unweighted_error_of_a_prediction():
     """SNR of x_0 is eps (Ho et al.); SNR + 1 is v (Salimans & Ho) and EDM's own network."""
     for prediction, weight in [("eps", "snr"), ("v", "edm"), ("edm", "edm")]:
         plain, *_ = weighted_loss(prediction, "uniform")
@@ -441,7 +454,7 @@ def test_weights_that_are_the_plain_error_of_a_prediction():
         assert_close(weighted, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_min_snr_of_eps_is_that_of_the_paper():
+def test_min_snr_of_eps_matches_the_paper():
     """Hang et al. 2023, section 3.4: min(SNR, gamma) / SNR on the error of eps."""
     loss, diffusion, _, noise, t, out = weighted_loss("eps", "min-snr")
     snr = diffusion.log_snr[t, None].exp()
@@ -449,7 +462,7 @@ def test_min_snr_of_eps_is_that_of_the_paper():
     assert_close(loss, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_bound_of_the_true_posterior_is_zero(diffusion):
+def test_bound_of_the_true_posterior_is_zero(diffusion):
     torch.manual_seed(0)
     x_0, noise = torch.randn(2, 4, 3)
     t = torch.tensor([1, 10, 500, 999])
@@ -457,7 +470,7 @@ def test_the_bound_of_the_true_posterior_is_zero(diffusion):
     assert_close(diffusion.bound(x_0, None, x_0, x_t, t), torch.zeros(4), rtol=0, atol=2e-6)
 
 
-def test_the_bound_with_a_fixed_variance_is_the_difference_of_snr(preserving):
+def test_bound_with_a_fixed_variance_is_weighted_by_the_difference_of_snr(preserving):
     """Kingma et al. 2021, eq. 14: half of SNR(t-1) - SNR(t) times the squared error of x_0."""
     torch.manual_seed(0)
     x_0, noise, out = torch.randn(3, 4, 3)
@@ -472,9 +485,7 @@ def test_the_bound_with_a_fixed_variance_is_the_difference_of_snr(preserving):
     assert_close(bound.double(), expected, rtol=2e-3, atol=0)
 
 
-def test_kl_of_gaussians_is_pytorch_s():
-    from torch.distributions import Normal, kl_divergence
-
+def test_kl_of_gaussians_matches_pytorch():
     mean_1, log_var_1, mean_2, log_var_2 = torch.randn(4, 100)
     expected = kl_divergence(
         Normal(mean_1, (log_var_1 / 2).exp()), Normal(mean_2, (log_var_2 / 2).exp())
@@ -482,16 +493,16 @@ def test_kl_of_gaussians_is_pytorch_s():
     assert_close(gaussian_kl(mean_1, log_var_1, mean_2, log_var_2), expected)
 
 
-@pytest.mark.parametrize("std", [1e-3, 0.05, 1.0])
-@pytest.mark.parametrize("mean", [-1.0, -0.3, 0.999])
-def test_the_256_bins_hold_all_probability(mean, std):
+def test_probabilities_of_the_256_pixel_values_sum_to_1():
     pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    log_var = torch.full_like(pixels, 2 * math.log(std))
-    nll = discretized_gaussian_nll(pixels, torch.full_like(pixels, mean), log_var)
-    assert torch.exp(-nll).sum().item() == pytest.approx(1, abs=1e-3)
+    for mean in (-1.0, -0.3, 0.999):
+        for std in (1e-3, 0.05, 1.0):
+            log_var = torch.full_like(pixels, 2 * math.log(std))
+            nll = discretized_gaussian_nll(pixels, torch.full_like(pixels, mean), log_var)
+            assert torch.exp(-nll).sum().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_learned_sigma_is_taught_by_the_bound_alone():
+def test_only_the_bound_trains_the_learned_variance():
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(learn_sigma=True)
     out = torch.zeros(4, 2, 8, 8, requires_grad=True)
@@ -500,10 +511,10 @@ def test_learned_sigma_is_taught_by_the_bound_alone():
     diffusion.loss(lambda x_t, t: out, x_0, t=t, noise=noise).backward()
     mean, variance = out.grad.chunk(2, dim=1)
     assert variance.abs().max() > 0
-    assert_close(mean, 2 * (0 - noise) / noise.numel())  # the bound does not touch it
+    assert_close(mean, 2 * (0 - noise) / noise.numel())  # no gradient from the bound
 
 
-def test_the_pure_bound_is_its_own_expectation():
+def test_loss_with_weight_vlb_is_the_mean_bound_over_all_timesteps():
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(learn_sigma=True, loss_weight="vlb")
     x_0, noise = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8)
@@ -517,64 +528,69 @@ def test_the_pure_bound_is_its_own_expectation():
     assert (bound >= 0).all()
 
 
-class TwoClasses(torch.nn.Module):
-    """Outputs 1 for class 0, 3 for class 1 and 0 for the null label, and counts its calls."""
+# --- guidance -----------------------------------------------------------------------------------
 
-    num_classes = 2
+
+class TwoClasses(torch.nn.Module):
+    """Outputs 1 for class 0, 3 for class 1 and 0 without a label, and records its batch sizes."""
 
     def __init__(self):
         super().__init__()
         self.batches = []
 
-    def forward(self, x_t, t, y=None):
+    def forward(self, x_t, t, condition=None):
         self.batches.append(len(x_t))
-        y = torch.full_like(t, 2) if y is None else y
-        values = torch.tensor([1.0, 3.0, 0.0])[y]
+        label = torch.full_like(t, NULL_LABEL) if condition is None else condition.label
+        values = torch.tensor([1.0, 3.0, 0.0])[label]  # row -1 for the null label
         return values[:, None] * torch.tensor([1.0, -1.0]) * torch.ones_like(x_t)
 
 
 def guided(scale, **options):
     """The network's output under guidance, for one image of class 0 and one of class 1."""
     diffusion, model = GaussianDiffusion(prediction="x_0", clip=False), TwoClasses()
-    denoise = diffusion.denoiser(model, torch.tensor([0, 1]), guidance_scale=scale, **options)
+    condition = Condition(label=torch.tensor([0, 1]))
+    denoise = diffusion.denoiser(model, condition, guidance_scale=scale, **options)
     x_0, _ = denoise(torch.zeros(2, 2), diffusion.levels(10)[4])
     return x_0, model.batches
 
 
-def test_guidance_is_a_line_through_both_predictions():
+def test_guidance_extrapolates_from_the_unconditional_prediction():
     assert_close(guided(1.0)[0], torch.tensor([[1.0, -1.0], [3.0, -3.0]]))  # conditional
     assert_close(guided(0.0)[0], torch.zeros(2, 2))  # unconditional
     assert_close(guided(2.5)[0], torch.tensor([[2.5, -2.5], [7.5, -7.5]]))
 
 
-def test_guidance_is_one_batched_call():
+def test_guidance_calls_the_network_once_with_a_doubled_batch():
     assert guided(2.5)[1] == [4]
     assert guided(1.0)[1] == guided(0.0)[1] == [2]
 
 
-def test_guidance_interval():
+def test_guidance_acts_only_within_its_interval():
     ratio = GaussianDiffusion().levels(10)[4].ratio
     assert_close(guided(2.5, guidance_interval=(0, ratio * 0.9))[0], guided(1.0)[0])
     assert_close(guided(2.5, guidance_interval=(0, ratio * 1.1))[0], guided(2.5)[0])
 
 
-def test_guidance_rescale_brings_back_the_standard_deviation():
+def test_guidance_rescale_restores_the_standard_deviation():
     assert_close(guided(2.5, guidance_rescale=1.0)[0], guided(1.0)[0])
     half = (guided(2.5)[0] + guided(1.0)[0]) / 2
     assert_close(guided(2.5, guidance_rescale=0.5)[0], half)
 
 
-def test_guidance_needs_labels():
-    with pytest.raises(ValueError, match="needs class labels"):
+def test_guidance_needs_a_condition():
+    with pytest.raises(ValueError, match="needs a condition"):
         GaussianDiffusion().denoiser(TwoClasses(), guidance_scale=2.0)
 
 
-def test_the_denoiser_counts_calls():
+def test_denoiser_counts_network_calls():
     diffusion = GaussianDiffusion()
     denoise = diffusion.denoiser(lambda x_t, t: x_t)
     for level in diffusion.levels(3)[:-1]:
         denoise(torch.zeros(2, 2), level)
     assert denoise.calls == 3
+
+
+# --- invalid arguments --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -594,12 +610,12 @@ def test_the_denoiser_counts_calls():
         ({"loss_weight": "x"}, "unknown loss weight 'x'; choose from uniform, snr"),
     ],
 )
-def test_choices_that_contradict_each_other(arguments, reason):
+def test_contradictory_arguments_raise(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         GaussianDiffusion(**arguments)
 
 
-def test_unknown_names_list_the_known():
+def test_unknown_names_raise_and_list_the_known_names():
     with pytest.raises(ValueError, match="unknown schedule 'x'; choose from linear, quadratic"):
         GaussianDiffusion("x")
     with pytest.raises(ValueError, match="unknown prediction 'x'; choose from eps, x_0, v"):

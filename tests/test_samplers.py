@@ -1,3 +1,5 @@
+"""The samplers, against denoisers that are known in closed form, and against each other."""
+
 import math
 from itertools import groupby, pairwise
 
@@ -8,12 +10,14 @@ from torch.testing import assert_close
 from diffusion import GaussianDiffusion, Level
 from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import (
+    AUTO,
     SAMPLERS,
     ddim,
     ddpm,
     dpmpp_2m_sde,
     euler,
     gamma,
+    generate,
     heun,
     options_of,
     posterior_std,
@@ -21,19 +25,20 @@ from samplers import (
 from schedules import SCHEDULES, SPACINGS
 
 DETERMINISTIC = ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm", "gamma"]
+MIXTURE_STEPS = {name: (80, "karras") for name in ("edm", "cosine", "quadratic")}
 ORDERS = {"ddim": 1, "euler": 1, "gamma": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3}
 
 
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture(scope="module", params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
     return GaussianDiffusion(request.param, prediction="v")
 
 
-def walk_in_equal_steps(steps: int, high: float, low: float, of) -> list[Level]:
-    """A variance-preserving walk in equal steps of `of(ratio)`, log or identity.
+def equally_spaced_levels(steps: int, high: float, low: float, of) -> list[Level]:
+    """Variance-preserving levels, equally spaced in `of(ratio)`, the logarithm or the identity.
 
-    The first of them is broken up into steps that double: all multistep solvers begin with order 1,
-    and the error of a first step of full size would hide the order of the rest.
+    The first step is split into steps that double in size: all multistep solvers start with order
+    1, and the error of a full first step would hide the order of the others.
     """
     inverse = math.exp if of is math.log else float
     h = (of(high) - of(low)) / steps
@@ -44,18 +49,23 @@ def walk_in_equal_steps(steps: int, high: float, low: float, of) -> list[Level]:
     return [Level(0, 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)) for ratio in ratios]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 1000])
-def test_ddpm_is_ddim_with_eta_1(diffusion, steps):
+def assert_same_steps(a, b, **tolerance):
+    """Assert that two samplers yield the same x after every step."""
+    for x, other in zip(a, b, strict=True):
+        assert_close(x, other, **tolerance)
+
+
+def test_ddpm_equals_ddim_with_eta_1(diffusion):
     torch.manual_seed(0)
-    x = torch.randn(8, 3, dtype=torch.float64)
-    levels, denoise = diffusion.levels(steps), gaussian(0.3, 0.5)
-    ancestral = list(ddpm(denoise, x, levels, noise_from(1)))
-    implicit = list(ddim(denoise, x, levels, noise_from(1), eta=1.0))
-    for a, b in zip(ancestral, implicit, strict=True):
-        assert_close(a, b, rtol=1e-9, atol=1e-9)
+    x, denoise = torch.randn(8, 3, dtype=torch.float64), gaussian(0.3, 0.5)
+    for steps in (1, 2, 10, 100):
+        levels = diffusion.levels(steps)
+        ancestral = ddpm(denoise, x, levels, noise_from(1))
+        implicit = ddim(denoise, x, levels, noise_from(1), eta=1.0)
+        assert_same_steps(ancestral, implicit, rtol=1e-9, atol=1e-9)
 
 
-def test_a_step_of_ddpm_is_the_posterior(diffusion):
+def test_a_step_of_ddpm_samples_the_posterior(diffusion):
     torch.manual_seed(0)
     x_0, x_t = torch.randn(2, 4, 3)
     levels = diffusion.levels()
@@ -68,23 +78,31 @@ def test_a_step_of_ddpm_is_the_posterior(diffusion):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 3, 50, 1000])
-def test_an_exact_denoiser_gives_the_data_back(diffusion, name, steps):
+def test_an_exact_denoiser_recovers_the_data(diffusion, name):
     torch.manual_seed(0)
     x_0, x = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64)
-    walk = SAMPLERS[name](exact(x_0), x, diffusion.levels(steps), noise_from(2))
-    assert_close(last(walk), x_0, rtol=1e-6, atol=1e-6)
+    for steps in (1, 3, 50):
+        steps_of_x = SAMPLERS[name](exact(x_0), x, diffusion.levels(steps), noise_from(2))
+        assert_close(last(steps_of_x), x_0, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 50])
-def test_ddim_stays_on_the_line_between_data_and_noise(diffusion, steps):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_exact_denoiser_recovers_the_data_over_all_timesteps(name):
+    torch.manual_seed(0)
+    x_0, x = torch.randn(2, 4, 3, dtype=torch.float64)
+    levels = GaussianDiffusion("linear").levels()
+    assert_close(last(SAMPLERS[name](exact(x_0), x, levels, noise_from(2))), x_0)
+
+
+def test_ddim_keeps_the_noise_of_an_exact_denoiser(diffusion):
+    """x_t is alpha x_0 + sigma noise after every step, with the noise of the start."""
     torch.manual_seed(0)
     x_0, noise = torch.randn(2, 4, 2, dtype=torch.float64)
-    levels = diffusion.levels(steps)
-    start = levels[0].alpha * x_0 + levels[0].sigma * noise
-    walk = ddim(exact(x_0), start, levels, noise_from(3))
-    for x, level in zip(walk, levels[1:], strict=True):
-        assert_close(x, level.alpha * x_0 + level.sigma * noise, rtol=1e-6, atol=1e-6)
+    for steps in (1, 3, 50):
+        levels = diffusion.levels(steps)
+        line = [level.alpha * x_0 + level.sigma * noise for level in levels]
+        steps_of_x = ddim(exact(x_0), line[0], levels, noise_from(3))
+        assert_same_steps(steps_of_x, line[1:], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -99,34 +117,35 @@ def test_ddim_stays_on_the_line_between_data_and_noise(diffusion, steps):
         ("gamma", {"mu": 0.5, "gamma": 1.0}),
     ],
 )
-@pytest.mark.parametrize("spacing", ["trailing", "karras"])
-def test_every_sampler_lands_on_a_mixture_of_gaussians(diffusion, name, options, spacing):
-    """Both the weights of two far components and their widths: compared by the quantiles."""
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_sampler_samples_a_mixture_of_gaussians(schedule, name, options):
+    """The weights and the widths of two separate components, by the distribution function."""
+    diffusion = GaussianDiffusion(schedule, prediction="v")
+    levels = diffusion.levels(*MIXTURE_STEPS.get(schedule, (200, "trailing")))
     torch.manual_seed(0)
     count = 4000
     data = [(0.3, -1.0, 0.1), (0.7, 0.6, 0.2)]
-    levels = diffusion.levels(200 if spacing == "trailing" else 80, spacing)
-    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    x = levels[0].scale * torch.special.ndtri(shares)  # evenly over the normal distribution
+    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    x = levels[0].scale * torch.special.ndtri(quantiles)  # evenly over the normal distribution
     denoise = Perfect(*data, diffusion=diffusion)
     x = last(SAMPLERS[name](denoise, x, levels, noise_from(5), **options)).sort().values
 
-    places = torch.linspace(-2, 2, 4001, dtype=torch.float64)
-    below = sum(w * torch.special.ndtr((places - mean) / std) for w, mean, std in data)
-    sampled = torch.searchsorted(x, places) / count
-    assert (below - sampled).abs().max() < 0.045  # Kolmogorov-Smirnov; 0.03 is p = 0.001
+    grid = torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    expected = sum(w * torch.special.ndtr((grid - mean) / std) for w, mean, std in data)
+    sampled = torch.searchsorted(x, grid) / count
+    assert (expected - sampled).abs().max() < 0.045  # Kolmogorov-Smirnov; 0.03 is p = 0.001
 
 
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("of", [math.log, float])
 def test_solvers_converge_at_their_order(name, of):
-    """On the ODE of Gaussian data, whose solution is known: the slope over three doublings."""
+    """On the ODE of Gaussian data, with its known solution: the slope over three doublings."""
     mean, std, high, low = 0.3, 0.5, *((20.0, 0.1) if of is math.log else (3.0, 0.3))
     start = torch.tensor([1.7, -0.4], dtype=torch.float64)
     shrunk = math.sqrt((low**2 + std**2) / (high**2 + std**2))
     errors = []
     for steps in (80, 640):
-        levels = walk_in_equal_steps(steps, high, low, of)
+        levels = equally_spaced_levels(steps, high, low, of)
         solution = levels[-1].alpha * (mean + shrunk * (start / levels[0].alpha - mean))
         x = last(SAMPLERS[name](gaussian(mean, std), start, levels, torch.zeros_like))
         errors.append((x - solution).abs().max().item())
@@ -135,11 +154,11 @@ def test_solvers_converge_at_their_order(name, of):
     assert name == "unipc" or slope < ORDERS[name] + 0.4  # its corrector adds an order
 
 
-def test_ipndm_is_of_order_4_in_equal_steps_of_sigma():
-    """The start is of lower order, and shows only where the error is small already."""
+def test_ipndm_has_order_4_in_equal_steps_of_sigma():
+    """The start has a lower order, which shows only once the error is small."""
     errors = []
     for steps in (20, 40, 80):
-        levels = walk_in_equal_steps(steps, 3.0, 0.3, float)
+        levels = equally_spaced_levels(steps, 3.0, 0.3, float)
         start = torch.tensor([1.7, -0.4], dtype=torch.float64)
         shrunk = math.sqrt((0.3**2 + 0.25) / (3.0**2 + 0.25))
         solution = levels[-1].alpha * (0.3 + shrunk * (start / levels[0].alpha - 0.3))
@@ -148,20 +167,17 @@ def test_ipndm_is_of_order_4_in_equal_steps_of_sigma():
     assert all(a / b > 14 for a, b in pairwise(errors))
 
 
-def test_gamma_1_is_ddim_and_mu_one_half_is_ddpm_s_noise(diffusion):
+def test_gamma_equals_ddim_at_gamma_1_and_ddpm_at_mu_one_half(diffusion):
     torch.manual_seed(0)
     levels, denoise = diffusion.levels(20), gaussian(0.3, 0.5)
     x = torch.randn(8, 3, dtype=torch.float64) * levels[0].scale
-    plain = list(ddim(denoise, x, levels, noise_from(1)))
-    for a, b in zip(gamma(denoise, x, levels, noise_from(1), gamma=1.0), plain, strict=True):
-        assert_close(a, b)
-    noisy = list(ddpm(denoise, x, levels, noise_from(1)))
-    same = list(gamma(denoise, x, levels, noise_from(1), gamma=1.0, mu=0.5))
-    for a, b in zip(same, noisy, strict=True):
-        assert_close(a, b)
+    plain = gamma(denoise, x, levels, noise_from(1), gamma=1.0)
+    assert_same_steps(plain, ddim(denoise, x, levels, noise_from(1)))
+    noisy = gamma(denoise, x, levels, noise_from(1), gamma=1.0, mu=0.5)
+    assert_same_steps(noisy, ddpm(denoise, x, levels, noise_from(1)))
 
 
-def test_gamma_goes_beyond_each_step():
+def test_gamma_extrapolates_from_the_last_eps():
     """Permenter & Yuan's form: x - (sigma - sigma') (gamma eps + (1 - gamma) last eps)."""
     levels = [Level(0, 1.0, sigma) for sigma in (3.0, 2.0, 1.0)]
     denoise = gaussian(0.3, 0.5)
@@ -172,15 +188,14 @@ def test_gamma_goes_beyond_each_step():
     assert_close(second, first - (1.7 * eps_next + (1 - 1.7) * eps))
 
 
-def test_euler_without_churn_is_ddim(diffusion):
+def test_euler_without_churn_equals_ddim(diffusion):
     levels, denoise = diffusion.levels(20), gaussian(0.3, 0.5)
     x = torch.randn(8, 3, dtype=torch.float64) * levels[0].scale
-    for a, b in zip(euler(denoise, x, levels, None), ddim(denoise, x, levels, None), strict=True):
-        assert_close(a, b)
+    assert_same_steps(euler(denoise, x, levels, None), ddim(denoise, x, levels, None))
 
 
 @pytest.mark.parametrize("sampler", [euler, heun])
-def test_churn_raises_the_noise_level_where_it_is_asked_to(sampler):
+def test_churn_raises_the_noise_level_within_its_bounds(sampler):
     diffusion = GaussianDiffusion("edm", prediction="edm", sigma_data=0.5)
     levels = diffusion.levels(10, "karras")
     denoise = gaussian(0.3, 0.5, diffusion)
@@ -215,75 +230,84 @@ def test_churn_noise_scales_the_fresh_noise(sampler):
         assert_close(x_hat, x + churn_noise * extra * noise)
 
 
-def test_sde_of_two_steps_begins_as_ddpm(diffusion):
+def test_the_first_step_of_dpmpp_2m_sde_equals_ddpm(diffusion):
     levels, denoise = diffusion.levels(5), gaussian(0.3, 0.5)
     x = levels[0].scale * torch.randn(8, 3, dtype=torch.float64)
     first = next(dpmpp_2m_sde(denoise, x, levels, noise_from(1)))
     assert_close(first, next(ddpm(denoise, x, levels, noise_from(1))))
 
 
-@pytest.mark.parametrize(("fraction", "variance"), [(0.0, "small"), (1.0, "large")])
-def test_a_learned_variance_lies_between_small_and_large(diffusion, fraction, variance):
+def test_a_learned_variance_ranges_from_small_to_large(diffusion):
     denoise, levels = gaussian(0.3, 0.5), diffusion.levels(10)
     x = levels[0].scale * torch.randn(8, 3, dtype=torch.float64)
+    for fraction, variance in [(0.0, "small"), (1.0, "large")]:
 
-    def with_variance(x_t, level):
-        return *denoise(x_t, level), torch.full_like(x_t, fraction)
+        def with_variance(x_t, level, fraction=fraction):
+            return *denoise(x_t, level), torch.full_like(x_t, fraction)
 
-    fixed = last(ddpm(denoise, x, levels, noise_from(1), variance=variance))
-    denoise.with_variance = with_variance
-    assert_close(last(ddpm(denoise, x, levels, noise_from(1), variance="learned")), fixed)
+        fixed = last(ddpm(denoise, x, levels, noise_from(1), variance=variance))
+        denoise.with_variance = with_variance
+        assert_close(last(ddpm(denoise, x, levels, noise_from(1), variance="learned")), fixed)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_from_pure_noise_at_every_spacing(name, spacing):
-    """alpha = 0 at the start: no sampler may divide by it."""
+def test_every_sampler_starts_from_pure_noise(name, spacing):
+    """alpha is 0 at the start, and no sampler may divide by it."""
     torch.manual_seed(0)
     for schedule, zero in [("flow", False), ("cosine", True)]:
         diffusion = GaussianDiffusion(schedule, prediction="v", zero_terminal_snr=zero)
         for steps in (1, 2, 3, 10):
             levels = diffusion.levels(steps, spacing)
             x_0, x = torch.randn(2, 4, 2, dtype=torch.float64)
-            walk = SAMPLERS[name](exact(x_0), levels[0].scale * x, levels, noise_from(2))
-            assert_close(last(walk), x_0, rtol=1e-6, atol=1e-6)
+            steps_of_x = SAMPLERS[name](exact(x_0), levels[0].scale * x, levels, noise_from(2))
+            assert_close(last(steps_of_x), x_0, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_sampler_yields_after_every_step(diffusion, name):
-    x, levels, calls = torch.zeros(2, 2), diffusion.levels(7), []
+def test_every_sampler_yields_once_a_step_and_takes_the_levels_in_order(name):
+    x, levels, calls = torch.zeros(2, 2), GaussianDiffusion().levels(7), []
     denoise = exact(torch.zeros(2, 2))
-    walk = SAMPLERS[name](
+    steps_of_x = SAMPLERS[name](
         lambda x, level: calls.append(level) or denoise(x, level), x, levels, torch.randn_like
     )
-    assert len(list(walk)) == 7
-    assert [level for level, _ in groupby(calls)] == levels[:-1]  # heun asks twice for each
+    assert len(list(steps_of_x)) == 7
+    assert [level for level, _ in groupby(calls)] == levels[:-1]  # heun calls twice a step
     assert len(calls) == 7 or name == "heun"
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_solvers_of_the_ode_draw_no_noise(diffusion, name):
-    draws, levels = [], diffusion.levels(5)
+def test_solvers_of_the_ode_draw_no_noise(name):
+    draws, levels = [], GaussianDiffusion().levels(5)
     list(SAMPLERS[name](exact(torch.zeros(2, 2)), torch.randn(2, 2), levels, draws.append))
     assert draws == []
 
 
-def test_no_sampler_draws_noise_for_the_last_step(diffusion):
+def test_stochastic_samplers_draw_no_noise_for_the_last_step():
+    x, levels = torch.randn(2, 2), GaussianDiffusion().levels(5)
     for sampler, options in [(ddpm, {}), (ddim, {"eta": 1.0}), (dpmpp_2m_sde, {})]:
         draws = []
-        list(
-            sampler(
-                exact(torch.zeros(2, 2)),
-                torch.randn(2, 2),
-                diffusion.levels(5),
-                lambda x, draws=draws: draws.append(1) or torch.zeros_like(x),
-                **options,
-            )
-        )
+
+        def draw(x, draws=draws):
+            draws.append(x)
+            return torch.zeros_like(x)
+
+        list(sampler(exact(torch.zeros(2, 2)), x, levels, draw, **options))
         assert len(draws) == 4
 
 
-def test_options_of():
+def test_generate_scales_the_noise_and_yields_it_first(diffusion):
+    torch.manual_seed(0)
+    noise, levels = torch.randn(4, 2, dtype=torch.float64), diffusion.levels(5)
+    denoise, x = gaussian(0.3, 0.5), levels[0].scale * noise
+    steps_of_x = list(generate(denoise, noise, levels, noise_from(1), heun))
+    assert_close(steps_of_x[0], x)
+    assert_same_steps(steps_of_x[1:], heun(denoise, x, levels, noise_from(1)))
+    default = list(generate(denoise, noise, levels, noise_from(1)))[1:]
+    assert_same_steps(default, SAMPLERS[AUTO](denoise, x, levels, noise_from(1)))
+
+
+def test_options_of_a_sampler_are_its_keyword_arguments():
     assert options_of(ddim) == {"eta": 0.0}
     assert options_of(ddpm) == {"variance": "small"}
     assert options_of(SAMPLERS["dpmpp_2m"]) == {}
