@@ -1,66 +1,139 @@
-"""The README says what is true of the scripts."""
+"""README, docs and CONTRIBUTING match the code."""
 
+import ast
+import importlib
 import json
 import re
 import shlex
-from types import SimpleNamespace
 
 import pytest
 
-import train
-from conftest import ROOT, SCRIPTS
+from cli import docs
+from cli.training import TRAIN
+from conftest import ROOT
+from mini_diffusion import sample as mini_sample
 from training.config import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(rf"^python ({'|'.join(SCRIPTS)})\.py ?(.*)$", BLOCKS, re.MULTILINE)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+}
 
 
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS)
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language ("" for commands)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language]
+
+
+COMMAND = rf"^(?:python|torchrun .*?|timeout \w+ python) ({'|'.join(docs.COMMANDS)}) ?(.*)$"
+COMMANDS = {
+    found: page
+    for page, text in PAGES.items()
+    for block in blocks(text, "")
+    for found in re.findall(COMMAND, block, re.MULTILINE)
+}
+SNIPPETS = [(page, code) for page, text in PAGES.items() for code in blocks(text, "python")]
+
+
+def test_the_first_snippet_goes_from_import_to_samples():
+    snippet = blocks(README, "python")[0]
+    assert len(snippet.split("\n\n")) == 2  # imports, and the rest
+    assert len([line for line in snippet.splitlines() if line]) <= 15
+    assert "range(1000)" in snippet
+    names = {}
+    exec(snippet.replace("range(1000)", "range(2)"), names)
+    assert names["samples"].shape == (16, 1, 8, 8)
+    assert names["samples"].abs().max() <= 1
+    assert names["loss"].isfinite()
+
+
+@pytest.mark.parametrize(("page", "code"), SNIPPETS)
+def test_imports_of_snippets_exist(page, code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), page
+
+
+@pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=lambda text: text[:60])
 def test_commands_are_accepted(script, arguments):
-    SCRIPTS[script].parse_args(shlex.split(arguments, comments=True))
+    command = docs.COMMANDS[script]
+    command.parsed(command.parser(), shlex.split(arguments, comments=True))
+
+
+def test_commands_of_mini_diffusion_are_accepted():
+    commands = re.findall(r"^python -m mini_diffusion\.sample (.*)$", README, re.MULTILINE)
+    assert commands
+    for arguments in commands:
+        mini_sample.make_parser().parse_args(shlex.split(arguments))
 
 
 def test_each_script_is_shown():
-    assert {script for script, _ in COMMANDS} == set(SCRIPTS)
+    shown = {script for (script, _), page in COMMANDS.items() if page == "README.md"}
+    assert shown == set(docs.COMMANDS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_table_has_every_flag_with_its_default(script):
-    section = README.split(f"### `{script}.py`")[1].split("\n### ")[0].split("\n## ")[0]
-    rows = dict(re.findall(r"^\| `(--[\w-]+)[^|]*\| ([^|]*?) *\|", section, re.MULTILINE))
-    actions = SCRIPTS[script].make_parser()._actions
-    flags = {a.option_strings[0]: a for a in actions if a.option_strings}
-    del flags["-h"]
-    assert rows.keys() == flags.keys()
-    for flag, action in flags.items():
-        default = action.default
-        if isinstance(default, list):
-            default = " ".join(map(str, default))
-        if default is not None and default is not False and default != "":
-            assert rows[flag] == f"`{default}`", flag
+def test_the_commands_of_make_demo_are_shown():
+    recipe = (ROOT / "Makefile").read_text().replace("\\\n\t\t", "")
+    demo = re.search(r"^demo:.*\n((?:\t.*\n)+)", recipe, re.MULTILINE)[1]
+    commands = re.findall(r"^\t\$\(BIN\)/(python .*)$", demo, re.MULTILINE)
+    assert len(commands) == 4
+    assert "\n".join(commands) in README
 
 
-def test_pictures_exist():
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert len(pictures) >= 3
-    for picture in pictures:
-        assert (ROOT / picture).is_file(), picture
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 300
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in slugs(target.read_text(encoding="utf-8")), link
+
+
+def test_each_page_is_linked_from_the_readme():
+    assert {page for page in PAGES if f"({page})" not in README} == {"README.md"}
+
+
+def test_the_tree_names_each_module_and_package():
+    tree = next(block for block in blocks(README, "") if "diffusion.py  " in block)
+    modules = {path.name for path in ROOT.glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in ROOT.glob("[a-z]*/*.py")} - {"data/", "outputs/"}
+    named = set(re.findall(r"\b\w+(?:\.py|/)", tree))
+    assert (modules | packages) - named == set()
+    assert all((ROOT / name).exists() for name in named)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_shown_as_they_are(name):
-    flags = train.flags_of(SimpleNamespace(**PRESETS[name]), PRESETS[name])
+def test_presets_are_shown_with_their_flags(name):
+    flags = shlex.join(TRAIN.words(PRESETS[name]))
     assert f"| `{name}` | `{flags}`" in README
 
 
-def test_the_headline_is_that_of_the_results():
-    rows = json.loads((ROOT / "docs" / "results.json").read_text())
-    found = {row["recipe"]: row["measures"]["classifier_fid"] for row in rows}
-    ten = found["mnist, 10 minutes"]
-    low, high = (f(ten["values"]) / ten["floor"] for f in (min, max))
-    assert f"**{ten['ratio']:.2f} times" in README
-    assert f"(three sets: {low:.2f} to {high:.2f};" in README
-    head = " ".join(README.split("## Two commands")[0].split())
-    for recipe in found.keys() - {"mnist, 10 minutes"}:
-        assert f"{found[recipe]['ratio']:.1f} times" in head, recipe
+def test_the_page_of_flags_is_that_of_their_declarations():
+    assert docs.FILE.read_text(encoding="utf-8") == docs.page()
+
+
+@pytest.mark.parametrize(
+    "row", json.loads((ROOT / "docs" / "results.json").read_text()), ids=lambda row: row["recipe"]
+)
+def test_results_are_those_of_the_record(row):
+    lines = re.findall(r"^\| `(--dataset .*?)` \| .*? \| (.*) \|$", README, re.MULTILINE)
+    (shown,) = [figure for flags, figure in lines if flags in row["train"]]
+    fid = row["measures"]["classifier_fid"]
+    low, high = (f(fid["values"]) / fid["floor"] for f in (min, max))
+    assert shown.replace("**", "") == f"{fid['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    if row["recipe"] == "mnist, 10 minutes":
+        assert f"sampled in {row['seconds']:.1f} seconds" in " ".join(README.split())
