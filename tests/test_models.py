@@ -1,8 +1,11 @@
+"""Every network of `MODELS` on small data, and the parts of single networks."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from conditions import NULL_LABEL, Condition
 from dataset.items import shape_config
 from models import MODELS, build_model, cost, model_config
 from models.dit import DiT, position_embedding
@@ -10,8 +13,8 @@ from models.layers import TimestepEmbedding, attend
 from models.unet import UNet
 
 
-def awake(model):
-    """The model with random weights where it starts with zeros."""
+def without_zeros(model):
+    """The model with random weights in place of those that it initializes to zero."""
     torch.manual_seed(0)
     for p in model.parameters():
         if not p.any():
@@ -28,24 +31,29 @@ CASES = [
 ]
 
 
+def small_shape(name: str, channels: int = 1) -> tuple[int, ...]:
+    """The shape of small data of a network's kind."""
+    return (2,) if MODELS[name].kind == "points" else (channels, 8, 8)
+
+
 def small(name: str, shape, **options):
-    """A network of that name that takes a moment, with its zeros woken up, and data for it."""
+    """A small network without zero weights, with data x_t and timesteps t for it."""
     options = {"channels": 16, **options}
     if name == "cnn":
         options["channels"] = 1
-    model = awake(build_model(model_config(name, shape_config(shape), 1000, options)))
+    model = without_zeros(build_model(model_config(name, shape_config(shape), 1000, options)))
     return model, torch.randn(3, *shape), torch.tensor([0, 500, 999])
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_keeps_the_shape(name, shape):
+def test_output_has_the_shape_of_the_input(name, shape):
     model, x_t, t = small(name, shape)
     assert model(x_t, t).shape == x_t.shape
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_learned_variance_doubles_the_channels(name):
-    shape = (2,) if MODELS[name].kind == "points" else (3, 8, 8)
+    shape = small_shape(name, channels=3)
     model, x_t, t = small(name, shape, learn_sigma=True)
     assert model(x_t, t).shape == (3, 2 * shape[0], *shape[1:])
 
@@ -56,12 +64,12 @@ def test_every_weight_is_used(name, shape):
     model.train()
     model(x_t, t).square().sum().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # BatchNorm takes the mean away again, so that a bias before it does nothing.
+    # BatchNorm subtracts the mean, so a bias before it has no effect.
     assert [n for n in unused if not (name == "cnn" and n.endswith("0.bias"))] == []
 
 
 @pytest.mark.parametrize(("name", "shape"), [c for c in CASES if c[1][-1] in (8, 2)])
-def test_items_of_a_batch_do_not_see_each_other(name, shape):
+def test_items_of_a_batch_do_not_affect_each_other(name, shape):
     model, x_t, t = small(name, shape)
     together = model(x_t, t)
     alone = torch.cat([model(x_t[i : i + 1], t[i : i + 1]) for i in range(3)])
@@ -69,47 +77,50 @@ def test_items_of_a_batch_do_not_see_each_other(name, shape):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sees_the_time_or_says_that_it_does_not(name):
-    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
-    model, x_t, t = small(name, shape)
+def test_all_networks_but_the_cnn_depend_on_the_timestep(name):
+    model, x_t, t = small(name, small_shape(name))
     same = torch.allclose(model(x_t, t), model(x_t, t.flip(0)), atol=1e-3)
     assert same == (name == "cnn")
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
-def test_labels(name):
-    """Each class is seen, no label is the null label, and a network without classes takes none."""
-    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
+def test_labels_change_the_output_and_no_label_is_the_null_label(name):
+    shape = small_shape(name)
     model, x_t, t = small(name, shape, num_classes=4)
     x_t, t = x_t[:1].repeat(5, *[1] * len(shape)), t[:1].repeat(5)
-    out = model(x_t, t, torch.arange(5))
+    out = model(x_t, t, Condition(label=torch.tensor([0, 1, 2, 3, NULL_LABEL])))
     assert torch.pdist(out.flatten(1)).min() > 1e-3
-    assert_close(model(x_t, t)[0], out[4])
-    model, x_t, t = small(name, shape)
-    with pytest.raises(ValueError, match="takes no labels"):
-        model(x_t, t, torch.arange(3))
+    without_label = out[4].expand_as(out)
+    assert_close(model(x_t, t), without_label)
+    assert_close(model(x_t, t, Condition()), without_label)
+    assert_close(model(x_t, t, Condition(label=torch.arange(5) % 4).null()), without_label)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_ends_are_the_first_and_the_last_layers(name):
-    shape = (2,) if MODELS[name].kind == "points" else (3, 8, 8)
-    model, x_t, t = small(name, shape)
+def test_a_network_without_classes_ignores_labels(name):
+    model, x_t, t = small(name, small_shape(name))
+    assert_close(model(x_t, t, Condition(label=torch.arange(3))), model(x_t, t))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ends_are_the_first_and_the_last_layer(name):
+    model, x_t, t = small(name, small_shape(name, channels=3))
     first, last = model.ends()
     seen = []
     first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
     last.register_forward_hook(lambda module, inputs, out: seen.append(out.numel()))
     model(x_t, t)
-    assert seen == [x_t.numel(), x_t.numel()]  # before and after patches
+    assert seen == [x_t.numel(), x_t.numel()]  # before and after the patches
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_cost_counts_multiplications_and_additions(name):
-    shape = (2,) if MODELS[name].kind == "points" else (1, 8, 8)
+def test_cost_counts_multiplications_and_additions(name):
+    shape = small_shape(name)
     config = model_config(name, shape_config(shape), 1000, {"channels": 16})
     parameters, flops = cost(config, shape)
     model = build_model(config)
     assert parameters == sum(p.numel() for p in model.parameters())
-    # A matrix is used once for a point, and a convolution's once for each pixel at most.
+    # A matrix is applied once to a point, and a convolution at most once to each pixel.
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1)
     assert matrices < flops < 2 * matrices * 64 + 10_000
     if name == "mlp":
@@ -130,12 +141,12 @@ def test_the_cost_counts_multiplications_and_additions(name):
         ("mlp", (2,), {"channels": 9}, "must be an even number"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(name, shape, options, message):
+def test_invalid_networks_raise(name, shape, options, message):
     with pytest.raises(ValueError, match=message):
         build_model(model_config(name, shape_config(shape), 1000, options))
 
 
-def test_the_naive_unet_sees_the_share_of_the_timesteps():
+def test_the_naive_unet_depends_on_t_as_a_fraction_of_the_timesteps():
     config = {"image_size": 8, "image_channels": 1}
     models = {}
     for timesteps in (100, 1000):
@@ -145,24 +156,24 @@ def test_the_naive_unet_sees_the_share_of_the_timesteps():
     assert_close(models[100](x_t, torch.tensor([50])), models[1000](x_t, torch.tensor([500])))
 
 
-def test_positions_are_told_apart_by_row_and_column():
+def test_position_embeddings_differ_by_row_and_by_column():
     positions = position_embedding(7, 16).view(7, 7, 16)
-    assert_close(positions[3, 0, :8], positions[3, 6, :8])  # a row's half
-    assert_close(positions[0, 5, 8:], positions[6, 5, 8:])  # a column's half
+    assert_close(positions[3, 0, :8], positions[3, 6, :8])  # the half for the row
+    assert_close(positions[0, 5, 8:], positions[6, 5, 8:])  # the half for the column
     assert torch.pdist(positions.flatten(0, 1)).min() > 0.1
 
 
-def test_the_transformer_begins_as_the_identity():
+def test_transformer_blocks_start_as_the_identity():
     model = DiT(8, 1, channels=16)
     tokens, emb = torch.randn(2, 16, 16), torch.randn(2, 16)
     for block in model.blocks:
         assert_close(block(tokens, emb), tokens)
 
 
-def test_long_skips_join_the_outermost_blocks():
+def test_long_skips_connect_the_first_blocks_to_the_last():
     with_skips = DiT(8, 1, channels=16, blocks=5, long_skips=True)
     assert len(with_skips.joins) == 2
-    awake(with_skips)
+    without_zeros(with_skips)
     seen = {}
     for i, block in enumerate(with_skips.blocks):
         block.register_forward_hook(lambda m, inputs, out, i=i: seen.__setitem__(i, out))
@@ -173,18 +184,18 @@ def test_long_skips_join_the_outermost_blocks():
         assert_close(seen[f"join {j}"][0], torch.cat([seen[before], seen[partner]], dim=2))
 
 
-def test_the_default_has_about_two_million_parameters():
+def test_the_default_unet_has_about_two_million_parameters():
     parameters = sum(p.numel() for p in UNet(28, 1).parameters())
     assert 1.8e6 < parameters < 2.3e6
 
 
-def test_starts_at_zero():
+def test_the_unet_starts_with_zero_output():
     out = UNet(28, 1, channels=16)(torch.randn(2, 1, 28, 28), torch.tensor([0, 999]))
     assert_close(out, torch.zeros_like(out))
 
 
-def test_channels_last_changes_nothing():
-    model, x = awake(UNet(28, 1, channels=16)), torch.randn(2, 1, 28, 28)
+def test_channels_last_gives_the_same_output():
+    model, x = without_zeros(UNet(28, 1, channels=16)), torch.randn(2, 1, 28, 28)
     t = torch.tensor([0, 999])
     expected = model(x, t)
     model = model.to(memory_format=torch.channels_last)
@@ -204,7 +215,7 @@ def test_channels_last_changes_nothing():
         (28, {"dropout": 1.0}, "dropout"),
     ],
 )
-def test_refuses_what_does_not_fit(size, options, message):
+def test_invalid_unet_options_raise(size, options, message):
     with pytest.raises(ValueError, match=message):
         UNet(size, 1, **options)
 
@@ -217,16 +228,16 @@ def test_refuses_what_does_not_fit(size, options, message):
         {"blocks": 2},
         {"attention_resolutions": (14, 7)},
         {"patch_size": 7, "channels": 40},
-        {"channels": 50},  # a width that 16 and 32 do not divide
+        {"channels": 50},  # not divisible by 16 or 32
         {"channels": 1},
     ],
 )
-def test_other_configurations(options):
+def test_unet_options_keep_the_shape(options):
     model = UNet(28, 3, **{"channels": 16, **options})
     assert model(torch.randn(2, 3, 28, 28), torch.tensor([0, 9])).shape == (2, 3, 28, 28)
 
 
-def test_more_of_everything_has_more_parameters():
+def test_larger_unet_options_add_parameters():
     def count(**options):
         return sum(p.numel() for p in UNet(32, 3, **options).parameters())
 
@@ -239,15 +250,15 @@ def test_more_of_everything_has_more_parameters():
         assert count(**options) > count()
 
 
-def test_dropout_drops_in_training_only():
-    model = awake(UNet(8, 1, channels=16, dropout=0.5))
+def test_dropout_acts_only_in_training():
+    model = without_zeros(UNet(8, 1, channels=16, dropout=0.5))
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([5])
     assert_close(model(x, t), model(x, t))
     model.train()
     assert not torch.allclose(model(x, t), model(x, t))
 
 
-def test_attention_written_out_is_pytorchs():
+def test_attention_matches_pytorch():
     q, k, v = torch.randn(3, 2, 4, 49, 32)
     assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
     q, k, v = torch.randn(3, 1, 2, 300, 8)  # long enough for the fused kernel
@@ -255,7 +266,7 @@ def test_attention_written_out_is_pytorchs():
     assert_close(attend(q, k, v), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_timestep_embedding():
+def test_timestep_embedding_has_cosines_and_sines():
     features = TimestepEmbedding(256)(torch.tensor([0, 1, 999]))
     assert features.shape == (3, 256)
     assert_close(features[0], torch.cat([torch.ones(128), torch.zeros(128)]))
@@ -263,32 +274,8 @@ def test_timestep_embedding():
     assert_close(features[2, [0, 128]], torch.stack([angle.cos(), angle.sin()]))
 
 
-def test_build_model_refuses_what_it_does_not_know():
+def test_unknown_models_and_arguments_raise():
     with pytest.raises(ValueError, match="unknown model 'x'; choose from unet"):
         build_model({"name": "x"})
     with pytest.raises(ValueError, match="not the arguments of a unet"):
         build_model({"name": "unet", "image_size": 28, "image_channels": 1, "heads": 3})
-
-
-def test_labels_change_the_output_and_the_null_label_is_the_default():
-    torch.manual_seed(0)
-    model = UNet(8, 1, channels=8, num_classes=3)
-    torch.nn.init.normal_(model.head.weight)
-    torch.nn.init.normal_(model.middle[0].conv_2.weight)
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
-    outs = [model(x, t, torch.full((2,), y)) for y in range(4)]
-    for i, out in enumerate(outs):
-        for other in outs[:i]:
-            assert not torch.allclose(out, other)
-    assert_close(model(x, t), outs[3])
-    assert model.label.num_embeddings == 4
-
-
-def test_a_network_without_classes_takes_no_labels():
-    with pytest.raises(ValueError, match="made without classes"):
-        UNet(8, 1, channels=8)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long())
-
-
-def test_learned_sigma_doubles_the_output():
-    model = UNet(28, 3, channels=8, learn_sigma=True)
-    assert model(torch.zeros(2, 3, 28, 28), torch.zeros(2)).shape == (2, 6, 28, 28)

@@ -1,0 +1,77 @@
+"""Conditions: their unconditional form, label dropout, concatenation, devices and slices."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from conditions import NULL_LABEL, Condition, label_condition
+
+LABELS = torch.tensor([3, 0, 2])
+
+
+def labels(condition: Condition) -> list[int]:
+    return condition.label.tolist()
+
+
+def test_the_length_is_the_batch_size():
+    assert len(Condition(label=LABELS)) == 3
+    with pytest.raises(ValueError, match="no batch size"):
+        len(Condition())
+
+
+def test_null_replaces_every_label_by_the_null_label():
+    condition = Condition(label=LABELS)
+    assert labels(condition.null()) == [NULL_LABEL] * 3
+    assert condition.null().label.dtype == torch.int64
+    assert labels(condition) == [3, 0, 2]
+    assert Condition().null() == Condition()
+
+
+def test_dropped_replaces_the_masked_rows():
+    condition = Condition(label=LABELS)
+    assert labels(condition.dropped(torch.tensor([True, False, True]))) == [
+        NULL_LABEL,
+        0,
+        NULL_LABEL,
+    ]
+    assert labels(condition.dropped(torch.zeros(3, dtype=torch.bool))) == [3, 0, 2]
+    assert Condition().dropped(torch.tensor([True])) == Condition()
+
+
+def test_cat_joins_two_batches_in_order():
+    condition = Condition(label=LABELS)
+    both = condition.cat(condition.null())
+    assert labels(both) == [3, 0, 2, NULL_LABEL, NULL_LABEL, NULL_LABEL]
+
+
+def test_to_moves_every_tensor():
+    """The device "meta" stands in for a GPU."""
+    assert Condition(label=LABELS).to("meta").label.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (slice(1, 3), [0, 2]),
+        (torch.tensor([2, 0]), [2, 3]),
+        (torch.tensor([True, False, True]), [3, 2]),
+    ],
+)
+def test_rows_are_selected_by_slice_index_or_mask(rows, expected):
+    assert labels(Condition(label=LABELS)[rows]) == expected
+
+
+def test_a_condition_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Condition(label=LABELS).label = None
+
+
+def test_only_present_fields_are_listed():
+    assert Condition().tensors() == {}
+    assert Condition(label=LABELS).tensors() == {"label": LABELS}
+
+
+def test_data_without_labels_has_no_condition():
+    assert label_condition(None) is None
+    assert labels(label_condition(LABELS)) == [3, 0, 2]
