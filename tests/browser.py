@@ -1,4 +1,4 @@
-"""A headless Chromium without a network, driven over pipes by the DevTools protocol."""
+"""Headless Chromium without a network, controlled through the DevTools protocol over pipes."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ FLAGS += ["--host-resolver-rules=MAP * 127.0.0.1:9", "--remote-debugging-pipe", 
 
 
 class Browser:
-    """`with Browser() as browser`: one page, the commands to it, and the events that it sent."""
+    """A browser with one page: `with Browser() as browser`. `events` are those it sent."""
 
     def __enter__(self) -> "Browser":
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -49,7 +49,7 @@ class Browser:
         self.profile.cleanup()
 
     def call(self, method: str, **parameters) -> dict:
-        """The result of a command."""
+        """Send a command and return its result."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -61,6 +61,7 @@ class Browser:
         return answer["result"]
 
     def receive(self, seconds: float = 30) -> dict:
+        """The next message of the browser."""
         end = time.monotonic() + seconds
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.answers], [], [], max(0, end - time.monotonic()))
@@ -71,18 +72,18 @@ class Browser:
         return json.loads(message)
 
     def open(self, file: Path) -> None:
-        """Load a file, and wait until it is there."""
+        """Open a file, and wait until it is loaded."""
         self.events.clear()
         self.call("Page.navigate", url=file.resolve().as_uri())
         while not self.seen("Page.loadEventFired"):
             self.events.append(self.receive())
 
     def seen(self, *methods: str) -> list[dict]:
-        """The parameters of the events of these names since the page was opened."""
+        """The parameters of events with these names, since the page was opened."""
         return [event["params"] for event in self.events if event.get("method") in methods]
 
     def run(self, script: str):
-        """The value of an expression in the page."""
+        """Evaluate a JavaScript expression in the page."""
         answer = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -90,17 +91,17 @@ class Browser:
         return answer["result"].get("value")
 
     def show(self, width: int, *, dark: bool = False, less_motion: bool = False) -> None:
-        """Take a window of that width, and a person's wishes."""
+        """Set the width of the window and the user's preferences."""
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        wishes = {
+        preferences = {
             "prefers-color-scheme": "dark" if dark else "light",
             "prefers-reduced-motion": "reduce" if less_motion else "no-preference",
         }
-        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        features = [{"name": name, "value": value} for name, value in preferences.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Save a picture of the whole page as a PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -29,7 +29,7 @@ def test_small_images_are_enlarged_by_whole_pixels():
     assert enlarged(torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1] == 128
 
 
-def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
+def test_a_grid_has_rows_of_images_and_real_images_below_a_line():
     images = torch.stack([torch.full((3, 64, 64), i * 10, dtype=torch.uint8) for i in range(6)])
     grid = ImagePictures().grid(images, 3)
     assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
@@ -38,12 +38,12 @@ def test_grid_has_the_images_in_rows_and_real_ones_below_a_line():
     line = both[grid.shape[0]]
     assert (line == 255).all()
     row = both[grid.shape[0] + 2 + 33]
-    assert [row[33, 0], row[99, 0], row[165, 0]] == [100, 120, 140]  # from all over the set
+    assert [row[33, 0], row[99, 0], row[165, 0]] == [100, 120, 140]  # spread over the whole set
     assert both.shape[0] == grid.shape[0] + 2 + 68  # one row, however many real images there are
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_grid_with_few_images_and_fewer_real_ones(count):
+def test_a_grid_of_few_images_and_fewer_real_images(count):
     images = torch.full((count, 1, 64, 64), 200, dtype=torch.uint8)
     columns = square(count)
     grid = ImagePictures().grid(images, columns, real=images[:1])
@@ -52,23 +52,23 @@ def test_grid_with_few_images_and_fewer_real_ones(count):
     assert columns == 1 or grid[-30, 96, 0] == 40
 
 
-def test_square():
+def test_a_grid_is_about_square():
     assert [square(n) for n in (1, 2, 4, 5, 9, 64)] == [1, 2, 2, 3, 3, 8]
 
 
-def test_pictures_are_written_in_the_format_of_their_ending(tmp_path):
+def test_the_suffix_decides_the_format_of_a_picture(tmp_path):
     picture = np.zeros((8, 8, 3), np.uint8)
     for name, kind in [("a.png", "PNG"), ("b/c.jpg", "JPEG")]:
         save_picture(tmp_path / name, picture)
         with Image.open(tmp_path / name) as image:
             assert image.format == kind
-    with pytest.raises(ValueError, match=r"x\.txt: cannot write a picture of that ending"):
+    with pytest.raises(ValueError, match=r"x\.txt: unknown image format"):
         save_picture(tmp_path / "x.txt", picture)
 
 
-def test_images_as_pixels_and_in_the_form_of_fid_tools():
+def test_images_are_clipped_to_uint8_and_exported_with_channels_last():
     pictures = pictures_of((3, 4, 4))
-    pixels = pictures.finished(torch.linspace(-2, 2, 96).view(2, 3, 4, 4))
+    pixels = pictures.to_items(torch.linspace(-2, 2, 96).view(2, 3, 4, 4))
     assert pixels.dtype == torch.uint8
     assert (pixels.min(), pixels.max()) == (0, 255)
     assert pictures.array(pixels).shape == (2, 4, 4, 3)
@@ -100,33 +100,33 @@ def test_a_comparison_has_a_scatter_plot_for_each_name():
     assert [len(axes.collections) for axes in figure.axes] == [1] * 7 + [0] * 3
 
 
-def test_an_animation_shows_its_pictures_in_turn():
+def test_an_animation_shows_its_pictures_in_order():
     moments = [np.full((8, 8, 3), grey, np.uint8) for grey in (0, 120, 250)]
     with Image.open(io.BytesIO(gif(moments, 40))) as image:
         assert image.n_frames == 3
         for i, moment in enumerate(moments):
             image.seek(i)
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - moment).max() <= 4
-            assert image.info["duration"] == (40 if i < 2 else 1500)  # it rests on the last
+            assert image.info["duration"] == (40 if i < 2 else 1500)  # a pause at the last
         assert image.info["loop"] == 0
 
 
-def test_a_picture_as_the_content_of_a_png():
+def test_a_png_holds_the_pixels_of_the_picture():
     picture = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     with Image.open(io.BytesIO(png(picture))) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
 
 
 def blue(picture) -> np.ndarray:
-    """Where a picture (H, W, 3) has the points' color."""
+    """A mask (H, W) of the pixels of a picture that have the points' color."""
     r, g, b = picture.astype(int).transpose(2, 0, 1)
     return (b - r > 60) & (b > g)
 
 
-def test_points_are_drawn_where_they_are():
+def test_points_are_drawn_at_their_coordinates():
     pictures = pictures_of((2,))
     assert isinstance(pictures, PointPictures)
-    points = torch.tensor([[0.9 * EXTENT, 0.9 * EXTENT]]).repeat(500, 1)  # above, on the right
+    points = torch.tensor([[0.9 * EXTENT, 0.9 * EXTENT]]).repeat(500, 1)  # top right
     rows, columns = np.nonzero(blue(pictures.frame(points, 1)))
     height, width, _ = pictures.frame(points, 1).shape
     assert len(rows) > 0
@@ -134,28 +134,28 @@ def test_points_are_drawn_where_they_are():
     assert columns.min() > 3 * width / 4
 
 
-def test_points_are_drawn_beside_the_data_with_their_density():
+def test_points_are_drawn_next_to_the_data_and_their_density():
     left, right = -torch.ones(500, 2), torch.ones(500, 2)
     pictures = PointPictures()
     picture = pictures.grid(right, 1, real=left)
-    assert pictures.grid(right, 1).shape[1] < picture.shape[1]  # without data, a panel fewer
+    assert pictures.grid(right, 1).shape[1] < picture.shape[1]  # without data, one panel less
     rows, columns = np.nonzero(blue(picture))
     data, samples = columns < picture.shape[1] / 3, columns > picture.shape[1] / 3
     assert rows[data].min() > rows[samples].max()
     density = picture[:, 2 * picture.shape[1] // 3 :].astype(int).sum(axis=2)
-    assert density.min() < 30  # black but for one bright spot
+    assert density.min() < 30  # black except for one bright spot
 
 
-def test_points_are_saved_as_they_are():
+def test_points_are_not_clipped():
     points = torch.tensor([[2.5, -7.0]], dtype=torch.float64)
-    finished = PointPictures().finished(points)
-    assert finished.dtype == torch.float32
-    assert PointPictures().array(finished).tolist() == [[2.5, -7.0]]
+    items = PointPictures().to_items(points)
+    assert items.dtype == torch.float32
+    assert PointPictures().array(items).tolist() == [[2.5, -7.0]]
     strip = PointPictures().filmstrip([torch.zeros(5, 2)] * 4)
     assert strip.shape[1] > 3 * strip.shape[0]
 
 
-def test_figures_are_written_in_the_format_of_their_ending(tmp_path):
+def test_the_suffix_decides_the_format_of_a_figure(tmp_path):
     for name, kind in [("a.png", "PNG"), ("b.jpg", "JPEG")]:
         save_figure(tmp_path / name, Figure())
         with Image.open(tmp_path / name) as image:

@@ -1,24 +1,24 @@
-"""Curves of a training run."""
+"""Curves of a training run's metrics."""
 
 from pathlib import Path
 
-from utils import fits, save_whole
-
-
-def running_average(average: float, value: float, count: int) -> float:
-    """The average with one more value, after `count` of them; it forgets those of long ago."""
-    keep = min(0.9, count / (count + 2))  # quickly in the beginning, when values fall fast
-    return keep * average + (1 - keep) * value
+from utils import matches_type, save_whole
 
 
 def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """The steps and the values of the rows that have a number of that name."""
-    found = [row for row in rows if fits(row.get(name), float)]
+    """The steps and values of the rows that have a number of this name."""
+    found = [row for row in rows if matches_type(row.get(name), float)]
     return [row["step"] for row in found], [row[name] for row in found]
 
 
+def running_average(average: float, value: float, count: int) -> float:
+    """Update the running average of `count` values with one more; old values are forgotten."""
+    keep = min(0.9, count / (count + 2))  # less at first, while the loss falls fast
+    return keep * average + (1 - keep) * value
+
+
 def plot_loss(rows: list[dict], path: Path) -> None:
-    """Plot the loss, and the classifier-FID where measured, over the training steps."""
+    """Plot the loss, and the classifier-FID if measured, over the training steps."""
     from matplotlib.figure import Figure
 
     steps, distances = column(rows, "classifier_fid")
@@ -34,8 +34,7 @@ def plot_loss(rows: list[dict], path: Path) -> None:
 
 
 def draw_loss(axes, rows: list[dict]) -> None:
-    """Draw into matplotlib axes the training loss, its running average, and, where rows have it,
-    the validation loss."""
+    """Draw the loss, its running average and the validation loss into matplotlib axes."""
     steps, losses = column(rows, "loss")
     average, averages = 0.0, []
     for count, loss in enumerate(losses):
@@ -48,7 +47,7 @@ def draw_loss(axes, rows: list[dict]) -> None:
     held_out = column(rows, "validation_loss")
     if held_out[0]:
         axes.plot(*held_out, ".-", color="tab:orange", label="held-out items")
-    if losses:  # the first losses are near 1 and would flatten all that follows
+    if losses:  # the first losses are near 1: without a limit they flatten the rest
         axes.set_ylim(0, min(max(losses), 3 * averages[-1]) * 1.05)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)

@@ -1,0 +1,8 @@
+"""Pictures, figures and the report page. Nothing here runs a network or reads a checkpoint.
+
+pictures           grids of images, scatter plots of points, animations, picture files
+curves             loss and other metrics over the training steps
+forward_process    data fading into noise, noise schedules
+score_field        learned score of points, as arrows
+page               the report page; its HTML is report.html.j2
+"""
