@@ -75,24 +75,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints.checkpoint import load_checkpoint, restore
 from dataset.downloads import MissingData
-from dataset.items import epoch_order, item_shape, kind_of, to_uint8, to_unit
+from dataset.items import epoch_order, item_shape, kind_of, to_unit
 from dataset.registry import load_dataset
 from diffusion import Denoise, GaussianDiffusion, Level
-from visuals.pictures import EXTENT, frame, image_format, pictures_of, save_figure, scatter
 from evaluation.report import learning_rows, write_report
 from schedules import SCHEDULES
-from checkpoints.checkpoint import load_checkpoint, restore
 from training.folder import RunFolder
 from utils import NoisePerImage, check_writable, choose_device
+from visuals.forward_process import draw_noising, draw_schedules
+from visuals.pictures import image_format, pictures_of, save_figure
+from visuals.score_field import draw_score_field, lattice
 
 NUM_POINTS = 2000  # of a scatter plot
-ARROWS = 21  # of the score field, in each direction
-FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # the noise levels at which it is drawn, sigma / alpha
+FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / alpha
 
 
 def main(args) -> int:
@@ -102,74 +102,45 @@ def main(args) -> int:
     if args.run:
         return show_run(args, path)
     if args.field:
-        save_figure(path, draw_field(args.checkpoint, args.seed))
-        print(path)
-        return 0
-
-    items = some_items(args)
-    diffusion = process(args.schedule)
-    noise = NoisePerImage(args.seed, range(len(items))).draw(items.shape[1:])
-    columns = []
-    for t in args.timesteps:
-        t = torch.full((len(items),), t)
-        x_t = diffusion.q_sample(to_unit(items), t, noise)
-        columns.append(diffusion.scaled(x_t, t))  # as a network sees it: edm's grow beyond a screen
-    draw = draw_points if kind_of(items.shape[1:]) == "points" else draw_images
-    save_figure(path, draw(columns, args.timesteps, diffusion, args.schedule))
-    schedules = path.with_stem(path.stem + "_schedules")
-    save_figure(schedules, draw_schedules(args.schedule))
-    print(f"{path}\n{schedules}")
-    return 0
+        return show_field(args, path)
+    return show_forward_process(args, path)
 
 
 def default_path(args) -> str | Path:
+    """The picture's path where --save-path is not given."""
     if args.run:
         return RunFolder(args.run).learning
     return "outputs/score_field.png" if args.field else "outputs/forward_process.png"
 
 
-def show_run(args, path: Path) -> int:
-    """Draw by the checkpoints of a run, write the picture and the page, and say what is amiss."""
-    check_writable(Path(args.run))
-    say = partial(print, file=sys.stderr)
-    learning = learning_rows(
-        args.run,
-        steps=args.steps,
-        seed=args.seed,
-        device=choose_device(args.device),
-        say=say if sys.stderr.isatty() else lambda line: None,
-    )
-    page = write_report(args.run, learning)
-    for note in learning.notes:
-        say(note)
-    if learning.rows:
-        items = next(iter(learning.rows.values()))
-        save_figure(path, pictures_of(items.shape[1:]).comparison(learning.rows))
-        print(path)
-    print(page)
+def show_forward_process(args, path: Path) -> int:
+    """Draw data fading into noise, and the noise schedules."""
+    items = choose_items(args)
+    # No network is needed; v is a prediction that suits every schedule.
+    processes = {name: GaussianDiffusion(name, TIMESTEPS, prediction="v") for name in SCHEDULES}
+    diffusion = processes[args.schedule]
+    noise = NoisePerImage(args.seed, range(len(items))).draw(items.shape[1:])
+    columns = []
+    for t in args.timesteps:
+        t = torch.full((len(items),), t)
+        x_t = diffusion.q_sample(to_unit(items), t, noise)
+        columns.append(diffusion.scaled(x_t, t))  # the network's input: edm's x_t grows too large
+    heading = f"q(x_t | x_0), {args.schedule} schedule, T = {TIMESTEPS}"
+    save_figure(path, draw_noising(columns, args.timesteps, diffusion.log_snr, heading))
+    schedules = path.with_stem(path.stem + "_schedules")
+    log_snr = {name: process.log_snr for name, process in processes.items()}
+    save_figure(schedules, draw_schedules(log_snr, highlighted=args.schedule))
+    print(f"{path}\n{schedules}")
     return 0
 
 
-def process(schedule: str) -> GaussianDiffusion:
-    """No network is asked; v is a prediction that every schedule takes."""
-    return GaussianDiffusion(schedule, TIMESTEPS, prediction="v")
-
-
-def some_items(args) -> Tensor:
-    """uint8 images (N, C, H, W), or points (N, 2), of the data set, chosen by the seed."""
+def choose_items(args) -> Tensor:
+    """uint8 images (N, C, H, W) or points (N, 2) of the data set, chosen by the seed."""
 
     def load(name: str, download: bool) -> Tensor:
-        data = load_dataset(
-            name,
-            args.data_dir,
-            image_size=args.image_size,
-            download=download,
-            skip_bad_images=args.skip_bad_images,
-            fit=args.fit,
-            cache_dir=args.cache_dir,
-            cache_limit=args.cache_limit,
-            progress=partial(tqdm, disable=None),  # no bar off a terminal
-        )
+        names = ["data_dir", "image_size", "skip_bad_images", "fit", "cache_dir", "cache_limit"]
+        bar = partial(tqdm, disable=None)  # no bar off a terminal
+        data = load_dataset(name, download=download, progress=bar, **args.chosen(names))
         if data.note:
             print(data.note)
         return data.items
@@ -181,101 +152,60 @@ def some_items(args) -> Tensor:
             items = load("mnist", False)
         except MissingData:
             items = load("digits", False)
-            print(f"mnist is not in {args.data_dir}; showing digits, which comes with scikit-learn")
+            print(f"mnist is not in {args.data_dir}; showing digits, which need no download")
     count = NUM_POINTS if kind_of(items.shape[1:]) == "points" else args.num_images
     return items[epoch_order(len(items), args.seed, 0)[:count]]
 
 
-def draw_images(
-    columns: list[Tensor], timesteps: list[int], diffusion: GaussianDiffusion, schedule: str
-) -> Figure:
-    """One row an image, one column a timestep, with t and the signal-to-noise ratio above."""
-    rows = len(columns[0])
-    figure = Figure(figsize=(1.15 * len(columns), 1.15 * rows + 0.9), layout="constrained")
-    figure.suptitle(f"q(x_t | x_0), {schedule} schedule, T = {diffusion.timesteps}", fontsize=11)
-    grid = figure.subplots(rows, len(columns), squeeze=False)
-    for j, (t, x_t) in enumerate(zip(timesteps, columns, strict=True)):
-        snr = diffusion.log_snr[t].exp().item()
-        grid[0, j].set_title(f"t = {t}\nSNR {snr:.2g}", fontsize=9)
-        for i, image in enumerate(to_uint8(x_t).permute(0, 2, 3, 1)):
-            grid[i, j].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-            grid[i, j].axis("off")
-    return figure
+def show_run(args, path: Path) -> int:
+    """Sample by the checkpoints of a run, and write the picture and the report."""
+    check_writable(Path(args.run))
+    say = partial(print, file=sys.stderr)
+    learning = learning_rows(
+        args.run,
+        epochs=args.epochs,
+        steps=args.steps,
+        seed=args.seed,
+        device=choose_device(args.device),
+        say=say if sys.stderr.isatty() else lambda line: None,
+    )
+    report = write_report(args.run, learning)
+    for note in learning.notes:
+        say(note)
+    if learning.samples:
+        items = next(iter(learning.samples.values()))
+        save_figure(path, pictures_of(items.shape[1:]).comparison(learning.samples))
+        print(path)
+    print(report)
+    return 0
 
 
-def draw_points(
-    columns: list[Tensor], timesteps: list[int], diffusion: GaussianDiffusion, schedule: str
-) -> Figure:
-    """A row of scatter plots, with t and the signal-to-noise ratio above."""
-    figure = Figure(figsize=(1.6 * len(columns), 2.5), layout="constrained")
-    figure.suptitle(f"q(x_t | x_0), {schedule} schedule, T = {diffusion.timesteps}", fontsize=11)
-    row = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, t, x_t in zip(row, timesteps, columns, strict=True):
-        scatter(axes, x_t, f"t = {t}\nSNR {diffusion.log_snr[t].exp().item():.2g}")
-    return figure
-
-
-def draw_field(checkpoint: str, seed: int) -> Figure:
-    """The learned score, grad log p(x_t), as arrows over the plane, from much noise to little.
-
-    Behind it, the data with that much noise. Arrows have one length, and the color of the score's
-    norm times sigma, which is comparable between the levels.
-    """
-    content = load_checkpoint(checkpoint)
+def show_field(args, path: Path) -> int:
+    """Draw the score that a model of points has learned, from much noise to little."""
+    content = load_checkpoint(args.checkpoint)
     model, diffusion = restore(content)
     data = content["config"]["data"]
     if kind_of(item_shape(data)) != "points":
-        raise ValueError(f"--field is for points; {checkpoint} draws images of {data['dataset']}")
-    items = load_dataset(data["dataset"], split="test").items[:NUM_POINTS]
-    noise = NoisePerImage(seed, range(len(items))).draw(items.shape[1:])
+        raise ValueError(f"--field is for points; {args.checkpoint} is of images")
+    x_0 = load_dataset(data["dataset"], split="test").items[:NUM_POINTS]
+    noise = NoisePerImage(args.seed, range(len(x_0))).draw(x_0.shape[1:])
     denoise = diffusion.denoiser(model)
-
-    figure = Figure(figsize=(3.4 * len(FIELD_RATIOS) + 0.6, 3.7), layout="constrained")
-    figure.suptitle(f"score of {data['dataset']}: grad log p(x_t), learned", fontsize=11)
-    row = figure.subplots(1, len(FIELD_RATIOS))
-    for axes, ratio in zip(row, FIELD_RATIOS, strict=True):
-        level = diffusion.nearest(ratio)
-        shown = level.scale  # so that all levels fit the same square of the plane
-        x_t = (level.alpha * items + level.sigma * noise) / shown
-        scatter(axes, x_t)
-        x, y, score = field(denoise, level)
-        length = score.norm(dim=1)
-        u, v = (score / length[:, None]).T
-        arrows = axes.quiver(
-            x, y, u, v, level.sigma * length, cmap="viridis", clim=(0, 3), scale=28, width=0.005
-        )
-        frame(axes, f"t = {level.t}, sigma / alpha = {level.ratio:.2g}")
-    figure.colorbar(arrows, ax=row[-1], label="sigma times norm")
-    return figure
+    panels = {}
+    for level in map(diffusion.nearest, FIELD_RATIOS):
+        x_t = level.alpha * x_0 + level.sigma * noise
+        arrows = level.sigma * score(denoise, level.scale * lattice(), level)
+        title = f"t = {level.t}, sigma / alpha = {level.ratio:.2g}"
+        panels[title] = x_t / level.scale, arrows  # scaled to fit the same square
+    heading = f"score of {data['dataset']}: grad log p(x_t), learned"
+    save_figure(path, draw_score_field(panels, heading))
+    print(path)
+    return 0
 
 
-def field(denoise: Denoise, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-    """x and y (N,) of a lattice in the plane, in units of the level's scale, and the score (N, 2)
-    there: -eps / sigma (Song et al. 2020, arXiv:2011.13456, section 3.1)."""
-    line = torch.linspace(-EXTENT, EXTENT, ARROWS + 2)[1:-1]
-    points = torch.cartesian_prod(line, line)
-    _, eps = denoise(level.scale * points, level)
-    return *points.T, -eps / level.sigma
-
-
-def draw_schedules(shown: str) -> Figure:
-    """alphas_cumprod and log-SNR over t, one line a schedule; the one shown is drawn thicker.
-
-    Where a process does not preserve the variance, alphas_cumprod is alpha^2 / (alpha^2 + sigma^2).
-    """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in SCHEDULES:
-        diffusion = process(name)
-        width = 2.5 if name == shown else 1.2
-        left.plot(diffusion.log_snr.sigmoid().numpy(), label=name, linewidth=width)
-        right.plot(diffusion.log_snr.numpy(), label=name, linewidth=width)
-    left.set(xlabel="t", ylabel="alphas_cumprod", title="signal that is left")
-    right.set(xlabel="t", ylabel="log SNR", title="log signal-to-noise ratio")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
-    return figure
+def score(denoise: Denoise, x_t: Tensor, level: Level) -> Tensor:
+    """grad log p(x_t) = -eps / sigma (Song et al. 2020, arXiv:2011.13456, section 3.1)."""
+    _, eps = denoise(x_t, level)
+    return -eps / level.sigma
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""How a run learned: what each of its checkpoints draws from the same noise, its curves, and one
-page of it all that opens without a connection."""
+"""Report of a run: what each checkpoint samples from the same noise, the metrics' curves, and one
+HTML page of both."""
 
 import os
 import platform
@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -18,26 +17,22 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
+from conditions import label_condition
 from dataset.items import item_shape, kind_of
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from samplers import AUTO, SAMPLERS
-from training.folder import RunFolder
+from samplers import AUTO, SAMPLERS, generate
+from sampling.draw import evenly_spread
+from training.folder import RunFolder, number_of
 from training.log import read_metrics
-from utils import NoisePerImage, describe, fits, save_whole
-from visuals import page
+from utils import NoisePerImage, describe, matches_type, save_whole
 from visuals.curves import column, draw_loss
-from visuals.pictures import picture_of, pictures_of, square
+from visuals.page import PagePicture, render
+from visuals.pictures import pictures_of, pixels_of, square
 
-STAGES = 12  # checkpoints, at most, that draw
-
-
-STEPS = 50  # of a walk
-
-
+MAX_CHECKPOINTS = 12  # that sample, unless epochs are chosen
+STEPS = 50  # of sampling
 FRAMES = 25  # of the animation
-
-
 CURVES = {
     "loss": "loss",
     "classifier_fid": "classifier-FID",
@@ -47,100 +42,121 @@ CURVES = {
 }
 
 
-class Stage(NamedTuple):
-    """A checkpoint on the way of a run."""
+class Snapshot(NamedTuple):
+    """A checkpoint of a run."""
 
     step: int
-    label: str
+    label: str  # "step N, epoch E"
     path: Path
+    ended_epoch: int | None  # the epoch that ends with this step
 
 
 class Learning(NamedTuple):
-    """What the checkpoints of a run draw."""
+    """Samples of the checkpoints of a run."""
 
-    rows: dict[str, Tensor]  # "step N, epoch E" -> items as shown; of points, "data" comes first
-    moments: list[Tensor]  # of the walk by the last of them, from noise to a grid of items
-    newest: dict  # of the last of them: path, step, seconds, config; empty if there is none
-    how: dict[str, object]  # they were drawn
+    samples: dict[str, Tensor]  # label -> uint8 images or points; for points, "data" comes first
+    frames: list[Tensor]  # from noise to samples, by the newest checkpoint
+    newest: dict  # path, step, seconds, config of the newest checkpoint; empty if there is none
+    settings: dict[str, object]  # of sampling
     notes: list[str]  # what is missing or left out, and why
 
 
 def learning_rows(
     run_folder: str | Path,
     *,
+    epochs: Sequence[int] | None = None,
     steps: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     say: Callable[[str], object] = lambda line: None,
 ) -> Learning:
-    """Draw from the same noise by the checkpoints of a run, at most `STAGES`, from first to last.
+    """Sample from the same noise by the checkpoints of a run, oldest first.
+
+    A checkpoint that cannot be read is left out and noted.
 
     Args:
-        steps: of each walk, at most the run's T (default: 50, or T).
-        say: is told of each checkpoint before it draws.
+        epochs: use the checkpoints at the end of these epochs (default: at most
+            `MAX_CHECKPOINTS`, evenly spaced).
+        steps: sampling steps, at most the run's T (default: 50, or T).
+        say: called with a line for each checkpoint.
 
-    A checkpoint that cannot be read is left out and noted. Raises ValueError for too many steps.
+    Raises:
+        ValueError: too many steps, or an epoch that has no checkpoint.
     """
     device = torch.device(device)
-    stages, notes = stages_of(RunFolder(run_folder))
-    if not stages and not notes:
-        notes.append(
-            "There is no checkpoint yet: train.py writes one every few epochs (--save-interval), "
-            "when it is stopped (Ctrl-C), and at the end."
-        )
-    chosen = evenly(stages, STAGES)
-    if len(chosen) < len(stages):
-        notes.append(f"{len(chosen)} of the {len(stages)} checkpoints are shown, evenly chosen.")
-    rows, moments, newest, how = {}, [], {}, {"device": describe(device, "fp32")}
-    for number, stage in enumerate(chosen, start=1):
-        say(f"checkpoint {number} of {len(chosen)}: {stage.label}")
+    snapshots, notes = snapshots_of(RunFolder(run_folder))
+    if epochs is not None:
+        chosen = at_epochs(snapshots, epochs)
+    else:
+        indices = evenly_spread(len(snapshots) - 1, MAX_CHECKPOINTS) if snapshots else ()
+        chosen = [snapshots[i] for i in sorted(indices)]
+        if len(chosen) < len(snapshots):
+            notes.append(f"{len(chosen)} of {len(snapshots)} checkpoints are shown, evenly spaced.")
+        if not chosen and not notes:
+            notes.append(
+                "There is no checkpoint yet: train.py writes one every few epochs "
+                "(--save-interval), when it is stopped (Ctrl-C), and at the end."
+            )
+    samples, frames, newest, settings = {}, [], {}, {"device": describe(device, "fp32")}
+    for number, snapshot in enumerate(chosen, start=1):
+        say(f"checkpoint {number} of {len(chosen)}: {snapshot.label}")
         try:
-            checkpoint = load_checkpoint(stage.path)
+            checkpoint = load_checkpoint(snapshot.path)
             model, diffusion = restore(checkpoint, device)
             config = checkpoint["config"]
             shape = item_shape(config["data"])
-            if rows and shape != next(iter(rows.values())).shape[1:]:
-                raise CheckpointError(f"{stage.path} is of another run")
-        except (OSError, ValueError) as error:  # ValueError: the weights as trained alone
+            if samples and shape != next(iter(samples.values())).shape[1:]:
+                raise CheckpointError(f"{snapshot.path} is of another run")
+        except (OSError, ValueError) as error:  # ValueError: without the weights' moving average
             notes.append(f"Left out: {error}.")
             continue
-        in_row, in_grid, _ = amounts(shape)
-        if kind_of(shape) == "points" and not rows:
-            rows["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
-        walked = steps or min(STEPS, diffusion.timesteps)
-        draw = partial(walk, model, diffusion, config, steps=walked, seed=seed, device=device)
-        rows[stage.label] = deque(draw(in_row), maxlen=1).pop()
+        in_row, in_grid, _ = item_counts(shape)
+        if kind_of(shape) == "points" and not samples:
+            samples["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
+        used = {"steps": steps or min(STEPS, diffusion.timesteps), "seed": seed}
+        sampled = partial(trajectory, model, diffusion, config, device=device, **used)
+        samples[snapshot.label] = deque(sampled(in_row), maxlen=1).pop()
         newest = {key: checkpoint[key] for key in ("step", "seconds", "config")}
-        newest["path"] = stage.path
+        newest["path"] = snapshot.path
     if newest:
-        kept = evenly(range(walked + 1), FRAMES)
-        moments = [x for done, x in enumerate(draw(in_grid)) if done in kept]
-        how |= {"sampler": AUTO, "steps": walked, "seed": seed, "weights": "moving average"}
-    return Learning(rows, moments, newest, how, notes)
+        shown = evenly_spread(used["steps"], FRAMES)
+        frames = [x for done, x in enumerate(sampled(in_grid)) if done in shown]
+        settings |= {"sampler": AUTO, **used, "weights": "moving average"}
+    return Learning(samples, frames, newest, settings, notes)
 
 
-def stages_of(folder: RunFolder) -> tuple[list[Stage], list[str]]:
-    """The checkpoints of a run by step, each step once, and notes on those that are damaged."""
-    rows = read_metrics(folder.metrics)
-    epochs = {row["step"]: row["epoch"] for row in rows if fits(row.get("epoch"), int)}
+def snapshots_of(folder: RunFolder) -> tuple[list[Snapshot], list[str]]:
+    """The checkpoints of a run, one for each step, oldest first; and notes on damaged ones."""
     steps, damaged = folder.steps()
-    on_the_way = {path: step for path, step in steps.items() if path != folder.best}
-    stages = {}
-    for path, step in (on_the_way or steps).items():
-        label = f"step {step:,}" + (f", epoch {epochs[step]}" if step in epochs else "")
-        stages.setdefault(step, Stage(step, label, path))
-    return sorted(stages.values()), [f"Left out: {error}." for error in damaged]
+    named = {steps[path]: number_of(path) for path in steps if path.match("model_epoch_*.pt")}
+    rows = read_metrics(folder.metrics)
+    epochs = {row["step"]: row["epoch"] for row in rows if matches_type(row.get("epoch"), int)}
+    epochs |= named
+    last_steps = {epoch: step for step, epoch in sorted(epochs.items())}
+    # The newest epoch may still be going on.
+    over = last_steps.keys() - {max(last_steps, default=None)}
+    over |= {epochs.get(step) for step in [*named, steps.get(folder.final)]}
+    regular = {path: step for path, step in steps.items() if path != folder.best}
+    snapshots = {}
+    for path, step in (regular or steps).items():
+        epoch = epochs.get(step)
+        label = f"step {step:,}" + (f", epoch {epoch}" if epoch else "")
+        ended = epoch if epoch in over and last_steps.get(epoch) == step else None
+        snapshots.setdefault(step, Snapshot(step, label, path, ended))
+    return sorted(snapshots.values()), [f"Left out: {error}." for error in damaged]
 
 
-def evenly(items: Sequence, most: int) -> Sequence:
-    """At most so many of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+def at_epochs(snapshots: list[Snapshot], epochs: Sequence[int]) -> list[Snapshot]:
+    """The snapshots at the end of these epochs. Raises ValueError for an epoch without one."""
+    found = {s.ended_epoch: s for s in snapshots if s.ended_epoch is not None}
+    if missing := sorted(set(epochs) - found.keys()):
+        wanted, known = (", ".join(map(str, numbers)) or "none" for numbers in (missing, found))
+        raise ValueError(f"epochs without a checkpoint: {wanted}; epochs with one: {known}")
+    return [found[epoch] for epoch in sorted(set(epochs))]
 
 
-def amounts(shape: Sequence[int]) -> tuple[int, int, int]:
-    """How many items of that shape are in a row, in the grid and in the animation."""
+def item_counts(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The number of items of a shape in a row, in the grid and in the animation."""
     if kind_of(shape) == "points":
         return 2000, 2000, 2000
     if shape[-1] > 64:
@@ -148,7 +164,7 @@ def amounts(shape: Sequence[int]) -> tuple[int, int, int]:
     return 8, 64 if shape[-1] <= 32 else 16, 9
 
 
-def walk(
+def trajectory(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     config: dict,
@@ -158,28 +174,31 @@ def walk(
     seed: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Items on their way from noise to data, as they are shown: `steps` + 1 times.
+    """Sample `count` items, and yield them as uint8 images or points: noise, then each step.
 
-    Item i begins with noise i of the seed. A network that knows classes draws one a column.
+    Item i starts from noise i of the seed. A conditional network samples one class a column.
     """
     shape, classes = item_shape(config["data"]), config["model"].get("num_classes")
-    column_of = torch.arange(count, device=device) % amounts(shape)[0]
-    denoise = diffusion.denoiser(model, column_of % classes if classes else None)
-    levels = diffusion.levels(steps)
-    noise = NoisePerImage(seed, range(count))
-    start = noise.draw(shape).to(device)
-    finished = pictures_of(shape).finished
-    yield finished(start)
-    walked = SAMPLERS[AUTO](denoise, levels[0].scale * start, levels, noise)
-    for level, x in zip(levels[1:], walked, strict=True):
-        yield finished(x / level.scale)  # edm's would be far too bright
+    column_of = torch.arange(count, device=device) % item_counts(shape)[0]
+    denoise = diffusion.denoiser(model, label_condition(column_of % classes if classes else None))
+    levels, noise_like = diffusion.levels(steps), NoisePerImage(seed, range(count))
+    noise = noise_like.draw(shape).to(device)
+    sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[AUTO])
+    for level, x in zip(levels, sampled, strict=True):
+        yield pictures_of(shape).to_items(x / level.scale)  # edm's x_t would be far too bright
+
+
+# --- the page ------------------------------------------------------------------------------------
 
 
 def write_report(run_folder: str | Path, learning: Learning | None = None) -> Path:
     """Write `report.html` into the folder of a run, and return its path.
 
-    Without `learning`, the run's checkpoints draw first. Raises ValueError if there is nothing to
-    show.
+    Args:
+        learning: result of `learning_rows`, which is called where this is not given.
+
+    Raises:
+        ValueError: the folder holds neither metrics nor a checkpoint.
     """
     folder = RunFolder(run_folder)
     learning = learning or learning_rows(folder.path)
@@ -194,31 +213,33 @@ def write_report(run_folder: str | Path, learning: Learning | None = None) -> Pa
     step = max([newest.get("step", 0), *column(metrics, "step")[1]])
     total = config.get("train", {}).get("total_steps")
     if newest and step > newest["step"]:
-        notes.append(f"The metrics go on to step {step:,}, and no checkpoint that can be read.")
+        notes.append(f"The metrics reach step {step:,}, but no readable checkpoint does.")
     if step != total:
-        of = f" of {total:,}" if total else ""
-        notes.append(f"The run has not come to its end: it made {step:,}{of} updates.")
+        notes.append(f"The run is not finished: step {step:,}{f' of {total:,}' if total else ''}.")
     seconds = duration(max([newest.get("seconds", 0), *column(metrics, "seconds")[1]]))
     kind = "points" if "dim" in config.get("data", {}) else "images"
-    facts = {**facts_of(config, metrics, kind), "updates": f"{step:,}", "training time": seconds}
-    html = page.document(
-        f"How a model learned {facts.get('data set', 'its data')}",
-        f"{step:,} updates in {seconds} of training",
-        page.notes(notes),
-        page.section("What each checkpoint draws", *rows_of(learning)),
-        page.section("From noise to data", *walk_of(learning)),
-        page.section("Curves", *curves_of(metrics, kind)),
-        page.section("Run", page.table("", facts)),
-        page.section("Go on", page.commands(commands_of(folder, newest, total))),
-        page.section("Configuration", page.cards(*starmap(page.table, config.items()))),
-        page.section("This report", page.table("", {**environment(), **learning.how})),
+    facts = facts_of(config, metrics, kind)
+    conditional = config.get("model", {}).get("num_classes") and kind == "images"
+    html = render(
+        title=f"How a model learned {facts.get('data set', 'its data')}",
+        summary=f"{step:,} training steps in {seconds}",
+        notes=notes,
+        samples=list(sample_pictures(learning)),
+        samples_text="Each starts from the same noise and uses the moving average of the weights."
+        + (" Each column is one class." if conditional else ""),
+        sampling=trajectory_pictures(learning),
+        curves=list(curve_pictures(metrics, kind)),
+        facts={**facts, "training steps": f"{step:,}", "training time": seconds},
+        commands=commands_of(folder, newest, total),
+        config=config,
+        report_facts={**software(), **learning.settings},
     )
     save_whole(folder.report, lambda partial: partial.write_text(html, encoding="utf-8"))
     return folder.report
 
 
 def config_of(folder: RunFolder, notes: list[str]) -> dict:
-    """The configuration of a run without checkpoints; none, and a note, if it cannot be read."""
+    """The configuration of a run without checkpoints; empty, with a note, if it is unreadable."""
     try:
         config = folder.saved_config()
     except CheckpointError as error:
@@ -230,7 +251,7 @@ def config_of(folder: RunFolder, notes: list[str]) -> dict:
 
 
 def facts_of(config: dict, metrics: list[dict], kind: str) -> dict[str, object]:
-    """What the run learned from, and how fast."""
+    """The data set, the lowest loss and the speed of a run."""
     facts = {}
     if data := config.get("data"):
         facts["data set"] = data["dataset"]
@@ -244,14 +265,14 @@ def facts_of(config: dict, metrics: list[dict], kind: str) -> dict[str, object]:
     steps, losses = column(metrics, "validation_loss")
     if losses:
         step = steps[losses.index(min(losses))]
-        facts["lowest loss of held-out items"] = f"{min(losses):.4g}, at step {step:,}"
+        facts["lowest validation loss"] = f"{min(losses):.4g} at step {step:,}"
     if speeds := column(metrics, "images_per_second")[1]:
-        facts["speed"] = f"{median(speeds):,.0f} {kind}/s, the median"
+        facts["median speed"] = f"{median(speeds):,.0f} {kind}/s"
     return facts
 
 
-def environment() -> dict[str, object]:
-    """What computes now."""
+def software() -> dict[str, object]:
+    """Time, versions and machine of the report."""
     return {
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "Python": platform.python_version(),
@@ -261,52 +282,42 @@ def environment() -> dict[str, object]:
     }
 
 
-def rows_of(learning: Learning) -> Iterator[str]:
+def sample_pictures(learning: Learning) -> Iterator[PagePicture]:
     """A row of images, or a scatter plot, for each checkpoint."""
-    figures = []
-    for label, items in learning.rows.items():
+    for label, items in learning.samples.items():
         picture = pictures_of(items.shape[1:]).frame(items, len(items))
-        alt = f"{described(items)}: {label}"
-        figures.append(page.figure(label, alt, picture, plot=items.ndim == 2))
-    if not figures:
-        return
-    known = learning.newest["config"]["model"].get("num_classes")
-    yield page.paragraph(
-        "From the same noise each time, by the moving average of the weights."
-        + (" Each column is of one class." if known and items.ndim == 4 else "")
-    )
-    yield page.cards(*figures, small=True) if items.ndim == 2 else page.rows(*figures)
+        yield PagePicture(label, f"{counted(items)}: {label}", [picture], items.ndim == 2)
 
 
-def walk_of(learning: Learning) -> Iterator[str]:
-    """The walk of a few items by the newest checkpoint, and where the walk of more has led."""
-    if not learning.moments:
-        return
-    last, label = learning.moments[-1], list(learning.rows)[-1]
-    pictures, plot = pictures_of(last.shape[1:]), last.ndim == 2
-    in_row, _, in_motion = amounts(last.shape[1:])
-    frames = [pictures.frame(x[:in_motion], square(in_motion)) for x in learning.moments]
+def trajectory_pictures(learning: Learning) -> list[PagePicture]:
+    """An animation of sampling a few items with the newest checkpoint, and more of its samples."""
+    if not learning.frames:
+        return []
+    last, label = learning.frames[-1], list(learning.samples)[-1]
+    pictures, is_plot = pictures_of(last.shape[1:]), last.ndim == 2
+    in_row, _, in_motion = item_counts(last.shape[1:])
+    frames = [pictures.frame(x[:in_motion], square(in_motion)) for x in learning.frames]
     grid = pictures.frame(last, in_row)
-    moving = f"{described(last[:in_motion])} on their way from noise to data: {label}"
-    yield page.cards(
-        page.figure(f"the walk, {label}", moving, *frames, plot=plot),
-        page.figure(f"its end, {label}", f"{described(last)}: {label}", grid, plot=plot),
-    )
+    alt = f"{counted(last[:in_motion])} from noise to data: {label}"
+    return [
+        PagePicture(f"sampling, {label}", alt, frames, is_plot),
+        PagePicture(f"samples, {label}", f"{counted(last)}: {label}", [grid], is_plot),
+    ]
 
 
-def described(items: Tensor) -> str:
+def counted(items: Tensor) -> str:
+    """Number and kind of items, such as "8 images"."""
     return f"{len(items):,} {kind_of(items.shape[1:])}"
 
 
-def curves_of(metrics: list[dict], kind: str) -> Iterator[str]:
-    """A small plot over the steps for each of the metrics that the rows have."""
-    figures = []
+def curve_pictures(metrics: list[dict], kind: str) -> Iterator[PagePicture]:
+    """A small plot over the steps for each metric of `CURVES` that was measured."""
     for name, title in CURVES.items():
         steps, values = column(metrics, name)
         if not steps:
             continue
-        plot = Figure(figsize=(4, 2.8), dpi=180, layout="constrained")
-        axes = plot.subplots()
+        figure = Figure(figsize=(4, 2.8), dpi=180, layout="constrained")
+        axes = figure.subplots()
         if name == "loss":
             draw_loss(axes, metrics)
         else:
@@ -316,25 +327,24 @@ def curves_of(metrics: list[dict], kind: str) -> Iterator[str]:
         title = title.format(kind=kind)
         alt = f"{title}: {values[0]:.3g} at step {steps[0]:,}, "
         alt += f"{values[-1]:.3g} at step {steps[-1]:,}"
-        figures.append(page.figure(title, alt, picture_of(plot), plot=True))
-    yield page.cards(*figures)
+        yield PagePicture(title, alt, [pixels_of(figure)], is_plot=True)
 
 
 def commands_of(folder: RunFolder, newest: dict, total: int | None) -> list[str]:
-    """What can be done with the newest checkpoint."""
+    """Commands to sample with the newest checkpoint, and to continue its run."""
     if not newest:
         return []
     run = shlex.quote(str(folder.path))
-    further = f" --max-steps {2 * newest['step']}" if newest["step"] == total else ""
+    longer = f" --max-steps {2 * newest['step']}" if newest["step"] == total else ""
     return [
         f"python sample.py --checkpoint {shlex.quote(str(newest['path']))}",
-        f"python train.py --resume --output-dir {run}{further}",
+        f"python train.py --resume --output-dir {run}{longer}",
         f"python visualize_diffusion.py --run {run}",
     ]
 
 
 def duration(seconds: float) -> str:
-    """ "1 h 2 min 3 s", without the units that are zero."""
+    """Format as "1 h 2 min 3 s", without the units that are zero."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (seconds, "s")]

@@ -1,4 +1,5 @@
 import base64
+import copy
 import io
 import json
 import shlex
@@ -19,7 +20,13 @@ from conftest import SCRIPTS
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation import report
-from evaluation.report import Learning, evenly, learning_rows, walk, write_report
+from evaluation.report import (
+    Learning,
+    learning_rows,
+    snapshots_of,
+    trajectory,
+    write_report,
+)
 from sample import sample
 from samplers import AUTO
 from training.folder import RunFolder
@@ -44,18 +51,19 @@ def moons(tmp_path_factory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def reported(trained, moons, tmp_path_factory) -> dict[str, tuple[RunFolder, Learning]]:
-    """A run of images and one of points, with what their checkpoints draw, and with their pages."""
+    """A run of images and one of points, with the samples of their checkpoints and a report."""
     images = RunFolder(tmp_path_factory.mktemp("reported") / "run")
     shutil.copytree(trained, images.path)
     runs = {"images": images, "points": moons}
-    drawn = {kind: learning_rows(folder.path, steps=1) for kind, folder in runs.items()}
+    found = {}
     for kind, folder in runs.items():
-        write_report(folder.path, drawn[kind])
-    return {kind: (folder, drawn[kind]) for kind, folder in runs.items()}
+        found[kind] = folder, learning_rows(folder.path, steps=1)
+        write_report(folder.path, found[kind][1])
+    return found
 
 
 class Page(HTMLParser):
-    """What a test asks of a page: its elements, their attributes, its text, and that all close."""
+    """The elements, attributes and text of a report; fails unless every element is closed."""
 
     def __init__(self, folder: RunFolder):
         super().__init__()
@@ -81,7 +89,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def value(self, name: str) -> str:
-        """What stands beside a name in a table."""
+        """The value of a name in a table."""
         return self.text[self.text.index(name) + 1]
 
 
@@ -97,46 +105,46 @@ def opened(uri: str) -> Image.Image:
     return image
 
 
-# --- what the checkpoints draw -------------------------------------------------------------------
+# --- samples of the checkpoints ------------------------------------------------------------------
 
 
-def test_each_checkpoint_draws_from_the_same_noise_as_sample_does(run):
-    told = []
-    learning = learning_rows(run.path, steps=3, seed=5, say=told.append)
-    assert list(learning.rows) == step_labels(run) == [line.split(": ")[1] for line in told]
+def test_samples_equal_those_of_sample_py(run):
+    lines = []
+    learning = learning_rows(run.path, steps=3, seed=5, say=lines.append)
+    assert list(learning.samples) == step_labels(run) == [line.split(": ")[1] for line in lines]
     files = [run.checkpoint(1), run.final]
-    for items, file in zip(learning.rows.values(), files, strict=True):
+    for items, file in zip(learning.samples.values(), files, strict=True):
         expected = sample(file, num_images=8, steps=3, seed=5)
         np.testing.assert_array_equal(items.permute(0, 2, 3, 1).numpy(), expected)
-    first, last = learning.rows.values()
+    first, last = learning.samples.values()
     assert not torch.equal(first, last)
-    assert [len(x) for x in learning.moments] == [64] * 4  # noise, and after each step
-    assert (learning.moments[-1][:8].int() - last.int()).abs().max() <= 1
+    assert [len(x) for x in learning.frames] == [64] * 4  # noise, and each step
+    assert (learning.frames[-1][:8].int() - last.int()).abs().max() <= 1
     assert learning.newest["path"] == run.final
     assert learning.notes == []
 
 
-def test_a_class_is_a_column(conditional):
+def test_each_column_is_one_class(conditional):
     learning = learning_rows(conditional.parent, steps=2)
-    (row,) = learning.rows.values()
+    (row,) = learning.samples.values()
     np.testing.assert_array_equal(
         row.permute(0, 2, 3, 1).numpy(), sample(conditional, num_images=8, steps=2)
     )
     second_row = sample(conditional, num_images=9, steps=2, class_id=[0])[8]
-    drawn = learning.moments[-1][8].permute(1, 2, 0).numpy()
-    assert np.abs(drawn.astype(int) - second_row).max() <= 1
+    sampled = learning.frames[-1][8].permute(1, 2, 0).numpy()
+    assert np.abs(sampled.astype(int) - second_row).max() <= 1
 
 
-def test_points_stand_beside_the_data(moons):
+def test_points_are_shown_with_the_data(moons):
     learning = learning_rows(moons.path, steps=2)
-    data, drawn = learning.rows.values()
-    assert next(iter(learning.rows)) == "data"
+    data, samples = learning.samples.values()
+    assert next(iter(learning.samples)) == "data"
     assert torch.equal(data, load_dataset("moons", split="test").items[:2000])
-    np.testing.assert_array_equal(drawn.numpy(), sample(moons.final, steps=2))
+    np.testing.assert_array_equal(samples.numpy(), sample(moons.final, steps=2))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])
-def test_noise_is_shown_as_noise_whatever_its_scale(schedule):
+def test_noise_is_shown_with_unit_variance(schedule):
     class Zero(nn.Module):
         def forward(self, x, t):
             return torch.zeros_like(x)
@@ -144,52 +152,72 @@ def test_noise_is_shown_as_noise_whatever_its_scale(schedule):
     diffusion = GaussianDiffusion(schedule, 100, prediction="v")
     config = {"data": {"image_channels": 1, "image_size": 8}, "model": {}}
     cpu = torch.device("cpu")
-    walked = list(walk(Zero(), diffusion, config, 8, steps=10, seed=0, device=cpu))
-    assert len(walked) == 11
-    saturated = [((x == 0) | (x == 255)).float().mean().item() for x in walked[:4]]
-    assert max(saturated) < 0.4  # of a normal distribution 0.32 lies outside [-1, 1]
+    shown = list(trajectory(Zero(), diffusion, config, 8, steps=10, seed=0, device=cpu))
+    assert len(shown) == 11
+    saturated = [((x == 0) | (x == 255)).float().mean().item() for x in shown[:4]]
+    assert max(saturated) < 0.4  # of a normal distribution, 0.32 is outside [-1, 1]
 
 
-def test_checkpoints_are_chosen_evenly_and_what_is_left_out_is_said(run, monkeypatch):
-    assert evenly(range(12), 12) == range(12)
-    chosen = evenly(range(40), 12)
-    assert (chosen[0], chosen[-1], len(set(chosen))) == (0, 39, 12)
-
+def test_checkpoints_are_evenly_spaced_and_the_rest_is_noted(run, monkeypatch):
     checkpoint = load_checkpoint(run.final)
     last = checkpoint["step"]
     for step in range(last + 1, last + 4):  # without a row of metrics
-        save_checkpoint(run.checkpoint(step), {**checkpoint, "step": step})
-    save_checkpoint(run.interrupted, checkpoint)  # the step of model_final.pt, once more
+        save_checkpoint(run.step_checkpoint(step), {**checkpoint, "step": step})
+    save_checkpoint(run.interrupted, checkpoint)  # the same step as model_final.pt
     save_checkpoint(run.best, {**checkpoint, "step": 3})
     run.checkpoint(99).write_bytes(run.final.read_bytes()[:5000])
-    monkeypatch.setattr(report, "STAGES", 3)
+    monkeypatch.setattr(report, "MAX_CHECKPOINTS", 3)
     learning = learning_rows(run.path, steps=1)
-    first = report.stages_of(run)[0][0].label
-    assert list(learning.rows) == [first, f"step {last + 1}", f"step {last + 3}"]
+    first = snapshots_of(run)[0][0].label
+    assert list(learning.samples) == [first, f"step {last + 1}", f"step {last + 3}"]
     damaged, shown = learning.notes
     assert f"Left out: {run.checkpoint(99)} is damaged" in damaged
     assert "\n" not in damaged
-    assert shown == "3 of the 5 checkpoints are shown, evenly chosen."
+    assert shown == "3 of 5 checkpoints are shown, evenly spaced."
 
 
-def test_the_best_checkpoint_alone_is_better_than_none(run):
+def test_the_best_checkpoint_is_used_if_there_is_no_other(run):
     checkpoint = load_checkpoint(run.final)
     run.clear()
     save_checkpoint(run.best, {**checkpoint, "step": 3})
-    assert list(learning_rows(run.path, steps=1).rows) == ["step 3"]
+    assert list(learning_rows(run.path, steps=1).samples) == ["step 3"]
 
 
-def test_a_checkpoint_of_other_data_is_left_out(run, moons):
-    shutil.copy(moons.final, run.checkpoint(9))  # after fewer steps than the others
+def test_epochs_choose_the_checkpoints_at_their_end(run, monkeypatch):
+    monkeypatch.setattr(report, "MAX_CHECKPOINTS", 1)  # is no limit here
+    first, second = step_labels(run)  # model_epoch_001.pt and model_final.pt
+    assert list(learning_rows(run.path, epochs=[2, 1, 2], steps=1).samples) == [first, second]
+    learning = learning_rows(run.path, epochs=[1], steps=1)
+    assert list(learning.samples) == [first]
+    assert learning.newest["path"] == run.checkpoint(1)
+
+    checkpoint = load_checkpoint(run.final)
+    step = checkpoint["step"] + 3
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"step": step, "epoch": 3, "loss": 0.5}) + "\n")
+    save_checkpoint(run.interrupted, {**checkpoint, "step": step})  # in the middle of epoch 3
+    message = "epochs without a checkpoint: 3, 8; epochs with one: 1, 2"
+    with pytest.raises(ValueError, match=message):
+        learning_rows(run.path, epochs=[1, 8, 3])
+    run.interrupted.rename(run.checkpoint(3))
+    run.metrics.unlink()  # the file names have the epochs
+    assert list(learning_rows(run.path, epochs=[1, 3], steps=1).samples) == [
+        first,
+        f"step {step}, epoch 3",
+    ]
+
+
+def test_a_checkpoint_of_another_run_is_left_out(run, moons):
+    shutil.copy(moons.final, run.checkpoint(9))  # of fewer steps than the others
     learning = learning_rows(run.path, steps=1)
-    assert len(learning.rows) == 2
+    assert len(learning.samples) == 2
     assert "is of another run" in learning.notes[0]
 
 
 # --- the page ------------------------------------------------------------------------------------
 
 
-def test_the_page_holds_all_that_it_shows(run, script):
+def test_the_page_needs_no_other_file(run, script):
     result = script("visualize_diffusion", "--run", run.path, "--steps", 2)
     assert (result.code, result.err) == (0, "")
     assert result.out.split() == [str(run.learning), str(run.report)]
@@ -212,23 +240,23 @@ def test_the_page_holds_all_that_it_shows(run, script):
     alts = [image["alt"] for image in page.all("img")]
     curves = ["loss", "learning rate", "gradient norm", "images/s"]
     assert alts[:2] == [f"8 images: {label}" for label in labels]
-    assert alts[2] == f"9 images on their way from noise to data: {labels[-1]}"
+    assert alts[2] == f"9 images from noise to data: {labels[-1]}"
     assert images[2].n_frames == 3
     assert alts[3] == f"64 images: {labels[-1]}"
     assert [alt.split(": ")[0] for alt in alts[4:]] == curves
     assert [text for text in page.text if text in [*labels, *curves]] == [*labels, *curves]
 
 
-def test_the_page_says_what_the_run_was(reported):
+def test_the_page_describes_the_run(reported):
     run, _ = reported["images"]
     page, step = Page(run), load_checkpoint(run.final)["step"]
     assert page.text[1:3] == [
         "How a model learned digits",
-        f"{step} updates in {page.value('training time')} of training",
+        f"{step} training steps in {page.value('training time')}",
     ]
     assert page.value("items") == "1,797 images of 1 x 8 x 8"
-    assert page.value("updates") == str(step)
-    assert page.value("lowest loss of held-out items").endswith(f"at step {step}")
+    assert page.value("training steps") == str(step)
+    assert page.value("lowest validation loss").endswith(f"at step {step}")
     assert page.value("PyTorch") == torch.__version__
     assert page.value("sampler") == AUTO
     for section in json.loads(run.config.read_text()).values():
@@ -237,10 +265,10 @@ def test_the_page_says_what_the_run_was(reported):
     assert page.value("flip") == "no"
 
 
-def test_the_rows_are_what_was_drawn(reported):
+def test_the_page_shows_the_samples(reported):
     run, learning = reported["images"]
     images = [opened(image["src"]) for image in Page(run).all("img")]
-    for items, image in zip(learning.rows.values(), images, strict=False):
+    for items, image in zip(learning.samples.values(), images, strict=False):
         pixels = np.asarray(image.convert("L"))
         size = 8 * 7  # pixels are enlarged
         for i, item in enumerate(items):
@@ -250,22 +278,20 @@ def test_the_rows_are_what_was_drawn(reported):
             )
 
 
-def test_the_commands_of_the_page_are_accepted(reported, run):
-    finished, _ = reported["images"]
-    step = load_checkpoint(run.final)["step"]
-    assert f"train --resume --output-dir {finished.path} --max-steps {2 * step}" in (
-        commands(finished)
-    )
-    checkpoint = load_checkpoint(run.final)
-    checkpoint["config"]["train"]["total_steps"] = 100
-    save_checkpoint(run.final, checkpoint)
-    write_report(run.path, learning_rows(run.path, steps=1))
+def test_the_commands_of_the_page_are_valid(reported, run):
+    finished, learning = reported["images"]
+    step = learning.newest["step"]
+    longer = f"train --resume --output-dir {finished.path} --max-steps {2 * step}"
+    assert longer in commands(finished)
+    config = copy.deepcopy(learning.newest["config"])
+    config["train"]["total_steps"] = 100
+    write_report(run.path, learning._replace(newest={**learning.newest, "config": config}))
     assert "--max-steps" not in commands(run)
-    assert f"The run has not come to its end: it made {step} of 100 updates." in Page(run).text
+    assert f"The run is not finished: step {step} of 100." in Page(run).text
 
 
 def commands(folder: RunFolder) -> str:
-    """The command lines of a page, without python and .py; each is one that its script takes."""
+    """The commands of a page, without python and .py; fails if a script refuses one."""
     page = Page(folder)
     (block,) = [text for text in page.text if text.startswith("python ")]
     lines = [shlex.split(line)[1:] for line in block.splitlines()]
@@ -276,13 +302,13 @@ def commands(folder: RunFolder) -> str:
     return "\n".join(map(" ".join, lines))
 
 
-def test_every_value_is_escaped(run):
-    checkpoint = load_checkpoint(run.final)
-    hostile = "<script>alert(1)</script> & \"quoted\" 'names' $body"
-    checkpoint["config"]["data"].update(data_dir=hostile, dataset="folder", classes=[hostile] * 30)
-    checkpoint["config"]["data"]["<b>"] = 1
-    save_checkpoint(run.final, checkpoint)
-    write_report(run.path, learning_rows(run.path, steps=1))
+def test_every_value_is_escaped(reported, run):
+    _, learning = reported["images"]
+    config = copy.deepcopy(learning.newest["config"])
+    hostile = "<script>alert(1)</script> & \"quoted\" 'names' {{ title }} {% if %}"
+    config["data"].update(data_dir=hostile, dataset="folder", classes=[hostile] * 30)
+    config["data"]["<b>"] = 1
+    write_report(run.path, learning._replace(newest={**learning.newest, "config": config}))
     page = Page(run)
     assert page.all("script") == page.all("b") == []
     assert page.value("data set") == f"folder {hostile}"
@@ -291,7 +317,7 @@ def test_every_value_is_escaped(run):
     assert page.text[0] == f"How a model learned folder {hostile}"
 
 
-def test_a_page_of_points(reported):
+def test_the_page_of_a_run_on_points(reported):
     folder, _ = reported["points"]
     page = Page(folder)
     alts = [image["alt"] for image in page.all("img")]
@@ -300,7 +326,7 @@ def test_a_page_of_points(reported):
     assert all(opened(image["src"]) for image in page.all("img"))
 
 
-def test_the_picture_goes_where_it_is_asked_for(moons, script, tmp_path):
+def test_save_path_is_that_of_the_picture(moons, script, tmp_path):
     picture = tmp_path / "elsewhere.jpg"
     result = script(
         "visualize_diffusion", "--run", moons.path, "--steps", 1, "--save-path", picture
@@ -311,7 +337,7 @@ def test_the_picture_goes_where_it_is_asked_for(moons, script, tmp_path):
         assert image.width > 1.6 * image.height  # the data and one checkpoint, side by side
 
 
-def test_a_run_without_a_checkpoint_still_has_its_curves(run, script):
+def test_a_run_without_a_checkpoint_has_curves(run, script):
     for checkpoint in run.all_checkpoints():
         checkpoint.unlink()
     result = script("visualize_diffusion", "--run", run.path)
@@ -337,21 +363,21 @@ def test_a_damaged_checkpoint_is_named_on_the_page(run, script):
     assert page.all("img")[0]["alt"] == f"8 images: {step_labels(run)[-1].split(',')[0]}, epoch 2"
 
 
-def test_metrics_beyond_the_newest_checkpoint(run):
+def test_metrics_newer_than_the_newest_checkpoint(reported, run):
     with open(run.metrics, "a") as file:
         file.write('{"step": 1500, "epoch": 99, "loss": 0.5, "seconds": 3723}\n{"step": 15')
-    write_report(run.path, learning_rows(run.path, steps=1))
+    write_report(run.path, reported["images"][1])
     page = Page(run)
-    assert page.value("updates") == "1,500"
+    assert page.value("training steps") == "1,500"
     assert page.value("training time") == "1 h 2 min 3 s"
-    assert any("go on to step 1,500" in text for text in page.text)
+    assert any("The metrics reach step 1,500" in text for text in page.text)
 
 
-def test_the_page_of_a_notebook(conditional, monkeypatch):
+def test_write_report_samples_by_itself(conditional, monkeypatch):
     monkeypatch.setattr(report, "STEPS", 1)
     assert write_report(conditional.parent) == conditional.parent / "report.html"
     text = " ".join(Page(RunFolder(conditional.parent)).text)
-    assert "Each column is of one class." in text
+    assert "Each column is one class." in text
 
 
 @pytest.mark.parametrize(
@@ -361,11 +387,19 @@ def test_the_page_of_a_notebook(conditional, monkeypatch):
         (["--run", "."], "There are runs in a, b, run."),
         (["--run", "a/model_final.pt"], "a/model_final.pt is a file"),
         (["--run", "torn"], "torn/model_final.pt is damaged"),
-        (["--run", "a", "--save-path", "x.doc"], "cannot write a picture of that ending"),
-        (["--run", "a", "--field", "--checkpoint", "x"], "give one of --run and --field"),
-        (["--run", "a", "--dataset", "digits"], "--dataset has no effect on --run"),
-        (["--field", "--checkpoint", "x", "--no-download"], "--no-download has no effect on"),
-        (["--steps", "5"], "--steps is for --run"),
+        (["--run", "a", "--save-path", "x.doc"], "unknown image format"),
+        (["--run", "a", "--field", "--checkpoint", "x"], "--run has no effect with --field"),
+        (["--run", "a", "--dataset", "digits"], "--dataset has no effect with --run"),
+        (
+            ["--field", "--checkpoint", "x", "--no-download"],
+            "--no-download has no effect with --field",
+        ),
+        (["--steps", "5"], "--steps has no effect without --run"),
+        (["--epochs", "5"], "--epochs has no effect without --run"),
+        (
+            ["--run", "RUN", "--epochs", "9"],
+            "epochs without a checkpoint: 9; epochs with one: 1, 2",
+        ),
         (["--run", "RUN", "--steps", "2000"], "steps must lie between 1 and 1000, not 2000"),
     ],
 )
@@ -386,7 +420,7 @@ def test_errors(script, run, arguments, message):
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium here (apt install chromium)")
+        pytest.skip("needs Chromium: apt install chromium")
     with Browser() as browser:
         yield browser
 
@@ -399,14 +433,14 @@ Promise.all([...document.images].map(image => image.decode())).then(() =>
 
 @pytest.mark.parametrize("kind", ["images", "points"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_in_a_browser(browser, reported, kind, width):
+def test_the_page_is_whole_in_a_browser(browser, reported, kind, width):
     folder, _ = reported[kind]
     for dark in (False, True):
         browser.show(width, dark=dark)
         browser.open(folder.report)
         shown = browser.run(IMAGES)
         assert len(shown) >= 8
-        assert all(whole for whole, _ in shown)
+        assert all(loaded for loaded, _ in shown)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         background = browser.run("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(26, 26, 26)" if dark else "rgb(255, 255, 255)")
@@ -417,20 +451,20 @@ def test_in_a_browser(browser, reported, kind, width):
         assert elsewhere == [folder.report.resolve().as_uri()]
 
 
-def test_the_browser_would_tell_of_what_is_amiss(browser, tmp_path):
+def test_the_browser_reports_errors(browser, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
         '<img src="data:image/png;base64,AAAA"><img src="https://example.org/a.png">'
-        "<script>console.error('amiss')</script>"
+        "<script>console.error('wrong')</script>"
     )
     browser.open(page)
-    whole = "[...document.images].map(image => image.complete && image.naturalWidth > 0)"
-    assert browser.run(whole) == [False, False]
-    assert browser.seen("Runtime.consoleAPICalled")[0]["args"][0]["value"] == "amiss"
+    loaded = "[...document.images].map(image => image.complete && image.naturalWidth > 0)"
+    assert browser.run(loaded) == [False, False]
+    assert browser.seen("Runtime.consoleAPICalled")[0]["args"][0]["value"] == "wrong"
     assert browser.seen("Network.loadingFailed")
 
 
-def test_who_asked_for_less_motion_sees_a_still(browser, reported):
+def test_reduced_motion_shows_a_still_picture(browser, reported):
     folder, _ = reported["images"]
     for less_motion in (False, True):
         browser.show(800, less_motion=less_motion)
