@@ -134,7 +134,7 @@ from evaluation.likelihood import flow_likelihood, variational_bound
 from visuals.pictures import save_picture
 from checkpoints.checkpoint import load_checkpoint, restore
 from distributed import launched
-from checkpoints.weights import WEIGHTS, digest
+from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from utils import (
     DataError,
     NoisePerImage,
@@ -166,8 +166,9 @@ def main(args) -> int:
     report = {"checkpoint" if checkpoint else "samples": str(source)}
     if checkpoint:
         which = "model" if args.raw else "ema"
-        report |= {"step": checkpoint["step"], "seed": args.seed, "weights": WEIGHTS[which]}
-        report["weights_sha256"] = digest({}, checkpoint[which]) if which in checkpoint else None
+        report |= {"step": checkpoint["step"], "seed": args.seed, "weights": WEIGHT_KINDS[which]}
+        there = which in checkpoint
+        report["weights_sha256"] = weights_sha256({}, checkpoint[which]) if there else None
     report |= {"dataset": real.name, "compared_with": real.what, "torch": torch.__version__}
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     if set(metrics) - {"bpd"}:

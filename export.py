@@ -52,7 +52,7 @@ from checkpoints.card import drawing_flags, model_card, read_report
 from diffusion import GaussianDiffusion
 from models.unet import feature_sizes
 from checkpoints.checkpoint import load_checkpoint, restore
-from checkpoints.weights import WEIGHTS, save_weights
+from checkpoints.weights import WEIGHT_KINDS, save_weights
 from utils import check_writable, save_whole
 
 
@@ -77,7 +77,7 @@ def main(args) -> int:
         save_arrays(output, config, checkpoint["step"], which, model, diffusion)
     else:
         save_weights(output, config, checkpoint["step"], which, weights)
-    print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHTS[which]}")
+    print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if report is not None:
         path = output.with_suffix(".md")
@@ -118,7 +118,7 @@ def save_arrays(
         "clip": diffusion.clip,
         "sigma_data": diffusion.sigma_data,
         "step": step,
-        "weights": WEIGHTS[which],
+        "weights": WEIGHT_KINDS[which],
     }
     arrays = {
         "config": np.array(json.dumps(description)),

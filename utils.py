@@ -179,16 +179,17 @@ def sync_folder(path: Path) -> None:
 MAX_INT = 2**63 - 1
 
 
-def fits(value: object, kind) -> bool:
-    """Is a value of the kind that an annotation names? True and False are no numbers, nor is NaN.
+def matches_type(value: object, kind) -> bool:
+    """Does a value have the type of an annotation? Here neither booleans nor NaN are numbers.
 
-    Kinds are bool, int, float (which an int fits), str, dict, None, lists of those (list[str],
-    Sequence[int]) and their unions.
+    Supported are bool, int, float (integers match too), str, dict, None, lists (list[str],
+    Sequence[int]) and unions of these.
     """
     if isinstance(kind, UnionType):
-        return any(fits(value, one) for one in get_args(kind))
+        return any(matches_type(value, one) for one in get_args(kind))
     if get_origin(kind) in (list, Sequence):
-        return isinstance(value, list) and all(fits(item, *get_args(kind)) for item in value)
+        (one,) = get_args(kind)
+        return isinstance(value, list) and all(matches_type(item, one) for item in value)
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return number and -MAX_INT <= value <= MAX_INT

@@ -1,12 +1,12 @@
-"""The model card of exported weights: what they are, how they came to be, and how good they are."""
+"""Model cards: Markdown pages on the data, training and measured quality of exported weights."""
 
 import json
 from pathlib import Path
 
-from checkpoints.weights import WEIGHTS, digest
+from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import item_shape, kind_of
 
-MEASURES = {  # of a report of evaluate.py, and what they are called in the card
+MEASURES = {  # key in a report of evaluate.py: name in the card
     "classifier_fid": "classifier-FID",
     "classifier_kid": "classifier-KID",
     "precision": "precision",
@@ -14,7 +14,7 @@ MEASURES = {  # of a report of evaluate.py, and what they are called in the card
     "density": "density",
     "coverage": "coverage",
     "confidence": "confidence of the classifier",
-    "class_accuracy": "images of the class that was asked for",
+    "class_accuracy": "images of the requested class",
 }
 
 
@@ -27,25 +27,26 @@ def model_card(
     weights: tuple[str, dict],
     report: dict,
 ) -> str:
-    """Markdown for the weights in the file `name`.
+    """Markdown text of the model card.
 
     Args:
-        command: that draws from them.
-        config, step, seconds: those of the checkpoint; no seconds, where they are not known.
-        weights: whose they are (a key of `WEIGHTS`), and the tensors by name.
-        report: what evaluate.py wrote of them (metrics.json).
+        name: file name of the weights.
+        command: a command that samples with them.
+        config, step, seconds: from the checkpoint; 0 seconds if the time is unknown.
+        weights: a key of `WEIGHT_KINDS`, and the tensors by name.
+        report: the metrics.json that evaluate.py wrote for them.
 
-    Raises ValueError for a report that is of other weights.
+    Raises ValueError for a report of other weights.
     """
     data, train, (which, tensors) = config["data"], config["train"], weights
-    if report.get("weights_sha256") != digest({}, tensors):
-        raise ValueError("--card: the report is of other weights; measure these by evaluate.py")
+    if report.get("weights_sha256") != weights_sha256({}, tensors):
+        raise ValueError("--card: this is a report of other weights; run evaluate.py on these")
     shape = item_shape(data)
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
     epochs = step * train["update_size"] / (data["count"] - train["validation"])
-    told = "" if config["model"].get("num_classes") else "not "
+    conditional = "" if config["model"].get("num_classes") else "not "
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    minutes = f", in {seconds / 60:.1f} minutes of training" if seconds else ""
+    minutes = f", {seconds / 60:.1f} minutes of training" if seconds else ""
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
     return f"""# {name}
 
@@ -58,14 +59,14 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 
 ## Data
 
-{data["dataset"]}, its training split of {data["count"]:,} {kind}, less {train["validation"]:,}
-that were held out to choose by. Classes: {", ".join(data["classes"]) or "none"}; the network
-is {told}told them.
+The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
+{train["validation"]:,} were held out for validation. Classes:
+{", ".join(data["classes"]) or "none"}. The network is {conditional}conditioned on the class.
 
 ## Recipe
 
-{step:,} updates of {train["update_size"]} {kind}, {epochs:.1f} epochs{minutes}.
-The weights are the {WEIGHTS[which]}. All choices:
+{step:,} training steps of {train["update_size"]} {kind}, {epochs:.1f} epochs{minutes}.
+The weights are the {WEIGHT_KINDS[which]}. The configuration:
 
 ```json
 {json.dumps(recipe, indent=1)}
@@ -73,36 +74,36 @@ The weights are the {WEIGHTS[which]}. All choices:
 
 ## Figures
 
-{figures(report)}
+{figures_table(report)}
 
 ## Limits
 
-It draws {kind} like those of its data set, with that set's biases, and nothing else. The figures
-compare only with others of the same classifier; near-copies were looked for pixel by pixel, which
-does not find moved or altered ones.
+The network generates only {kind} like those of its data set, with the biases of that set. Figures
+can be compared only if they are from the same classifier. Near-copies were searched for pixel by
+pixel, which does not find shifted or altered ones.
 """
 
 
 def drawing_flags(report: dict) -> str:
-    """The flags of sample.py with which the images of a report were drawn."""
+    """Flags of sample.py that sample as the report's images were sampled."""
     flags = [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
     if report.get("guidance_scale", 1) != 1:
         flags.append(f"--guidance-scale {report['guidance_scale']}")
     return " ".join([*flags, f"--precision {report.get('precision')}"])
 
 
-def figures(report: dict) -> str:
-    """The table of what was measured."""
+def figures_table(report: dict) -> str:
+    """Markdown table of the measures in a report."""
     measured = report.get("classifier")
     if not measured:
-        return "None were measured by a classifier."
+        return "Nothing was measured with a classifier."
     seeds = ", ".join(map(str, report.get("seeds", [])))
     rows = [
-        f"Sets of {report['num_images']:,} (`{drawing_flags(report)}`, seeds {seeds}) against the "
-        f"{report['compared_with']}, in the features of the classifier "
-        f"`{measured['sha256'][:12]}` (right on {100 * measured['accuracy']:.2f} %):",
+        f"Sets of {report['num_images']:,} samples (`{drawing_flags(report)}`, seeds {seeds}) "
+        f"compared with the {report['compared_with']}, in the features of the classifier "
+        f"`{measured['sha256'][:12]}` (accuracy {100 * measured['accuracy']:.2f} %):",
         "",
-        "| measure | generated | as many training images |",
+        "| measure | samples: mean (lowest to highest) | as many training images |",
         "| --- | --- | --- |",
     ]
     for key, label in MEASURES.items():
@@ -122,11 +123,11 @@ def figures(report: dict) -> str:
 
 
 def read_report(path: Path) -> dict:
-    """A report of evaluate.py. Raises ValueError for a file that is none."""
+    """Read a report of evaluate.py. Raises ValueError for any other file."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"--card {path}: {error}") from None
     if not isinstance(report, dict) or "dataset" not in report:
-        raise ValueError(f"--card {path}: this is no report of evaluate.py")
+        raise ValueError(f"--card {path}: this is not a report of evaluate.py")
     return report

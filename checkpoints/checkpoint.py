@@ -1,19 +1,29 @@
-"""Checkpoints: plain containers and tensors in one file that explains itself.
+"""Checkpoints, format 3: one file with the full state of a training run.
 
-format      3
-step        updates made so far
-skipped     those of them that were not made, for a loss or gradient that was not finite
-seconds     of training so far
-unlogged_*  the sum of the losses since the last row of metrics, and the number of their updates
-config      {"data", "model", "diffusion", "train"}: all that rebuilds the network and the process
-model, ema  the network's weights, and their moving average
-optimizer   the optimizers' states, by name
-scaler      the state of the fp16 gradient scaler, or None
+The file is a zip archive of torch.save, followed by the SHA-256 of all its bytes (`seal.py`). The
+archive holds one dict of plain containers and tensors:
 
-The file is a zip archive of torch.save, and ends with the SHA-256 of the rest. It is checked before
-anything of it is read, because PyTorch loads a flipped bit without a word.
+format            3
+step              training steps so far
+skipped           how many of them left the weights unchanged: loss or gradient was not finite
+seconds           training time so far
+unlogged_loss     sum of the losses since the last row of metrics.jsonl
+unlogged_updates  number of these losses
+config            how to rebuild the network and the process, by section:
+    data            the data set, the shape of an item, the names of the classes
+    model           "name", a key of `MODELS`, and the arguments of that network
+    diffusion       the arguments of `GaussianDiffusion`
+    train           the options of the training
+model             weights as trained
+ema               moving average of the weights; samples are drawn with it
+optimizer         state of each optimizer, by name
+scaler            state of the gradient scaler of fp16, or None
 
-What export.py writes for other programs, weights alone, is in `training.weights`.
+best.pt also has "validation_loss".
+
+A network of the user's own (`training.fit`) has the model {"name": "custom", "class": its class,
+"num_classes"}. Its data has "shape", [C, H, W] or [D], and "range", [low, high] or None. Such a
+network cannot be rebuilt from the file: `restore` takes it as an argument.
 """
 
 from collections.abc import Iterator
@@ -24,10 +34,11 @@ import torch
 from torch import nn
 
 from checkpoints.consistency import (
-    CHECKPOINT,
+    CHECKPOINT_TYPES,
+    CUSTOM,
     require_config,
-    require_kinds,
     require_optimizer,
+    require_types,
     require_weights,
 )
 from checkpoints.inspection import PlainCopy, Refused, require_plain_archive
@@ -35,141 +46,158 @@ from checkpoints.seal import SealingFile, require_seal
 from checkpoints.weights import holds_weights, load_weights
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import fits, memory_format, save_whole
+from utils import matches_type, memory_format, save_whole
 
-FORMAT = 3
+CHECKPOINT_FORMAT = 3
 
 
 class CheckpointError(OSError):
-    """A file that is no checkpoint of this project, or does not fit; the message says why."""
+    """A file is damaged, is not a checkpoint, or does not fit. The message says why."""
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint whole or not at all; raises OSError if it cannot be written."""
+    """Write a checkpoint file whole or not at all. Raises OSError if it cannot be written."""
 
-    def write(partial: Path) -> None:
+    def write_sealed(partial: Path) -> None:
         with open(partial, "wb") as file:
             sealing = SealingFile(file)
             try:
-                torch.save({"format": FORMAT, **checkpoint}, sealing)
-            except RuntimeError as error:  # of torch's writer, when the file has refused it
+                torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, sealing)
+            except RuntimeError as error:  # torch's writer hides the OSError of the file
                 raise error.__context__ or error from None
             sealing.seal()
 
-    save_whole(path, write)
+    save_whole(path, write_sealed)
 
 
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
-    """Read a checkpoint to the CPU; no code in the file is ever run.
+    """Load a checkpoint to the CPU. Code in the file is never run.
 
-    A file of weights alone (`training.weights`) is known by its content, and becomes a checkpoint
-    with only "ema" or only "model". With `mapped`, tensors are read from the file when they are
-    touched, and its SHA-256 is not checked, which would read all of it.
+    A file of weights alone (`checkpoints.weights`) is recognised by its content. It becomes a
+    checkpoint with either "ema" or "model", and without optimizer states.
+
+    Args:
+        mapped: read each tensor from the file when it is first used. The SHA-256, which takes
+            reading the whole file, is then not checked.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, or not one of this project's checkpoints.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is damaged, or is not a checkpoint of this project.
     """
-    checkpoint = read(Path(path), mapped=mapped)
-    try:
-        if checkpoint["format"] == FORMAT:
-            require_kinds(checkpoint, CHECKPOINT)
+    checkpoint = read_content(Path(path), mapped=mapped)
+    with checkpoint_errors(f"{path} contradicts itself"):
+        if checkpoint["format"] == CHECKPOINT_FORMAT:
+            require_types(checkpoint, CHECKPOINT_TYPES)
         require_config(checkpoint["config"])
-    except ValueError as error:
-        raise CheckpointError(f"{path} contradicts itself: {brief(error)}") from None
     return checkpoint
 
 
-def load_run(path: str | Path) -> dict:
-    """A checkpoint from which a run can go on. Raises CheckpointError too for weights alone."""
+def load_resumable(path: str | Path) -> dict:
+    """Load a checkpoint to resume training from. Raises CheckpointError for weights alone, too."""
     checkpoint = load_checkpoint(path)
     if "optimizer" not in checkpoint:
-        raise CheckpointError(f"{path} holds weights alone, from which no run can go on")
+        raise CheckpointError(
+            f"{path} holds weights alone; training resumes only from a checkpoint of train.py"
+        )
     return checkpoint
 
 
-def verify(path: str | Path) -> None:
-    """Read a file whole, and raise what `load_checkpoint` raises if its SHA-256 is wrong."""
-    with explained(Path(path)):
+def verify_checkpoint(path: str | Path) -> None:
+    """Check the SHA-256 of a file. Raises the errors of `load_checkpoint`."""
+    with explain_errors(Path(path)):
         load_weights(Path(path)) if holds_weights(Path(path)) else require_seal(Path(path))
 
 
 def step_of(path: str | Path) -> int:
-    """The step of a checkpoint, without reading its weights; its SHA-256 is not checked."""
-    return read(Path(path), mapped=True)["step"]
+    """Step of a checkpoint, without reading its weights or checking its SHA-256."""
+    return read_content(Path(path), mapped=True)["step"]
 
 
-def read(path: Path, *, mapped: bool) -> dict:
-    """What a file of either kind holds: its format, a step, and what else there is."""
-    with explained(path):
+def read_content(path: Path, *, mapped: bool) -> dict:
+    """Read a checkpoint or a file of weights; only "format" and "step" are checked."""
+    with explain_errors(path):
         if holds_weights(path):
             content = load_weights(path, verified=not mapped)
         else:
             content = read_archive(path, mapped=mapped)
-        if not fits(step := content.get("step"), int) or step < 0:
+        if not matches_type(step := content.get("step"), int) or step < 0:
             raise Refused(f"is not a checkpoint of Tiny Diffusion: its step is {str(step)[:20]}")
     return content
 
 
 def read_archive(path: Path, *, mapped: bool) -> dict:
-    """What a file of `save_checkpoint` holds, if it is plain and of this version's format."""
+    """Read a file of `save_checkpoint`, if its content is plain and its format is known."""
     if not mapped:
         require_seal(path)
-    if path.suffix == ".safetensors":  # PyTorch goes by the name, and would not read it
+    if path.suffix == ".safetensors":  # PyTorch trusts the name and would not read the archive
         raise Refused("is not a safetensors file; if it is a checkpoint, name it .pt")
     require_plain_archive(path)
-    # Mapped in any case: a tensor can then claim no more than the file holds.
+    # Always mapped: a tensor then cannot claim more bytes than the file has.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    content = PlainCopy(path.stat().st_size, mapped=mapped).of(content)
+    content = PlainCopy(path.stat().st_size, mapped=mapped).copy(content)
     if not isinstance(content, dict) or "format" not in content:
         raise Refused("is not a checkpoint of Tiny Diffusion")
-    if content["format"] != FORMAT:
+    if content["format"] != CHECKPOINT_FORMAT:
         version = str(content["format"])[:20]
-        raise Refused(f"has checkpoint format {version}; this version reads {FORMAT}")
+        raise Refused(f"has checkpoint format {version}; this version reads {CHECKPOINT_FORMAT}")
     return content
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn whatever is raised while a file is read into an error that says what is wrong."""
+def explain_errors(path: Path) -> Iterator[None]:
+    """Turn any error of reading a file into a FileNotFoundError or CheckpointError."""
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}; train.py writes one")
-    if not path.is_file():  # nobody may ever write to a pipe
+    if not path.is_file():  # reading a pipe could wait for ever
         raise CheckpointError(f"{path} is not a file")
     try:
         yield
     except Refused as error:
         raise CheckpointError(f"{path} {error}") from None
-    except Exception as error:  # the readers raise nearly anything
-        reason = brief(error).partition(". ")[0]
+    except Exception as error:  # a damaged file makes zipfile, pickle and torch raise many types
+        reason = first_line(error).partition(". ")[0]
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
 
 
 def restore(
-    checkpoint: dict, device: torch.device | str = "cpu", *, raw: bool = False
+    checkpoint: dict,
+    device: torch.device | str = "cpu",
+    *,
+    raw: bool = False,
+    model: nn.Module | None = None,
 ) -> tuple[nn.Module, GaussianDiffusion]:
-    """The network, ready to sample, and the process of a checkpoint, both on a device.
+    """Rebuild the network and the process of a checkpoint, ready for sampling.
 
-    With `raw` the network has the weights as trained, otherwise their moving average.
+    Args:
+        device: where both are put.
+        raw: use the weights as trained instead of their moving average.
+        model: load the weights into this network and return it. It is required for a network of
+            your own, which cannot be rebuilt from the file.
 
     Raises:
-        ValueError: it has the others alone.
-        CheckpointError: weights and configuration do not fit each other.
+        ValueError: the checkpoint lacks the chosen weights, or `model` is required.
+        CheckpointError: the weights do not fit the configuration or the given network.
     """
     config, which = checkpoint["config"], "model" if raw else "ema"
     if which not in checkpoint:
         if raw:
-            raise ValueError("the file holds the moving average of the weights alone: no --raw")
-        raise ValueError("the file holds the weights as trained alone: give --raw")
-    weights = checkpoint[which]
-    try:
+            raise ValueError("the file holds only the moving average of the weights: omit --raw")
+        raise ValueError("the file holds only the weights as trained: add --raw")
+    if model is None and config["model"]["name"] == CUSTOM:
+        name = config["model"]["class"]
+        raise ValueError(
+            f"the checkpoint holds a network of your own (class {name}): pass it, "
+            f"restore(checkpoint, model={name}(...))"
+        )
+    with checkpoint_errors("the checkpoint contradicts itself"):
         diffusion = GaussianDiffusion(**config["diffusion"])
-        with torch.device("meta"):  # nothing is allocated for a network that does not fit
-            require_weights(weights, build_model(config["model"]))
-    except ValueError as error:
-        raise CheckpointError(f"the checkpoint contradicts itself: {brief(error)}") from None
-    model = build_model(config["model"])
-    model.load_state_dict(weights)
+        if model is None:
+            with torch.device("meta"):  # no memory is allocated before the weights are checked
+                require_weights(checkpoint[which], build_model(config["model"]))
+            model = build_model(config["model"])
+    with checkpoint_errors("the checkpoint does not fit this network"):
+        require_weights(checkpoint[which], model)
+    model.load_state_dict(checkpoint[which])
     device = torch.device(device)
     model = model.eval().requires_grad_(False).to(device, memory_format=memory_format(device))
     return model, diffusion.to(device)
@@ -178,30 +206,38 @@ def restore(
 def require_state(
     checkpoint: dict, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
 ) -> None:
-    """Raise a CheckpointError if a run of that network and optimizers cannot go on from it."""
-    try:
+    """Raise CheckpointError if training of this network and its optimizers cannot resume."""
+    with checkpoint_errors("the checkpoint contradicts itself"):
         require_weights(checkpoint["model"], model)
         require_weights(checkpoint["ema"], model)
-        require_kinds(checkpoint["optimizer"], dict.fromkeys(optimizers, dict), "optimizer.")
+        require_types(checkpoint["optimizer"], dict.fromkeys(optimizers, dict), "optimizer.")
         for name, optimizer in optimizers.items():
             require_optimizer(checkpoint["optimizer"][name], optimizer)
         if checkpoint["scaler"] is not None:
-            kinds = {"scale": float, "growth_factor": float, "backoff_factor": float}
-            kinds |= {"growth_interval": int, "_growth_tracker": int}
-            require_kinds(checkpoint["scaler"], kinds, "scaler.")
+            types = {"scale": float, "growth_factor": float, "backoff_factor": float}
+            types |= {"growth_interval": int, "_growth_tracker": int}
+            require_types(checkpoint["scaler"], types, "scaler.")
+
+
+@contextmanager
+def checkpoint_errors(problem: str) -> Iterator[None]:
+    """Turn a ValueError into a CheckpointError that begins with the problem."""
+    try:
+        yield
     except ValueError as error:
-        raise CheckpointError(f"the checkpoint contradicts itself: {brief(error)}") from None
+        raise CheckpointError(f"{problem}: {first_line(error)}") from None
 
 
-def brief(error: Exception) -> str:
-    """The first line of a message, or of its 300 first characters."""
+def first_line(error: Exception) -> str:
+    """First line of an error message, cut to 300 characters."""
     return str(error).strip().partition("\n")[0][:300]
 
 
-def differences(saved: dict, wanted: dict) -> list[str]:
-    """Where two nested configurations differ: "model.channels: 64 in the checkpoint, 32 now".
+def config_differences(saved: dict, wanted: dict) -> list[str]:
+    """List how a saved configuration differs from the wanted one.
 
-    Only the fields of `wanted` are compared.
+    An entry reads "model.channels: 64 in the checkpoint, 32 now". Only fields of `wanted` are
+    compared.
     """
     return [
         f"{section}.{key}: {saved.get(section, {}).get(key)} in the checkpoint, {value} now"

@@ -1,12 +1,12 @@
-"""What a checkpoint must be, whoever wrote it: values of their kinds that do not contradict each
-other.
+"""Checks of what a checkpoint holds, whoever wrote it: types, shapes, and parts that must agree.
 
-Each function raises a ValueError that says what is wrong.
+Each function raises a ValueError that names the first problem.
 """
 
 import inspect
 import json
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from dataset.items import kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
-from models import MODELS
-from utils import fits, pick
+from models import MODELS, require_within_limit
+from utils import matches_type, pick
 
-RECORD = {"step": int, "skipped": int, "seconds": float, "config": dict}
-
-
-RECORD |= {"unlogged_loss": float, "unlogged_updates": int}
-
-
-CHECKPOINT = {**RECORD, "model": dict, "ema": dict, "optimizer": dict, "scaler": dict | None}
-
-
-# What the scripts read of a configuration, beside the arguments of the network and the process.
-CONFIG = {
+# Types of the fields of a checkpoint; those of a sharded one's record come first.
+RECORD_TYPES = {"step": int, "skipped": int, "seconds": float, "config": dict}
+RECORD_TYPES |= {"unlogged_loss": float, "unlogged_updates": int}
+CHECKPOINT_TYPES = {
+    **RECORD_TYPES,
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,
+    "scaler": dict | None,
+}
+# Fields that every configuration has; arguments of the network and the process are checked
+# against their signatures.
+CONFIG_TYPES = {
     "data": {"dataset": str, "data_dir": str, "count": int, "classes": list[str]},
     "model": {"name": str},
     "diffusion": {},
@@ -39,112 +41,142 @@ CONFIG = {
         "processes": int,
     },
 }
+SHAPE_KEYS = ("dim", "image_size", "image_channels")  # "data" and "model" have the same ones
+
+CUSTOM = "custom"  # name of the user's own network, and of the user's own data
+CUSTOM_TYPES = {
+    "data": {"shape": list[int], "range": list[float] | None},
+    "model": {"name": str, "class": str, "num_classes": int | None},
+}
+MAX_ITEM = 2**24  # numbers in an item of the user's own data
 
 
-SHAPE = ("dim", "image_size", "image_channels")  # of an item, in "data" and in "model"
-
-
-def require_kinds(values: dict, kinds: dict, where: str = "") -> None:
-    """Raise a ValueError for a value that is not of its kind, or that is missing."""
-    for name, kind in kinds.items():
-        if not fits(values.get(name), kind):
+def require_types(values: dict, types: dict, where: str = "") -> None:
+    """Raise ValueError for a value that is missing or of another type."""
+    for name, wanted in types.items():
+        if not matches_type(values.get(name), wanted):
             raise ValueError(f"{where}{name} cannot be {values.get(name)!r}")
 
 
 def require_config(config: dict) -> None:
-    """Raise a ValueError for a configuration that no run has.
+    """Raise ValueError for a configuration that no training run has.
 
-    What is too large is not found here, but where the network and the process are made.
+    Size limits are checked later, when the network and the process are built.
     """
-    require_kinds({"config": config}, {"config": dict})
+    require_types({"config": config}, {"config": dict})
     try:
         json.dumps(config, allow_nan=False)
-    except TypeError as error:  # of a tensor, say
-        raise ValueError(f"config is not plain: {error}") from None
-    require_kinds(config, dict.fromkeys(CONFIG.keys() | config.keys(), dict), "config.")
-    for section, kinds in CONFIG.items():
-        require_kinds(config[section], kinds, f"{section}.")
-    data, process = config["data"], config["diffusion"]
-    model = {key: value for key, value in config["model"].items() if key != "name"}
-    network = pick(MODELS, config["model"]["name"], "model")
-    require_arguments(network, model, "model.")
+    except TypeError as error:  # a tensor, for example
+        raise ValueError(f"config must contain plain values only: {error}") from None
+    require_types(config, dict.fromkeys(CONFIG_TYPES.keys() | config.keys(), dict), "config.")
+    for section, types in CONFIG_TYPES.items():
+        require_types(config[section], types, f"{section}.")
+    data, model, process = config["data"], config["model"], config["diffusion"]
     require_arguments(GaussianDiffusion, process, "diffusion.")
+    if model["name"] == CUSTOM:
+        require_custom(data, model)
+    else:
+        require_known(data, model, process)
+    if model.get("num_classes") not in (None, len(data["classes"])):
+        raise ValueError("the network and the data differ in the number of classes")
 
-    shape = {key: data[key] for key in SHAPE if key in data}
-    require_kinds(shape, dict.fromkeys(shape, int), "data.")
-    if shape != {key: model[key] for key in SHAPE if key in model}:
-        raise ValueError("the network is for items of another shape than the data's")
+
+def require_known(data: dict, model: dict, process: dict) -> None:
+    """Raise ValueError unless a network of `MODELS` fits its data and its process."""
+    network = pick(MODELS, model["name"], "model")
+    arguments = {key: value for key, value in model.items() if key != "name"}
+    require_arguments(network, arguments, "model.")
+    shape = {key: data[key] for key in SHAPE_KEYS if key in data}
+    require_types(shape, dict.fromkeys(shape, int), "data.")
+    if shape != {key: model[key] for key in SHAPE_KEYS if key in model}:
+        raise ValueError("the network and the data differ in the shape of an item")
     is_image = shape.keys() == {"image_size", "image_channels"}
     if not (shape["image_channels"] in (1, 3) if is_image else shape == {"dim": 2}):
-        raise ValueError(f"no data has the shape {shape}")
-    source = DATASETS.get(data["dataset"])  # None: of a version that has others
+        raise ValueError(f"no data has items of the shape {shape}")
+    source = DATASETS.get(data["dataset"])  # None: a data set of another version
     if source and kind_of(source.shape) != network.kind:
-        raise ValueError(f"{data['dataset']} is not for a network of {network.kind}")
-    if model.get("num_classes") not in (None, len(data["classes"])):
-        raise ValueError("the network has another number of classes than the data")
+        raise ValueError(f"{data['dataset']} is not a data set of {network.kind}")
     if model.get("learn_sigma", False) != process.get("learn_sigma", False):
-        raise ValueError("the network and the process do not agree on learn_sigma")
+        raise ValueError("the network and the process differ in learn_sigma")
+
+
+def require_custom(data: dict, model: dict) -> None:
+    """Raise ValueError unless data and network are described as `training.fit` describes them."""
+    require_types(data, CUSTOM_TYPES["data"], "data.")
+    require_types(model, CUSTOM_TYPES["model"], "model.")
+    if unknown := model.keys() - CUSTOM_TYPES["model"].keys():
+        raise ValueError(f"there is no argument model.{min(unknown, key=str)}")
+    require_within_limit("num_classes", model["num_classes"])
+    shape, limits = data["shape"], data["range"]
+    for name, value, valid in [
+        ("data.dataset", data["dataset"], data["dataset"] == CUSTOM),
+        ("data.shape", shape, len(shape) in (1, 3) and min(shape) > 0 and prod(shape) <= MAX_ITEM),
+        ("data.range", limits, limits is None or (len(limits) == 2 and limits[0] < limits[1])),
+        ("model.class", model["class"], model["class"].isidentifier()),
+    ]:
+        if not valid:
+            raise ValueError(f"{name} cannot be {value!r}")
 
 
 def require_arguments(function: Callable, arguments: dict, where: str) -> None:
-    """Raise a ValueError for an argument that a function does not take, or of another kind."""
+    """Raise ValueError for an argument that the function does not take, or of another type."""
     parameters = inspect.signature(function).parameters
     if unknown := arguments.keys() - parameters.keys():
-        raise ValueError(f"there is no {where}{min(unknown, key=str)}")
-    require_kinds(arguments, {name: parameters[name].annotation for name in arguments}, where)
+        raise ValueError(f"there is no argument {where}{min(unknown, key=str)}")
+    require_types(arguments, {name: parameters[name].annotation for name in arguments}, where)
 
 
 def require_weights(weights: dict, model: nn.Module) -> None:
-    """Raise a ValueError for weights that are not such a network's."""
+    """Raise ValueError unless the weights have the names, types and shapes of the network's."""
     expected = model.state_dict()
-    if unfit := weights.keys() ^ expected.keys():
-        whose = "is missing" if min(unfit, key=str) in expected else "is not the network's"
-        raise ValueError(f"the weight {min(unfit, key=str)} {whose}")
+    if unmatched := weights.keys() ^ expected.keys():
+        name = min(unmatched, key=str)
+        problem = "is missing" if name in expected else "is not one of the network's"
+        raise ValueError(f"the weight {name} {problem}")
     for name, weight in weights.items():
         wanted = expected[name]
         if not isinstance(weight, Tensor) or weight.dtype != wanted.dtype:
             raise ValueError(f"the weight {name} is not {wanted.dtype}")
         if weight.shape != wanted.shape:
-            has, wants = tuple(weight.shape), tuple(wanted.shape)
-            raise ValueError(f"the weight {name} is of shape {has}, and the network's of {wants}")
+            shapes = f"{tuple(weight.shape)}; the network's has {tuple(wanted.shape)}"
+            raise ValueError(f"the weight {name} has the shape {shapes}")
 
 
 def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError for a state that is not one of such an optimizer.
+    """Raise ValueError unless a saved state fits the optimizer.
 
-    Its groups must be as the optimizer's are now, but for the learning rate; what an older PyTorch
-    did not have in them is filled in.
+    All options of its parameter groups must be the same, except the learning rate. Options that an
+    older PyTorch did not save are filled in.
     """
-    require_kinds(saved, {"param_groups": list, "state": dict}, "an optimizer's ")
+    require_types(saved, {"param_groups": list, "state": dict}, "optimizer.")
     groups = optimizer.state_dict()["param_groups"]
     if len(saved["param_groups"]) != len(groups):
-        raise ValueError("an optimizer has another number of groups")
+        raise ValueError("the number of the optimizer's parameter groups has changed")
     for old, group in zip(saved["param_groups"], groups, strict=True):
-        if not isinstance(old, dict) or not fits(old.get("lr"), float):
-            raise ValueError("an optimizer has no learning rate")
+        if not isinstance(old, dict) or not matches_type(old.get("lr"), float):
+            raise ValueError("a parameter group of the optimizer has no learning rate")
         for key, value in group.items():
-            same = fits(old.setdefault(key, value), type(value)) and old[key] == value
+            same = matches_type(old.setdefault(key, value), type(value)) and old[key] == value
             if not same and key != "lr":
-                raise ValueError(f"an optimizer's {key} is {old[key]}, now {value}")
+                raise ValueError(f"the optimizer's {key} is {old[key]}; it must be {value}")
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    names = state_of(type(optimizer))
+    dimensions = state_dimensions(type(optimizer))
     for number, weight in enumerate(weights):
-        state = saved["state"].get(number, {})  # none, where no update was usable yet
-        if not isinstance(state, dict) or state.keys() not in (names.keys(), set()):
-            raise ValueError("an optimizer has another state of some weights")
+        state = saved["state"].get(number, {})  # empty before the first update
+        if not isinstance(state, dict) or state.keys() not in (dimensions.keys(), set()):
+            raise ValueError(f"the optimizer's state of weight {number} has other fields")
         for name, value in state.items():
-            shape = weight.shape if names[name] else ()
+            shape = weight.shape if dimensions[name] else ()
             if not isinstance(value, Tensor) or value.shape != shape:
-                raise ValueError(f"an optimizer's {name} is not of its weight's shape")
+                raise ValueError(f"the optimizer's {name} does not have the shape of its weight")
             if value.dtype != weight.dtype:
-                raise ValueError(f"an optimizer's {name} is not {weight.dtype}")
+                raise ValueError(f"the optimizer's {name} is not {weight.dtype}")
 
 
-def state_of(kind: type[torch.optim.Optimizer]) -> dict[str, int]:
-    """What an optimizer keeps of a weight, and of how many dimensions for one of two: all of the
-    weight's, or 0 for a single number."""
+def state_dimensions(optimizer_class: type[torch.optim.Optimizer]) -> dict[str, int]:
+    """Dimensions of each tensor that an optimizer keeps for a 2-D weight: 2, or 0 for a number."""
     weight = nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.zeros(1, 1)
-    optimizer = kind([weight], lr=0.0)
+    optimizer = optimizer_class([weight], lr=0.0)
     optimizer.step()
     return {name: value.ndim for name, value in optimizer.state[weight].items()}

@@ -1,7 +1,4 @@
-"""What may stand in a checkpoint that somebody else has written: nothing that runs, or that makes
-a small file fill the memory.
-
-"""
+"""Refuse files that would run code or fill the memory; a checkpoint may come from a stranger."""
 
 import pickletools
 import zipfile
@@ -12,32 +9,29 @@ from torch import Tensor
 
 from utils import MAX_INT
 
-MAX_PICKLE = 2**22  # bytes of the containers; for each of a network's weights they have about 400
-
-
-MAX_DEPTH = 10  # of containers in containers: an optimizer's are 7 deep
-
-
+MAX_PICKLE = 2**22  # bytes of the pickled containers; a network needs about 400 for each weight
+MAX_DEPTH = 10  # nesting of containers; an optimizer's state is 7 deep
 MAX_VALUES = 10**6
 
-
-# All that torch.save names for our checkpoints. torch.load(weights_only=True) would let more pass,
-# such as a bytearray of any length.
+# All names that torch.save writes for our checkpoints. torch.load(weights_only=True) allows more,
+# for example a bytearray of any length.
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
-
-
-GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Long")}
+FLOATS = ("Float", "Half", "BFloat16", "Double")
+INTEGERS = ("Long", "Int", "Short", "Char", "Byte", "Bool")  # buffers of a network
+GLOBALS |= {f"torch {number}Storage" for number in FLOATS + INTEGERS}
 
 
 class Refused(ValueError):
-    """What is wrong with a file: words that follow its name."""
+    """A file must not be used. The message is the reason, to be read after the file's name."""
 
 
 def require_plain_archive(path: Path) -> None:
-    """Look at a file of torch.save before PyTorch does.
+    """Check a file of torch.save before PyTorch opens it.
 
-    Raises Refused where its entries are compressed or claim more than there is, or name anything
-    that our checkpoints have no use for; and whatever zipfile raises.
+    Raises:
+        Refused: an entry is compressed, claims more bytes than the file has, or imports a name that
+            no checkpoint needs.
+        Exception: zipfile or pickletools cannot read the file; they raise many types.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -47,51 +41,51 @@ def require_plain_archive(path: Path) -> None:
             raise Refused("is damaged: its parts are larger than the file")
         pickled = [e for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickled) != 1 or pickled[0].file_size > MAX_PICKLE:
-            raise Refused("is not a checkpoint of Tiny Diffusion: it has other parts")
+            raise Refused("is not a checkpoint of Tiny Diffusion: its data.pkl is not usable")
         for count, (opcode, value, _) in enumerate(pickletools.genops(archive.read(pickled[0]))):
             if opcode.name == "PROTO" and value != 2:
-                raise Refused("is not a checkpoint of Tiny Diffusion: it is pickled otherwise")
+                raise Refused(f"is not a checkpoint of Tiny Diffusion: pickle protocol {value}")
             if opcode.name == "GLOBAL" and value not in GLOBALS:
-                raise Refused(f"is not a checkpoint of Tiny Diffusion: it asks for {value[:80]}")
+                raise Refused(f"is not a checkpoint of Tiny Diffusion: it imports {value[:80]}")
             if count > MAX_VALUES:
-                raise Refused("is not a checkpoint of Tiny Diffusion: it holds too much")
+                raise Refused("is not a checkpoint of Tiny Diffusion: it has too many values")
 
 
 class PlainCopy:
-    """A copy of what was read: plain containers, numbers, text and tensors. Refuses anything else.
+    """Copies what was read: plain containers, numbers, text and tensors. Refuses anything else.
 
     Args:
-        room: bytes that the tensors may take together: those of the file. One of stride 0 can claim
-            any number of elements, and many can share one storage.
-        mapped: leave the tensors where they are, in the file.
+        room: bytes that all tensors may take together: the size of the file. A tensor of stride 0
+            can claim any number of elements, and many tensors can share one storage.
+        mapped: leave the tensors in the file instead of copying them.
     """
 
     def __init__(self, room: int, *, mapped: bool = False):
         self.room, self.mapped = room, mapped
-        self.values = MAX_VALUES  # a container may stand in others many times, and they in others
+        self.values = MAX_VALUES  # counted, because one container can occur in others many times
 
-    def of(self, value: object, depth: int = 0) -> object:
+    def copy(self, value: object, depth: int = 0) -> object:
         self.values -= 1
         if depth > MAX_DEPTH or self.values < 0:
             raise Refused("is not a checkpoint of Tiny Diffusion: it is nested too deeply")
         if isinstance(value, Tensor):
-            return self.tensor(value)
+            return self.copy_tensor(value)
         if isinstance(value, dict):
-            return {self.key(key): self.of(part, depth + 1) for key, part in value.items()}
+            return {self.copy_key(k): self.copy(part, depth + 1) for k, part in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)([self.of(part, depth + 1) for part in value])
+            return type(value)([self.copy(part, depth + 1) for part in value])
         if isinstance(value, int) and not -MAX_INT <= value <= MAX_INT:
-            raise Refused("is not a checkpoint of Tiny Diffusion: it has numbers beyond 64 bits")
+            raise Refused("is not a checkpoint of Tiny Diffusion: an integer exceeds 64 bits")
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
-        raise Refused(f"is not a checkpoint of Tiny Diffusion: it holds {type(value).__name__}")
+        raise Refused(f"is not a checkpoint of Tiny Diffusion: it holds a {type(value).__name__}")
 
-    def key(self, key: object) -> str | int:
+    def copy_key(self, key: object) -> str | int:
         if not isinstance(key, (str, int)):
-            raise Refused("is not a checkpoint of Tiny Diffusion: its keys are not names")
+            raise Refused("is not a checkpoint of Tiny Diffusion: a key is not text or an integer")
         return key
 
-    def tensor(self, tensor: Tensor) -> Tensor:
+    def copy_tensor(self, tensor: Tensor) -> Tensor:
         self.room -= tensor.numel() * tensor.element_size()
         if tensor.layout != torch.strided or self.room < 0:
             raise Refused("is damaged: its tensors are larger than the file")

@@ -1,10 +1,11 @@
-"""A file that ends with the SHA-256 of all that comes before, in readable text.
+"""The seal: a checkpoint file ends with "sha256:" and the SHA-256 of all bytes before, as text.
 
-Common tools check it too: `head -c -71 model_final.pt | sha256sum` and `tail -c 64 model_final.pt`.
+PyTorch loads a file with a flipped bit without an error; the seal reveals it. Common tools can
+check it too: `head -c -71 model_final.pt | sha256sum` must print what
+`tail -c 64 model_final.pt` prints.
 """
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -12,44 +13,50 @@ from typing import BinaryIO
 from checkpoints.inspection import Refused
 
 MARK = b"sha256:"
-
-
-LENGTH = len(MARK) + 64
-
-
-CHUNK = 2**20
+SEAL_LENGTH = len(MARK) + 64
 
 
 class SealingFile:
-    """A file to write to, that hashes what it is given; `seal` ends it."""
+    """A binary file to write to; `seal` appends the SHA-256 of all that was written."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data) -> int:
-        self.digest.update(data)
+        self.sha256.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()
 
     def seal(self) -> None:
-        self.file.write(MARK + self.digest.hexdigest().encode())
+        self.file.write(MARK + self.sha256.hexdigest().encode())
 
 
 def require_seal(path: Path) -> None:
-    """Read a file whole, and raise Refused if it is not as it was when it was sealed."""
-    digest = hashlib.sha256()
+    """Read a whole file and raise Refused unless its content matches its seal."""
     with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - LENGTH
-        while left > 0 and (chunk := file.read(min(left, CHUNK))):
-            digest.update(chunk)
-            left -= len(chunk)
-        seal = file.read(LENGTH)
+        found = stream_sha256(file, path.stat().st_size - SEAL_LENGTH)
+        seal = file.read(SEAL_LENGTH)
     if not re.fullmatch(MARK + rb"[0-9a-f]{64}", seal):
         raise Refused(
-            "is damaged or is not a checkpoint (it does not end with its SHA-256; those of earlier "
-            "versions have none)"
+            "is damaged or is not a checkpoint (it does not end with its SHA-256; checkpoints of "
+            "the oldest versions have none)"
         )
-    if seal != MARK + digest.hexdigest().encode():
-        raise Refused("is damaged: its SHA-256 is not the one it was written with")
+    if seal != MARK + found.encode():
+        raise Refused("is damaged: its content does not match its SHA-256")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return stream_sha256(file, path.stat().st_size)
+
+
+def stream_sha256(file: BinaryIO, size: int) -> str:
+    """SHA-256 of the next `size` bytes of a file, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 2**20))):
+        sha256.update(block)
+        size -= len(block)
+    return sha256.hexdigest()

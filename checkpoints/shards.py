@@ -1,13 +1,12 @@
-"""Networks that do not fit one device: each process holds a shard of every tensor (FSDP2, after
-Rajbhandari et al. 2020, arXiv:1910.02054), and checkpoints of such shards.
+"""Sharded checkpoints, for networks that do not fit one device.
 
-A sharded checkpoint is a folder of safetensors, written by all processes at once, with a record:
+With FSDP2 (Rajbhandari et al. 2020, arXiv:1910.02054) each process holds a shard of every tensor.
+All processes write their shards at once, into one folder:
 
-record.json   what a checkpoint has besides tensors, and the SHA-256 of each file
-shard-*       tensors by name: model.*, ema.*, optimizer.NAME.INDEX.*
+record.json   the fields of a checkpoint that are not tensors, and the SHA-256 of each shard file
+shard-*       safetensors files with the tensors model.*, ema.*, optimizer.NAME.INDEX.*
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.checkpoint import FORMAT, CheckpointError
-from checkpoints.consistency import RECORD, require_config, require_kinds
+from checkpoints.checkpoint import CHECKPOINT_FORMAT, CheckpointError
+from checkpoints.consistency import RECORD_TYPES, require_config, require_types
 from checkpoints.inspection import PlainCopy
+from checkpoints.seal import file_sha256
 from distributed import barrier, is_main, world_size
 from utils import save_whole, sync_folder
 
@@ -26,7 +26,7 @@ RECORD_FILE = "record.json"
 
 
 def named_tensors(state: dict) -> dict[str, Tensor]:
-    """The tensors of `Trainer.state()`, by one name each."""
+    """Tensors of a `Trainer.state()` by their names in the shard files."""
     named = {f"{part}.{name}": t for part in ("model", "ema") for name, t in state[part].items()}
     for name, optimizer in state["optimizer"].items():
         for i, values in optimizer["state"].items():
@@ -35,9 +35,9 @@ def named_tensors(state: dict) -> dict[str, Tensor]:
 
 
 def save_shards(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint of `Run.checkpoint()` as a folder, whole or not at all.
+    """Write a checkpoint as a folder of shards, whole or not at all.
 
-    Every process must call it. Raises OSError if it cannot be written.
+    Every process must call it. Raises OSError if the folder cannot be written.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -55,29 +55,29 @@ def save_shards(path: Path, checkpoint: dict) -> None:
         return
     files = {}
     for file in sorted(partial.iterdir()):
-        files[file.name] = sha256(file)
+        files[file.name] = file_sha256(file)
         with open(file, "rb+") as content:
             os.fsync(content.fileno())
-    record = {key: checkpoint[key] for key in RECORD}
-    text = json.dumps({"format": FORMAT, **record, "files": files}, indent=2) + "\n"
+    record = {"format": CHECKPOINT_FORMAT, **{key: checkpoint[key] for key in RECORD_TYPES}}
+    text = json.dumps({**record, "files": files}, indent=2) + "\n"
     save_whole(partial / RECORD_FILE, lambda file: file.write_text(text, encoding="utf-8"))
-    shutil.rmtree(path, ignore_errors=True)  # of the same step, from before a resume
+    shutil.rmtree(path, ignore_errors=True)  # of the same step, written before a resume
     os.replace(partial, path)
     sync_folder(path.parent)
 
 
-def read_record(path: Path) -> dict:
-    """What a sharded checkpoint says of itself: all but its tensors, and where they are.
+def read_shard_record(path: Path) -> dict:
+    """Read the record of a sharded checkpoint; "shards" is added, the path of the folder.
 
-    Raises CheckpointError if it cannot be read, or is none that a run could have written.
+    Raises CheckpointError if the record is damaged or is not valid.
     """
     try:
-        record = PlainCopy(0).of(json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
-        require_kinds({"record": record}, {"record": dict})
-        if record.get("format") != FORMAT:
-            raise ValueError(f"its format is another than {FORMAT}, that of this version")
-        require_kinds(record, {**RECORD, "files": dict})
-        require_kinds(record["files"], dict.fromkeys(record["files"], str), "files.")
+        record = PlainCopy(0).copy(json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
+        require_types({"record": record}, {"record": dict})
+        if record.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is not {CHECKPOINT_FORMAT}, the one this version reads")
+        require_types(record, {**RECORD_TYPES, "files": dict})
+        require_types(record["files"], dict.fromkeys(record["files"], str), "files.")
         require_config(record["config"])
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({error})") from None
@@ -85,33 +85,27 @@ def read_record(path: Path) -> dict:
 
 
 def verify_shards(path: Path) -> None:
-    """Raise a CheckpointError if a file of a sharded checkpoint is not as it was written."""
-    for name, wanted in read_record(path)["files"].items():
+    """Raise CheckpointError if the SHA-256 of a file in a sharded checkpoint has changed."""
+    for name, wanted in read_shard_record(path)["files"].items():
         try:
-            found = sha256(path / Path(name).name)
+            found = file_sha256(path / Path(name).name)
         except OSError as error:
             raise CheckpointError(f"{path} is damaged ({error})") from None
         if found != wanted:
-            raise CheckpointError(f"{path} is damaged: the SHA-256 of {name} is another")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+            raise CheckpointError(f"{path} is damaged: {name} does not match its SHA-256")
 
 
 def load_shards(path: Path, state: dict) -> None:
-    """Fill the tensors of a `Trainer.state()`, sharded or not, from a sharded checkpoint, whatever
-    number of processes wrote it. Raises CheckpointError if it does not fit."""
+    """Copy a sharded checkpoint into the tensors of a `Trainer.state()`, sharded or whole.
+
+    The number of processes may differ from that of the processes that wrote it. Raises
+    CheckpointError if the tensors do not fit.
+    """
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.HuggingFaceStorageReader(str(path))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one process alone is meant
+        warnings.simplefilter("ignore")  # a warning that only one process loads
         try:
             dcp.load(named_tensors(state), storage_reader=reader, no_dist=world_size() == 1)
         except dcp.api.CheckpointException as error:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from checkpoints.weights import digest
+from checkpoints.weights import weights_sha256
 from dataset.items import epoch_order, flipped, to_unit
 from dataset.types import Data
 from evaluation.real import Real
@@ -171,7 +171,7 @@ def judge_for(
     judge.accuracy = right.double().mean().item()
     tensors = {name: t.cpu().contiguous() for name, t in model.state_dict().items()}
     metadata = {"recipe": str(RECIPE), "dataset": real.name, "accuracy": str(judge.accuracy)}
-    judge.sha256 = metadata["sha256"] = digest(metadata, tensors)
+    judge.sha256 = metadata["sha256"] = weights_sha256(metadata, tensors)
     for path in (real.cache / file, folder / file):
         with suppress(OSError):
             save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
@@ -256,7 +256,7 @@ def read(path: Path, data: Data, larger: bool, device: torch.device) -> Judge | 
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sha256 = metadata.pop("sha256")
-        if sha256 != digest(metadata, tensors):
+        if sha256 != weights_sha256(metadata, tensors):
             return None
         model = Classifier(data.items.shape[1], len(data.classes), larger)
         model.load_state_dict(tensors)

@@ -54,7 +54,7 @@ def inception_figures(
         import torch_fidelity
     except ImportError:
         raise DataError("needs the package torch-fidelity: pip install torch-fidelity") from None
-    require_weights(weights)
+    require_inception_weights(weights)
     count = len(generated)
     on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with on:  # it takes the current one
@@ -86,7 +86,7 @@ def inception_figures(
     }
 
 
-def require_weights(path: Path) -> None:
+def require_inception_weights(path: Path) -> None:
     """Raise a DataError unless the file is that of the known Inception network."""
     if not path.is_file():
         raise DataError(

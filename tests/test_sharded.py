@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import train
 from checkpoints.checkpoint import CheckpointError, load_checkpoint
-from checkpoints.shards import read_record, verify_shards
+from checkpoints.shards import read_shard_record, verify_shards
 from cli import parser as flags
 from conftest import ROOT, TINY
 from test_train import assert_same_training
@@ -82,7 +82,7 @@ def test_checkpoints_between_epochs_are_sharded(runs):
     saved = sorted(path.name for path in (runs / "sharded" / "checkpoints").iterdir())
     assert saved == [f"model_step_000000{step}.shards" for step in ("04", "08")]
     path = runs / "sharded" / "checkpoints" / saved[1]
-    record = read_record(path)
+    record = read_shard_record(path)
     assert record["step"] == 8
     assert len(record["files"]) == 2  # each process wrote one
     sizes = [(path / name).stat().st_size for name in record["files"]]
@@ -189,7 +189,7 @@ def test_shards_that_cannot_be_written(script, group, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sharded, "sha256", refuse)
+    monkeypatch.setattr(sharded, "file_sha256", refuse)
     result = script("train", *FLAGS, "--fsdp", "--max-steps", 10)
     assert result.code == 0, result.err
     assert result.err.count("a checkpoint could not be written") == 1

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from checkpoints.checkpoint import (
     CheckpointError,
-    differences,
+    config_differences,
     load_checkpoint,
     restore,
     save_checkpoint,
@@ -165,7 +165,7 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
 import os, sys, torch
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from training.checkpoint import save_checkpoint
+from checkpoints.checkpoint import save_checkpoint
 import checkpoints.checkpoint as c
 save_checkpoint(Path({str(path)!r}), {{"step": 1}})
 whole = torch.save
@@ -312,8 +312,8 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
 
 def test_differences_name_the_fields():
     saved = {"model": {"channels": 64, "blocks": 1}, "data": {"count": 5}}
-    assert differences(saved, {"model": {"channels": 64}}) == []
-    assert differences(saved, {"model": {"channels": 32, "heads": 2}}) == [
+    assert config_differences(saved, {"model": {"channels": 64}}) == []
+    assert config_differences(saved, {"model": {"channels": 32, "heads": 2}}) == [
         "model.channels: 64 in the checkpoint, 32 now",
         "model.heads: None in the checkpoint, 2 now",
     ]

@@ -14,11 +14,11 @@ from checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     step_of,
-    verify,
+    verify_checkpoint,
 )
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
-from checkpoints.shards import read_record, verify_shards
+from checkpoints.shards import read_shard_record, verify_shards
 from utils import save_whole
 
 KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
@@ -100,7 +100,7 @@ class RunFolder:
         steps, damaged = {}, []
         for path in self.all_checkpoints():
             try:
-                steps[path] = read_record(path)["step"] if path.is_dir() else step_of(path)
+                steps[path] = read_shard_record(path)["step"] if path.is_dir() else step_of(path)
             except CheckpointError as error:
                 damaged.append(error)
         return steps, damaged
@@ -188,7 +188,7 @@ class RunFolder:
         try:
             if not self.config.is_file():
                 raise ValueError("it is not a file")
-            config = PlainCopy(0).of(json.loads(self.config.read_text(encoding="utf-8")))
+            config = PlainCopy(0).copy(json.loads(self.config.read_text(encoding="utf-8")))
             require_config(config)
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.config} cannot be read: {error}") from None
@@ -209,7 +209,7 @@ def check(path: Path) -> None:
     if path.is_dir():
         verify_shards(path)
     else:
-        verify(path)
+        verify_checkpoint(path)
 
 
 def remove(path: Path) -> None:

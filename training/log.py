@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from utils import fits, save_whole
+from utils import matches_type, save_whole
 
 
 class Metrics:
@@ -63,6 +63,6 @@ def read_metrics(path: Path) -> list[dict]:
             row = json.loads(line)
         except (ValueError, RecursionError):  # torn by a crash, or not ours
             continue
-        if isinstance(row, dict) and fits(row.get("step"), int):
+        if isinstance(row, dict) and matches_type(row.get("step"), int):
             rows.append(row)
     return rows

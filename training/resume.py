@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from checkpoints.checkpoint import CheckpointError, differences, load_run
-from checkpoints.shards import read_record
+from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
+from checkpoints.shards import read_shard_record
 from cli.parser import Parser, parse_saved
 from dataset.changes import changes, digest_of, read_files
 from distributed import job, restarted, say, world_size
@@ -46,7 +46,7 @@ def checkpoint_to_resume(args, parser: Parser) -> dict | None:
             return begin_anew(args, parser, folder, damaged)
     else:
         path = Path(args.resume)
-    checkpoint = read_record(path) if path.is_dir() else load_run(path)
+    checkpoint = read_shard_record(path) if path.is_dir() else load_resumable(path)
     home = RunFolder.of(path)
     if "output_dir" not in args.given:
         args.output_dir = str(home.path)
@@ -168,7 +168,7 @@ def require_same(saved: dict, config: dict, change: str) -> None:
         ignored |= set(DIGESTED)
     data = {k: v for k, v in config["data"].items() if k not in ignored}
     train = {key: config["train"][key] for key in FIXED}
-    found = differences(saved, {**config, "data": data, "train": train})
+    found = config_differences(saved, {**config, "data": data, "train": train})
     if change:
         found.append(f"the data has changed: {change}; --allow-data-change goes on all the same")
     if found:

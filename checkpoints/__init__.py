@@ -1,0 +1,10 @@
+"""Files that hold trained networks: written whole, and checked before anything in them is used.
+
+checkpoint.py   the checkpoint format: save, load, and restore the network and its process
+weights.py      the weights alone, as a safetensors file
+shards.py       the checkpoint folder of a run with FSDP, one file per process
+seal.py         the SHA-256 at the end of a checkpoint
+inspection.py   refuse files with code in them, and files that would fill the memory
+consistency.py  check types and shapes: configuration, weights, optimizer states
+card.py         the model card of exported weights
+"""
