@@ -1,4 +1,4 @@
-"""Denoisers that are known in closed form, and small tools of the tests of samplers."""
+"""Denoisers in closed form, and helpers for tests of samplers."""
 
 import math
 
@@ -6,23 +6,27 @@ import torch
 
 
 def last(iterator):
+    """The last item of an iterator: the sample."""
     *_, x = iterator
     return x
 
 
 def noise_from(seed: int):
-    """noise_like with its own stream, in float64."""
+    """A `noise_like` with its own random stream, in the data type of its argument."""
     generator = torch.Generator().manual_seed(seed)
     return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
 def exact(x_0):
-    """The denoiser of data that is the one point x_0."""
+    """The denoiser of data that consists of the single point x_0."""
     return lambda x_t, level: (x_0, (x_t - level.alpha * x_0) / level.sigma)
 
 
 class Perfect:
-    """The denoiser E[x_0 | x_t] of data from a mixture of Gaussians (weight, mean, std)."""
+    """The denoiser E[x_0 | x_t] of a mixture of Gaussians (weight, mean, std).
+
+    `calls` lists the levels at which it was called.
+    """
 
     def __init__(self, *components: tuple[float, float, float], diffusion=None):
         self.components, self.calls = components, []
@@ -44,4 +48,5 @@ class Perfect:
 
 
 def gaussian(mean: float, std: float, diffusion=None) -> Perfect:
+    """The denoiser of data from N(mean, std^2)."""
     return Perfect((1.0, mean, std), diffusion=diffusion)

@@ -1,3 +1,5 @@
+"""Image to image, inpainting, inversion and interpolation, with denoisers in closed form."""
+
 import math
 
 import pytest
@@ -7,34 +9,34 @@ from torch.testing import assert_close
 from diffusion import GaussianDiffusion
 from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import ddim, heun
-from sampling.editing import invert, noised, partway, repaint, slerp
+from sampling.editing import invert, last_part, noised, repaint, slerp
 from schedules import SCHEDULES
 
 
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture(scope="module", params=SCHEDULES)
 def diffusion(request) -> GaussianDiffusion:
     return GaussianDiffusion(request.param, prediction="v")
 
 
-def test_partway_is_the_last_part_of_the_walk(diffusion):
-    levels = diffusion.levels(10)
-    assert partway(levels, 1.0) == levels
-    assert partway(levels, 0.3) == levels[-4:]
-    assert partway(levels, 0.001) == levels[-2:]
+def test_the_strength_is_the_fraction_of_steps_that_are_sampled():
+    levels = GaussianDiffusion().levels(10)
+    assert last_part(levels, 1.0) == levels
+    assert last_part(levels, 0.3) == levels[-4:]
+    assert last_part(levels, 0.001) == levels[-2:]
     for strength in (0, -1, 1.1):
-        with pytest.raises(ValueError, match="strength must lie above 0"):
-            partway(levels, strength)
+        with pytest.raises(ValueError, match="strength must"):
+            last_part(levels, strength)
 
 
-def test_an_image_and_its_noise_walk_back_to_it(diffusion):
+def test_an_exact_denoiser_recovers_a_noised_image(diffusion):
     x_0, noise = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64)
-    levels = partway(diffusion.levels(10), 0.5)
+    levels = last_part(diffusion.levels(10), 0.5)
     x = noised(x_0, levels[0], noise)
     assert_close(last(ddim(exact(x_0), x, levels, None)), x_0)
 
 
-def test_inversion_and_back_is_the_image_at_many_steps(diffusion):
-    """For Gaussian data; the error falls with the steps, as DDIM is of order 1."""
+def test_inversion_and_ddim_return_to_the_image_at_many_steps(diffusion):
+    """For Gaussian data. The error falls with the number of steps: DDIM has order 1."""
     x_0 = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
     errors = []
     for steps in (50, 500):
@@ -45,8 +47,8 @@ def test_inversion_and_back_is_the_image_at_many_steps(diffusion):
     assert errors[1] < 0.03
 
 
-def test_inversion_gives_the_noise_that_a_solver_takes_back():
-    """The ODE of N(m, s^2) keeps (x - alpha m) / (standard deviation of x_t)."""
+def test_inversion_solves_the_ode():
+    """The ODE of N(m, s^2) conserves (x - alpha m) / (standard deviation of x_t)."""
     diffusion = GaussianDiffusion("linear")
     levels = diffusion.levels(1000)
     x_0 = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
@@ -57,11 +59,11 @@ def test_inversion_gives_the_noise_that_a_solver_takes_back():
     assert_close(last(heun(gaussian(0.3, 0.5), noise, levels, None)), x_0, rtol=0, atol=0.02)
 
 
-def test_repaint_keeps_the_known_and_paints_what_fits_it():
-    """Two far modes, both elements always of one: the painted one must follow the known one."""
+def test_repaint_keeps_the_known_part_and_fills_in_what_fits_it():
+    """Two modes, with both elements always from the same: the second must follow the first."""
 
     class Pairs(Perfect):
-        """Data (m, m) + 0.1 noise with m = -0.8 or 0.8: the elements share their weights."""
+        """Data (m, m) + 0.1 noise, with m either -0.8 or 0.8 for both elements."""
 
         def __call__(self, x_t, level):
             variance = level.alpha**2 * 0.01 + level.sigma**2
@@ -81,24 +83,22 @@ def test_repaint_keeps_the_known_and_paints_what_fits_it():
     agreement = []
     for resamplings in (1, 10):
         x = torch.randn(400, 2, dtype=torch.float64)
-        walk = repaint(
-            Pairs(), x, levels, noise_from(1), known=known, mask=mask, resamplings=resamplings
-        )
-        x = last(walk)
+        options = {"known": known, "mask": mask, "resamplings": resamplings}
+        x = last(repaint(Pairs(), x, levels, noise_from(1), **options))
         assert_close(x[:, 0], known[:, 0])
         agreement.append((x[:, 1].sign() == known[:, 0].sign()).double().mean().item())
     assert agreement[1] > 0.95
     assert agreement[1] > agreement[0]
 
 
-def test_slerp_keeps_the_size_and_the_ends():
+def test_slerp_keeps_the_norm_and_the_ends():
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     a, b = a / a.norm(), b / b.norm()
     assert_close(slerp(a, b, 0.0), a)
     assert_close(slerp(a, b, 1.0), b)
-    for share in (0.25, 0.5, 0.9):
-        assert slerp(a, b, share).norm().item() == pytest.approx(1)
+    for fraction in (0.25, 0.5, 0.9):
+        assert slerp(a, b, fraction).norm().item() == pytest.approx(1)
     assert_close(slerp(a, a, 0.5), a)
     half = slerp(a, b, 0.5)
     assert_close((half * a).sum(), (half * b).sum())

@@ -1,3 +1,5 @@
+"""Distances between two sets, against SciPy, torchmetrics and closed forms."""
+
 import math
 
 import pytest
@@ -17,16 +19,16 @@ from evaluation.distances import (
 )
 
 
-def test_it_is_scipy_s_in_one_dimension():
-    """scipy takes a square root, and compares items with themselves, which is a bias of 1 / N."""
+def test_energy_distance_matches_scipy_in_one_dimension():
+    """SciPy takes the square root and compares items with themselves, a bias of order 1 / N."""
     torch.manual_seed(0)
     a, b = torch.randn(2000, 1), 0.5 * torch.randn(3000, 1) + 1
     expected = scipy_energy_distance(a[:, 0].numpy(), b[:, 0].numpy()) ** 2
     assert energy_distance(a, b) == pytest.approx(expected, abs=2e-3)
 
 
-def test_normal_distributions_with_other_means():
-    """E|x| of N(m, 2 I) in one dimension is known."""
+def test_energy_distance_of_two_normal_distributions():
+    """E|x| of N(m, 2) is known in one dimension."""
     torch.manual_seed(0)
     a, b = torch.randn(4000, 1), torch.randn(4000, 1) + 1.5
     mean, std = 1.5, math.sqrt(2)
@@ -36,7 +38,7 @@ def test_normal_distributions_with_other_means():
     assert energy_distance(a, b) == pytest.approx(expected, rel=0.08)
 
 
-def test_equal_distributions_are_zero_apart_without_bias():
+def test_energy_distance_of_equal_distributions_is_zero_without_bias():
     torch.manual_seed(0)
     distances = torch.tensor(
         [energy_distance(torch.randn(50, 1, 4, 4), torch.randn(50, 1, 4, 4)) for _ in range(200)]
@@ -44,13 +46,13 @@ def test_equal_distributions_are_zero_apart_without_bias():
     assert abs(distances.mean()) < 4 * distances.std() / 200**0.5
 
 
-def test_order_and_shape_do_not_matter():
+def test_energy_distance_ignores_the_order_and_shape_of_items():
     torch.manual_seed(0)
     a, b = torch.randn(20, 1, 3, 3), torch.randn(30, 1, 3, 3) + 0.2
     assert_close(energy_distance(a, b), energy_distance(b.flatten(1), a[torch.randperm(20)]))
 
 
-def test_one_item_is_too_few():
+def test_energy_distance_needs_two_items():
     with pytest.raises(ValueError, match="at least two"):
         energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
 
@@ -59,7 +61,7 @@ def test_one_item_is_too_few():
 
 
 def gaussian(count: int, mean: float, std: list[float]) -> torch.Tensor:
-    """Items (N, D) whose moments are exactly those of a Gaussian with independent dimensions."""
+    """Items (N, D) with exactly the moments of a Gaussian with independent dimensions."""
     x = torch.randn(count, len(std), dtype=torch.float64)
     x = x - x.mean(dim=0)
     root = torch.linalg.cholesky(torch.cov(x.T))
@@ -67,7 +69,7 @@ def gaussian(count: int, mean: float, std: list[float]) -> torch.Tensor:
 
 
 def test_frechet_distance_of_known_gaussians():
-    """Where covariances commute: squared differences of means and standard deviations."""
+    """With commuting covariances: squared differences of means and standard deviations."""
     torch.manual_seed(0)
     a, b = gaussian(500, 1.0, [1.0, 2.0, 3.0]), gaussian(400, -0.5, [2.0, 2.0, 0.5])
     expected = 3 * 1.5**2 + (1 - 2) ** 2 + 0 + (3 - 0.5) ** 2
@@ -91,7 +93,7 @@ def features() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(300, 16).relu() @ mix, (torch.randn(200, 16) + 0.2).relu() @ mix
 
 
-def test_frechet_and_kernel_distance_are_those_of_torchmetrics():
+def test_frechet_and_kernel_distance_match_torchmetrics():
     from torchmetrics.image.fid import _compute_fid
     from torchmetrics.image.kid import poly_mmd
 
@@ -101,7 +103,7 @@ def test_frechet_and_kernel_distance_are_those_of_torchmetrics():
     assert kernel_distance(a[:200], b) == pytest.approx(poly_mmd(a[:200], b).item(), rel=1e-9)
 
 
-def test_kernel_distance_is_without_bias():
+def test_kernel_distance_of_equal_distributions_is_zero_without_bias():
     torch.manual_seed(0)
     found = torch.tensor(
         [kernel_distance(torch.randn(40, 8), torch.randn(60, 8)) for _ in range(200)]
@@ -112,8 +114,8 @@ def test_kernel_distance_is_without_bias():
 # --- coverage ------------------------------------------------------------------------------------
 
 
-def plainly(real, generated, k):
-    """Precision, recall, density and coverage, ball by ball."""
+def coverage_by_definition(real, generated, k):
+    """Precision, recall, density and coverage, from the distance of every pair."""
 
     def distance(a, b):
         return math.dist(a.tolist(), b.tolist())
@@ -135,14 +137,14 @@ def plainly(real, generated, k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_coverage_ball_by_ball(k):
+def test_coverage_matches_its_definition(k):
     torch.manual_seed(0)
     real, generated = torch.randn(30, 3), torch.randn(25, 3) * 0.7 + 0.4
-    assert coverage(real, generated, k) == pytest.approx(plainly(real, generated, k))
+    assert coverage(real, generated, k) == pytest.approx(coverage_by_definition(real, generated, k))
     assert min(coverage(real, generated, k)) > 0
 
 
-def test_coverage_of_what_is_easily_seen():
+def test_coverage_shows_a_lost_mode():
     torch.manual_seed(0)
     real = torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50])
     assert coverage(real, real + 1000) == (0, 0, 0, 0)
@@ -159,7 +161,7 @@ def test_coverage_of_what_is_easily_seen():
 # --- the rest ------------------------------------------------------------------------------------
 
 
-def test_nearest():
+def test_nearest_neighbours_match_cdist():
     torch.manual_seed(0)
     x, others = torch.randint(256, (700, 12)), torch.randint(256, (900, 12))
     distances, index = nearest(x, others)
@@ -168,7 +170,7 @@ def test_nearest():
     assert_close(torch.cdist(x.double(), others.double())[range(700), index], expected.values)
 
 
-def test_chi_square_is_scipy_s():
+def test_chi_square_matches_scipy():
     counts, shares = torch.tensor([18, 25, 40, 17]), torch.tensor([2, 2, 4, 2])
     expected = chisquare(counts.numpy(), 10 * shares.numpy())
     assert chi_square(counts, shares) == pytest.approx((expected.statistic, expected.pvalue))

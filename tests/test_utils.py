@@ -1,3 +1,5 @@
+"""Devices, precision, seeds and noise per image."""
+
 import os
 
 import pytest
@@ -17,7 +19,7 @@ from utils import (
 CPU = torch.device("cpu")
 
 
-def test_seeds_depend_on_every_word_and_their_order():
+def test_seeds_depend_on_the_stream_and_on_every_number_in_order():
     words = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (2**63 - 1, 5)]
     assert len({derive_seed("a", *w) for w in words}) == len(words)
     assert derive_seed("a", 3, 4) == derive_seed("a", 3, 4)
@@ -35,7 +37,7 @@ def test_noise_of_an_image_does_not_depend_on_its_batch():
     assert not torch.equal(NoisePerImage(1, range(6))(x), first)
 
 
-def test_noise_is_standard_normal():
+def test_noise_is_standard_normal_in_any_memory_layout():
     noise = NoisePerImage(0, range(200)).draw((1, 28, 28))
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
@@ -43,7 +45,7 @@ def test_noise_is_standard_normal():
     assert_close(NoisePerImage(0, range(200))(channels_last), noise)
 
 
-def test_devices():
+def test_missing_devices_raise():
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
@@ -54,7 +56,7 @@ def test_devices():
             choose_device("mps")
 
 
-def test_precision(monkeypatch):
+def test_automatic_precision_needs_native_bf16(monkeypatch):
     for native, expected in [(True, "bf16"), (False, "fp32")]:
         monkeypatch.setattr(utils, "has_native_bf16", lambda device, native=native: native)
         assert choose_precision("auto", CPU) == expected
@@ -63,7 +65,7 @@ def test_precision(monkeypatch):
         choose_precision("fp16", CPU)
 
 
-def test_native_bf16_agrees_with_the_cpu():
+def test_native_bf16_matches_the_flags_of_the_cpu():
     try:
         with open("/proc/cpuinfo") as file:
             info = file.read()
@@ -73,21 +75,23 @@ def test_native_bf16_agrees_with_the_cpu():
     assert utils.has_native_bf16(CPU) == expected
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_folders_that_cannot_be_written_raise(tmp_path):
     check_writable(tmp_path / "not" / "there" / "yet")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is a file"):
         check_writable(tmp_path / "file" / "x")
-    if os.geteuid() != 0:  # root may write anywhere
+    if os.geteuid() != 0:  # root can write anywhere
         tmp_path.chmod(0o500)
         with pytest.raises(ValueError, match="no permission"):
             check_writable(tmp_path)
 
 
-def test_deterministic_algorithms_are_switched_only_where_it_changes_something(monkeypatch):
+def test_deterministic_algorithms_are_set_only_on_a_change(monkeypatch):
     set_deterministic(True)
     assert torch.are_deterministic_algorithms_enabled()
     set_deterministic(None)
     assert not torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", None)  # slow: it imports a compiler
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", None
+    )  # it imports a compiler, which is slow
     set_deterministic(False)
