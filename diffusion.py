@@ -7,6 +7,7 @@ have any shape, and the tables are computed once in float64 and kept as float32 
 schedules themselves are in `schedules.py`; what a network's output means, in `objectives.py`.
 """
 
+from collections.abc import Sequence
 from math import hypot, inf, log
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import schedules
+from conditions import Condition
 from objectives import (
     LOSS_WEIGHTS,
     NOISE_ASSIGNMENTS,
@@ -25,7 +27,7 @@ from objectives import (
     gaussian_nll,
 )
 from schedules import MAX_TIMESTEPS, SCHEDULES, SPACINGS
-from utils import pick
+from utils import NoisePerImage, autocast, pick
 
 
 class Level(NamedTuple):
@@ -186,7 +188,7 @@ class GaussianDiffusion(nn.Module):
         self,
         model: nn.Module,
         x_0: Tensor,
-        y: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
@@ -197,17 +199,17 @@ class GaussianDiffusion(nn.Module):
         variational bound alone, in bits per dimension.
 
         Args:
-            model: maps (x_t, t), or (x_t, t, y), to a tensor of x_0's shape, or, with
+            model: maps (x_t, t), or (x_t, t, condition), to a tensor of x_0's shape, or, with
                 `learn_sigma`, of twice its channels.
             x_0: clean data (B, ...).
-            y: class labels (B,) for a network that takes them.
+            condition: of the same batch, for a conditional network.
             t: timesteps (B,); drawn uniformly where not given.
             noise: of x_0's shape; drawn from N(0, I) where not given.
         """
         t = self.sample_t(len(x_0)) if t is None else t
         noise = self.sample_noise(x_0) if noise is None else noise
         x_t = self.q_sample(x_0, t, noise)
-        out, fraction = self.split(call(model, self.scaled(x_t, t), t, y).float())
+        out, fraction = self.split(call(model, self.scaled(x_t, t), t, condition).float())
         alpha, sigma = at(self.alpha, t, x_0), at(self.sigma, t, x_0)
         if self.is_bound:
             x_0_hat = self.x_0(out, x_t, alpha, sigma)
@@ -283,9 +285,11 @@ class GaussianDiffusion(nn.Module):
         t = schedules.nearest_index(self._ratio, torch.tensor([ratio], dtype=torch.float64))
         return self._levels[int(t)]
 
-    def denoiser(self, model: nn.Module, y: Tensor | None = None, **guidance) -> "Denoiser":
+    def denoiser(
+        self, model: nn.Module, condition: Condition | None = None, **guidance
+    ) -> "Denoiser":
         """The closure (x_t, level) -> (x_0, eps) that samplers call; see `Denoiser`."""
-        return Denoiser(self, model, y, **guidance)
+        return Denoiser(self, model, condition, **guidance)
 
 
 class Denoiser:
@@ -296,33 +300,36 @@ class Denoiser:
 
     Args:
         diffusion, model: a process and the network that was trained for it.
-        y: class labels (B,), or None.
-        guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond): 0 ignores y, 1
-            is the conditional prediction (Ho & Salimans 2022, arXiv:2207.12598, where w - 1 is w).
+        condition: of the batch, or None.
+        guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond): 0 ignores the
+            condition, 1 is the conditional prediction (Ho & Salimans 2022, arXiv:2207.12598, where
+            w - 1 is w).
         guidance_interval: the noise levels (low, high), in sigma / alpha, at which guidance acts
             (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         guidance_rescale: from 0 to 1, how far the guided output's standard deviation is brought
             back to that of the conditional one (Lin et al. 2023, eq. 15 and 16).
+        precision: fp32, bf16 or fp16, in which the network computes.
 
     Raises:
-        ValueError: guidance without labels.
+        ValueError: guidance without a condition.
     """
 
     def __init__(
         self,
         diffusion: GaussianDiffusion,
         model: nn.Module,
-        y: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, inf),
         guidance_rescale: float = 0.0,
+        precision: str = "fp32",
     ):
-        if y is None and guidance_scale != 1:
-            raise ValueError(f"a guidance scale of {guidance_scale} needs class labels")
-        self.diffusion, self.model, self.y = diffusion, model, y
+        if condition is None and guidance_scale != 1:
+            raise ValueError(f"a guidance scale of {guidance_scale} needs a condition")
+        self.diffusion, self.model, self.condition = diffusion, model, condition
         self.scale, self.interval = guidance_scale, guidance_interval
-        self.rescale = guidance_rescale
+        self.rescale, self.precision = guidance_rescale, precision
         self.nearest = diffusion.nearest
         self.calls, self.seen = 0, None
 
@@ -349,14 +356,14 @@ class Denoiser:
         x_in = self.diffusion.scaled(x_t, t)
         low, high = self.interval
         scale = self.scale if low <= level.ratio <= high else 1.0
-        if self.y is None or scale in (0, 1):
-            y = None if scale == 0 else self.y
-            return self.diffusion.split(call(self.model, x_in, t, y).float())
+        if self.condition is None or scale in (0, 1):
+            condition = None if scale == 0 else self.condition
+            return self.diffusion.split(self.predict(x_in, t, condition))
 
-        y = torch.cat([self.y, torch.full_like(self.y, self.model.num_classes)])  # the null label
-        out = self.model(torch.cat([x_in, x_in]), torch.cat([t, t]), y).float()
-        both, fraction = self.diffusion.split(out)
-        cond, uncond = both.chunk(2)
+        both = self.condition.cat(self.condition.null())
+        out = self.predict(torch.cat([x_in, x_in]), torch.cat([t, t]), both)
+        prediction, fraction = self.diffusion.split(out)
+        cond, uncond = prediction.chunk(2)
         guided = uncond + scale * (cond - uncond)
         if self.rescale:
             axes = tuple(range(1, guided.ndim))
@@ -364,10 +371,74 @@ class Denoiser:
             guided = torch.lerp(guided, rescaled, self.rescale)
         return guided, None if fraction is None else fraction.chunk(2)[0]
 
+    def predict(self, x_in: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        """The output of the network, as float32."""
+        with autocast(x_in.device, self.precision):
+            return call(self.model, x_in, t, condition).float()
 
-def call(model: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-    """A network that knows no labels may be any function of (x_t, t)."""
-    return model(x_t, t) if y is None else model(x_t, t, y)
+
+class DDPM(nn.Module):
+    """A network with its diffusion process, for a training loop of one's own.
+
+        ddpm = DDPM(UNet(image_size=28, image_channels=1))
+        loss = ddpm(x_0)                                        # x_0 (B, 1, 28, 28) in [-1, 1]
+        images = ddpm.sample(16, (1, 28, 28), sampler="ddim", steps=50)
+
+    Args:
+        network: maps (x_t, t), or (x_t, t, condition), to a tensor of x_t's shape.
+        schedule, timesteps, prediction, process: as in `GaussianDiffusion`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: str = "cosine",
+        timesteps: int = 1000,
+        prediction: str = "flow",
+        **process,
+    ):
+        super().__init__()
+        self.network = network
+        self.diffusion = GaussianDiffusion(schedule, timesteps, prediction, **process)
+
+    def forward(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
+        """The training loss of clean data (B, ...), a scalar."""
+        return self.diffusion.loss(self.network, x_0, condition)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        shape: Sequence[int],
+        *,
+        sampler: str = "dpmpp_2m_sde",
+        steps: int = 50,
+        condition: Condition | None = None,
+        seed: int | None = None,
+        **guidance,
+    ) -> Tensor:
+        """Sample data (count, *shape), by a sampler of `samplers.SAMPLERS`, in evaluation mode.
+
+        Args:
+            condition: of `count` items, for a conditional network.
+            seed: fixes all noise; drawn from PyTorch's global generator where not given.
+            guidance: options of `Denoiser`.
+        """
+        from samplers import SAMPLERS, generate  # which import this module
+
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        noise_like = NoisePerImage(seed, range(count))
+        noise = noise_like.draw(shape).to(self.diffusion.alpha.device)
+        denoise = self.diffusion.denoiser(self.network, condition, **guidance)
+        levels, training = self.diffusion.levels(steps), self.network.training
+        self.network.eval()
+        *_, x_0 = generate(denoise, noise, levels, noise_like, pick(SAMPLERS, sampler, "sampler"))
+        self.network.train(training)
+        return x_0
+
+def call(model: nn.Module, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+    """Call a network; one without conditions may be any function of (x_t, t)."""
+    return model(x_t, t) if condition is None else model(x_t, t, condition)
 
 
 def at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:

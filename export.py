@@ -1,44 +1,13 @@
-"""Write a trained model in a form that other programs read."""
+"""Write a trained model in a form that other programs read.
 
-from cli.parser import Parser, run
+python export.py --checkpoint outputs/model_final.pt --to safetensors model.safetensors
+"""
 
-FORMS = {"numpy": ".npz", "safetensors": ".safetensors"}  # and how their files' names end
-
-
-# fmt: off
-def make_parser() -> Parser:
-    parser = Parser(
-        "Write a checkpoint's network for use elsewhere. numpy: one .npz with all that "
-        "mini_diffusion needs to draw images. safetensors: the weights of any network, without "
-        "what training needs; sample.py reads it too.",
-        [
-            "python export.py --checkpoint outputs/model_final.pt --to numpy model.npz",
-            "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
-        ],
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE",
-                        help="written by train.py, or by export.py as safetensors")
-    parser.add_argument("--raw", action="store_true",
-                        help="take the weights as trained, not their moving average")
-    parser.add_argument("--to", choices=FORMS,
-                        help="the form (default: as the name of the file ends)")
-    parser.add_argument("--card", metavar="FILE",
-                        help="a report of evaluate.py: also write a model card with its figures, "
-                        "NAME.md beside the weights")
-    parser.add_argument("output", nargs="?", metavar="OUTPUT",
-                        help="the file to write (default: outputs/model, with the form's ending)")
-    return parser
-
-
-# fmt: on
-
-
-def parse_args(argv=None):
-    return make_parser().parse_args(argv)
-
+from cli.export import ENDINGS, EXPORT, ExportRequest
+from cli.process import run
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before the imports below, which take seconds
+    REQUEST = EXPORT.parse()  # before the imports below, which take seconds
 
 import json
 import sys
@@ -56,17 +25,17 @@ from checkpoints.weights import WEIGHT_KINDS, save_weights
 from utils import check_writable, save_whole
 
 
-def main(args) -> int:
-    form, output = choose_form(args.to, args.output)
+def main(request: ExportRequest) -> int:
+    form, output = choose_form(request.to, request.output)
     check_writable(output.parent)
-    report = None if args.card is None else read_report(Path(args.card))
-    checkpoint = load_checkpoint(args.checkpoint)
-    config, which = checkpoint["config"], "model" if args.raw else "ema"
+    report = None if request.card is None else read_report(Path(request.card))
+    checkpoint = load_checkpoint(request.checkpoint)
+    config, which = checkpoint["config"], "model" if request.raw else "ema"
     if form == "numpy" and (name := config["model"]["name"]) != "unet":
         raise ValueError(
-            f"{args.checkpoint} holds a network {name}; only the unet can be exported to numpy"
+            f"{request.checkpoint} holds a network {name}; only the unet can be exported to numpy"
         )
-    model, diffusion = restore(checkpoint, raw=args.raw)
+    model, diffusion = restore(checkpoint, raw=request.raw)
     weights = model.state_dict()
     if report is not None:
         command = f"python sample.py --checkpoint {output} {drawing_flags(report)}"
@@ -77,7 +46,7 @@ def main(args) -> int:
         save_arrays(output, config, checkpoint["step"], which, model, diffusion)
     else:
         save_weights(output, config, checkpoint["step"], which, weights)
-    print(f"{args.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
+    print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if report is not None:
         path = output.with_suffix(".md")
@@ -88,12 +57,12 @@ def main(args) -> int:
 
 def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     """The form and the file: one follows from the other. Raises ValueError if they differ."""
-    path = Path(output or f"outputs/model{FORMS[form or 'numpy']}")
-    if form is None and path.suffix not in FORMS.values():
-        raise ValueError(f"{path}: the name must end in {' or '.join(FORMS.values())}")
-    form = form or next(name for name, ending in FORMS.items() if ending == path.suffix)
-    if path.suffix != FORMS[form]:
-        raise ValueError(f"{path}: the name of the file must end in {FORMS[form]}")
+    path = Path(output or f"outputs/model{ENDINGS[form or 'numpy']}")
+    if form is None and path.suffix not in ENDINGS.values():
+        raise ValueError(f"{path}: the name must end in {' or '.join(ENDINGS.values())}")
+    form = form or next(name for name, ending in ENDINGS.items() if ending == path.suffix)
+    if path.suffix != ENDINGS[form]:
+        raise ValueError(f"{path}: the name of the file must end in {ENDINGS[form]}")
     return form, path
 
 
@@ -163,4 +132,4 @@ def network(
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ARGS))
+    sys.exit(run(main, REQUEST))

@@ -316,6 +316,28 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 AUTO = "dpmpp_2m_sde"  # drew the best digits for its calls
 
 
+def generate(
+    denoise: Denoise,
+    noise: Tensor,
+    levels: Sequence[Level],
+    noise_like: NoiseLike,
+    sampler: Callable[..., Iterator[Tensor]] | None = None,
+    x_0: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Go from noise to data: yield x at levels[0], levels[1], ... The last x is the sample.
+
+    Args:
+        denoise, levels, noise_like: see the top of this module.
+        noise: standard normal, of the data's shape (B, ...); it is scaled to levels[0].
+        sampler: one of `SAMPLERS`, with its options; `AUTO` where not given.
+        x_0: data to start from, with that noise added, instead of from noise alone.
+    """
+    first = levels[0]
+    x = first.scale * noise if x_0 is None else first.alpha * x_0 + first.sigma * noise
+    yield x
+    yield from (sampler or SAMPLERS[AUTO])(denoise, x, levels, noise_like)
+
+
 def options_of(sampler: Callable) -> dict[str, float | str]:
     """The keyword-only options of a sampler with their defaults."""
     parameters = inspect.signature(sampler).parameters.values()

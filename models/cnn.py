@@ -4,6 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from conditions import Condition
+
 
 class CNN(nn.Module):
     """A stack of 7 x 7 convolutions with BatchNorm and LeakyReLU, without skips or downsampling.
@@ -43,6 +45,6 @@ class CNN(nn.Module):
         """Nothing: BatchNorm would count a batch twice."""
         return []
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, whatever t (B,) is."""
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Predict (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. Only x_t is used."""
         return self.layers(x_t)

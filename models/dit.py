@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
 
 
@@ -80,10 +81,10 @@ class DiT(nn.Module):
         """The blocks, which gradient checkpointing computes twice."""
         return list(self.blocks)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), with the labels y (B,) of a network with classes."""
-        emb = F.silu(embed(self.time, self.label, t, y))  # (B, D)
+        timesteps t (B,), conditioned on class labels if the network has classes."""
+        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, D)
         patches = F.pixel_unshuffle(x_t, self.patch_size)  # (B, C p^2, H/p, W/p)
         h = self.stem(patches.flatten(2).mT) + self.positions  # (B, N, D)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import NULL_LABEL, Condition
+
 HEAD_DIM = 32  # channels of one attention head, at least
 MAX_SIDE = 128  # of a feature map with attention, whose work grows with the fourth power
 
@@ -31,19 +33,21 @@ class TimestepEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def embed(time: nn.Module, label: nn.Embedding | None, t: Tensor, y: Tensor | None) -> Tensor:
-    """The features (B, D) of timesteps and, for a network with classes, of the labels.
+def embed(
+    time: nn.Module, label: nn.Embedding | None, t: Tensor, condition: Condition | None
+) -> Tensor:
+    """Features (B, D) of the timesteps t (B,) and, in a class-conditional network, of the labels.
 
-    The embedding's last row is the null label, which stands for "any"; without y every label is
-    that. Raises ValueError for labels given to a network without classes.
+    The last row of the embedding stands for "any class". Items without a label use it. A network
+    without classes (`label` is None) ignores the condition.
     """
     emb = time(t)  # (B, D)
-    if label is not None:
-        null = label.num_embeddings - 1
-        return emb + label(torch.full_like(t, null) if y is None else y)
-    if y is not None:
-        raise ValueError("this network was made without classes: it takes no labels")
-    return emb
+    if label is None:
+        return emb
+    any_class = label.num_embeddings - 1
+    if condition is None or condition.label is None:
+        return emb + label(torch.full_like(t, any_class))
+    return emb + label(torch.where(condition.label == NULL_LABEL, any_class, condition.label))
 
 
 def heads_for(channels: int) -> int:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
 from models.layers import embed, time_embedding, zero
 
 OCTAVES = 5  # of the waves that a point is seen by
@@ -52,10 +53,10 @@ class MLP(nn.Module):
         """The blocks, which gradient checkpointing computes twice."""
         return list(self.blocks)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, dim), or (B, 2 dim) with `learn_sigma`, for points x_t (B, dim) at the
-        timesteps t (B,), with the labels y (B,) of a network with classes."""
-        emb = F.silu(embed(self.time, self.label, t, y))  # (B, C)
+        timesteps t (B,), conditioned on class labels if the network has classes."""
+        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, C)
         h = self.stem(x_t)  # (B, C)
         for block in self.blocks:
             h = block(h, emb)

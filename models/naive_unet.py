@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
 from models.layers import embed
 
 GROUPS = 8
@@ -68,10 +69,10 @@ class NaiveUNet(nn.Module):
         """The blocks, which gradient checkpointing computes twice."""
         return [module for module in self.modules() if isinstance(module, Residual)]
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), with the labels y (B,) of a network with classes."""
-        emb = embed(self.sines, self.label, t, y)[:, :, None, None]  # (B, 2c, 1, 1)
+        timesteps t (B,), conditioned on class labels if the network has classes."""
+        emb = embed(self.sines, self.label, t, condition)[:, :, None, None]  # (B, 2c, 1, 1)
         h = self.stem(x_t)  # (B, c, H, W)
         skips = [h]
         for block in self.down:

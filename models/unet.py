@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
 
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
@@ -28,8 +29,8 @@ class UNet(nn.Module):
         dropout: probability inside the residual blocks.
         patch_size: side of the patches. By default 2, and 1 for images under 16 pixels: the levels
             then start at half the size, for a quarter of the work.
-        num_classes: number of class labels, or None for a network that takes none. One more, the
-            null label `num_classes`, stands for "any".
+        num_classes: number of class labels, or None for an unconditional network. The embedding
+            has one more row, for "any class".
         learn_sigma: put out twice the channels, the second half for the variance.
 
     Raises:
@@ -101,14 +102,13 @@ class UNet(nn.Module):
         """The blocks, which gradient checkpointing computes twice."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The prediction for noisy images x_t (B, C, H, W) at the timesteps t (B,).
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Predict from noisy images x_t (B, C, H, W) at the timesteps t (B,).
 
-        y are class labels (B,), `num_classes` for none; without y, every label is that. Returns
-        (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. Raises ValueError for labels given to a
-        network without classes.
+        Returns (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. A network with classes uses the
+        labels of the condition; without them it predicts for any class.
         """
-        emb = F.silu(embed(self.time, self.label, t, y))  # (B, 256)
+        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, 256)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 
         skips = []

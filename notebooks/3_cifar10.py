@@ -114,7 +114,7 @@ show(picture.transpose(1, 2).transpose(0, 1).flatten(0, 2), columns=10)
 levels = diffusion.levels(5 if QUICK else 50)
 columns = [x_0]
 for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
-    part = editing.partway(levels, strength)
+    part = editing.last_part(levels, strength)
     *_, x = dpmpp_2m_sde(denoise, editing.noised(x_0, part[0], noise), part, torch.randn_like)
     columns.append(x)
 show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)

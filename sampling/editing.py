@@ -11,7 +11,7 @@ from diffusion import Denoise, Level
 from samplers import NoiseLike, ddpm
 
 
-def partway(levels: Sequence[Level], strength: float) -> Sequence[Level]:
+def last_part(levels: Sequence[Level], strength: float) -> Sequence[Level]:
     """The last part of a walk: the share `strength` of its steps, at least one.
 
     Image to image starts there, from x_0 with that much noise (SDEdit, Meng et al. 2021,

@@ -7,7 +7,6 @@ from typing import NamedTuple
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads each would only wait
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,9 +15,12 @@ import export
 import sample
 import train
 import visualize_diffusion
-from cli import parser as flags
+from cli import process
+from cli.docs import COMMANDS
+from cli.training import TRAIN
 from evaluation import classifier
-from training import run
+from images import make_image_folder
+from training import preview
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -49,7 +51,7 @@ def script(capsys, monkeypatch, tmp_path):
     The current folder is an empty one, so that nothing is written outside it.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "GRID_STEPS", 5)  # these grids are looked at for their size alone
+    monkeypatch.setattr(preview, "GRID_STEPS", 5)  # these grids are looked at for their size alone
     monkeypatch.setattr(classifier, "UPDATES", 30)  # and this one is of use all the same
 
     def call(name: str, *arguments) -> Result:
@@ -58,7 +60,7 @@ def script(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(train, "START", train.time.monotonic())
         capsys.readouterr()
         try:
-            code = flags.run(module.main, module.parse_args())
+            code = process.run(module.main, COMMANDS[f"{name}.py"].parse())
         except SystemExit as stop:  # argparse's way out
             code = stop.code
         return Result(code, *capsys.readouterr())
@@ -72,7 +74,7 @@ def trained(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     arguments = [*TINY, "--epochs", "2", "--output-dir", str(output), "--overwrite"]
     arguments += ["--sample-interval", "1", "--save-interval", "1"]
-    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output
 
 
@@ -82,7 +84,7 @@ def conditional(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("conditional")
     arguments = [*TINY, "--max-steps", "5", "--timesteps", "100", "--output-dir", str(output)]
     arguments += ["--class-conditional", "--learn-sigma"]
-    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output / "model_final.pt"
 
 
@@ -97,14 +99,6 @@ def real_data() -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Twelve colour PNGs of odd sizes in two class subfolders."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    root = tmp_path / "images"
-    for i in range(12):
-        path = root / ("cats" if i % 2 else "dogs") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    return root
+    """Twelve colour PNGs of odd sizes in two subfolders, "cats" and "dogs"."""
+    make_image_folder(tmp_path / "images")
+    return tmp_path / "images"

@@ -144,7 +144,7 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.metrics.exists() or bool(self.all_checkpoints())
 
-    def finished(self, steps: int, epoch: int) -> bool:
+    def is_complete(self, steps: int, epoch: int) -> bool:
         """Has a run of so many steps, the last one in that epoch, written all that it leaves?"""
         try:
             return step_of(self.final) == steps and self.grid(epoch).exists()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from training.sharding import placed, whole
+from training.sharding import placed, unsharded
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan's post, chosen for speed
 ITERATIONS = 5
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = whole(p.grad.lerp(average, group["momentum"])).flatten(1)
+                update = unsharded(p.grad.lerp(average, group["momentum"])).flatten(1)
                 scale = 0.2 * max(update.shape) ** 0.5
                 update = orthogonal(update).reshape(p.shape).to(p.dtype)
                 p.add_(placed(update, p), alpha=-group["lr"] * scale)
@@ -58,12 +58,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
             x = polynomial(x @ x.T) @ x
         return x
     xx = x @ x.T  # squared singular values: bfloat16 would lose the small ones
-    whole = step = polynomial(xx)
+    product = step = polynomial(xx)
     for _ in range(ITERATIONS - 1):
         xx = step @ xx @ step  # all of these are polynomials in x x^T, and commute
         step = polynomial(xx)
-        whole = step @ whole
-    return whole @ x
+        product = step @ product
+    return product @ x
 
 
 def polynomial(xx: Tensor) -> Tensor:
@@ -77,9 +77,11 @@ def polynomial(xx: Tensor) -> Tensor:
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(what Muon is for, what AdamW is for): the hidden layers' matrices, and all the rest.
 
-    Biases, norms, embeddings, and the first and last layers (`model.ends`) are the rest.
+    Biases, norms, embeddings, and the first and last layers (`model.ends`, if it has that) are the
+    rest.
     """
-    ends = {id(p) for module in model.ends() for p in module.parameters()}
+    first_and_last = model.ends() if hasattr(model, "ends") else []
+    ends = {id(p) for module in first_and_last for p in module.parameters()}
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }

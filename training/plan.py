@@ -23,6 +23,63 @@ def learning_rate(step: int, total: int | None, train: dict) -> float:
     return lr * LR_DECAYS[train["lr_decay"]](min(1.0, progress))
 
 
+DEFAULT_EPOCHS = 20
+
+
+def step_limit(train: dict, epoch_steps: int) -> int | None:
+    """The steps that --epochs and --max-steps allow; None if only time limits the run."""
+    epochs = train["epochs"]
+    if not (train["epochs"] or train["max_steps"] or train["max_minutes"]):
+        epochs = DEFAULT_EPOCHS
+    limits = [train["max_steps"], epochs and epochs * epoch_steps]
+    return min((limit for limit in limits if limit), default=None)
+
+
+class RunLength:
+    """The number of steps of a run: known from the start, or once a time plan has measured.
+
+    Args:
+        train: the configuration of the training. `total_steps` is written to it.
+        epoch_steps: steps of an epoch.
+        first_step: the step that the run starts or resumes from.
+        start: a reading of `time.monotonic()` from which --max-minutes counts.
+        total: the steps of the whole run, if they are known already.
+    """
+
+    def __init__(
+        self, train: dict, epoch_steps: int, first_step: int, start: float, total: int | None
+    ):
+        self.train, self.total, self.plan = train, None, None
+        self.limit = step_limit(train, epoch_steps)
+        if total is not None:
+            self.fix(total)
+        elif train["max_minutes"]:
+            grid_steps = epoch_steps * (train["sample_interval"] or 10**9)
+            self.plan = TimePlan(train["max_minutes"], start, first_step, grid_steps)
+            self.plan.evaluation_steps = epoch_steps * (train["eval_interval"] or math.inf)
+        else:
+            self.fix(self.limit)
+
+    @property
+    def end(self) -> int | None:
+        """The last step, as far as it is known."""
+        return self.total or self.limit
+
+    def fix(self, total: int) -> None:
+        """Set the number of steps, within the limit."""
+        self.total = min(total, self.limit or total)
+        self.train["total_steps"] = self.total
+
+    def proposed(self, step: int) -> int:
+        """The number of steps as seen after `step`; 0 while it is unknown."""
+        planned = self.plan.update(step, self.total) if self.plan else None
+        return planned or (self.limit if step == self.limit else 0)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(step, self.total, self.train)
+
+
 class TimePlan:
     """Fits the number of steps into a time budget.
 

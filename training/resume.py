@@ -1,140 +1,150 @@
-"""Going on with a run: from which checkpoint, with which flags, and whether it is the same run."""
+"""Resuming a run: from which checkpoint, with which flags, and whether it is the same run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
 from checkpoints.shards import read_shard_record
-from cli.parser import Parser, parse_saved
+from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
 from distributed import job, restarted, say, world_size
 from training.environment import read_environment
 from training.folder import RunFolder
 from utils import check_writable
 
-CACHE = ("cache_dir", "cache_limit")  # flags of where data is held, which changes nothing else
-DIGESTED = ("count", "classes", "skip_bad_images")  # they show in the digest of a folder
-LIMITS = ("epochs", "max_steps", "max_minutes")
-# Training flags that a resumed run cannot change.
-FIXED = ("update_size", "seed", "optimizer", "timestep_sampling", "noise_assignment")
-FIXED += ("class_conditional", "label_dropout", "validation")
-# Flags of a command and not of a run: no checkpoint sets them.
-COMMAND = {"debug", "list_models", "preset", "no_download", "device", "compile"}
-COMMAND |= {"output_dir", "resume", "overwrite", "tensorboard", "allow_data_change"}
+DIGESTED = ("count", "classes", "skip_bad_images")  # the digest of an image folder covers these
 
 
-def checkpoint_to_resume(args, parser: Parser) -> dict | None:
-    """The checkpoint that --resume asks for; flags that were not given are taken from its run.
+def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
+    """The checkpoint to resume from, and the flags with those of its run filled in.
 
-    None for a run from the beginning: without --resume, or if the run has no checkpoint yet.
+    The checkpoint is None for a run from the beginning: without --resume, or if the run has no
+    checkpoint yet. Raises ValueError if the folder holds a run that is not to be resumed.
     """
-    folder = RunFolder(args.output_dir)
+    folder = RunFolder(flags.output_dir)
     check_writable(folder.path)
-    again = comes_back(folder)
-    if not (args.resume or again):
-        if folder.holds_run() and not args.overwrite:
+    again = is_restarted(folder)
+    if not (flags.resume or again):
+        if folder.holds_run() and not flags.overwrite:
             raise ValueError(
-                f"{folder.path} holds a run already: go on with it (--resume), replace it "
+                f"{folder.path} already holds a run: resume it (--resume), replace it "
                 "(--overwrite), or choose another --output-dir"
             )
-        return None
-    if again or args.resume == "newest":
+        return flags, None
+    if again or flags.resume == "newest":
         path, damaged = folder.newest_checkpoint()
         for error in damaged:
-            say(f"left out: {error}")
+            say(f"skipped: {error}")
         if path is None:
-            return begin_anew(args, parser, folder, damaged)
+            return start_anew(flags, folder, damaged), None
     else:
-        path = Path(args.resume)
+        path = Path(flags.resume)
     checkpoint = read_shard_record(path) if path.is_dir() else load_resumable(path)
     home = RunFolder.of(path)
-    if "output_dir" not in args.given:
-        args.output_dir = str(home.path)
+    if "output_dir" not in flags.given:
+        flags = replace(flags, output_dir=str(home.path))
     elif folder.holds_run() and folder.path.resolve() != home.path.resolve():
-        raise ValueError(f"{path} is of the run in {home.path}, but {folder.path} holds another")
+        raise ValueError(
+            f"{path} belongs to the run in {home.path}, but {folder.path} holds another run"
+        )
     say(f"resuming from {path}, step {checkpoint['step']:,}")
-    take_flags(args, parser, checkpoint["config"])
-    spread(args, checkpoint["config"]["train"])
-    return checkpoint
+    flags = with_saved_flags(flags, checkpoint["config"])
+    return with_same_updates(flags, checkpoint["config"]["train"]), checkpoint
 
 
-def comes_back(folder: RunFolder) -> bool:
-    """Has torchrun started the processes again that were at work in this folder?
+def is_restarted(folder: RunFolder) -> bool:
+    """Has torchrun restarted the processes that were writing to this folder?
 
-    A run of somebody else's is not gone on with, only because torchrun insists.
+    Never resume a run that belongs to another job, only because torchrun restarts.
     """
     sessions = read_environment(folder.environment)
     return restarted() and bool(sessions) and sessions[-1].get("job") == job()
 
 
-def begin_anew(args, parser: Parser, folder: RunFolder, damaged: list) -> None:
-    """Let a run begin that is to be resumed, and ended before its first checkpoint, if at all.
+def start_anew(flags: RunConfig, folder: RunFolder, damaged: list) -> RunConfig:
+    """The flags of a run that is to be resumed, and has no checkpoint yet.
 
-    Raises ValueError where that may not be what is meant.
+    Raises ValueError where starting may not be intended.
     """
     config = folder.saved_config()
-    if damaged or (config is None and "dataset" not in args.given):
-        raise ValueError(
-            f"--resume: there is no whole checkpoint in {folder.path}"
-            + ("" if damaged else "; with --dataset a run would be started there")
-        )
-    say(f"there is no checkpoint in {folder.path} yet: the run begins at step 0")
-    if config is not None:
-        take_flags(args, parser, config)
+    if damaged or (config is None and "dataset" not in flags.given):
+        hint = "" if damaged else "; with --dataset, a new run is started there"
+        raise ValueError(f"--resume: there is no valid checkpoint in {folder.path}{hint}")
+    say(f"there is no checkpoint in {folder.path} yet: the run starts at step 0")
+    return flags if config is None else with_saved_flags(flags, config)
 
 
-def take_flags(args, parser: Parser, config: dict) -> None:
-    """Take the flags that were not given from the configuration of a run.
+def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
+    """The flags, with those that were not given taken from the configuration of a run.
 
     Raises CheckpointError for a value that the command line would refuse.
     """
-    saved = {key: value for section in config.values() for key, value in section.items()}
-    saved["model"] = saved["name"]
-    if args.given & set(LIMITS):  # a new limit replaces the old ones
-        saved = {key: value for key, value in saved.items() if key not in LIMITS}
-    of_a_run = {action.dest for action in parser._actions} - COMMAND
-    for key in sorted(saved.keys() & of_a_run - args.given):
+    limits, found = flags.named(limit=True), {}
+    for field, declared in flags.declarations():
+        name, section = field.name, config.get(declared.section or "", {})
+        key = "name" if name == "model" else name
+        replaced = name in limits and flags.given & set(limits)  # a new limit replaces all
+        if key not in section or name in flags.given or replaced:
+            continue
         try:
-            setattr(args, key, parse_saved(parser, key, saved[key]))
+            TRAIN.require_valid(name, section[key])
         except ValueError as error:
             raise CheckpointError(f"the run's configuration contradicts itself: {error}") from None
+        found[name] = section[key]
+    return replace(flags, **found)
 
 
-def spread(args, saved: dict) -> None:
-    """Share the updates of a run that began on another number of processes among those of now.
+def with_same_updates(flags: RunConfig, saved: dict) -> RunConfig:
+    """The flags for another number of processes: training steps stay as large as before.
 
-    An update stays as large as it was; what is computed at once does not become larger.
+    The batch size of a process does not grow. Raises ValueError if the items of a step cannot be
+    divided among the processes.
     """
-    if saved["processes"] == world_size() or args.given & {"batch_size", "grad_accum"}:
-        return
-    share, rest = divmod(saved["update_size"], world_size())
+    if saved["processes"] == world_size() or flags.given & {"batch_size", "grad_accum"}:
+        return flags
+    per_process, rest = divmod(saved["update_size"], world_size())
     if rest:
         raise ValueError(
-            f"--resume: the run's updates of {saved['update_size']} cannot be shared by "
+            f"--resume: training steps of {saved['update_size']} items cannot be divided among "
             f"{world_size()} processes"
         )
-    at_once = range(1, min(saved["batch_size"], share) + 1)
-    args.batch_size = max(size for size in at_once if share % size == 0)
-    args.grad_accum = share // args.batch_size
+    sizes = range(1, min(saved["batch_size"], per_process) + 1)
+    batch_size = max(size for size in sizes if per_process % size == 0)
     say(
-        f"processes: {world_size()}, and {saved['processes']} before: updates are as large as they "
-        "were, but their last bits may differ from those of an uninterrupted run"
+        f"processes: {world_size()} instead of {saved['processes']}; training steps stay as large, "
+        "but results may differ in the last bits from those of an uninterrupted run"
     )
+    return replace(flags, batch_size=batch_size, grad_accum=per_process // batch_size)
 
 
-def take_up(saved: dict, config: dict, files: Mapping[str, str], args) -> None:
-    """Make sure that a run can go on as it began, and say so where its data did not stay the same.
+def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags: RunConfig) -> None:
+    """Raise a CheckpointError if a checkpoint's run cannot continue with this configuration.
 
-    Raises CheckpointError if it cannot, or if a folder's images are others without leave.
+    Args:
+        saved, config: the checkpoint's configuration, and the current one, whose `sigma_data` is
+            set to the saved one for a folder of images.
+        files: of a folder of images, {name: digest}.
     """
-    if files:  # the network has learned at the scale of the images that it began with
+    if files:  # the network has learned at the scale of the images that the run began with
         config["diffusion"]["sigma_data"] = saved["diffusion"]["sigma_data"]
-    change = data_change(saved, config, files, RunFolder(args.output_dir).data)
-    require_same(saved, config, "" if args.allow_data_change else change)
+    change = data_change(saved, config, files, RunFolder(flags.output_dir).data)
+    free = set(flags.named(section="data")) - set(flags.named(section="data", fixed=True))
+    ignored = {"digest", *free}
+    if saved["data"].get("digest") and config["data"]["digest"]:
+        ignored |= set(DIGESTED)
+    data = {key: value for key, value in config["data"].items() if key not in ignored}
+    fixed = [*flags.named(section="train", fixed=True), "update_size"]
+    train = {key: config["train"][key] for key in fixed}
+    found = config_differences(saved, {**config, "data": data, "train": train})
+    if change and not flags.allow_data_change:
+        found.append(f"the data has changed: {change}; --allow-data-change resumes anyway")
+    if found:
+        raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))
     if change:
         say(
-            f"the data has changed since the last session: {change}; this run's bits are those of "
-            "no other"
+            f"the data has changed since the last session: {change}; results will differ from "
+            "those of an uninterrupted run"
         )
 
 
@@ -158,25 +168,8 @@ def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Pat
     return changes(known, files)
 
 
-def require_same(saved: dict, config: dict, change: str) -> None:
-    """Raise a CheckpointError that lists what keeps a checkpoint from going on with these flags.
-
-    `change` is what has changed in the data, where that is not allowed.
-    """
-    ignored = {"data_dir", "digest", *CACHE}
-    if saved["data"].get("digest") and config["data"]["digest"]:
-        ignored |= set(DIGESTED)
-    data = {k: v for k, v in config["data"].items() if k not in ignored}
-    train = {key: config["train"][key] for key in FIXED}
-    found = config_differences(saved, {**config, "data": data, "train": train})
-    if change:
-        found.append(f"the data has changed: {change}; --allow-data-change goes on all the same")
-    if found:
-        raise CheckpointError("this checkpoint is of another run:\n  " + "\n  ".join(found))
-
-
-def planned_steps(args, checkpoint: dict | None) -> int | None:
-    """The number of steps that the run being resumed had planned, unless a new limit is given."""
-    if checkpoint is None or args.given & set(LIMITS):
+def planned_steps(flags: RunConfig, checkpoint: dict | None) -> int | None:
+    """The number of steps that a resumed run had planned, unless a new limit is given."""
+    if checkpoint is None or flags.given & set(flags.named(limit=True)):
         return None
     return checkpoint["config"]["train"]["total_steps"]

@@ -6,13 +6,13 @@ from threading import Thread
 
 from torch import Tensor
 
-from training.sharding import whole
+from training.sharding import unsharded
 
 
 def on_host(state):
     """A copy, on the CPU, of nested dicts and lists with tensors in them, sharded ones in whole."""
     if isinstance(state, Tensor):
-        return whole(state.detach()).to("cpu", copy=True)
+        return unsharded(state.detach()).to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: on_host(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -33,7 +33,7 @@ def alone(network: nn.Module) -> Iterator[None]:
         network.set_requires_gradient_sync(True)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, which every process must ask for; another tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -1,4 +1,4 @@
-"""The training step: data -> loss -> backward -> optimizer -> moving average."""
+"""The training step: batch, loss, backward pass, optimizer, moving average."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -10,14 +10,14 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from checkpoints.shards import load_shards
-from dataset.items import flipped, to_unit
 from diffusion import GaussianDiffusion
-from distributed import gather, mean, rank, world_size
+from distributed import mean, world_size
 from models import build_model
 from training.ema import EMA
+from training.objective import DiffusionObjective, Objective
 from training.optimizers import OPTIMIZERS
-from training.sharding import alone, placed, shard, whole
-from utils import autocast, derive_seed, memory_format
+from training.sharding import alone, placed, shard, unsharded
+from utils import autocast, memory_format
 
 
 class Diverged(FloatingPointError):
@@ -25,31 +25,49 @@ class Diverged(FloatingPointError):
 
 
 class Trainer:
-    """What an update changes (weights, their average, the optimizer), and the update.
+    """What a training step changes (weights, their average, the optimizer), and the step itself.
 
-    Where there are several processes, each has its own trainer with the same weights, computes its
-    part of an update, and takes the mean of all gradients (DistributedDataParallel), or holds a
-    shard of all that it has (`sharded`, FSDP).
+    Each process has a trainer of its own with the same weights. It computes its part of a step and
+    takes the mean of all gradients (DistributedDataParallel), or holds a shard of every tensor
+    (`sharded`, FSDP).
+
+    Args:
+        config: the configuration of the run.
+        device, precision: what computes, and in which number format.
+        compiled: a mode of torch.compile, or None.
+        model: a network of one's own. By default it is built from the configuration.
+        objective: what is learned. By default the diffusion loss of the configuration's process.
     """
 
-    def __init__(self, config: dict, device: torch.device, precision: str, compiled: str | None):
+    def __init__(
+        self,
+        config: dict,
+        device: torch.device,
+        precision: str,
+        compiled: str | None = None,
+        *,
+        model: nn.Module | None = None,
+        objective: Objective | None = None,
+    ):
         train = config["train"]
         self.seed, self.grad_accum = train["seed"], train["grad_accum"]
-        self.batch_size = train["batch_size"]  # of what is computed at once
+        self.batch_size = train["batch_size"]  # of one forward pass
         self.max_norm = train["grad_clip"] or float("inf")
-        self.timestep_sampling = train["timestep_sampling"]
-        self.noise_assignment = train["noise_assignment"]
-        self.label_dropout = train["label_dropout"]
-        self.flip = config["data"]["flip"]
         self.device, self.precision = device, precision
-        torch.manual_seed(self.seed)
-        self.model = build_model(config["model"]).to(device, memory_format=memory_format(device))
-        self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
+        if model is None:
+            torch.manual_seed(self.seed)
+            model = build_model(config["model"])
+        self.model = model.to(device, memory_format=memory_format(device)).train()
+        self.diffusion = self.objective = None
+        if objective is None:
+            self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
+            objective = DiffusionObjective(self.diffusion, config, device)
+        self.objective = objective
         self.ema = EMA(self.model, train["ema_decay"])
-        if train["grad_checkpoint"]:  # of the network that learns, not of its copy that samples
+        if train["grad_checkpoint"]:  # of the trained network, not of its average, which samples
             recompute_blocks(self.model)
         self.network, self.sharded = self.model, bool(train["fsdp"])
-        self.alone = nullcontext  # gradients are exchanged once an update, not with each batch
+        self.alone = nullcontext  # gradients are exchanged once a step, not with each batch
         if self.sharded:
             shard(self.model, device)
             shard(self.ema.module, device)
@@ -58,92 +76,70 @@ class Trainer:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self.alone = self.network.no_sync
         self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
-        if compiled:  # a mode of torch.compile
+        if compiled:
             self.network = torch.compile(self.network, mode=compiled)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.step, self.lr = 0, train["lr"]  # lr: of the last update
-        self.skipped = 0  # updates that were not made, for a loss or gradient that is not finite
-        self.skipped_now = 0  # the last ones in a row
+        self.step, self.lr = 0, train["lr"]  # lr: of the last step
+        self.skipped = 0  # steps that changed nothing: their loss or gradient was not finite
+        self.skipped_in_a_row = 0
 
-    def update(self, items: Tensor, y: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
-        """One update on uint8 images (B, C, H, W) or points (B, 2), with labels (B,) for a
-        conditional network: this process's share of them.
+    def train_step(self, items: Tensor, labels: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
+        """One training step on this process's items (B, ...) and their labels (B,), if any.
 
-        Returns the loss and the gradient's norm. Its random numbers depend on the seed and the
-        step alone, and are drawn for all of the update at once, so that neither a resume nor the
-        number of batches or processes it is split into changes them; only dropout's depend on the
-        process too. With a loss or gradient that is not finite nothing changes but the step.
-
-        Raises Diverged if the update makes the weights infinite.
+        Returns the loss and the gradient's norm. If one of them is not finite, only the step number
+        changes. Raises Diverged if the step makes the weights infinite.
         """
-        torch.manual_seed(derive_seed("step", self.seed, self.step))
-        count = len(items) * world_size()
-        mine = slice(rank() * len(items), (rank() + 1) * len(items))
-        if self.flip:
-            items = flipped(items, (torch.rand(count)[mine] < 0.5).to(items.device))
-        x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
-        t = self.diffusion.sample_t(count, self.timestep_sampling)[mine]
-        noise = self.noise(x_0, count)[mine]
-        if y is not None:  # some by the null label (Ho & Salimans 2022, algorithm 1)
-            dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
-            y = torch.where(dropped, self.model.num_classes, y.to(self.device))
-        torch.manual_seed(derive_seed("dropout", self.seed, self.step, rank()))
-
-        total = torch.zeros((), device=self.device)
-        size = len(x_0) // self.grad_accum
-        for i in range(self.grad_accum):
-            part = slice(i * size, (i + 1) * size)
-            labels = None if y is None else y[part]
-            last = i + 1 == self.grad_accum
-            with nullcontext() if last else self.alone():
-                with autocast(self.device, self.precision):
-                    loss = self.diffusion.loss(
-                        self.network, x_0[part], labels, t=t[part], noise=noise[part]
-                    )
-                loss = loss / self.grad_accum
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-
+        batch = self.objective.batch(items, labels, self.step)
+        loss = self.forward_backward(batch, len(items))
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
-        norm = whole(clip_grad_norm_(self.model.parameters(), self.max_norm))
-        total = mean(total)  # of all processes, so that all decide the same
-        if bool((norm + total).isfinite()):
-            self.skipped_now = 0
-            self.apply(lr)
+        norm = unsharded(clip_grad_norm_(self.model.parameters(), self.max_norm))
+        loss = mean(loss)  # of all processes, so that all decide alike
+        if bool((norm + loss).isfinite()):
+            self.skipped_in_a_row = 0
+            self.apply_gradients(lr)
         else:
-            self.skipped, self.skipped_now = self.skipped + 1, self.skipped_now + 1
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         self.scaler.update()
         self.step += 1
         self.lr = lr
-        return total, norm
+        return loss, norm
 
-    def apply(self, lr: float) -> None:
+    def forward_backward(self, batch, count: int) -> Tensor:
+        """The loss of a batch of `count` items, with its gradients, in `grad_accum` parts."""
+        total = torch.zeros((), device=self.device)
+        size = count // self.grad_accum
+        for i in range(self.grad_accum):
+            part = batch.rows(slice(i * size, (i + 1) * size))
+            with nullcontext() if i + 1 == self.grad_accum else self.alone():
+                with autocast(self.device, self.precision):
+                    loss = self.objective(self.network, part)
+                loss = loss / self.grad_accum
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def apply_gradients(self, lr: float) -> None:
         """Change the weights and their average by the gradients."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
             self.scaler.step(optimizer)
-        if not whole(get_total_norm(self.model.parameters())).isfinite():
+        if not unsharded(get_total_norm(self.model.parameters())).isfinite():
             raise Diverged(f"the weights are not finite after step {self.step + 1:,}")
-        share_statistics(self.model)
+        average_statistics(self.model)
         self.ema.update(self.model, self.step)
 
-    def noise(self, x_0: Tensor, count: int) -> Tensor:
-        """The noise of all of the update (count, ...), of which x_0 is this process's part."""
-        if count == len(x_0):
-            whole = x_0
-        elif self.noise_assignment == "independent":  # which looks at the shape alone
-            whole = x_0.new_empty(count, *x_0.shape[1:])
-        else:
-            whole = gather(x_0)
-        whole = whole.to(memory_format=memory_format(self.device, x_0))
-        return self.diffusion.sample_noise(whole, self.noise_assignment)
+    def held_out_loss(self, items: Tensor, labels: Tensor | None) -> float:
+        """The loss of held-out items (N, ...) by the averaged weights."""
+        return self.objective.held_out_loss(
+            self.ema.module, items, labels, self.batch_size, self.precision
+        )
 
     def state(self) -> dict:
-        """What a checkpoint keeps of it."""
+        """The trainer's part of a checkpoint."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -154,7 +150,7 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Go on from a checkpoint, whole or sharded."""
+        """Continue from a checkpoint, whole or sharded."""
         self.step, self.skipped = state["step"], state["skipped"]
         if "shards" in state:
             self.fill_optimizers()
@@ -175,7 +171,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
 
     def fill_optimizers(self) -> None:
-        """Let the optimizers hold tensors to load into, by a step that changes nothing."""
+        """Create the optimizers' tensors, to load into, by a step that changes nothing."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
@@ -185,23 +181,22 @@ class Trainer:
             optimizer.zero_grad()
 
 
-def share_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of what their BatchNorms have seen of the data, so that they go
-    on with the same, and average the same."""
+def average_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their BatchNorm statistics, so that they stay equal."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for seen in (module.running_mean, module.running_var):
-                seen.copy_(mean(seen))
+            for statistic in (module.running_mean, module.running_var):
+                statistic.copy_(mean(statistic))
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): of each block only the inputs
-    are kept, and the backward pass computes the rest again, to the same bits.
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174).
 
-    Raises ValueError for a network without such blocks.
+    Only the inputs of each block are kept, and the backward pass computes the rest again, to the
+    same bits. Raises ValueError for a network without such blocks.
     """
-    if not (blocks := model.recomputable()):
-        name = type(model).__name__
-        raise ValueError(f"--grad-checkpoint: the {name} has no blocks that may be computed twice")
+    blocks = model.recomputable() if hasattr(model, "recomputable") else []
+    if not blocks:
+        raise ValueError(f"--grad-checkpoint: {type(model).__name__} has no blocks to recompute")
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

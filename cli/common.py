@@ -1,0 +1,101 @@
+"""Flags that several commands share: data, machine, checkpoint."""
+
+from dataclasses import dataclass
+
+from cli.declare import Flags, device_name, flag, keys, number
+
+DATASETS = keys("dataset/registry.py", "DATASETS")
+MAX_SEED = 2**63 - 1
+
+
+def dataset_flag(default: str | None, help: str, **nature):
+    """The --dataset of a command; `custom` is another word for `folder` (see `resolve_dataset`)."""
+    choices = (*DATASETS, "custom")
+    return flag(default, help, group="data", choices=choices, metavar="NAME", **nature)
+
+
+def resolve_dataset(name: str | None) -> str | None:
+    """The name in `DATASETS` of a value of --dataset."""
+    return "folder" if name == "custom" else name
+
+
+def data_flag(default: object, help: str, **nature):
+    """A flag that says how data are read. It is saved with a run."""
+    return flag(default, help, group="data", section="data", **nature)
+
+
+@dataclass(kw_only=True)
+class DataFlags(Flags):
+    """Which data set, and how it is read."""
+
+    dataset: str | None = dataset_flag("mnist", "data set", section="data", fixed=True)
+    data_dir: str = data_flag(
+        "data", "folder of the data set, or of downloads; for folder, the images", metavar="DIR"
+    )
+    image_size: int | None = data_flag(
+        None, "resize to N x N pixels (default: the data set's size; folder: 64)",
+        parse=number(int, 1, 4096), metavar="N", fixed=True,
+    )  # fmt: skip
+    no_download: bool = flag(
+        False, "fail at once if the data set is missing", group="data", switch="on"
+    )
+    skip_bad_images: bool = data_flag(
+        False, "folder: skip files that cannot be read", switch="on", fixed=True
+    )
+    fit: str = data_flag(
+        "crop", "folder: crop to the central square, or stretch to a square",
+        choices=keys("dataset/image_files.py", "FITS"), fixed=True,
+    )  # fmt: skip
+    cache_limit: float = data_flag(
+        2, "folder: decode more than this into a memory-mapped file", parse=number(float, 0),
+        metavar="GB",
+    )  # fmt: skip
+    cache_dir: str | None = data_flag(
+        None, "folder of such files (default: .tiny-diffusion in the data folder)", metavar="DIR"
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.dataset = resolve_dataset(self.dataset)
+
+
+@dataclass(kw_only=True)
+class SeedFlags(Flags):
+    """The seed of all random numbers."""
+
+    seed: int = flag(
+        0, "seed of all random numbers", group="machine", parse=number(int, 0, MAX_SEED),
+        metavar="N", section="train", fixed=True, decides="value", unless=("invert",),
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class MachineFlags(SeedFlags):
+    """What computes."""
+
+    device: str = flag(
+        "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
+        parse=device_name, metavar="NAME",
+    )  # fmt: skip
+
+
+def precision_flag(default: str | None, help: str, **nature):
+    """The --precision of a command."""
+    choices = ("auto", "fp32", "bf16", "fp16")
+    return flag(default, help, group="machine", choices=choices, **nature)
+
+
+def checkpoint_flag(*, required: bool = True, **nature):
+    """The --checkpoint of a command."""
+    return flag(
+        None, "file written by train.py, or by export.py as safetensors", group="checkpoint",
+        metavar="FILE", required=required, decides="file", **nature,
+    )  # fmt: skip
+
+
+def raw_flag(**nature):
+    """The --raw of a command."""
+    return flag(
+        False, "use the trained weights, not their moving average", group="checkpoint",
+        switch="on", decides="value", **nature,
+    )  # fmt: skip

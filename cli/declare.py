@@ -1,0 +1,164 @@
+"""Declaration of a flag: one dataclass field holds its name, default, help and nature."""
+
+import argparse
+import ast
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST = {int: 10**9, float: 1e30}  # accepted by a flag without an upper limit of its own
+
+
+class Declaration(NamedTuple):
+    """What is known of a flag besides its name and default."""
+
+    help: str  # one line
+    group: str  # heading in --help
+    parse: Callable[[str], object]  # text to value; raises argparse.ArgumentTypeError
+    choices: Sequence[str] | None
+    metavar: str | None
+    nargs: str | int | None
+    const: object  # value of the flag without an argument, where nargs is "?"
+    switch: str | None  # "on" for --flag, "on-off" for --flag and --no-flag
+    names: tuple[str, ...]  # further spellings
+    positional: bool
+    required: bool
+    section: str | None  # of a run's configuration, where it is saved; None: of the command alone
+    fixed: bool  # a resumed run must have the same value
+    limit: bool  # a length of the run; giving one on resume replaces all
+    needs: tuple[str, ...]  # has an effect only with one of these flags
+    unless: tuple[str, ...]  # has no effect with any of these flags
+    decides: str | None  # samples depend on its "value", or on the content of the "file" it names
+    use: str  # in evaluate.py: "drawing", "likelihood", or "" for both
+
+
+def flag(
+    default: object = None,
+    help: str = "",
+    *,
+    group: str = "options",
+    parse: Callable[[str], object] = str,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    nargs: str | int | None = None,
+    const: object = None,
+    switch: str | None = None,
+    names: tuple[str, ...] = (),
+    positional: bool = False,
+    required: bool = False,
+    section: str | None = None,
+    fixed: bool = False,
+    limit: bool = False,
+    needs: tuple[str, ...] = (),
+    unless: tuple[str, ...] = (),
+    decides: str | None = None,
+    use: str = "",
+):
+    """A dataclass field that is a flag; see `Declaration`."""
+    values = locals()
+    declaration = Declaration(**{name: values[name] for name in Declaration._fields})
+    make = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**make, metadata={"flag": declaration})
+
+
+@dataclass(kw_only=True)
+class Flags:
+    """The flags of a command, by name. `given` are those that were set explicitly."""
+
+    debug: bool = flag(False, "show the traceback of an error", switch="on")
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+
+    @classmethod
+    def declarations(cls) -> Iterator[tuple[Field, Declaration]]:
+        """Each flag's field and declaration."""
+        for each in fields(cls):
+            if "flag" in each.metadata:
+                yield each, each.metadata["flag"]
+
+    @classmethod
+    def named(cls, *, section: str | None = None, **nature: object) -> list[str]:
+        """Names of the flags of a section, or of a nature, such as `limit=True`."""
+        wanted = ({} if section is None else {"section": section}) | nature
+        return [
+            each.name
+            for each, declared in cls.declarations()
+            if all(getattr(declared, name) == value for name, value in wanted.items())
+        ]
+
+    def chosen(self, names: Sequence[str]) -> dict[str, object]:
+        """The values of some flags."""
+        return {name: getattr(self, name) for name in names}
+
+    def check(self) -> None:
+        """Raise ValueError for flags that contradict each other."""
+        for each, declared in self.declarations():
+            if each.name not in self.given:
+                continue
+            if declared.needs and not any(map(self.in_use, declared.needs)):
+                needed = " or ".join(map(option, declared.needs))
+                raise ValueError(f"{option(each.name)} has no effect without {needed}")
+            if excluded := [name for name in declared.unless if self.in_use(name)]:
+                raise ValueError(f"{option(each.name)} has no effect with {option(excluded[0])}")
+
+    def in_use(self, name: str) -> bool:
+        """Has a flag a value other than its default, and other than none?"""
+        default = next((each.default for each in fields(self) if each.name == name), None)
+        value = getattr(self, name, None)
+        return value is not None and value is not False and value != 0 and value != default
+
+
+def option(name: str) -> str:
+    """The spelling of a flag on the command line: `batch_size` is `--batch-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+@cache
+def keys(file: str, table: str) -> tuple[str, ...]:
+    """The keys of a dict literal in one of our modules, read without importing it (or torch)."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if table in [getattr(target, "id", None) for target in targets]:
+            return tuple(ast.literal_eval(key) for key in node.value.keys)
+    raise LookupError(f"{file} has no dict {table}")
+
+
+# --- text to value -------------------------------------------------------------------------------
+
+
+def number(kind: type, low: float | None = None, high: float | None = None) -> Callable:
+    """A parser of an int or float within [low, high]."""
+
+    def parse_number(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        if value != value or value in (float("inf"), float("-inf")):
+            raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+        if (low is not None and value < low) or (high is not None and value > high):
+            if high is None:
+                raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
+            raise argparse.ArgumentTypeError(f"must lie between {low} and {high}, not {text}")
+        if high is None and value > LARGEST[kind]:
+            raise argparse.ArgumentTypeError(f"must be at most {LARGEST[kind]}, not {text}")
+        return value
+
+    return parse_number
+
+
+def device_name(text: str) -> str:
+    """Parse auto, cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    return text
+
+
+def class_ids(text: str) -> str | list[int]:
+    """Parse `all`, or class indices separated by commas."""
+    return text if text == "all" else [number(int, 0)(part) for part in text.split(",")]

@@ -1,0 +1,75 @@
+"""The reference of all flags, docs/flags.md: `python -m cli.docs` writes it."""
+
+from cli.declare import ROOT, Declaration, option
+from cli.evaluation import EVALUATE
+from cli.export import EXPORT
+from cli.parser import Command, default_of, position
+from cli.sampling import SAMPLE
+from cli.training import TRAIN
+from cli.visualization import VISUALIZE
+
+COMMANDS = {
+    "train.py": TRAIN,
+    "sample.py": SAMPLE,
+    "evaluate.py": EVALUATE,
+    "export.py": EXPORT,
+    "visualize_diffusion.py": VISUALIZE,
+}
+FILE = ROOT / "docs" / "flags.md"
+INTRODUCTION = """# Flags
+
+All flags of all commands. `python -m cli.docs` writes this page from their declarations in `cli/`.
+Hyphens and underscores are the same: `--batch_size` is `--batch-size`. In Python, flags are keyword
+arguments: `train(dataset="moons", epochs=5)`.
+
+*Saved* flags are part of a run's `config.json`. `--resume` restores them, unless they are given
+anew. *Fixed* flags are saved too, and a resumed run must have the same value.
+"""
+
+
+def page() -> str:
+    """The content of docs/flags.md."""
+    return INTRODUCTION + "".join(section(*entry) for entry in COMMANDS.items())
+
+
+def section(script: str, command: Command) -> str:
+    """The heading, the description and the table of one command."""
+    described = command.description.replace("\n", " ")
+    rows = [
+        f"| `{spelling(field.name, declared)}` | {declared.help} | {shown(default_of(field))} | "
+        f"{nature(declared)} |\n"
+        for field, declared in sorted(command.declared.values(), key=position)
+    ]
+    head = "| flag | meaning | default | on resume |\n| --- | --- | --- | --- |\n"
+    return f"\n## {script}\n\n{described}\n\n{head}{''.join(rows)}"
+
+
+def spelling(name: str, declared: Declaration) -> str:
+    """A flag with its values, as it is typed."""
+    if declared.positional:
+        return declared.metavar or name
+    if declared.switch:
+        return option(name) + (
+            f"`, `--no-{option(name)[2:]}" if declared.switch == "on-off" else ""
+        )
+    value = declared.metavar or ""
+    value = " ".join(value) if isinstance(value, tuple) else value
+    value = "{" + ",".join(declared.choices) + "}" if declared.choices else value
+    more = " ..." if declared.nargs in ("+", "*") else ""
+    value = f"[{value}]" if declared.nargs == "?" else value + more
+    return f"{option(name)} {value or 'TEXT'}"
+
+
+def shown(default: object) -> str:
+    """A default in the table."""
+    return "" if default in (None, False) else f"`{default}`"
+
+
+def nature(declared: Declaration) -> str:
+    """What --resume does with a flag."""
+    return "" if declared.section is None else "fixed" if declared.fixed else "saved"
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
+    print(FILE.relative_to(ROOT))

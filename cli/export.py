@@ -1,0 +1,39 @@
+"""The flags of export.py."""
+
+from dataclasses import dataclass
+
+from cli.common import checkpoint_flag, raw_flag
+from cli.declare import Flags, flag
+from cli.parser import Command
+
+ENDINGS = {"numpy": ".npz", "safetensors": ".safetensors"}  # of each form's file
+
+
+# fmt: off
+@dataclass(kw_only=True)
+class ExportRequest(Flags):
+    """What to export, and in which form."""
+
+    checkpoint: str | None = checkpoint_flag()
+    raw: bool = raw_flag()
+    to: str | None = flag(
+        None, "form of the file (default: by the ending of its name)", group="output",
+        choices=tuple(ENDINGS))
+    card: str | None = flag(
+        None, "report of evaluate.py: also write a model card, NAME.md", group="output",
+        metavar="FILE")
+    output: str | None = flag(
+        None, "file to write (default: outputs/model with the form's ending)", group="output",
+        nargs="?", metavar="OUTPUT", positional=True)
+# fmt: on
+
+
+EXPORT = Command(
+    ExportRequest,
+    "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
+    "safetensors: the weights of any network; sample.py reads it too.",
+    [
+        "python export.py --checkpoint outputs/model_final.pt --to numpy model.npz",
+        "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
+    ],
+)

@@ -1,0 +1,64 @@
+"""The process of a command: errors as one message, and exit codes."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cli.declare import Flags
+
+
+def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
+    """Call `main(flags)` and turn an exception into one message on stderr and an exit code.
+
+    The code is 2 for a value that cannot be used (ValueError), 130 for Ctrl-C, and 1 for all else.
+    The traceback is shown only with --debug.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        return main(flags) or 0
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output (head, say) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if flags.debug:
+            traceback.print_exc()
+        else:
+            process = int(os.environ.get("RANK", 0))
+            if not (process and isinstance(error, ValueError)):  # the first process reports it
+                which = f" (process {process})" if process else ""
+                print(f"{script}: error{which}: {explain(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    A process of a torchrun job ends without Python's teardown. PyTorch's threads sometimes end the
+    teardown with SIGABRT, and torchrun then reports the whole job as failed.
+    """
+    if "RANK" in os.environ:
+        for thread in threading.enumerate():  # one may still be writing a checkpoint
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def explain(error: Exception) -> str:
+    """The message of an error that we raised, or kind and first line of an unexpected one."""
+    if isinstance(error, (ValueError, OSError, FloatingPointError)) or (
+        isinstance(error, MemoryError) and str(error)
+    ):
+        return str(error)
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}\n(--debug shows where)"

@@ -1,0 +1,154 @@
+"""The flags of sample.py, and those of every command that samples."""
+
+from dataclasses import dataclass, field
+
+from cli.common import MachineFlags, checkpoint_flag, precision_flag, raw_flag
+from cli.declare import Flags, class_ids, flag, keys, number, option
+from cli.parser import Command
+
+CLASSES = "classes (of a checkpoint of train.py --class-conditional)"
+OPTIONS = "options of single samplers"
+EDITING = "from given images"
+MODES = ("start_from", "inpaint", "interpolate", "invert")
+
+
+def drawing_flag(default: object, help: str, **nature):
+    """A flag of sampling. It needs a checkpoint to sample from."""
+    nature = {"needs": ("checkpoint",), "use": "drawing"} | nature
+    return flag(default, help, **nature)
+
+
+# fmt: off
+@dataclass(kw_only=True)
+class SamplerFlags(Flags):
+    """How to go from noise to data."""
+
+    class_id: str | list[int] | None = drawing_flag(
+        None, "a class, several (0,1,2) or all (default: cycle through all classes)",
+        group=CLASSES, parse=class_ids, metavar="ID", decides="value")
+    guidance_scale: float = drawing_flag(
+        1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=CLASSES,
+        parse=number(float, 0), metavar="W", decides="value")
+    guidance_interval: list[float] | None = drawing_flag(
+        None, "guide only at these noise levels, sigma / alpha (default: all)", group=CLASSES,
+        parse=number(float, 0), nargs=2, metavar=("LOW", "HIGH"), decides="value",
+        needs=("guidance_scale",))
+    guidance_rescale: float = drawing_flag(
+        0.0, "restore the output's unguided standard deviation, 0 to 1", group=CLASSES,
+        parse=number(float, 0, 1), metavar="X", decides="value", needs=("guidance_scale",))
+
+    sampler: str = drawing_flag(
+        "auto", "sampler; auto is the best known", group="sampler", metavar="NAME",
+        choices=("auto", *keys("samplers.py", "SAMPLERS")))
+    steps: int | None = drawing_flag(
+        None, "sampling steps, at most T (default: the sampler's)", group="sampler",
+        parse=number(int, 1), metavar="N")
+    spacing: str | None = drawing_flag(
+        None, "timesteps that the steps visit (default: the sampler's)", group="sampler",
+        metavar="NAME", choices=keys("schedules.py", "SPACINGS"))
+    timesteps: int | None = drawing_flag(
+        None, "expected timesteps of the checkpoint; an error if they differ", group="sampler",
+        parse=number(int, 2), metavar="T")
+    batch_size: int | None = drawing_flag(
+        None, "batch size (default: 64, fewer above 64x64 pixels; points: 2000)", group="sampler",
+        parse=number(int, 1), metavar="N", use="", unless=("invert",))
+
+    eta: float | None = drawing_flag(
+        None, "ddim: fresh noise per step, from 0 to 1 (as ddpm) (default: 0)", group=OPTIONS,
+        parse=number(float, 0, 1), metavar="X")
+    variance: str | None = drawing_flag(
+        None, "ddpm: variance (default: learned if the network has it, else small)",
+        group=OPTIONS, choices=("small", "large", "learned"))
+    churn: float | None = drawing_flag(
+        None, "euler, heun: S_churn, noise added before each step (default: 0)", group=OPTIONS,
+        parse=number(float, 0), metavar="X")
+    churn_min: float | None = drawing_flag(
+        None, "euler, heun: S_min, lowest sigma / alpha with churn (default: 0)", group=OPTIONS,
+        parse=number(float, 0), metavar="X", needs=("churn",))
+    churn_max: float | None = drawing_flag(
+        None, "euler, heun: S_max, highest sigma / alpha with churn (default: none)",
+        group=OPTIONS, parse=number(float, 0), metavar="X", needs=("churn",))
+    churn_noise: float | None = drawing_flag(
+        None, "euler, heun: S_noise, standard deviation of that noise (default: 1)",
+        group=OPTIONS, parse=number(float, 0), metavar="X", needs=("churn",))
+    order: int | None = drawing_flag(
+        None, "unipc: order of predictor and corrector (default: 3)", group=OPTIONS,
+        parse=number(int, 1, 4), metavar="N")
+    gamma: float | None = drawing_flag(
+        None, "gamma: extrapolation beyond each step; 1 is ddim (default: 2)", group=OPTIONS,
+        parse=number(float, 0), metavar="X")
+    mu: float | None = drawing_flag(
+        None, "gamma: fresh noise, from 0 to 0.5 (as ddpm) and beyond (default: 0)",
+        group=OPTIONS, parse=number(float, 0, 0.99), metavar="X")
+
+
+@dataclass(kw_only=True)
+class SamplingRequest(SamplerFlags, MachineFlags):
+    """What to sample, from which checkpoint, and how. None stands for a default."""
+
+    checkpoint: str | None = checkpoint_flag()
+    raw: bool = raw_flag()
+    num_images: int | None = flag(
+        None, "number of samples (default: 64; several classes 8 of each; points 2000)",
+        group="checkpoint", parse=number(int, 1, 10**6), metavar="N", names=("--num-samples",),
+        unless=("invert",))
+
+    start_from: str | None = flag(
+        None, "image to image: start from this image with noise", group=EDITING, metavar="IMAGE",
+        decides="file")
+    strength: float = flag(
+        0.6, "--start-from: share of the sampling steps to take", group=EDITING,
+        parse=number(float, 0.001, 1), metavar="X", needs=("start_from",), decides="value")
+    inpaint: str | None = flag(
+        None, "keep this image where --mask is white, and sample the rest", group=EDITING,
+        metavar="IMAGE", decides="file")
+    mask: str | None = flag(
+        None, "white: keep; black: sample", group=EDITING, metavar="IMAGE", needs=("inpaint",),
+        decides="file")
+    resamplings: int = flag(
+        10, "--inpaint: repetitions of each step", group=EDITING, parse=number(int, 1, 1000),
+        metavar="N", needs=("inpaint",), decides="value")
+    interpolate: bool = flag(
+        False, "a strip of images between two noises", group=EDITING, switch="on",
+        decides="value")
+    invert: str | None = flag(
+        None, "from this image to its noise and back; print the error", group=EDITING,
+        metavar="IMAGE")
+
+    precision: str = precision_flag(
+        "fp32", "number format; with bf16, pixels may depend on the batch size")
+
+    output: str = flag(
+        "outputs/generated_samples.png", "a picture, or an .npz of all samples", group="output",
+        metavar="FILE")
+    show_intermediate: bool = flag(
+        False, "also write x_t and the predicted x_0 on the way", group="output", switch="on",
+        unless=("invert",))
+    animate: bool = flag(
+        False, "also write the trajectory as NAME.gif", group="output", switch="on",
+        unless=("invert",))
+    model: object = field(default=None, repr=False)  # a network of one's own, from a notebook
+
+    @property
+    def mode(self) -> str | None:
+        """How sampling starts, other than from noise: one of `MODES`, or None."""
+        return next((mode for mode in MODES if getattr(self, mode)), None)
+
+    def check(self) -> None:
+        modes = [option(mode) for mode in MODES if getattr(self, mode)]
+        if len(modes) > 1:
+            raise ValueError(f"give only one of {' and '.join(modes)}")
+        super().check()
+        if self.inpaint and not self.mask:
+            raise ValueError("--inpaint needs a --mask: white where the image is kept")
+# fmt: on
+
+
+SAMPLE = Command(
+    SamplingRequest,
+    "Sample images or points from a checkpoint, which contains all that is needed.",
+    [
+        "python sample.py --checkpoint outputs/model_final.pt",
+        "python sample.py --checkpoint outputs/model_final.pt --sampler ddim --steps 20",
+    ],
+)

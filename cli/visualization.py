@@ -1,0 +1,69 @@
+"""The flags of visualize_diffusion.py."""
+
+from dataclasses import dataclass
+
+from cli.common import DataFlags, MachineFlags, checkpoint_flag, dataset_flag
+from cli.declare import flag, keys, number
+from cli.parser import Command
+
+TIMESTEPS = 1000  # T of the process shown
+COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
+LEARNED = ("field", "run")  # modes that show a model or a run instead of the forward process
+
+
+# fmt: off
+@dataclass(kw_only=True)
+class VisualizationRequest(DataFlags, MachineFlags):
+    """What to show: the forward process, the score field of a model, or how a run learned."""
+
+    dataset: str | None = dataset_flag(
+        None, "data set (default: mnist where it is at hand, else digits)", unless=LEARNED)
+    data_dir: str = flag(
+        "data", "folder of the data set, or of downloads; for folder, the images", group="data",
+        metavar="DIR", unless=LEARNED)
+    image_size: int | None = flag(
+        None, "resize to N x N pixels (default: the data set's size; folder: 64)", group="data",
+        parse=number(int, 1, 4096), metavar="N", unless=LEARNED)
+    num_images: int = flag(
+        8, "rows of images; 2000 points are always shown", group="data",
+        parse=number(int, 1, 64), metavar="N", unless=LEARNED)
+
+    schedule: str = flag(
+        "cosine", "noise schedule", group="process", metavar="NAME",
+        choices=keys("schedules.py", "SCHEDULES"), unless=LEARNED)
+    timesteps: list[int] = flag(
+        COLUMNS, "timesteps to show, one a column", group="process",
+        parse=number(int, 0, TIMESTEPS - 1), nargs="+", metavar="T", unless=LEARNED)
+
+    checkpoint: str | None = checkpoint_flag(required=False, needs=("field",))
+    field: bool = flag(
+        False, "draw the score of a model of points as arrows", group="checkpoint", switch="on",
+        needs=("checkpoint",))
+
+    run: str | None = flag(
+        None, "sample by the checkpoints of a run, and write DIR/report.html", group="run",
+        metavar="DIR", unless=("field",))
+    epochs: list[int] | None = flag(
+        None, "only the checkpoints of these epochs (default: at most 12, evenly)", group="run",
+        parse=number(int, 1), nargs="+", metavar="N", needs=("run",))
+    steps: int | None = flag(
+        None, "sampling steps, at most T (default: 50)", group="run", parse=number(int, 1),
+        metavar="N", needs=("run",))
+    device: str = flag(
+        "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
+        metavar="NAME", needs=("run",))
+    save_path: str | None = flag(
+        None, "picture (default: outputs/forward_process.png and the like)", group="output",
+        metavar="FILE")
+# fmt: on
+
+
+VISUALIZE = Command(
+    VisualizationRequest,
+    "Show real data fading into noise, and the noise schedules; or how a run learned; or the\n"
+    "score that a model of points has learned.",
+    [
+        "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
+        "python visualize_diffusion.py --run outputs",
+    ],
+)

@@ -1,0 +1,74 @@
+"""What a network is conditioned on: one object, whatever it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+NULL_LABEL = -1  # stands for "any class"; networks read it as the last row of their embedding
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of conditions: tensors with one leading batch axis (B, ...), or None where absent.
+
+    Guidance, label dropout, batching and sharding handle a condition as a whole. To add a kind of
+    condition, add a field here, and its unconditional form to `null`.
+
+    Args:
+        label: class labels, int64 (B,), from 0; `NULL_LABEL` for no label.
+    """
+
+    label: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The batch size. Raises ValueError for a condition that holds nothing."""
+        for tensor in self.tensors().values():
+            return len(tensor)
+        raise ValueError("an empty condition has no batch size")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are present, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to each tensor."""
+        return replace(self, **{name: function(t) for name, t in self.tensors().items()})
+
+    def null(self) -> Condition:
+        """The unconditional form, of the same batch size."""
+        label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
+        return replace(self, label=label)
+
+    def dropped(self, mask: Tensor) -> Condition:
+        """The condition with the rows of a boolean mask (B,) in their unconditional form."""
+        null = self.null().tensors()
+
+        def choose(name: str, tensor: Tensor) -> Tensor:
+            rows = mask.view(-1, *[1] * (tensor.ndim - 1))
+            return torch.where(rows, null[name], tensor)
+
+        return replace(self, **{name: choose(name, t) for name, t in self.tensors().items()})
+
+    def cat(self, other: Condition) -> Condition:
+        """Both batches, one after the other; `other` has the same fields."""
+        theirs = other.tensors()
+        joined = {name: torch.cat([t, theirs[name]]) for name, t in self.tensors().items()}
+        return replace(self, **joined)
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The condition on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, rows) -> Condition:
+        """Some rows of the batch: a slice, or a tensor of indices or of booleans."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+def label_condition(labels: Tensor | None) -> Condition | None:
+    """The condition of class labels (B,); None without labels."""
+    return None if labels is None else Condition(label=labels)

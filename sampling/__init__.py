@@ -1,0 +1,5 @@
+"""Sampling from a checkpoint: from a request to items.
+
+`plan` resolves a request for one checkpoint, `draw` samples batch by batch, `editing` starts from
+given images, and `parts` writes large arrays that an interrupted command can continue.
+"""

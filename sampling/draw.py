@@ -1,0 +1,146 @@
+"""Sampling from a checkpoint, batch by batch.
+
+The processes of a job share the batches. The batches are the same for any number of processes,
+because the rounding of a network's output may depend on the batch size.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints.checkpoint import load_checkpoint, restore
+from cli.sampling import SamplingRequest
+from distributed import gather, is_main, own_device, rank, world_size
+from sampling import editing
+from sampling.plan import SamplingPlan, guidance_options
+from utils import NoisePerImage, choose_device, choose_precision
+
+SNAPSHOTS = 10  # pictures that --show-intermediate writes
+FRAMES = 60  # of an animation, at most
+
+
+class SamplingJob:
+    """A checkpoint that is ready to sample from, and the plan of what to sample.
+
+    Args:
+        request: what is asked for.
+
+    Raises:
+        ValueError: choices that do not fit the checkpoint.
+        OSError: the checkpoint cannot be read.
+    """
+
+    def __init__(self, request: SamplingRequest):
+        self.request = request
+        self.device = own_device(choose_device(request.device))
+        self.precision = choose_precision(request.precision, self.device)
+        checkpoint = load_checkpoint(request.checkpoint)
+        self.config, self.step = checkpoint["config"], checkpoint["step"]
+        network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=request.model)
+        self.plan = SamplingPlan(request, diffusion, self.config, self.device)
+        options = guidance_options(request) | {"precision": self.precision}
+        self.denoiser = partial(diffusion.denoiser, network, **options)
+        self.to_output = self.plan.pictures.to_items
+        steps = len(self.plan.levels) - 1
+        self.kept = evenly_spread(steps, SNAPSHOTS if request.show_intermediate else 0)
+        self.kept |= evenly_spread(steps, FRAMES if request.animate else 0)
+
+    def decisive(self) -> dict[str, object]:
+        """Everything that decides the bits of the samples, by name."""
+        machine = {"--device": self.device.type, "--precision": self.precision}
+        return {**self.plan.decisive(), **machine, "PyTorch": torch.__version__}
+
+    def no_items(self) -> Tensor:
+        """No samples (0, ...), of the type and shape that samples have."""
+        return self.to_output(torch.empty(0, *self.plan.shape))
+
+
+class Samples(NamedTuple):
+    """Samples, and what was recorded on the way."""
+
+    items: Tensor  # uint8 images (N, C, H, W) or points (N, 2)
+    frames: dict[int, tuple[Tensor, Tensor]]  # by steps done, of the first batch: x_t, x_0 in it
+    calls: int  # of the network
+
+
+def draw(job: SamplingJob) -> Samples:
+    """Draw all samples: each process draws its share, and then each has the items of all.
+
+    Only the main process has the frames; it draws the first batch.
+    """
+    numbers = own_batches(range(len(job.plan.batches)))
+    drawn = [batch for _, batch in draw_batches(job, numbers)]
+    items = torch.cat([job.no_items(), *(batch.items for batch in drawn)]).to(job.device)
+    indices = [i for number in numbers for i in job.plan.batches[number]]
+    order = gather(torch.tensor(indices, dtype=torch.int64, device=job.device)).argsort()
+    calls = sum_of_all(sum(batch.calls for batch in drawn), job.device)
+    return Samples(gather(items)[order].cpu(), drawn[0].frames if drawn else {}, calls)
+
+
+def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int, Samples]]:
+    """Draw one batch after the other; yields each with its number."""
+    batches = job.plan.batches
+    total = sum(len(batches[number]) for number in numbers) * (len(job.plan.levels) - 1)
+    process = f"the first of {world_size()} processes" if world_size() > 1 else None
+    hidden = not (is_main() and sys.stderr.isatty())
+    with tqdm(total=total, unit="step", desc=process, disable=hidden) as bar:
+        for number in numbers:
+            yield number, draw_batch(job, batches[number], bar)
+
+
+def draw_batch(job: SamplingJob, indices: range, bar: tqdm) -> Samples:
+    """Draw the samples with these indices."""
+    plan, to_output, frames = job.plan, job.to_output, {}
+    noise_like = NoisePerImage(job.request.seed, indices)
+    denoise = job.denoiser(plan.condition(indices))
+    kept = job.kept if indices.start == 0 else set()
+    before = None
+    for done, x_t in enumerate(plan.trajectory(denoise, indices, noise_like)):
+        if before is not None:  # the network has seen x_0 in it by now
+            if done - 1 in kept:
+                shown = before / plan.levels[done - 1].scale  # edm's would be far too bright
+                frames[done - 1] = to_output(shown), to_output(denoise.seen)
+            bar.update(len(indices))
+        before = x_t
+    if kept:
+        frames[len(plan.levels) - 1] = to_output(x_t), to_output(x_t)
+    return Samples(to_output(x_t), frames, denoise.calls)
+
+
+def invert(job: SamplingJob) -> tuple[Tensor, str]:
+    """An image and its reconstruction from its own noise (2, C, H, W), and how close it is."""
+    plan = job.plan
+    denoise = job.denoiser(plan.condition(range(1)))
+    *_, noise = editing.invert(denoise, plan.image, plan.levels)
+    *_, x = plan.sampler(denoise, noise, plan.levels, NoisePerImage(0, range(1)))
+    error = (x.clamp(-1, 1) - plan.image).square().mean().sqrt().item() * 127.5
+    how_close = (
+        f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
+        f"{error:.1f} of 255 grey levels; the noise's standard deviation is "
+        f"{noise.std() / plan.levels[0].scale:.2f}"
+    )
+    return torch.cat([plan.image, x]), how_close
+
+
+def own_batches(numbers: Sequence[int]) -> Sequence[int]:
+    """The batches, of these numbers, that this process draws: all end at about the same time.
+
+    The first is the main process's. The last, which may be smaller, goes to a process with the
+    most.
+    """
+    return numbers[rank() :: world_size()]
+
+
+def sum_of_all(number: int, device: torch.device) -> int:
+    """The sum of the numbers of all processes."""
+    return int(gather(torch.tensor([number], device=device)).sum())
+
+
+def evenly_spread(steps: int, count: int) -> set[int]:
+    """At most `count` numbers of steps done, from 0 to all, evenly spread."""
+    return {round(i * steps / (count - 1)) for i in range(count)}

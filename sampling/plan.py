@@ -1,0 +1,232 @@
+"""What a sampling request means for one checkpoint: sampler, levels, classes, and the start."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cli.sampling import SamplingRequest
+from conditions import NULL_LABEL, Condition, label_condition
+from dataset.image_files import read_image, require_same_size
+from dataset.items import classes_like, item_shape, kind_of, to_unit
+from diffusion import Denoiser, GaussianDiffusion
+from samplers import AUTO, SAMPLERS, generate, options_of
+from sampling import editing
+from utils import NoisePerImage
+from visuals.pictures import pictures_of, square
+
+STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
+SPACING = {"heun": "karras"}  # default; others: trailing, whose long first steps Heun cannot take
+COUNT = {"images": 64, "points": 2000}  # default number of samples, and batch size
+MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
+
+
+class SamplingPlan:
+    """A request, resolved for a checkpoint.
+
+    Args:
+        request: what is asked for.
+        diffusion, config: the process and the configuration of the checkpoint.
+        device: what computes.
+
+    Attributes:
+        shape, kind: of an item.
+        count, columns: samples, and columns of their grid.
+        labels: class labels (N,), or None.
+        levels: the noise levels of the trajectory.
+        batches: indices of the samples of each batch.
+
+    Raises:
+        ValueError: choices that do not fit the checkpoint or each other.
+    """
+
+    def __init__(
+        self,
+        request: SamplingRequest,
+        diffusion: GaussianDiffusion,
+        config: dict,
+        device: torch.device,
+    ):
+        self.request, self.config, self.device = request, config, device
+        self.shape = item_shape(config["data"])
+        self.kind, self.pictures = kind_of(self.shape), pictures_of(self.shape)
+        if self.kind == "points" and request.mode:
+            flag = request.mode.replace("_", "-")
+            raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
+        name, options = choose_sampler(request, diffusion)
+        self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
+        self.labels, self.columns, self.count = choose_classes(request, config)
+        self.levels = diffusion.levels(self.steps, self.spacing)
+        self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}
+        self.chosen |= {"steps": self.steps, "spacing": self.spacing, "num_images": self.count}
+        self.name, self.sampler = name, partial(SAMPLERS[name], **options)
+        if request.mode:
+            self.start_from_images(request, options)
+        fitting = max(1, MAX_PIXELS // self.shape[-1] ** 2)
+        size = request.batch_size or min(COUNT[self.kind], fitting)
+        starts = range(0, self.count, size)
+        self.batches = [range(first, min(first + size, self.count)) for first in starts]
+
+    def start_from_images(self, request: SamplingRequest, options: dict) -> None:
+        """Read the images that a request starts from, and choose what is done with them."""
+        if request.start_from:
+            self.image = self.read(request.start_from)
+            self.levels = editing.last_part(self.levels, request.strength)
+            self.name = f"{request.start_from} with {self.name}"
+        elif request.inpaint:
+            require_same_size(Path(request.inpaint), Path(request.mask))
+            known, mask = self.read(request.inpaint), (self.read(request.mask)[:, :1] + 1) / 2
+            self.name = f"repaint of {request.inpaint}"
+            options = {**options, "known": known, "mask": mask}
+            self.sampler = partial(editing.repaint, resamplings=request.resamplings, **options)
+        elif request.invert:
+            self.image, self.count, self.columns = self.read(request.invert), 1, 2
+
+    def use_class_frequencies(self, labels: Tensor) -> None:
+        """Sample classes as often as they are among labels (N,), unless the request names some."""
+        if self.labels is not None and self.request.class_id is None:
+            self.labels = classes_like(labels, self.count)
+
+    def condition(self, indices: range) -> Condition | None:
+        """The condition of the samples with these indices."""
+        if self.labels is None:
+            return None
+        return label_condition(self.labels[indices.start : indices.stop].to(self.device))
+
+    def read(self, path: str) -> Tensor:
+        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
+        return to_unit(read_image(Path(path), self.shape[-1], self.shape[0])[None]).to(self.device)
+
+    def noise(self, indices: range, noise_like: NoisePerImage) -> Tensor:
+        """The noise (B, ...) that the samples with these indices start from."""
+        if not self.request.interpolate:
+            return noise_like.draw(self.shape).to(self.device)
+        a, b = NoisePerImage(self.request.seed, range(2)).draw(self.shape)
+        positions = [i / max(1, self.count - 1) for i in indices]
+        return torch.stack([editing.slerp(a, b, each) for each in positions]).to(self.device)
+
+    def trajectory(
+        self, denoise: Denoiser, indices: range, noise_like: NoisePerImage
+    ) -> Iterator[Tensor]:
+        """x at each level, from noise, or from the given image, to the samples."""
+        noise = self.noise(indices, noise_like)
+        x_0 = self.image if self.request.start_from else None
+        return generate(denoise, noise, self.levels, noise_like, self.sampler, x_0)
+
+    def decisive(self) -> dict[str, object]:
+        """Everything in the request that decides the samples, by flag; of files, their contents."""
+        values = self.request.chosen(self.request.named(decides="value"))
+        paths = self.request.chosen(self.request.named(decides="file"))
+        files = {name: path and file_digest(Path(path)) for name, path in paths.items()}
+        found = {**values, **files, **self.chosen, "batch_size": len(self.batches[0])}
+        return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+
+
+def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tuple[str, dict]:
+    """The name of the sampler, and its options that were given.
+
+    Raises ValueError for what does not fit together.
+    """
+    name = request.sampler
+    if name == "auto":
+        name = "ddim" if request.invert else "dpmpp_2m" if request.interpolate else AUTO
+    if request.inpaint and request.sampler not in ("auto", "ddpm"):
+        raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
+    name = "ddpm" if request.inpaint else name
+    every = {option for sampler in SAMPLERS.values() for option in options_of(sampler)}
+    given = {option: value for option in every if (value := getattr(request, option)) is not None}
+    if other := given.keys() - options_of(SAMPLERS[name]).keys():
+        flag = min(other).replace("_", "-")
+        raise ValueError(f"--{flag} is not an option of the sampler {name}")
+    if given.get("variance") == "learned" and not diffusion.learn_sigma:
+        raise ValueError("--variance learned: the checkpoint was trained without --learn-sigma")
+    if name == "ddpm" and diffusion.learn_sigma:
+        given.setdefault("variance", "learned")
+    if request.interpolate or request.invert:
+        mode = "--interpolate" if request.interpolate else "--invert"
+        if name in ("ddpm", "dpmpp_2m_sde"):
+            raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; use ddim")
+        if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
+            raise ValueError(f"{mode} needs sampling without fresh noise: omit --{noisy[0]}")
+    if request.invert and name != "ddim":
+        raise ValueError(f"--invert uses ddim, not --sampler {request.sampler}")
+    return name, given
+
+
+def choose_steps(request: SamplingRequest, timesteps: int, sampler: str) -> tuple[int, str]:
+    """The number of steps and their spacing. Raises ValueError for what the checkpoint lacks."""
+    if request.timesteps not in (None, timesteps):
+        raise ValueError(
+            f"--timesteps {request.timesteps}: the checkpoint was trained with {timesteps}"
+        )
+    if request.steps is not None and request.steps > timesteps:
+        raise ValueError(f"--steps {request.steps}: the checkpoint has only {timesteps} timesteps")
+    steps = request.steps or min(STEPS.get(sampler, 20), timesteps)
+    return steps, request.spacing or SPACING.get(sampler, "trailing")
+
+
+def choose_classes(request: SamplingRequest, config: dict) -> tuple[Tensor | None, int, int]:
+    """Labels (N,), or None; the columns of the grid; and N.
+
+    Raises ValueError for classes that the checkpoint does not have.
+    """
+    count, num_classes = request.num_images, config["model"].get("num_classes")
+    default = COUNT[kind_of(item_shape(config["data"]))]
+    if count is None:
+        count = 10 if request.interpolate else default
+    columns = count if request.interpolate else square(count)
+    if num_classes is None:
+        for name in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
+            if name in request.given:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
+                    "train.py --class-conditional trains a conditional one"
+                )
+        return None, columns, count
+    no_null_label = config["train"]["label_dropout"] == 0
+    if request.guidance_scale != 1 and no_null_label:
+        raise ValueError(
+            "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has no "
+            "unconditional prediction"
+        )
+    if request.class_id is None:
+        if request.mode and (request.guidance_scale != 1 or no_null_label):
+            raise ValueError("give the --class-id of the images")
+        if request.mode:  # of any class
+            return torch.full((count,), NULL_LABEL), columns, count
+        return torch.arange(count) % num_classes, columns, count
+    ids = list(range(num_classes)) if request.class_id == "all" else request.class_id
+    if wrong := [i for i in ids if i >= num_classes]:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(config["data"]["classes"]))
+        raise ValueError(f"--class-id {wrong[0]}: the classes are {names}")
+    if len(ids) == 1:
+        return torch.full((count,), ids[0]), columns, count
+    if request.interpolate or request.invert:
+        raise ValueError("--class-id: give one class, which all of these images share")
+    if request.num_images is None:
+        count = default // 8 * len(ids)
+    if count % len(ids):
+        raise ValueError(f"--num-images {count} is not a multiple of {len(ids)} classes")
+    columns = count // len(ids)
+    return torch.tensor(ids).repeat_interleave(columns), columns, count
+
+
+def guidance_options(request: SamplingRequest) -> dict[str, object]:
+    """The options of the denoiser. Raises ValueError for an empty interval."""
+    low, high = request.guidance_interval or (0.0, inf)
+    if low > high:
+        raise ValueError(f"--guidance-interval: {low} is above {high}")
+    return {
+        "guidance_scale": request.guidance_scale,
+        "guidance_interval": (low, high),
+        "guidance_rescale": request.guidance_rescale,
+    }
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

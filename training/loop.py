@@ -1,0 +1,346 @@
+"""The training loop, and the run around it: log, validation, samples and checkpoints."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dataset.items import epoch_order, kind_of, on_device, split
+from dataset.types import Data
+from distributed import is_main, largest, share, world_size
+from training.folder import RunFolder
+from training.plan import RunLength
+from training.preview import EVALUATED, EVALUATION_STEPS, Preview
+from training.run_log import RunLog
+from training.saving import Saving
+from training.stop import StopSignals
+from training.trainer import Diverged, Trainer
+from visuals.pictures import save_picture, square
+
+LOG_EVERY = 10  # steps between two rows of metrics
+MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
+
+
+class Batches:
+    """Which items each training step takes: a pure function of the seed and the step.
+
+    Args:
+        items, labels: the data (N, ...) and its labels (N,), or None.
+        indices: the items to train on.
+        size: items of a training step, in all processes together.
+        seed: of the order.
+    """
+
+    def __init__(self, items: Tensor, labels: Tensor | None, indices: Tensor, size: int, seed: int):
+        self.items, self.labels, self.indices = items, labels, indices
+        self.size, self.seed = size, seed
+        self.per_epoch = len(indices) // size
+        mine = share(size)
+        self.mine = slice(mine.start, mine.stop)
+        self.order, self.order_epoch = indices, None
+
+    def of_step(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """This process's items (B, ...) of a step, and their labels (B,)."""
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self.order_epoch:
+            order = self.indices[epoch_order(len(self.indices), self.seed, epoch)]
+            self.order, self.order_epoch = order.to(self.items.device), epoch
+        chosen = self.order[i * self.size : (i + 1) * self.size][self.mine]
+        return self.items[chosen], None if self.labels is None else self.labels[chosen]
+
+
+class Step(NamedTuple):
+    """A training step that was made."""
+
+    number: int  # steps made so far
+    epoch: int  # from 1
+    ends_epoch: bool
+    loss: Tensor
+    norm: Tensor  # of the gradient
+    lr: float
+
+
+def training_steps(
+    trainer: Trainer,
+    batches: Batches,
+    learning_rate: Callable[[int], float],
+    last_step: Callable[[], int | None],
+) -> Iterator[Step]:
+    """The training loop: yields after each step, up to `last_step()`, which may change meanwhile.
+
+    Raises Diverged if the weights become infinite.
+    """
+    while trainer.step != last_step():
+        epoch, i = divmod(trainer.step, batches.per_epoch)
+        items, labels = batches.of_step(trainer.step)
+        lr = learning_rate(trainer.step)
+        loss, norm = trainer.train_step(items, labels, lr)
+        yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr)
+
+
+class Run:
+    """A training run in its folder: the loop, with log, validation, samples and checkpoints.
+
+    Args:
+        config: the configuration, as checkpoints keep it.
+        trainer: made from it, with the state of a checkpoint if the run is resumed.
+        data: the data set.
+        folder: where files are written.
+        total: steps of the whole run, if they are known already.
+        start: a reading of `time.monotonic()` from which a limit of minutes counts.
+        tensorboard: also log for TensorBoard.
+        distance: of uint8 images (N, C, H, W) to real ones, for --eval-interval.
+
+    Raises:
+        ValueError: nothing to train on, or nothing left to do.
+    """
+
+    def __init__(
+        self,
+        config: dict,
+        trainer: Trainer,
+        data: Data,
+        folder: RunFolder,
+        *,
+        total: int | None = None,
+        start: float,
+        tensorboard: bool = False,
+        distance: Callable[[Tensor], float] | None = None,
+    ):
+        train = config["train"]
+        self.config, self.trainer, self.data, self.folder = config, trainer, data, folder
+        self.distance = distance
+        self.sample_interval, self.eval_interval = train["sample_interval"], train["eval_interval"]
+        items, labels = on_device(data.items, trainer.device), None
+        if config["model"].get("num_classes"):
+            labels = on_device(data.labels, trainer.device)
+        indices, self.held_out = split(len(data.items), train["validation"], train["seed"])
+        batch_size = update_size(train, len(indices))
+        self.batches = Batches(items, labels, indices, batch_size, trainer.seed)
+        self.epoch_steps = self.batches.per_epoch
+        self.kind = kind_of(data.items.shape[1:])
+        self.stop = StopSignals()
+        self.stopping: int | None = None  # the signal that all processes stop for
+        self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
+        self.saving = Saving(trainer, folder, train, self.log.progress.say)
+        self.preview = Preview(trainer, config, labels, self.stop)
+        self.last_grid: Tensor | None = None  # the items of the last sample grid
+        self.length = RunLength(train, self.epoch_steps, trainer.step, start, total)
+        end = self.length.end
+        if end == trainer.step and not folder.is_complete(end, self.last_epoch):
+            self.length.fix(end)  # the run was killed while it wrote its last files
+        elif end is not None and end <= trainer.step:
+            raise ValueError(
+                f"this run has finished its {trainer.step:,} steps; to train longer, raise "
+                "--epochs, --max-steps or --max-minutes"
+            )
+
+    def train(self) -> int | None:
+        """Train to the end, or to a signal. Returns the number of that signal.
+
+        A file that cannot be written on the way (a full disk, say) is reported, and the run
+        continues. Its last checkpoint must be written.
+
+        Raises:
+            FloatingPointError: losses, gradients or weights are no longer finite.
+            OSError: the last checkpoint cannot be written.
+        """
+        log, saving = self.log, self.saving
+        if self.length.plan:
+            self.measure_pauses()
+        with self.log.open(saving.attempt), self.stop:
+            saving.catch_up(self.checkpoint(), self.epoch_steps, self.length.total)
+            log.restart_clock()
+            for step in self.steps():
+                logs = step.number % LOG_EVERY == 0 or step.ends_epoch
+                if logs or world_size() == 1:
+                    self.agree()
+                last = step.number == self.length.total
+                if logs or last or self.stopping:
+                    log.step_row(step.epoch, step.lr, step.norm, self.length.total)
+                if step.ends_epoch:
+                    self.end_epoch(step.epoch)
+                    log.restart_clock()
+                elif last:
+                    saving.save(self.validate(step.epoch), self.checkpoint())
+                    self.evaluate(step.epoch)
+                if saving.due and not (last or self.stopping):
+                    saving.save_between(self.checkpoint())
+                if self.stopping:
+                    break
+            return self.finish() if self.trainer.step == self.length.total else self.interrupt()
+
+    def steps(self) -> Iterator[Step]:
+        """The training loop; losses are logged, and steps that were skipped are reported."""
+        trainer, length = self.trainer, self.length
+        resumed_lr = trainer.lr
+
+        def learning_rate(step: int) -> float:
+            lr = length.learning_rate(step)
+            return min(lr, resumed_lr) if length.total is None else lr
+
+        try:
+            for step in training_steps(trainer, self.batches, learning_rate, lambda: length.end):
+                if trainer.skipped_in_a_row:
+                    self.report_skipped()
+                else:
+                    self.log.add(step.loss)
+                yield step
+        except Diverged as error:
+            self.saving.saver.wait()
+            raise FloatingPointError(
+                f"{error} and are not saved. Resume from the last checkpoint (--resume) with a "
+                "lower --lr"
+            ) from None
+
+    def agree(self) -> None:
+        """Settle with the other processes how long the run is, whether it stops, and whether a
+        checkpoint is due by the clock: the main process decides."""
+        total, late = 0, False
+        if is_main():
+            total = self.length.proposed(self.trainer.step)
+            late = self.saving.is_late()
+        wishes = [self.stop.received or 0, total, late]
+        stop, total, late = largest(wishes, self.trainer.device)
+        self.stopping, self.saving.late = stop or None, bool(late)
+        if total and total != self.length.total:
+            if self.length.total is None:
+                epochs = total / self.epoch_steps
+                self.log.progress.say(f"the time allows {total:,} steps, {epochs:.1f} epochs")
+            self.length.fix(total)
+
+    def report_skipped(self) -> None:
+        """Say that a step was skipped; end the run after many in a row."""
+        trainer = self.trainer
+        if trainer.skipped_in_a_row == 1:
+            self.log.progress.say(
+                f"step {trainer.step:,}: loss or gradient is not finite; the step is skipped"
+            )
+        if trainer.skipped_in_a_row == MAX_SKIPPED:
+            self.saving.save_now(self.folder.interrupted, self.checkpoint())
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {MAX_SKIPPED} steps in a row, up to step "
+                f"{trainer.step:,}. The weights from before are saved in "
+                f"{self.folder.interrupted}; resume with a lower --lr, or with --precision fp32"
+            )
+
+    # --- validation, samples, evaluation ----------------------------------------------------------
+
+    def end_epoch(self, epoch: int) -> None:
+        """Validate, and write the sample grid and the checkpoints that are due after an epoch."""
+        start, plan = time.monotonic(), self.length.plan
+        checkpoints = self.validate(epoch)
+        last = self.trainer.step == self.length.total
+        grid_due = self.sample_interval and epoch % self.sample_interval == 0
+        if grid_due and not last:  # the last one is written by finish()
+            self.write_grid(epoch)
+            self.log.plot()
+            if plan:
+                plan.grid_seconds = time.monotonic() - start
+        self.saving.save(checkpoints | self.saving.due_after(epoch), self.checkpoint())
+        if last or not epoch % (self.eval_interval or epoch + 1):
+            self.evaluate(epoch)
+        if plan:
+            plan.pause(time.monotonic() - start)
+
+    def validate(self, epoch: int) -> dict:
+        """Measure the loss of the held-out items. Returns the checkpoints to write for it."""
+        if not len(self.held_out):
+            return {}
+        loss = self.held_out_loss()
+        self.log.row({"step": self.trainer.step, "epoch": epoch, "validation_loss": loss})
+        self.log.progress.validation = loss
+        return self.saving.due_if_best(loss)
+
+    def held_out_loss(self) -> float:
+        """The validation loss."""
+        items, labels = self.batches.items[self.held_out], self.batches.labels
+        return self.trainer.held_out_loss(items, None if labels is None else labels[self.held_out])
+
+    def evaluate(self, epoch: int) -> None:
+        """Measure the distance of images by the averaged weights to real ones."""
+        if self.distance is None or self.stopping:
+            return
+        start, images = time.monotonic(), self.preview.evaluated(EVALUATION_STEPS, EVALUATED)
+        if images is None:
+            return
+        if is_main():
+            distance = self.distance(images)
+            self.log.row({"step": self.trainer.step, "epoch": epoch, "classifier_fid": distance})
+            self.log.progress.say(f"epoch {epoch}: classifier-FID {distance:.3f}")
+        if self.length.plan:
+            self.length.plan.evaluation_seconds = time.monotonic() - start
+
+    def measure_pauses(self) -> None:
+        """Measure what the time plan must leave room for: grid, validation, evaluation."""
+        plan = self.length.plan
+        plan.grid_seconds = self.preview.seconds_of_grid()
+        start = time.monotonic()
+        if len(self.held_out):
+            self.held_out_loss()
+        plan.grid_seconds += time.monotonic() - start
+        if self.distance is not None:
+            plan.evaluation_seconds = self.preview.seconds_of_evaluation()
+
+    def write_grid(self, epoch: int) -> None:
+        """Write the sample grid of an epoch, with a row of real items."""
+        self.last_grid = self.preview.grid()
+        if self.last_grid is not None and is_main():
+            columns = square(len(self.last_grid))
+            picture = self.preview.pictures.grid(self.last_grid, columns, real=self.data.items)
+            path = self.folder.grid(epoch)
+            self.saving.attempt("the grid", lambda: save_picture(path, picture))
+
+    # --- beginning and end ------------------------------------------------------------------------
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the last step, from 1."""
+        return -(-self.trainer.step // self.epoch_steps)
+
+    def checkpoint(self) -> dict:
+        """The state of the run, as a checkpoint keeps it."""
+        return {
+            **self.trainer.state(),
+            **self.log.state(),
+            "config": self.config,
+        }
+
+    def load(self, checkpoint: dict) -> None:
+        """Continue from a checkpoint that the trainer has loaded."""
+        self.log.load(checkpoint)
+        self.saving.best = self.folder.best_loss(self.trainer.step)
+
+    def finish(self) -> None:
+        """Write the last files of a finished run.
+
+        The grid comes last: a run without it was killed before, and repeats this when resumed.
+        """
+        folder = self.folder
+        if is_main():  # there is one if the run was shorter before
+            with suppress(OSError):
+                folder.grid(self.last_epoch).unlink()
+        self.saving.save_now(folder.final, self.checkpoint())
+        if is_main():
+            with suppress(OSError):
+                folder.interrupted.unlink()
+        self.log.plot()
+        self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
+        self.write_grid(self.last_epoch)
+
+    def interrupt(self) -> int:
+        """Write what it takes to resume. Returns the signal's number."""
+        self.saving.save_now(self.folder.interrupted, self.checkpoint())
+        self.log.plot()
+        return self.stopping
+
+
+def update_size(train: dict, count: int) -> int:
+    """Items of a training step in all processes; at most the whole set of `count` items."""
+    parts = train["grad_accum"] * train["processes"]
+    size = min(train["batch_size"] * parts, count // parts * parts)
+    if size == 0:
+        raise ValueError(f"a training step needs {parts} batches, but there are only {count} items")
+    return size

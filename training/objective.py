@@ -1,0 +1,125 @@
+"""What a network learns: an objective draws a training step's batch, and computes its loss."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from conditions import Condition, label_condition
+from dataset.items import flipped, to_unit
+from diffusion import GaussianDiffusion
+from distributed import gather, mean, rank, share, world_size
+from utils import autocast, derive_seed, memory_format
+
+
+class Objective(Protocol):
+    """What the training loop needs of an objective: any loss can be trained by it."""
+
+    def batch(self, items: Tensor, labels: Tensor | None, step: int):
+        """Make a training step's batch, with all random numbers drawn. It can be sliced.
+
+        Args:
+            items: this process's items (B, ...), as the data set holds them.
+            labels: their class labels (B,), or None.
+            step: the training step, from 0; random numbers depend on it and the seed alone.
+        """
+
+    def __call__(self, model: nn.Module, batch) -> Tensor:
+        """The loss of a batch, or of a slice of it: a scalar, the mean over its items."""
+
+    def held_out_loss(
+        self, model: nn.Module, items: Tensor, labels: Tensor | None, size: int, precision: str
+    ) -> float:
+        """The mean loss of held-out items, in batches of `size`; the same draws at each call."""
+
+
+class NoisyBatch(NamedTuple):
+    """Clean data with the timesteps and the noise to learn from."""
+
+    x_0: Tensor  # (B, ...)
+    condition: Condition | None
+    t: Tensor  # (B,)
+    noise: Tensor  # (B, ...)
+
+    def rows(self, chosen: slice) -> "NoisyBatch":
+        """Some items of the batch."""
+        condition = None if self.condition is None else self.condition[chosen]
+        return NoisyBatch(self.x_0[chosen], condition, self.t[chosen], self.noise[chosen])
+
+
+class DiffusionObjective:
+    """The diffusion loss of a process, for a network that predicts what its configuration says.
+
+    Args:
+        diffusion: the process.
+        config: the configuration of the run.
+        device: what computes.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        train = config["train"]
+        self.diffusion, self.device, self.seed = diffusion, device, train["seed"]
+        self.timestep_sampling = train["timestep_sampling"]
+        self.noise_assignment = train["noise_assignment"]
+        self.label_dropout = train["label_dropout"]
+        self.flip = config["data"]["flip"]
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        return self.diffusion.loss(model, batch.x_0, batch.condition, t=batch.t, noise=batch.noise)
+
+    def batch(self, items: Tensor, labels: Tensor | None, step: int) -> NoisyBatch:
+        """Draw for the whole training step of all processes, and keep this process's part.
+
+        So neither a resume nor the number of processes or batches changes the draws. Dropout alone
+        draws for each process.
+        """
+        torch.manual_seed(derive_seed("step", self.seed, step))
+        count = len(items) * world_size()
+        mine = slice(rank() * len(items), (rank() + 1) * len(items))
+        if self.flip:
+            items = flipped(items, (torch.rand(count)[mine] < 0.5).to(items.device))
+        x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
+        t = self.diffusion.sample_t(count, self.timestep_sampling)[mine]
+        noise = self.noise(x_0, count)[mine]
+        condition = label_condition(labels)
+        if condition is not None:  # Ho & Salimans 2022, algorithm 1
+            dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
+            condition = condition.to(self.device).dropped(dropped)
+        torch.manual_seed(derive_seed("dropout", self.seed, step, rank()))
+        return NoisyBatch(x_0, condition, t, noise)
+
+    def noise(self, x_0: Tensor, count: int) -> Tensor:
+        """The noise (count, ...) of all processes, of which x_0 is this process's part."""
+        if count == len(x_0):
+            everything = x_0
+        elif self.noise_assignment == "independent":  # which looks at the shape alone
+            everything = x_0.new_empty(count, *x_0.shape[1:])
+        else:
+            everything = gather(x_0)
+        everything = everything.to(memory_format=memory_format(self.device, x_0))
+        return self.diffusion.sample_noise(everything, self.noise_assignment)
+
+    @torch.no_grad()
+    def held_out_loss(
+        self, model: nn.Module, items: Tensor, labels: Tensor | None, size: int, precision: str
+    ) -> float:
+        """The mean training loss of items (N, ...), with the same timesteps and noise each time.
+
+        Each process computes its share of each batch.
+        """
+        torch.manual_seed(derive_seed("validation", self.seed))
+        total = torch.zeros((), device=self.device)
+        t = self.diffusion.sample_t(len(items), self.timestep_sampling)
+        for first in range(0, len(items), size):
+            rows = slice(first, first + size)
+            layout = memory_format(self.device, items)
+            x_0 = to_unit(items[rows].to(self.device, memory_format=layout))
+            noise = self.diffusion.sample_noise(x_0, self.noise_assignment)
+            mine = share(len(x_0))
+            # At least one item: a sharded network computes in all processes together.
+            part = slice(mine.start, max(mine.stop, mine.start + 1))
+            condition = None if labels is None else label_condition(labels[rows].to(self.device))
+            batch = NoisyBatch(x_0, condition, t[rows], noise).rows(part)
+            with autocast(self.device, precision):
+                total += self(model, batch) * len(mine)
+        return float(mean(total)) * world_size() / len(items)

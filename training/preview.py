@@ -1,0 +1,96 @@
+"""Samples during training: the grid of each epoch, and the images that are evaluated."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from conditions import label_condition
+from dataset.items import classes_like, item_shape, kind_of
+from distributed import gather, rank, share, world_size
+from samplers import generate
+from training.stop import StopSignals
+from training.trainer import Trainer
+from utils import NoisePerImage
+from visuals.pictures import pictures_of, square
+
+GRID_STEPS = 50  # sampling steps of a grid
+NUM_POINTS = 2000  # points of a picture
+EVALUATION_STEPS = 10  # sampling steps of evaluated images
+EVALUATED = 2000  # images that are evaluated
+AT_ONCE = 250  # of them in a batch, at 32 x 32 pixels
+
+
+class Preview:
+    """Samples by the averaged weights, from the same noise each time.
+
+    Args:
+        trainer: has the weights.
+        config: the configuration of the run.
+        labels: class labels of the data (N,), or None for an unconditional network.
+        stop: ends sampling early.
+    """
+
+    def __init__(self, trainer: Trainer, config: dict, labels: Tensor | None, stop: StopSignals):
+        self.trainer, self.labels, self.stop = trainer, labels, stop
+        self.shape = item_shape(config["data"])
+        self.num_classes = config["model"].get("num_classes")
+        self.pictures = pictures_of(self.shape)
+        self.at_once = max(1, AT_ONCE * 32**2 // self.shape[-1] ** 2)
+
+    def grid(self, steps: int | None = None) -> Tensor | None:
+        """The items of a sample grid (N, ...), as they are shown; None if stopped.
+
+        Each process samples its share of them.
+        """
+        points = kind_of(self.shape) == "points"
+        count = NUM_POINTS if points else 64 if self.shape[-1] <= 32 else 16
+        mine = share(count)
+        # At least one item: a sharded network computes in all processes together.
+        indices = torch.arange(mine.start, max(mine.stop, mine.start + 1))
+        labels = None
+        if self.labels is not None:  # one class a column
+            labels = indices % square(count) % self.num_classes
+        x = self.sample(GRID_STEPS if steps is None else steps, indices, labels)
+        return None if x is None else self.pictures.to_items(gather(x[: len(mine)]))
+
+    def evaluated(self, steps: int, count: int) -> Tensor | None:
+        """uint8 images (count, C, H, W), with the class frequencies of the data; None if stopped.
+
+        Each process samples equally many, as a sharded network needs all of them.
+        """
+        each = -(-count // world_size())
+        indices, parts = torch.arange(rank() * each, (rank() + 1) * each), []
+        classes = None if self.labels is None else classes_like(self.labels, indices[-1] + 1)
+        for part in indices.split(self.at_once):
+            labels = None if classes is None else classes[part]
+            if (x := self.sample(steps, part, labels)) is None:
+                return None
+            parts.append(self.pictures.to_items(x))
+        return gather(torch.cat(parts))[:count].cpu()
+
+    def sample(self, steps: int, indices: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The samples of these indices (N,), of the classes `labels` (N,); None if stopped."""
+        trainer, diffusion = self.trainer, self.trainer.diffusion
+        noise_like = NoisePerImage(trainer.seed, indices.tolist())
+        noise = noise_like.draw(self.shape).to(trainer.device)
+        condition = None if labels is None else label_condition(labels.to(trainer.device))
+        denoise = diffusion.denoiser(trainer.ema.module, condition, precision=trainer.precision)
+        levels = diffusion.levels(min(steps, diffusion.timesteps))
+        for x in generate(denoise, noise, levels, noise_like):  # noqa: B007
+            if self.stop.received and world_size() == 1:  # the others would wait for our share
+                return None
+        return x
+
+    def seconds_of_grid(self) -> float:
+        """The time that a sample grid takes, measured by a few of its steps."""
+        self.grid(1)  # the first call is slower than the rest
+        start = time.monotonic()
+        self.grid(3)
+        return (time.monotonic() - start) * GRID_STEPS / 3
+
+    def seconds_of_evaluation(self) -> float:
+        """The time that an evaluation's images take, measured by one step of the first."""
+        start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
+        self.evaluated(1, count)
+        return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count

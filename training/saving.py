@@ -1,0 +1,135 @@
+"""When a run writes checkpoints, and which; what it does when a file cannot be written."""
+
+import time
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+
+from checkpoints.shards import save_shards
+from distributed import is_main
+from training.folder import RunFolder
+from training.saver import Saver, on_host
+from training.trainer import Trainer
+
+
+class Saving:
+    """The saving policy of a run. States of the run are passed to it as dicts.
+
+    Args:
+        trainer: what is saved; its step decides what is due.
+        folder: where files are written.
+        train: the configuration of the training.
+        say: prints a message to the user.
+    """
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, train: dict, say: Callable[[str], object]
+    ):
+        self.trainer, self.folder, self.say = trainer, folder, say
+        self.keep, self.epochs = train["keep"], train["save_interval"]
+        self.steps, self.minutes = train["save_every_steps"], train["save_every_minutes"]
+        self.saver = Saver(lambda error: self.report("a checkpoint", error))
+        self.last_save, self.late = (
+            time.monotonic(),
+            False,
+        )  # late: a checkpoint is due by the clock
+        self.best = inf  # the lowest validation loss
+        self.failing: set[str] = set()  # what could not be written the last time
+
+    # --- what is due ------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Is a checkpoint due between those of the epochs?"""
+        return self.late or bool(self.steps and self.trainer.step % self.steps == 0)
+
+    def is_late(self) -> bool:
+        """Is a checkpoint due by the clock, and none being written?"""
+        if not self.minutes or self.saver.busy():
+            return False
+        return time.monotonic() - self.last_save >= 60 * self.minutes
+
+    def due_after(self, epoch: int) -> dict[Path, dict]:
+        """The checkpoint that is due after an epoch, if any, as `save` takes it."""
+        due = self.epochs and epoch % self.epochs == 0
+        return {self.folder.checkpoint(epoch): {}} if due else {}
+
+    def due_if_best(self, loss: float) -> dict[Path, dict]:
+        """The best checkpoint, if this validation loss is the lowest yet, as `save` takes it."""
+        if not self.epochs or loss >= self.best:
+            return {}
+        self.best = loss
+        return {self.folder.best: {"validation_loss": loss}}
+
+    def catch_up(self, state: dict, epoch_steps: int, total: int | None) -> None:
+        """Write the checkpoints of this step that are missing because the process was killed.
+
+        Not in shards: processes that look for files while others write them would not agree.
+        """
+        if self.trainer.sharded:
+            return
+        step = self.trainer.step
+        epoch, rest = divmod(step, epoch_steps)
+        due = self.due_after(epoch) if epoch and not rest else {}
+        if self.due and step not in (0, total):
+            due[self.folder.step_checkpoint(step)] = {}
+        self.save({path: extra for path, extra in due.items() if not path.exists()}, state)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def save(self, files: dict[Path, dict], state: dict) -> None:
+        """Write a state to files, with something added to each, while training continues."""
+        if not files or not (is_main() or self.trainer.sharded):
+            return
+        self.saver.wait()  # before memory is taken for another copy
+        state = on_host(state)
+        if not is_main():
+            return
+
+        def write() -> None:
+            for path, extra in files.items():
+                self.folder.save(path, {**state, **extra})
+            self.folder.keep_newest(self.keep, path)
+
+        self.saver.start(write)
+
+    def save_between(self, state: dict) -> None:
+        """Write the checkpoint that is due between those of the epochs."""
+        self.late, self.last_save = False, time.monotonic()
+        if not self.trainer.sharded:
+            self.save({self.folder.step_checkpoint(self.trainer.step): {}}, state)
+            return
+
+        def write() -> None:
+            path = self.folder.sharded_checkpoint(self.trainer.step)
+            save_shards(path, state)
+            if is_main():
+                self.folder.keep_newest(self.keep, path)
+
+        self.attempt("a checkpoint", write)
+
+    def save_now(self, path: Path, state: dict) -> None:
+        """Write a state to a file, and wait for it. Raises OSError if that fails."""
+        state = on_host(state) if self.trainer.sharded else state
+
+        def write() -> None:
+            self.folder.save(path, state)
+            self.folder.keep_newest(self.keep, path)  # a kill may have come before it the last time
+
+        if is_main():
+            self.saver.run(write)
+
+    def attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write something that the run can do without, and report a failure."""
+        try:
+            write()
+        except OSError as error:
+            self.report(what, error)
+        else:
+            self.failing.discard(what)
+
+    def report(self, what: str, error: OSError) -> None:
+        """Say, once, that something cannot be written."""
+        if what not in self.failing:
+            self.say(f"{what} could not be written ({error}); the run goes on")
+        self.failing.add(what)
