@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from conditions import NULL_LABEL, Condition
-from diffusion import CLEAN, GaussianDiffusion
+from diffusion import CLEAN, DDPM, GaussianDiffusion
 from objectives import (
     LOSS_WEIGHTS,
     MIN_SNR_GAMMA,
@@ -20,7 +20,9 @@ from objectives import (
     discretized_gaussian_nll,
     gaussian_kl,
 )
+from samplers import SAMPLERS, generate
 from schedules import SCHEDULES, SPACINGS
+from utils import NoisePerImage
 
 PRESERVING = [name for name in SCHEDULES if name not in ("flow", "edm")]
 SHAPES = [(4, 2), (4, 1, 8, 8), (4, 3, 5, 7), (4, 2, 3, 3, 3)]
@@ -588,6 +590,59 @@ def test_denoiser_counts_network_calls():
     for level in diffusion.levels(3)[:-1]:
         denoise(torch.zeros(2, 2), level)
     assert denoise.calls == 3
+
+
+# --- DDPM ----------------------------------------------------------------------------------------
+
+
+class Halving(torch.nn.Module):
+    """Predicts half of its input, and records the mode and the condition of its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes, self.conditions = [], []
+
+    def forward(self, x_t, t, condition=None):
+        self.modes.append(self.training)
+        self.conditions.append(condition)
+        return x_t / 2
+
+
+def test_ddpm_has_the_loss_of_its_process():
+    network, x_0 = Halving(), torch.rand(4, 1, 8, 8)
+    torch.manual_seed(0)
+    expected = GaussianDiffusion("linear", 100, "eps", loss_weight="min-snr").loss(network, x_0)
+    torch.manual_seed(0)
+    assert_close(DDPM(network, "linear", 100, "eps", loss_weight="min-snr")(x_0), expected)
+
+
+def test_ddpm_samples_with_its_process_in_evaluation_mode():
+    network = Halving()
+    ddpm = DDPM(network, prediction="v", clip=False).train()
+    x_0 = ddpm.sample(3, (1, 4, 4), sampler="ddpm", steps=5, seed=7)
+    noise_like = NoisePerImage(7, range(3))
+    noise, levels = noise_like.draw((1, 4, 4)), ddpm.diffusion.levels(5)
+    *_, expected = generate(
+        ddpm.diffusion.denoiser(network), noise, levels, noise_like, SAMPLERS["ddpm"]
+    )
+    assert_close(x_0, expected)
+    assert not any(network.modes[:5])
+    assert network.training
+
+
+def test_ddpm_passes_on_the_condition_and_guidance():
+    network, condition = Halving(), Condition(label=torch.tensor([1, 0]))
+    DDPM(network).sample(2, (3,), steps=1, condition=condition, guidance_scale=2.0)
+    assert network.conditions[0].label.tolist() == [1, 0, NULL_LABEL, NULL_LABEL]
+
+
+def test_ddpm_without_a_seed_draws_from_the_global_generator():
+    ddpm = DDPM(Halving())
+    torch.manual_seed(0)
+    first, second = ddpm.sample(2, (3,), steps=2), ddpm.sample(2, (3,), steps=2)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert_close(ddpm.sample(2, (3,), steps=2), first)
 
 
 # --- invalid arguments --------------------------------------------------------------------------
