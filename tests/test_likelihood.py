@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate
+from cli.evaluation import EVALUATE
 from conftest import TINY
 from dataset.items import shape_config, split
 from dataset.registry import load_dataset
@@ -99,8 +100,10 @@ def test_random_pixels_need_more_than_eight_bits():
     assert (variational_bound(denoise, x_0, torch.randn_like) > 8).all()
 
 
-def test_the_script(script, trained, conditional):
-    for checkpoint in (trained / "model_final.pt", conditional):
+def test_evaluate_reports_bits_per_dimension(script, conditional):
+    """With a learned variance and labels, and with neither."""
+    assert script("train", *TINY, "--max-steps", 2, "--timesteps", 100).code == 0
+    for checkpoint in ("outputs/model_final.pt", conditional):
         flags = ["--metrics", "bpd", "--num-images", 3, "--ode-steps", 5]
         result = script("evaluate", "--checkpoint", checkpoint, *flags, "--output", "m.json")
         assert result.code == 0, result.err
@@ -121,14 +124,14 @@ def test_the_script(script, trained, conditional):
         (["--metrics", "copies", "--ode-steps", 5], "--ode-steps"),
     ],
 )
-def test_flags_of_what_is_not_measured_are_refused(script, trained, flags, flag):
-    result = script("evaluate", "--checkpoint", trained / "model_final.pt", *flags)
+def test_flags_of_other_metrics_are_rejected(script, conditional, flags, flag):
+    result = script("evaluate", "--checkpoint", conditional, *flags)
     assert result.code == 2
-    assert f"{flag} has no part in --metrics {flags[1]}" in result.err
+    assert f"{flag} has no effect on --metrics {flags[1]}" in result.err
 
 
 def test_held_out_images_are_the_test_split(real_data):
-    args = evaluate.parse_args(["--samples", "x.npz", "--dataset", "mnist"])
+    args = EVALUATE.parse(["--samples", "x.npz", "--dataset", "mnist"])
     args.data_dir = str(real_data)
     real = evaluate.compared_with(args, None)
     assert (real.what, len(real.held_out.items), len(real.train.items)) == (
@@ -138,8 +141,8 @@ def test_held_out_images_are_the_test_split(real_data):
     )
 
 
-def test_held_out_images_may_be_those_of_the_run(real_data):
-    args = evaluate.parse_args(["--checkpoint", "x.pt", "--split", "validation"])
+def test_held_out_images_may_be_the_validation_set_of_the_run(real_data):
+    args = EVALUATE.parse(["--checkpoint", "x.pt", "--split", "validation"])
     data = load_dataset("mnist", real_data, download=False)
     config = {
         "data": {"dataset": "mnist", "data_dir": str(real_data), **shape_config((1, 28, 28))},
@@ -163,7 +166,7 @@ def test_the_ode_uses_each_timestep_but_pure_noise_at_most_once():
     assert denoise.calls == 2 * 18
 
 
-def test_other_classes_than_the_checkpoint_s_are_refused(script, image_folder):
+def test_a_folder_with_different_classes_is_rejected(script, image_folder):
     flags = ["--dataset", "folder", "--image-size", 8, "--class-conditional", "--max-steps", 2]
     assert script("train", *TINY, *flags, "--data-dir", image_folder, "--batch-size", 4).code == 0
     (image_folder / "cats").rename(image_folder / "lions")
