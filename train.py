@@ -17,21 +17,18 @@ if __name__ == "__main__":
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from checkpoints.checkpoint import require_state
-from dataset.changes import save_files
 from dataset.items import kind_of, shape_config
 from dataset.registry import DATASETS, load_dataset
 from dataset.types import Data
 from distributed import (
-    barrier,
     is_main,
     launched,
     main_first,
@@ -46,24 +43,14 @@ from evaluation.points import point_distances
 from evaluation.real import real_data
 from models import MODELS, cost, model_config
 from training.config import PRESETS, make_config, with_defaults
-from training.environment import append_environment, environment
 from training.folder import RunFolder
-from training.log import read_metrics
-from training.loop import Run
+from training.loop import Run, Trained
+from training.session import session
 from training.resume import checkpoint_to_resume, planned_steps, require_same_run
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, describe, out_of_memory, set_deterministic
 
 BAR = partial(tqdm, disable=None)  # no bar off a terminal
-
-
-class Trained(NamedTuple):
-    """Result of a training run."""
-
-    folder: Path
-    checkpoint: Path  # model_final.pt, or interrupted.pt
-    metrics: list[dict]  # the rows of metrics.jsonl
-    exit_code: int  # 0, or 130 or 143 after Ctrl-C or SIGTERM
 
 
 def train(**flags) -> Trained:
@@ -124,18 +111,10 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             options = {"tensorboard": flags.tensorboard, "distance": distance}
             job = Run(config, trainer, data, folder, total=total, start=start, **options)
             announce_steps(flags, config, job)
-            with folder.lock() if is_main() else nullcontext():
-                if checkpoint is not None:
-                    job.load(checkpoint)
-                if is_main():
-                    prepare(folder, config, flags, trainer, data)
-                    session = environment(device, precision, flags.seed)
-                    append_environment(folder.environment, session)
-                barrier()  # before another process looks for checkpoints that are yet to be moved
+            with session(job, checkpoint, overwrite=flags.overwrite, files=data.files):
                 signal = job.train()
                 say(stopped(job) if signal else summary(job))
-    last = folder.interrupted if signal else folder.final
-    return Trained(folder.path, last, read_metrics(folder.metrics), 128 + signal if signal else 0)
+    return job.result(signal)
 
 
 # --- before the run ------------------------------------------------------------------------------
@@ -238,20 +217,6 @@ def announce_steps(flags: RunConfig, config: dict, job: Run) -> None:
             f"an epoch is {job.epoch_steps} steps, so that sample grids may take more time than "
             "training; --sample-interval 20 writes fewer"
         )
-
-
-def prepare(
-    folder: RunFolder, config: dict, flags: RunConfig, trainer: Trainer, data: Data
-) -> None:
-    """Clear the folder of what the run replaces, or of what lies ahead of where it resumes."""
-    if trainer.step:
-        if aside := folder.set_aside(after=trainer.step):
-            say(f"checkpoints of later steps are set aside: {', '.join(p.name for p in aside)}")
-    elif flags.overwrite:
-        folder.clear()
-    folder.save_config(config)
-    if data.files:
-        save_files(folder.data, data.files)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The processes of a job share the batches. The batches are the same for any numbe
 because the rounding of a network's output may depend on the batch size.
 """
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -41,11 +42,12 @@ class SamplingJob:
         self.precision = choose_precision(request.precision, self.device)
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
-        network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=request.model)
+        own = copy.deepcopy(request.model)  # which stays as it is, for further training
+        network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         self.plan = SamplingPlan(request, diffusion, self.config, self.device)
         options = guidance_options(request) | {"precision": self.precision}
         self.denoiser = partial(diffusion.denoiser, network, **options)
-        self.to_output = self.plan.pictures.to_items
+        self.to_items = self.plan.pictures.to_items
         steps = len(self.plan.levels) - 1
         self.kept = evenly_spread(steps, SNAPSHOTS if request.show_intermediate else 0)
         self.kept |= evenly_spread(steps, FRAMES if request.animate else 0)
@@ -57,7 +59,7 @@ class SamplingJob:
 
     def no_items(self) -> Tensor:
         """No samples (0, ...), of the type and shape that samples have."""
-        return self.to_output(torch.empty(0, *self.plan.shape))
+        return self.to_items(torch.empty(0, *self.plan.shape))
 
 
 class Samples(NamedTuple):
@@ -95,7 +97,7 @@ def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int
 
 def draw_batch(job: SamplingJob, indices: range, bar: tqdm) -> Samples:
     """Draw the samples with these indices."""
-    plan, to_output, frames = job.plan, job.to_output, {}
+    plan, to_items, frames = job.plan, job.to_items, {}
     noise_like = NoisePerImage(job.request.seed, indices)
     denoise = job.denoiser(plan.condition(indices))
     kept = job.kept if indices.start == 0 else set()
@@ -104,12 +106,12 @@ def draw_batch(job: SamplingJob, indices: range, bar: tqdm) -> Samples:
         if before is not None:  # the network has seen x_0 in it by now
             if done - 1 in kept:
                 shown = before / plan.levels[done - 1].scale  # edm's would be far too bright
-                frames[done - 1] = to_output(shown), to_output(denoise.seen)
+                frames[done - 1] = to_items(shown), to_items(denoise.seen)
             bar.update(len(indices))
         before = x_t
     if kept:
-        frames[len(plan.levels) - 1] = to_output(x_t), to_output(x_t)
-    return Samples(to_output(x_t), frames, denoise.calls)
+        frames[len(plan.levels) - 1] = to_items(x_t), to_items(x_t)
+    return Samples(to_items(x_t), frames, denoise.calls)
 
 
 def invert(job: SamplingJob) -> tuple[Tensor, str]:

@@ -53,7 +53,8 @@ class SamplingPlan:
     ):
         self.request, self.config, self.device = request, config, device
         self.shape = item_shape(config["data"])
-        self.kind, self.pictures = kind_of(self.shape), pictures_of(self.shape)
+        self.kind = kind_of(self.shape)
+        self.pictures = pictures_of(self.shape, config["data"].get("range"))
         if self.kind == "points" and request.mode:
             flag = request.mode.replace("_", "-")
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")

@@ -93,12 +93,17 @@ def make_config(flags: RunConfig, data: Data) -> dict:
         },
         "model": model_config(name, shape, flags.timesteps, options),
         "diffusion": process_config(flags, data),
-        "train": {
-            **flags.chosen(flags.named(section="train")),
-            "processes": world_size(),
-            "update_size": flags.batch_size * flags.grad_accum * world_size(),
-            "total_steps": None,
-        },
+        "train": train_config(flags),
+    }
+
+
+def train_config(flags: RunConfig) -> dict:
+    """The choices of the training."""
+    return {
+        **flags.chosen(flags.named(section="train")),
+        "processes": world_size(),
+        "update_size": flags.batch_size * flags.grad_accum * world_size(),
+        "total_steps": None,
     }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from dataset.items import epoch_order, kind_of, on_device, split
 from dataset.types import Data
 from distributed import is_main, largest, share, world_size
 from training.folder import RunFolder
+from training.log import read_metrics
 from training.plan import RunLength
 from training.preview import EVALUATED, EVALUATION_STEPS, Preview
 from training.run_log import RunLog
@@ -80,6 +82,19 @@ def training_steps(
         yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr)
 
 
+class Finished(ValueError):
+    """A run that has made all its steps."""
+
+
+class Trained(NamedTuple):
+    """Result of a training run."""
+
+    folder: Path
+    checkpoint: Path  # model_final.pt, or interrupted.pt
+    metrics: list[dict]  # the rows of metrics.jsonl
+    exit_code: int  # 0, or 130 or 143 after Ctrl-C or SIGTERM
+
+
 class Run:
     """A training run in its folder: the loop, with log, validation, samples and checkpoints.
 
@@ -94,7 +109,8 @@ class Run:
         distance: of uint8 images (N, C, H, W) to real ones, for --eval-interval.
 
     Raises:
-        ValueError: nothing to train on, or nothing left to do.
+        ValueError: nothing to train on.
+        Finished: nothing left to do.
     """
 
     def __init__(
@@ -126,13 +142,16 @@ class Run:
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
         self.preview = Preview(trainer, config, labels, self.stop)
+        self.shown_data = data.items
+        if data.items.ndim == 4 and data.items.is_floating_point():  # to the data's own range
+            self.shown_data = self.preview.pictures.to_items(data.items)
         self.last_grid: Tensor | None = None  # the items of the last sample grid
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, total)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.last_epoch):
             self.length.fix(end)  # the run was killed while it wrote its last files
         elif end is not None and end <= trainer.step:
-            raise ValueError(
+            raise Finished(
                 f"this run has finished its {trainer.step:,} steps; to train longer, raise "
                 "--epochs, --max-steps or --max-minutes"
             )
@@ -289,7 +308,7 @@ class Run:
         self.last_grid = self.preview.grid()
         if self.last_grid is not None and is_main():
             columns = square(len(self.last_grid))
-            picture = self.preview.pictures.grid(self.last_grid, columns, real=self.data.items)
+            picture = self.preview.pictures.grid(self.last_grid, columns, real=self.shown_data)
             path = self.folder.grid(epoch)
             self.saving.attempt("the grid", lambda: save_picture(path, picture))
 
@@ -329,6 +348,12 @@ class Run:
         self.log.plot()
         self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
         self.write_grid(self.last_epoch)
+
+    def result(self, signal: int | None) -> Trained:
+        """The result of a run that ended, by a signal or by itself."""
+        last = self.folder.interrupted if signal else self.folder.final
+        metrics = read_metrics(self.folder.metrics)
+        return Trained(self.folder.path, last, metrics, 128 + signal if signal else 0)
 
     def interrupt(self) -> int:
         """Write what it takes to resume. Returns the signal's number."""

@@ -35,7 +35,7 @@ class Preview:
         self.trainer, self.labels, self.stop = trainer, labels, stop
         self.shape = item_shape(config["data"])
         self.num_classes = config["model"].get("num_classes")
-        self.pictures = pictures_of(self.shape)
+        self.pictures = pictures_of(self.shape, config["data"].get("range"))
         self.at_once = max(1, AT_ONCE * 32**2 // self.shape[-1] ** 2)
 
     def grid(self, steps: int | None = None) -> Tensor | None:

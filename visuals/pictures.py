@@ -24,19 +24,37 @@ FILMSTRIP_ROWS = 8  # at most, of images
 
 
 class ImagePictures:
-    """Pictures of uint8 images (N, C, H, W)."""
+    """Pictures of images (N, C, H, W).
+
+    Args:
+        value_range: lowest and highest value of images in floats; None for uint8 images.
+    """
+
+    def __init__(self, value_range: Sequence[float] | None = None):
+        self.value_range = value_range
 
     def to_items(self, x: Tensor) -> Tensor:
-        """Convert x_0 or x_t, floats in [-1, 1], to uint8 images on the CPU."""
-        return to_uint8(x).cpu()
+        """Convert x_0 or x_t, floats in [-1, 1], to images as the data has them, on the CPU."""
+        if self.value_range is None:
+            return to_uint8(x).cpu()
+        low, high = self.value_range
+        return (x.float().clamp(-1, 1).cpu() + 1) / 2 * (high - low) + low
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 images, grey or in colour; of other numbers of channels the first is shown."""
+        if self.value_range is not None:
+            low, high = self.value_range
+            images = to_uint8((images - low) / (high - low) * 2 - 1)
+        return images if images.shape[1] in (1, 3) else images[:, :1]
 
     def grid(self, images: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
         """A picture (H', W', 3): rows of images; below a thin line, a row of real images."""
-        picture = tiles(images, columns)
+        picture = tiles(self.pixels(images), columns)
         if real is not None:
             line = torch.full_like(picture[:, :2], 255)
-            row = torch.full_like(real[:1], 40).repeat(columns, 1, 1, 1)
-            shown = real[:: max(1, len(real) // columns)][:columns]  # folders are sorted by class
+            # Folders are sorted by class, so the row is taken evenly from all of the data.
+            shown = self.pixels(real[:: max(1, len(real) // columns)][:columns])
+            row = torch.full_like(shown[:1], 40).repeat(columns, 1, 1, 1)
             row[: len(shown)] = shown  # blank where there are too few
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
@@ -67,7 +85,7 @@ class ImagePictures:
 
 
 class PointPictures:
-    """Pictures of points (N, 2) in the plane."""
+    """Pictures of points (N, D): their first two coordinates."""
 
     def to_items(self, x: Tensor) -> Tensor:
         """Convert x_0 or x_t to float32 points on the CPU."""
@@ -84,7 +102,7 @@ class PointPictures:
         *scatters, density = figure.subplots(1, panels)
         for axes, (title, shown) in zip(scatters, named.items(), strict=True):
             scatter(axes, shown[: len(points)], title)
-        x, y = points.T.numpy()
+        x, y = plane(points)
         density.hist2d(x, y, bins=60, range=[[-EXTENT, EXTENT]] * 2, cmap="magma")
         format_axes(density, "density of the samples")
         return pixels_of(figure)
@@ -116,13 +134,15 @@ class PointPictures:
         return figure
 
     def array(self, points: Tensor) -> np.ndarray:
-        """An array (N, 2)."""
+        """An array (N, D)."""
         return points.numpy()
 
 
-def pictures_of(shape: Sequence[int]) -> ImagePictures | PointPictures:
-    """The pictures of items of a shape."""
-    return PointPictures() if kind_of(shape) == "points" else ImagePictures()
+def pictures_of(
+    shape: Sequence[int], value_range: Sequence[float] | None = None
+) -> ImagePictures | PointPictures:
+    """The pictures of items of a shape; `value_range` as in `ImagePictures`."""
+    return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range)
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -151,9 +171,14 @@ def square(count: int) -> int:
 # --- points --------------------------------------------------------------------------------------
 
 
+def plane(points: Tensor) -> np.ndarray:
+    """The first two coordinates (2, N) of points (N, D); a missing second one is 0."""
+    return F.pad(points, (0, max(0, 2 - points.shape[1])))[:, :2].T.numpy()
+
+
 def scatter(axes, points: Tensor, title: str = "") -> None:
     """Draw points (N, 2) into matplotlib axes; many points are drawn smaller than few."""
-    x, y = points.T.numpy()
+    x, y = plane(points)
     size = min(8.0, 4000 / max(1, len(points)))
     axes.scatter(x, y, s=size, linewidths=0, alpha=0.6, color="tab:blue")
     format_axes(axes, title)
