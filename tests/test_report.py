@@ -15,8 +15,9 @@ from torch import nn
 import train
 from browser import CHROMIUM, Browser
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from cli import parser as flags
-from conftest import SCRIPTS
+from cli import process
+from cli.docs import COMMANDS
+from cli.training import TRAIN
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation import report
@@ -45,7 +46,7 @@ def moons(tmp_path_factory) -> RunFolder:
     folder = RunFolder(tmp_path_factory.mktemp("moons"))
     arguments = ["--dataset", "moons", "--channels", "16", "--max-steps", "20", "--device", "cpu"]
     arguments += ["--sample-interval", "0", "--output-dir", str(folder.path)]
-    assert flags.run(train.main, train.parse_args(arguments)) == 0
+    assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return folder
 
 
@@ -281,7 +282,7 @@ def test_the_page_shows_the_samples(reported):
 def test_the_commands_of_the_page_are_valid(reported, run):
     finished, learning = reported["images"]
     step = learning.newest["step"]
-    longer = f"train --resume --output-dir {finished.path} --max-steps {2 * step}"
+    longer = f"train.py --resume --output-dir {finished.path} --max-steps {2 * step}"
     assert longer in commands(finished)
     config = copy.deepcopy(learning.newest["config"])
     config["train"]["total_steps"] = 100
@@ -291,14 +292,13 @@ def test_the_commands_of_the_page_are_valid(reported, run):
 
 
 def commands(folder: RunFolder) -> str:
-    """The commands of a page, without python and .py; fails if a script refuses one."""
+    """The commands of a page, without "python"; fails if a script refuses one."""
     page = Page(folder)
     (block,) = [text for text in page.text if text.startswith("python ")]
     lines = [shlex.split(line)[1:] for line in block.splitlines()]
-    lines = [[name.removesuffix(".py"), *words] for name, *words in lines]
     for name, *words in lines:
-        SCRIPTS[name].parse_args(words)
-    assert [line[0] for line in lines] == ["sample", "train", "visualize_diffusion"]
+        COMMANDS[name].parse(words)
+    assert [line[0] for line in lines] == ["sample.py", "train.py", "visualize_diffusion.py"]
     return "\n".join(map(" ".join, lines))
 
 
