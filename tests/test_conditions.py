@@ -29,12 +29,8 @@ def test_null_replaces_every_label_by_the_null_label():
 
 
 def test_dropped_replaces_the_masked_rows():
-    condition = Condition(label=LABELS)
-    assert labels(condition.dropped(torch.tensor([True, False, True]))) == [
-        NULL_LABEL,
-        0,
-        NULL_LABEL,
-    ]
+    condition, mask = Condition(label=LABELS), torch.tensor([True, False, True])
+    assert labels(condition.dropped(mask)) == [NULL_LABEL, 0, NULL_LABEL]
     assert labels(condition.dropped(torch.zeros(3, dtype=torch.bool))) == [3, 0, 2]
     assert Condition().dropped(torch.tensor([True])) == Condition()
 
@@ -60,6 +56,24 @@ def test_to_moves_every_tensor():
 )
 def test_rows_are_selected_by_slice_index_or_mask(rows, expected):
     assert labels(Condition(label=LABELS)[rows]) == expected
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Condition)])
+def test_every_field_has_a_null_form_and_follows_the_batch(name):
+    condition = Condition(**{name: LABELS})
+    first = torch.tensor([True, False, False])
+    for changed, length in [
+        (condition.null(), 3),
+        (condition.dropped(first), 3),
+        (condition.cat(condition), 6),
+        (condition[:2], 2),
+        (condition.to("cpu"), 3),
+    ]:
+        assert changed.tensors().keys() == {name}
+        assert len(changed) == length
+    null, dropped = condition.null().tensors()[name], condition.dropped(first).tensors()[name]
+    assert torch.equal(dropped, torch.cat([null[:1], LABELS[1:]]))
+    assert not torch.equal(null, LABELS)
 
 
 def test_a_condition_is_immutable():
