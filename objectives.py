@@ -24,7 +24,7 @@ def r(alpha, sigma):
 
 
 PREDICTIONS: dict[str, Prediction] = {
-    "eps": Prediction(  # Ho et al. 2020, eq. 14
+    "eps": Prediction(  # Ho et al. 2020, eq. 14 and 15
         target=lambda x_0, noise, alpha, sigma: noise,
         x_0=lambda out, x_t, alpha, sigma: (x_t - sigma * out) / alpha,
     ),

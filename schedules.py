@@ -50,7 +50,7 @@ def linear(timesteps: int) -> Tables:
 
 
 def quadratic(timesteps: int) -> Tables:
-    """Square roots of the betas on a line (Song et al. 2020, arXiv:2010.02502, appendix D)."""
+    """Square roots of the betas on a line (Ho et al. 2020, arXiv:2006.11239, appendix B)."""
     first, last = (math.sqrt(beta) for beta in beta_ends(timesteps))
     return from_betas(torch.linspace(first, last, timesteps, dtype=torch.float64) ** 2)
 

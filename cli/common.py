@@ -11,7 +11,7 @@ MAX_SEED = 2**63 - 1
 def dataset_flag(default: str | None, help: str, **nature):
     """The --dataset of a command; `custom` is another word for `folder` (see `resolve_dataset`)."""
     choices = (*DATASETS, "custom")
-    return flag(default, help, group="data", choices=choices, metavar="NAME", **nature)
+    return flag(default, help, group="data", choices=choices, **nature)
 
 
 def resolve_dataset(name: str | None) -> str | None:
@@ -34,7 +34,7 @@ class DataFlags(Flags):
     )
     image_size: int | None = data_flag(
         None, "resize to N x N pixels (default: the data set's size; folder: 64)",
-        parse=number(int, 1, 4096), metavar="N", fixed=True,
+        parse=number(int, 1, 4096), fixed=True,
     )  # fmt: skip
     no_download: bool = flag(
         False, "fail at once if the data set is missing", group="data", switch="on"
@@ -65,7 +65,7 @@ class SeedFlags(Flags):
 
     seed: int = flag(
         0, "seed of all random numbers", group="machine", parse=number(int, 0, MAX_SEED),
-        metavar="N", section="train", fixed=True, decides="value", unless=("invert",),
+        section="train", fixed=True, decides="value", unless=("invert",),
     )  # fmt: skip
 
 

@@ -17,52 +17,29 @@ class Declaration(NamedTuple):
     """What is known of a flag besides its name and default."""
 
     help: str  # one line
-    group: str  # heading in --help
-    parse: Callable[[str], object]  # text to value; raises argparse.ArgumentTypeError
-    choices: Sequence[str] | None
-    metavar: str | None
-    nargs: str | int | None
-    const: object  # value of the flag without an argument, where nargs is "?"
-    switch: str | None  # "on" for --flag, "on-off" for --flag and --no-flag
-    names: tuple[str, ...]  # further spellings
-    positional: bool
-    required: bool
-    section: str | None  # of a run's configuration, where it is saved; None: of the command alone
-    fixed: bool  # a resumed run must have the same value
-    limit: bool  # a length of the run; giving one on resume replaces all
-    needs: tuple[str, ...]  # has an effect only with one of these flags
-    unless: tuple[str, ...]  # has no effect with any of these flags
-    decides: str | None  # samples depend on its "value", or on the content of the "file" it names
-    use: str  # in evaluate.py: "drawing", "likelihood", or "" for both
+    group: str = "options"  # heading in --help
+    parse: Callable[[str], object] = str  # raises argparse.ArgumentTypeError
+    choices: Sequence[str] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    nargs: str | int | None = None
+    const: object = None  # value of the flag without an argument, where nargs is "?"
+    switch: str | None = None  # "on" for --flag, "on-off" for --flag and --no-flag
+    names: tuple[str, ...] = ()  # further spellings
+    positional: bool = False
+    required: bool = False
+    section: str | None = None  # of a run's configuration; None for a flag of the command alone
+    fixed: bool = False  # a resumed run must have the same value
+    limit: bool = False  # a length of the run; giving one on resume replaces all
+    needs: tuple[str, ...] = ()  # has an effect only with one of these flags
+    unless: tuple[str, ...] = ()  # has no effect with any of these flags
+    decides: str | None = None  # samples depend on its "value", or on the "file" that it names
+    use: str = ""  # in evaluate.py: for "drawing" or for "likelihood"; "" for both
 
 
-def flag(
-    default: object = None,
-    help: str = "",
-    *,
-    group: str = "options",
-    parse: Callable[[str], object] = str,
-    choices: Sequence[str] | None = None,
-    metavar: str | None = None,
-    nargs: str | int | None = None,
-    const: object = None,
-    switch: str | None = None,
-    names: tuple[str, ...] = (),
-    positional: bool = False,
-    required: bool = False,
-    section: str | None = None,
-    fixed: bool = False,
-    limit: bool = False,
-    needs: tuple[str, ...] = (),
-    unless: tuple[str, ...] = (),
-    decides: str | None = None,
-    use: str = "",
-):
-    """A dataclass field that is a flag; see `Declaration`."""
-    values = locals()
-    declaration = Declaration(**{name: values[name] for name in Declaration._fields})
+def flag(default: object, help: str, **nature):
+    """A dataclass field that is a flag; for its nature see `Declaration`."""
     make = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(**make, metadata={"flag": declaration})
+    return field(**make, metadata={"flag": Declaration(help, **nature)})
 
 
 @dataclass(kw_only=True)
@@ -149,6 +126,7 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
             raise argparse.ArgumentTypeError(f"must be at most {LARGEST[kind]}, not {text}")
         return value
 
+    parse_number.metavar = "N" if kind is int else "X"
     return parse_number
 
 

@@ -3,7 +3,7 @@
 from cli.declare import ROOT, Declaration, option
 from cli.evaluation import EVALUATE
 from cli.export import EXPORT
-from cli.parser import Command, default_of, position
+from cli.parser import Command, default_of, metavar_of, position
 from cli.sampling import SAMPLE
 from cli.training import TRAIN
 from cli.visualization import VISUALIZE
@@ -52,7 +52,7 @@ def spelling(name: str, declared: Declaration) -> str:
         return option(name) + (
             f"`, `--no-{option(name)[2:]}" if declared.switch == "on-off" else ""
         )
-    value = declared.metavar or ""
+    value = metavar_of(declared) or ""
     value = " ".join(value) if isinstance(value, tuple) else value
     value = "{" + ",".join(declared.choices) + "}" if declared.choices else value
     more = " ..." if declared.nargs in ("+", "*") else ""

@@ -29,13 +29,13 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
         metavar="PATH")
     metrics: list[str] | None = flag(
         None, "what to measure (default: see docs/evaluation.md)", group="checkpoint",
-        choices=METRICS, nargs="+", metavar="NAME")
+        choices=METRICS, nargs="+")
     num_images: int | None = flag(
         None, "images per set (default: 2000, or all of --samples; bpd: 32)", group="checkpoint",
-        parse=number(int, 2, 10**6), metavar="N")
+        parse=number(int, 2, 10**6))
     repeats: int = flag(
         3, "sets sampled with different seeds, to show the spread", group="checkpoint",
-        parse=number(int, 1, 100), metavar="N", use="drawing")
+        parse=number(int, 1, 100), use="drawing")
     inception_weights: str | None = flag(
         None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth", group="checkpoint",
         metavar="FILE", use="drawing")
@@ -49,11 +49,11 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
         choices=("test", "validation"))
     image_size: int | None = flag(
         None, "--samples: resize the data set to N x N pixels", group="data",
-        parse=number(int, 1, 4096), metavar="N", needs=("samples",))
+        parse=number(int, 1, 4096), needs=("samples",))
 
     ode_steps: int = flag(
         100, "steps of the ODE, at most T; the bound takes all T", group="bits per dimension",
-        parse=number(int, 2), metavar="N", needs=("checkpoint",), use="likelihood")
+        parse=number(int, 2), needs=("checkpoint",), use="likelihood")
     precision: str | None = precision_flag(
         None, "number format of the network (default: auto; bpd: fp32)", needs=("checkpoint",))
     output: str | None = flag(

@@ -149,7 +149,7 @@ def add_argument(parser, field: Field, declared: Declaration) -> None:
         parser.add_argument(off, dest=field.name, action="store_false", help=argparse.SUPPRESS)
     else:
         options |= {"type": declared.parse, "choices": declared.choices}
-        options["metavar"] = declared.metavar
+        options["metavar"] = metavar_of(declared)
         if declared.nargs is not None:
             options |= {"nargs": declared.nargs, "const": declared.const}
     if declared.positional:
@@ -159,6 +159,13 @@ def add_argument(parser, field: Field, declared: Declaration) -> None:
         options["required"] = True
     names = [option(field.name), *declared.names]
     parser.add_argument(*names, dest=field.name, **options)
+
+
+def metavar_of(declared: Declaration) -> str | tuple[str, ...] | None:
+    """How --help shows the value of a flag; None for its choices."""
+    if declared.metavar or (declared.choices and not is_long(declared.choices)):
+        return declared.metavar
+    return "NAME" if declared.choices else getattr(declared.parse, "metavar", None)
 
 
 def help_text(field: Field, declared: Declaration) -> str:

@@ -24,8 +24,8 @@ class SamplerFlags(Flags):
     """How to go from noise to data."""
 
     class_id: str | list[int] | None = drawing_flag(
-        None, "a class, several (0,1,2) or all (default: cycle through all classes)",
-        group=CLASSES, parse=class_ids, metavar="ID", decides="value")
+        None, "a class, several (0,1,2) or all (default: cycle through all classes)", group=CLASSES,
+        parse=class_ids, metavar="ID", decides="value")
     guidance_scale: float = drawing_flag(
         1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=CLASSES,
         parse=number(float, 0), metavar="W", decides="value")
@@ -35,51 +35,51 @@ class SamplerFlags(Flags):
         needs=("guidance_scale",))
     guidance_rescale: float = drawing_flag(
         0.0, "restore the output's unguided standard deviation, 0 to 1", group=CLASSES,
-        parse=number(float, 0, 1), metavar="X", decides="value", needs=("guidance_scale",))
+        parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))
 
     sampler: str = drawing_flag(
-        "auto", "sampler; auto is the best known", group="sampler", metavar="NAME",
+        "auto", "sampler; auto is the best known", group="sampler",
         choices=("auto", *keys("samplers.py", "SAMPLERS")))
     steps: int | None = drawing_flag(
         None, "sampling steps, at most T (default: the sampler's)", group="sampler",
-        parse=number(int, 1), metavar="N")
+        parse=number(int, 1))
     spacing: str | None = drawing_flag(
         None, "timesteps that the steps visit (default: the sampler's)", group="sampler",
-        metavar="NAME", choices=keys("schedules.py", "SPACINGS"))
+        choices=keys("schedules.py", "SPACINGS"))
     timesteps: int | None = drawing_flag(
         None, "expected timesteps of the checkpoint; an error if they differ", group="sampler",
         parse=number(int, 2), metavar="T")
     batch_size: int | None = drawing_flag(
         None, "batch size (default: 64, fewer above 64x64 pixels; points: 2000)", group="sampler",
-        parse=number(int, 1), metavar="N", use="", unless=("invert",))
+        parse=number(int, 1), use="", unless=("invert",))
 
     eta: float | None = drawing_flag(
         None, "ddim: fresh noise per step, from 0 to 1 (as ddpm) (default: 0)", group=OPTIONS,
-        parse=number(float, 0, 1), metavar="X")
+        parse=number(float, 0, 1))
     variance: str | None = drawing_flag(
-        None, "ddpm: variance (default: learned if the network has it, else small)",
-        group=OPTIONS, choices=("small", "large", "learned"))
+        None, "ddpm: variance (default: learned if the network has it, else small)", group=OPTIONS,
+        choices=("small", "large", "learned"))
     churn: float | None = drawing_flag(
         None, "euler, heun: S_churn, noise added before each step (default: 0)", group=OPTIONS,
-        parse=number(float, 0), metavar="X")
+        parse=number(float, 0))
     churn_min: float | None = drawing_flag(
         None, "euler, heun: S_min, lowest sigma / alpha with churn (default: 0)", group=OPTIONS,
-        parse=number(float, 0), metavar="X", needs=("churn",))
+        parse=number(float, 0), needs=("churn",))
     churn_max: float | None = drawing_flag(
-        None, "euler, heun: S_max, highest sigma / alpha with churn (default: none)",
-        group=OPTIONS, parse=number(float, 0), metavar="X", needs=("churn",))
+        None, "euler, heun: S_max, highest sigma / alpha with churn (default: none)", group=OPTIONS,
+        parse=number(float, 0), needs=("churn",))
     churn_noise: float | None = drawing_flag(
-        None, "euler, heun: S_noise, standard deviation of that noise (default: 1)",
-        group=OPTIONS, parse=number(float, 0), metavar="X", needs=("churn",))
+        None, "euler, heun: S_noise, standard deviation of that noise (default: 1)", group=OPTIONS,
+        parse=number(float, 0), needs=("churn",))
     order: int | None = drawing_flag(
         None, "unipc: order of predictor and corrector (default: 3)", group=OPTIONS,
-        parse=number(int, 1, 4), metavar="N")
+        parse=number(int, 1, 4))
     gamma: float | None = drawing_flag(
         None, "gamma: extrapolation beyond each step; 1 is ddim (default: 2)", group=OPTIONS,
-        parse=number(float, 0), metavar="X")
+        parse=number(float, 0))
     mu: float | None = drawing_flag(
-        None, "gamma: fresh noise, from 0 to 0.5 (as ddpm) and beyond (default: 0)",
-        group=OPTIONS, parse=number(float, 0, 0.99), metavar="X")
+        None, "gamma: fresh noise, from 0 to 0.5 (as ddpm) and beyond (default: 0)", group=OPTIONS,
+        parse=number(float, 0, 0.99))
 
 
 @dataclass(kw_only=True)
@@ -90,7 +90,7 @@ class SamplingRequest(SamplerFlags, MachineFlags):
     raw: bool = raw_flag()
     num_images: int | None = flag(
         None, "number of samples (default: 64; several classes 8 of each; points 2000)",
-        group="checkpoint", parse=number(int, 1, 10**6), metavar="N", names=("--num-samples",),
+        group="checkpoint", parse=number(int, 1, 10**6), names=("--num-samples",),
         unless=("invert",))
 
     start_from: str | None = flag(
@@ -98,7 +98,7 @@ class SamplingRequest(SamplerFlags, MachineFlags):
         decides="file")
     strength: float = flag(
         0.6, "--start-from: share of the sampling steps to take", group=EDITING,
-        parse=number(float, 0.001, 1), metavar="X", needs=("start_from",), decides="value")
+        parse=number(float, 0.001, 1), needs=("start_from",), decides="value")
     inpaint: str | None = flag(
         None, "keep this image where --mask is white, and sample the rest", group=EDITING,
         metavar="IMAGE", decides="file")
@@ -107,10 +107,9 @@ class SamplingRequest(SamplerFlags, MachineFlags):
         decides="file")
     resamplings: int = flag(
         10, "--inpaint: repetitions of each step", group=EDITING, parse=number(int, 1, 1000),
-        metavar="N", needs=("inpaint",), decides="value")
+        needs=("inpaint",), decides="value")
     interpolate: bool = flag(
-        False, "a strip of images between two noises", group=EDITING, switch="on",
-        decides="value")
+        False, "a strip of images between two noises", group=EDITING, switch="on", decides="value")
     invert: str | None = flag(
         None, "from this image to its noise and back; print the error", group=EDITING,
         metavar="IMAGE")

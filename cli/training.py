@@ -46,26 +46,24 @@ class RunConfig(DataFlags, MachineFlags):
         needs=("resume",))
 
     model: str | None = network_flag(
-        None, "network (default: unet for images, mlp for points)", metavar="NAME",
+        None, "network (default: unet for images, mlp for points)",
         choices=keys("models/__init__.py", "MODELS"))
     channels: int | None = network_flag(
-        None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1),
-        metavar="N")
+        None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1))
     multipliers: list[int] | None = network_flag(
         None, "unet: width of each level, times --channels (default: 1 2)", parse=number(int, 1),
-        nargs="+", metavar="N")
+        nargs="+")
     blocks: int | None = network_flag(
-        None, "blocks per level (unet: 1) or in total (dit: 6, mlp: 4)", parse=number(int, 1),
-        metavar="N")
+        None, "blocks per level (unet: 1) or in total (dit: 6, mlp: 4)", parse=number(int, 1))
     attention_resolutions: list[int] | None = network_flag(
         None, "unet: feature map sizes with self-attention, besides the middle",
-        parse=number(int, 1), nargs="*", metavar="N")
+        parse=number(int, 1), nargs="*")
     dropout: float | None = network_flag(
         None, "unet, dit, mlp: dropout probability (default: 0)", parse=number(float, 0, 0.99),
         metavar="P")
     patch_size: int | None = network_flag(
         None, "unet, dit: side of a patch (default: 2, 4; below 16 pixels 1, 2)",
-        parse=number(int, 1), metavar="N")
+        parse=number(int, 1))
     long_skips: bool | None = network_flag(
         None, "dit: connect the first blocks to the last, as U-ViT does", switch="on")
     list_models: bool = flag(
@@ -78,22 +76,22 @@ class RunConfig(DataFlags, MachineFlags):
     timesteps: int = process_flag(
         1000, "steps of the forward process", parse=number(int, 2), metavar="T")
     schedule: str = process_flag(
-        "cosine", "noise schedule", metavar="NAME", choices=keys("schedules.py", "SCHEDULES"))
+        "cosine", "noise schedule", choices=keys("schedules.py", "SCHEDULES"))
     zero_terminal_snr: bool = process_flag(
         False, "shift the schedule so that it ends in pure noise", switch="on")
     prediction: str | None = process_flag(
-        None, "what the network predicts (default: flow; edm schedule: edm)", metavar="NAME",
+        None, "what the network predicts (default: flow; edm schedule: edm)",
         choices=keys("objectives.py", "PREDICTIONS"))
     learn_sigma: bool = process_flag(
         False, "also learn the variance of the reverse steps", switch="on")
     loss_weight: str = process_flag(
-        "uniform", "weight of the error at each noise level", metavar="NAME",
+        "uniform", "weight of the error at each noise level",
         choices=keys("objectives.py", "LOSS_WEIGHTS"))
     timestep_sampling: str | None = objective_flag(
-        None, "choice of t (default: uniform; edm schedule: log-normal)", metavar="NAME",
+        None, "choice of t (default: uniform; edm schedule: log-normal)",
         choices=keys("objectives.py", "TIMESTEP_SAMPLINGS"))
     noise_assignment: str = objective_flag(
-        "independent", "assignment of noise to the images of a batch", metavar="NAME",
+        "independent", "assignment of noise to the images of a batch",
         choices=keys("objectives.py", "NOISE_ASSIGNMENTS"))
     class_conditional: bool = objective_flag(
         False, "condition the network on class labels", switch="on-off")
@@ -102,40 +100,36 @@ class RunConfig(DataFlags, MachineFlags):
         metavar="P", needs=("class_conditional", "preset", "resume"))
 
     epochs: int | None = length_flag(
-        "passes over the data (default: 20 if there is no limit)", parse=number(int, 1),
-        metavar="N")
-    max_steps: int | None = length_flag("training steps", parse=number(int, 1), metavar="N")
+        "passes over the data (default: 20 if there is no limit)", parse=number(int, 1))
+    max_steps: int | None = length_flag("training steps", parse=number(int, 1))
     max_minutes: float | None = length_flag(
         "wall-clock minutes; the learning-rate decay is fitted to them",
         parse=number(float, 0.05, 10**6), metavar="M")
 
     batch_size: int | None = train_flag(
-        None, "batch size (default: 128; points: 512)", parse=number(int, 1), metavar="N")
+        None, "batch size (default: 128; points: 512)", parse=number(int, 1))
     grad_accum: int = train_flag(
-        1, "batches per training step, by gradient accumulation", parse=number(int, 1),
-        metavar="N")
+        1, "batches per training step, by gradient accumulation", parse=number(int, 1))
     grad_checkpoint: bool | None = train_flag(
         None, "recompute activations in the backward pass", switch="on-off")
     optimizer: str | None = train_flag(
         None, "muon: matrices, adamw the rest (default: muon; points: adamw)", fixed=True,
         choices=keys("training/optimizers.py", "OPTIMIZERS"))
     lr: float | None = train_flag(
-        None, "peak learning rate (default: 0.003; points: 0.002)", parse=number(float, 0),
-        metavar="X")
+        None, "peak learning rate (default: 0.003; points: 0.002)", parse=number(float, 0))
     lr_decay: str = train_flag(
         "cosine", "learning-rate decay after the warm-up",
         choices=keys("training/plan.py", "LR_DECAYS"))
     warmup_steps: int = train_flag(
-        100, "steps of linear warm-up of the learning rate", parse=number(int, 0), metavar="N")
+        100, "steps of linear warm-up of the learning rate", parse=number(int, 0))
     grad_clip: float = train_flag(
-        1.0, "maximum norm of the gradient; 0 disables clipping", parse=number(float, 0),
-        metavar="X")
+        1.0, "maximum norm of the gradient; 0 disables clipping", parse=number(float, 0))
     ema_decay: float = train_flag(
         0.9999, "limit of the decay of the weights' moving average",
-        parse=number(float, 0, 0.999999), metavar="X")
+        parse=number(float, 0, 0.999999))
     validation: int | None = train_flag(
         None, "held-out items (default: 1/20 of the data, at most 1024)", parse=number(int, 0),
-        metavar="N", fixed=True)
+        fixed=True)
 
     precision: str = precision_flag(
         "auto", "number format; auto uses bf16 where the hardware has it", section="train")
@@ -151,29 +145,26 @@ class RunConfig(DataFlags, MachineFlags):
     output_dir: str = flag("outputs", "folder of the run", group="output", metavar="DIR")
     sample_interval: int | None = train_flag(
         None, "epochs between sample grids; 0: only at the end (default: 1; points: 5)", "output",
-        parse=number(int, 0), metavar="N")
+        parse=number(int, 0))
     eval_interval: int = train_flag(
         0, "epochs between measurements of the classifier-FID; 0: none", "output",
-        parse=number(int, 0), metavar="N")
+        parse=number(int, 0))
     save_interval: int = train_flag(
-        5, "epochs between checkpoints; 0: only at the end", "output", parse=number(int, 0),
-        metavar="N")
+        5, "epochs between checkpoints; 0: only at the end", "output", parse=number(int, 0))
     keep: int | None = train_flag(
         None, "keep only the newest N of these checkpoints (default: all)", "output",
-        parse=number(int, 1), metavar="N")
+        parse=number(int, 1))
     save_every_steps: int = train_flag(
-        0, "steps between checkpoints of which 3 are kept; 0: none", "output",
-        parse=number(int, 0), metavar="N")
+        0, "steps between checkpoints of which 3 are kept; 0: none", "output", parse=number(int, 0))
     save_every_minutes: float = train_flag(
         10, "minutes between checkpoints of which 3 are kept; 0: none", "output",
         parse=number(float, 0), metavar="M")
     tensorboard: bool = flag(
         False, "also log for TensorBoard, in the run's folder", group="output", switch="on")
     resume: str | None = flag(
-        None, "resume the run in --output-dir, or this checkpoint; else start it",
-        group="output", nargs="?", const="newest", metavar="CHECKPOINT")
-    overwrite: bool = flag(
-        False, "replace the run in --output-dir", group="output", switch="on")
+        None, "resume the run in --output-dir, or this checkpoint; else start it", group="output",
+        nargs="?", const="newest", metavar="CHECKPOINT")
+    overwrite: bool = flag(False, "replace the run in --output-dir", group="output", switch="on")
 
     def check(self) -> None:
         super().check()

@@ -23,14 +23,14 @@ class VisualizationRequest(DataFlags, MachineFlags):
         metavar="DIR", unless=LEARNED)
     image_size: int | None = flag(
         None, "resize to N x N pixels (default: the data set's size; folder: 64)", group="data",
-        parse=number(int, 1, 4096), metavar="N", unless=LEARNED)
+        parse=number(int, 1, 4096), unless=LEARNED)
     num_images: int = flag(
-        8, "rows of images; 2000 points are always shown", group="data",
-        parse=number(int, 1, 64), metavar="N", unless=LEARNED)
+        8, "rows of images; 2000 points are always shown", group="data", parse=number(int, 1, 64),
+        unless=LEARNED)
 
     schedule: str = flag(
-        "cosine", "noise schedule", group="process", metavar="NAME",
-        choices=keys("schedules.py", "SCHEDULES"), unless=LEARNED)
+        "cosine", "noise schedule", group="process", choices=keys("schedules.py", "SCHEDULES"),
+        unless=LEARNED)
     timesteps: list[int] = flag(
         COLUMNS, "timesteps to show, one a column", group="process",
         parse=number(int, 0, TIMESTEPS - 1), nargs="+", metavar="T", unless=LEARNED)
@@ -45,10 +45,10 @@ class VisualizationRequest(DataFlags, MachineFlags):
         metavar="DIR", unless=("field",))
     epochs: list[int] | None = flag(
         None, "only the checkpoints of these epochs (default: at most 12, evenly)", group="run",
-        parse=number(int, 1), nargs="+", metavar="N", needs=("run",))
+        parse=number(int, 1), nargs="+", needs=("run",))
     steps: int | None = flag(
         None, "sampling steps, at most T (default: 50)", group="run", parse=number(int, 1),
-        metavar="N", needs=("run",))
+        needs=("run",))
     device: str = flag(
         "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
         metavar="NAME", needs=("run",))
