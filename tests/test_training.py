@@ -206,15 +206,12 @@ def test_loss_plot(tmp_path):
     from PIL import Image
 
     rows = [{"step": s, "loss": 1 / s} for s in range(1, 50)]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
+    plot_loss(rows, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
-    with open(tmp_path / "m.jsonl", "a") as file:
-        file.write(json.dumps({"step": 40, "epoch": 1, "validation_loss": 0.01}) + "\n")
-    plot_loss(tmp_path / "m.jsonl", tmp_path / "both.png")
+    plot_loss([*rows, {"step": 40, "validation_loss": 0.01}], tmp_path / "both.png")
     assert (tmp_path / "both.png").read_bytes() != (tmp_path / "loss.png").read_bytes()
-    plot_loss(tmp_path / "none.jsonl", tmp_path / "empty.png")  # a run without a row yet
+    plot_loss([], tmp_path / "empty.png")  # a run without metrics yet
     assert (tmp_path / "empty.png").exists()
 
 
