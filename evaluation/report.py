@@ -133,15 +133,15 @@ def snapshots_of(folder: RunFolder) -> tuple[list[Snapshot], list[str]]:
     epochs = {row["step"]: row["epoch"] for row in rows if matches_type(row.get("epoch"), int)}
     epochs |= named
     last_steps = {epoch: step for step, epoch in sorted(epochs.items())}
-    # The newest epoch may still be going on.
-    over = last_steps.keys() - {max(last_steps, default=None)}
-    over |= {epochs.get(step) for step in [*named, steps.get(folder.final)]}
+    # The newest epoch may still be in progress.
+    ended_epochs = last_steps.keys() - {max(last_steps, default=None)}
+    ended_epochs |= {epochs.get(step) for step in [*named, steps.get(folder.final)]}
     regular = {path: step for path, step in steps.items() if path != folder.best}
     snapshots = {}
     for path, step in (regular or steps).items():
         epoch = epochs.get(step)
         label = f"step {step:,}" + (f", epoch {epoch}" if epoch else "")
-        ended = epoch if epoch in over and last_steps.get(epoch) == step else None
+        ended = epoch if epoch in ended_epochs and last_steps.get(epoch) == step else None
         snapshots.setdefault(step, Snapshot(step, label, path, ended))
     return sorted(snapshots.values()), [f"Left out: {error}." for error in damaged]
 
@@ -217,7 +217,7 @@ def write_report(run_folder: str | Path, learning: Learning | None = None) -> Pa
     if step != total:
         notes.append(f"The run is not finished: step {step:,}{f' of {total:,}' if total else ''}.")
     seconds = duration(max([newest.get("seconds", 0), *column(metrics, "seconds")[1]]))
-    kind = "points" if "dim" in config.get("data", {}) else "images"
+    kind = kind_of(item_shape(config["data"])) if config else "images"
     facts = facts_of(config, metrics, kind)
     conditional = config.get("model", {}).get("num_classes") and kind == "images"
     html = render(
