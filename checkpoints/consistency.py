@@ -160,23 +160,23 @@ def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
             if not same and key != "lr":
                 raise ValueError(f"the optimizer's {key} is {old[key]}; it must be {value}")
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    dimensions = state_dimensions(type(optimizer))
+    example = example_state(type(optimizer))
     for number, weight in enumerate(weights):
         state = saved["state"].get(number, {})  # empty before the first update
-        if not isinstance(state, dict) or state.keys() not in (dimensions.keys(), set()):
+        if not isinstance(state, dict) or state.keys() not in (example.keys(), set()):
             raise ValueError(f"the optimizer's state of weight {number} has other fields")
         for name, value in state.items():
-            shape = weight.shape if dimensions[name] else ()
-            if not isinstance(value, Tensor) or value.shape != shape:
-                raise ValueError(f"the optimizer's {name} does not have the shape of its weight")
-            if value.dtype != weight.dtype:
-                raise ValueError(f"the optimizer's {name} is not {weight.dtype}")
+            wanted = weight if example[name].ndim else example[name]  # a number has no dimensions
+            if not isinstance(value, Tensor) or value.shape != wanted.shape:
+                raise ValueError(f"the optimizer's {name} is not of shape {tuple(wanted.shape)}")
+            if value.dtype != wanted.dtype:
+                raise ValueError(f"the optimizer's {name} is not {wanted.dtype}")
 
 
-def state_dimensions(optimizer_class: type[torch.optim.Optimizer]) -> dict[str, int]:
-    """Dimensions of each tensor that an optimizer keeps for a 2-D weight: 2, or 0 for a number."""
+def example_state(optimizer_class: type[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """State that an optimizer of this class keeps for a 2-D weight."""
     weight = nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.zeros(1, 1)
     optimizer = optimizer_class([weight], lr=0.0)
     optimizer.step()
-    return {name: value.ndim for name, value in optimizer.state[weight].items()}
+    return dict(optimizer.state[weight])

@@ -478,6 +478,16 @@ def test_a_given_network_must_fit_the_weights(checkpoint, custom):
     torch.testing.assert_close(dict(model.state_dict()), checkpoint["model"], rtol=0, atol=0)
 
 
+def test_a_network_in_double_precision_can_resume(custom):
+    network = MyNet().double()
+    optimizer = torch.optim.AdamW(network.parameters())
+    sum(p.sum() for p in network.parameters()).backward()
+    optimizer.step()
+    saved = {**custom, **dict.fromkeys(("model", "ema"), network.state_dict())}
+    saved["optimizer"] = {"adamw": optimizer.state_dict()}
+    require_state(saved, network, {"adamw": optimizer})
+
+
 INVALID_CUSTOM = {
     "data.shape": [None, 3, "3", [], [0], [-1], [True], [1.5], ["3"], [3, 3], [1, 2, 3, 4]]
     + [[3, 0, 3], [2**24 + 1], [2**9] * 3, [2**62]],
@@ -555,12 +565,12 @@ def test_large_images_are_sampled_in_small_batches(script, checkpoint, tmp_path)
     [
         ("train", "lr", "fast", "argument --lr: 'fast' is not a number"),
         ("train", "lr", -1.0, "must be at least 0, not -1.0"),
-        ("train", "lr", [0.1], "argument --lr: '[0.1]' is not a number"),
+        ("train", "lr", [0.1], "argument --lr: [0.1] is not a valid value"),
         ("train", "batch_size", 0, "argument --batch-size: must be at least 1, not 0"),
         ("train", "grad_accum", True, "argument --grad-accum: 'True' is not a whole number"),
         ("train", "update_size", True, "train.update_size cannot be True"),
         ("train", "optimizer", "sgd", "invalid choice: 'sgd'"),
-        ("train", "class_conditional", "no", "argument --class-conditional: no is of no use"),
+        ("train", "class_conditional", "no", "--class-conditional: no is not a valid value"),
         ("train", "max_steps", 10**40, "is not a checkpoint of Tiny Diffusion"),
         ("data", "data_dir", 5, "data.data_dir cannot be 5"),
         ("data", "fit", ["crop"], "argument --fit"),
