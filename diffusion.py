@@ -2,14 +2,13 @@
 
     x_t = alpha_t * x_0 + sigma_t * noise            (Ho et al. 2020, arXiv:2006.11239, eq. 4)
 
-The process knows nothing of networks, data sets or devices: a network is an argument, the data may
-have any shape, and the tables are computed once in float64 and kept as float32 buffers. The
-schedules themselves are in `schedules.py`; what a network's output means, in `objectives.py`.
+The process does not depend on networks, data sets or devices: a network is an argument, data may
+have any shape, and tables are computed once in float64 and stored as float32 buffers. Schedules are
+in `schedules.py`, and what a network's output means in `objectives.py`.
 """
 
 from collections.abc import Sequence
-from math import hypot, inf, log
-from typing import NamedTuple, Protocol
+from math import inf, log
 
 import torch
 import torch.nn.functional as F
@@ -26,49 +25,9 @@ from objectives import (
     gaussian_kl,
     gaussian_nll,
 )
-from schedules import MAX_TIMESTEPS, SCHEDULES, SPACINGS
+from samplers import AUTO, SAMPLERS, generate
+from schedules import CLEAN, MAX_TIMESTEPS, SCHEDULES, SPACINGS, Level
 from utils import NoisePerImage, autocast, pick
-
-
-class Level(NamedTuple):
-    """A noise level of the walk back, in Python floats: a sampler's coefficients are exact."""
-
-    t: int  # 0 ... T-1, and -1 for clean data
-    alpha: float
-    sigma: float
-
-    @property
-    def scale(self) -> float:
-        """Standard deviation of x_t for data of standard deviation 1: 1 if variance-preserving."""
-        return hypot(self.alpha, self.sigma)
-
-    @property
-    def ratio(self) -> float:
-        """sigma / alpha, the noise level of Karras et al. 2022; infinite for pure noise."""
-        return self.sigma / self.alpha if self.alpha > 0 else inf
-
-    @property
-    def log_ratio(self) -> float:
-        """log(alpha / sigma), lambda of Lu et al. 2022; from -inf, pure noise, to inf, clean."""
-        if self.alpha == 0 or self.sigma == 0:
-            return -inf if self.alpha == 0 else inf
-        return log(self.alpha) - log(self.sigma)
-
-
-CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)
-
-
-class Denoise(Protocol):
-    """What samplers need of a denoiser."""
-
-    def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) that the network sees in x_t."""
-
-    def nearest(self, ratio: float) -> Level:
-        """The level of the process whose sigma / alpha is nearest; only churn asks for it."""
-
-    def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_0, eps, fraction) of a network that has learned its variance; only ddpm asks."""
 
 
 class GaussianDiffusion(nn.Module):
@@ -85,7 +44,7 @@ class GaussianDiffusion(nn.Module):
             points have no bounds.
         zero_terminal_snr: end in pure noise (a variance-preserving schedule does so only nearly).
         sigma_data: the data's standard deviation, the unit of the prediction's formulas and of the
-            network's inputs. 1 leaves both as they are in the papers; `edm` wants the true one.
+            network's inputs. 1 gives the formulas of the papers; `edm` needs the true one.
         loss_weight: a name in `LOSS_WEIGHTS`.
         learn_sigma: the network's output has a second half of channels, the variance of the
             reverse steps (Nichol & Dhariwal 2021, section 3.1).
@@ -132,7 +91,7 @@ class GaussianDiffusion(nn.Module):
             end = "zero_terminal_snr" if zero_terminal_snr else f"the schedule {schedule}"
             raise ValueError(
                 f"prediction eps cannot be used with {end}: it ends in pure noise, where the noise "
-                "says nothing of the data; use v, flow, x_0 or edm"
+                "does not determine the data; use v, flow, x_0 or edm"
             )
 
         alpha_prev = F.pad(alpha[:-1], (1, 0), value=1.0)
@@ -222,7 +181,7 @@ class GaussianDiffusion(nn.Module):
         else:
             error = (self.x_0(out, x_t, alpha, sigma) - x_0) / s
             loss = (self.weight((s * alpha / sigma) ** 2) * error.square()).mean()
-        if self.learn_sigma:  # which the bound teaches, and the mean does not hear of
+        if self.learn_sigma:  # the mean is detached: the bound trains only the variance
             x_0_hat = self.x_0(out.detach(), x_t, alpha, sigma)
             bound = self.timesteps * self.bound(x_0_hat, fraction, x_0, x_t, t).mean()
             loss = loss + 0.001 * bound
@@ -231,11 +190,11 @@ class GaussianDiffusion(nn.Module):
     def bound(
         self, x_0_hat: Tensor, fraction: Tensor | None, x_0: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        """The variational bound's term of the timesteps t, (B,), in bits per dimension.
+        """The term of the variational bound at timesteps t, (B,), in bits per dimension.
 
         KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 -log p(x_0 | x_1), for pixels
-        as a probability of the 256 values (Ho et al. 2020, eq. 5 and 13). x_0_hat is what the
-        network sees in x_t, `fraction` the learned variance's place, as `split` gives it.
+        as a probability of the 256 values (Ho et al. 2020, eq. 5 and 13). x_0_hat is
+        the predicted x_0, and `fraction` the learned variance, as `split` returns it.
         """
         mean, _ = self.q_posterior(x_0, x_t, t)
         mean_hat, _ = self.q_posterior(x_0_hat, x_t, t)
@@ -251,15 +210,15 @@ class GaussianDiffusion(nn.Module):
         return nats.flatten(1).mean(dim=1) / log(2)
 
     def split(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A network's output as the prediction and, with `learn_sigma`, the variance's place
-        between the posterior's (0) and beta (1)."""
+        """Split a network's output into the prediction and, with `learn_sigma`, the variance, as a
+        fraction between the posterior's (0) and beta (1)."""
         if not self.learn_sigma:
             return out, None
         out, variance = out.chunk(2, dim=1)
         return out, (variance + 1) / 2
 
     def scaled(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """What the network sees of x_t."""
+        """x_t in the scale in which networks receive it."""
         return x_t * at(self.scale_in, t, x_t)
 
     def x_0(self, out: Tensor, x_t: Tensor, alpha, sigma) -> Tensor:
@@ -268,7 +227,7 @@ class GaussianDiffusion(nn.Module):
         return s * self.prediction.x_0(out, x_t, s * alpha, sigma)
 
     def levels(self, steps: int | None = None, spacing: str = "trailing") -> list[Level]:
-        """The walk from noise to clean data in `steps` steps (default: all T).
+        """The noise levels of sampling in `steps` steps (default: all T).
 
         Returns `steps` + 1 levels, the last of them `CLEAN`. `spacing` is a name in `SPACINGS`.
         Raises ValueError unless 1 <= steps <= T.
@@ -281,7 +240,7 @@ class GaussianDiffusion(nn.Module):
         return [self._levels[t] for t in chosen] + [CLEAN]
 
     def nearest(self, ratio: float) -> Level:
-        """The level whose sigma / alpha is nearest to `ratio`."""
+        """The level with sigma / alpha nearest to `ratio`."""
         t = schedules.nearest_index(self._ratio, torch.tensor([ratio], dtype=torch.float64))
         return self._levels[int(t)]
 
@@ -295,8 +254,8 @@ class GaussianDiffusion(nn.Module):
 class Denoiser:
     """A network as a function (x_t, level) -> (x_0, eps), without gradients.
 
-    `eps` is derived again from the clipped x_0, so that the two always fit x_t. `calls` counts the
-    calls of the network, and `seen` is the x_0 of the last.
+    `eps` is computed from the clipped x_0, so that both are consistent with x_t. `calls` counts the
+    calls of the network, and `seen` is the last predicted x_0.
 
     Args:
         diffusion, model: a process and the network that was trained for it.
@@ -340,7 +299,7 @@ class Denoiser:
 
     @torch.no_grad()
     def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x_0, eps, the learned variance's place between the posterior's and beta, or None)."""
+        """(x_0, eps, fraction): the last is the learned variance, or None."""
         out, fraction = self.output(x_t, level)
         x_0 = self.diffusion.x_0(out, x_t, level.alpha, level.sigma)
         if self.diffusion.clip:
@@ -350,7 +309,7 @@ class Denoiser:
         return x_0, eps, fraction
 
     def output(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
-        """The guided prediction, and the learned variance's place."""
+        """The guided prediction, and the fraction of the learned variance."""
         self.calls += 1
         t = torch.full((len(x_t),), level.t, device=x_t.device)
         x_in = self.diffusion.scaled(x_t, t)
@@ -411,7 +370,7 @@ class DDPM(nn.Module):
         count: int,
         shape: Sequence[int],
         *,
-        sampler: str = "dpmpp_2m_sde",
+        sampler: str = AUTO,
         steps: int = 50,
         condition: Condition | None = None,
         seed: int | None = None,
@@ -424,8 +383,6 @@ class DDPM(nn.Module):
             seed: fixes all noise; drawn from PyTorch's global generator where not given.
             guidance: options of `Denoiser`.
         """
-        from samplers import SAMPLERS, generate  # which import this module
-
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         noise_like = NoisePerImage(seed, range(count))
         noise = noise_like.draw(shape).to(self.diffusion.alpha.device)
@@ -435,6 +392,7 @@ class DDPM(nn.Module):
         *_, x_0 = generate(denoise, noise, levels, noise_like, pick(SAMPLERS, sampler, "sampler"))
         self.network.train(training)
         return x_0
+
 
 def call(model: nn.Module, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
     """Call a network; one without conditions may be any function of (x_t, t)."""

@@ -1,11 +1,12 @@
-"""The processes of one job, as torchrun starts them; without it, process 0 of 1.
+"""The processes of one job, as torchrun starts them; without torchrun, process 0 of 1.
 
-What a process is asked about the others is asked here: elsewhere nobody looks at ranks.
+All communication between processes is here.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 import torch
@@ -13,20 +14,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(hours=2)  # of a process that waits for others; one may be decoding a folder
+SINGLE = ContextVar("single", default=False)  # see `as_single_process`
 
 
 def launched() -> bool:
-    """Was this process started as one of several, by torchrun or something like it?"""
+    """Was this process started by torchrun or a similar launcher?"""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def job() -> str | None:
-    """The name of torchrun's job, which it keeps when it starts the processes again."""
+    """The name of the torchrun job, which a restart keeps."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def restarts() -> int:
-    """How often torchrun has started this job again, after one of its processes died."""
+    """How often torchrun has restarted this job after a process died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
@@ -35,7 +37,7 @@ def restarted() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs in a machine each process takes its own."""
+    """The device of this process: each process of a machine uses its own GPU."""
     if device.type == "cuda" and device.index is None and launched():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
@@ -43,9 +45,9 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """While open, the processes of the job can talk: by NCCL on GPUs, by Gloo elsewhere.
+    """While open, the processes of the job communicate: by NCCL on GPUs, by Gloo elsewhere.
 
-    Raises ConnectionError where one of them has gone.
+    Raises ConnectionError if one of them has ended.
     """
     if not launched():
         yield
@@ -55,7 +57,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several machines do not count restarts alike
-        # torchrun keeps the store over restarts: addresses of dead processes must not be found.
+        # torchrun keeps the store over restarts, with the addresses of dead processes.
         store = dist.PrefixStore(f"start_{restarts()}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     try:
@@ -63,45 +65,54 @@ def process_group(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise ConnectionError(
-                "another process of this job has ended or cannot be reached; if it said why, that "
-                "stands above or below"
+                "another process of this job has ended or cannot be reached; its own message, if "
+                "any, is above or below"
             ) from error
         raise
     finally:
         dist.destroy_process_group()
 
 
+@contextmanager
+def as_single_process() -> Iterator[None]:
+    """Within it, this process counts as the only one, and exchanges nothing with the others."""
+    token = SINGLE.set(True)
+    try:
+        yield
+    finally:
+        SINGLE.reset(token)
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ["RANK"]) if launched() else 0
+    return int(os.environ["RANK"]) if launched() and not SINGLE.get() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    """The number of processes."""
+    return int(os.environ["WORLD_SIZE"]) if launched() and not SINGLE.get() else 1
 
 
 def is_main() -> bool:
-    """Is this the process that prints and writes?"""
+    """Is this the main process, which prints and writes?"""
     return rank() == 0
 
 
 def say(text: str) -> None:
-    """Print, in the main process alone."""
+    """Print, in the main process only."""
     if is_main():
         print(text, flush=True)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the body first, the others after it: what it has fetched or
-    decoded into a file is there for them."""
+    """Run the body in the main process first, then in the others, which find its files."""
     if not is_main():
         barrier()
     yield
@@ -110,13 +121,13 @@ def main_first() -> Iterator[None]:
 
 
 def share(count: int) -> range:
-    """The part of range(count) that is this process's: parts differ by one at most."""
+    """This process's part of range(count); sizes differ by at most one."""
     first, last = (count * r // world_size() for r in (rank(), rank() + 1))
     return range(first, last)
 
 
 def largest(values: list[int], device: torch.device) -> list[int]:
-    """The largest of all processes' values, one by one: how they come to agree."""
+    """The elementwise maximum of all processes' values."""
     if world_size() == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.int64, device=device)
@@ -125,7 +136,7 @@ def largest(values: list[int], device: torch.device) -> list[int]:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean over all processes of a tensor of the same shape."""
+    """The mean of a tensor over all processes."""
     if world_size() > 1:
         x = x.clone()
         dist.all_reduce(x)
@@ -134,7 +145,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors (n, ...) of all processes, one after the other, on each of them; n may differ."""
+    """The tensors (n, ...) of all processes, concatenated; n may differ."""
     if world_size() == 1:
         return x
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]

@@ -1,4 +1,4 @@
-"""What a network learns: its target, the weight of an error, and which noise it is shown."""
+"""Training objectives: predictions, loss weights, and the choice of timesteps and noise."""
 
 from collections.abc import Callable
 from math import inf, log, pi
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """What a network's output means: two formulas over tensors, arrays or floats.
+    """What a network's output means: two formulas, for tensors, arrays or floats.
 
     They hold for any alpha and sigma; `r` below is sqrt(alpha^2 + sigma^2), which is 1 in the
     variance-preserving case.
@@ -82,7 +82,7 @@ def uniform(batch: int, ratio: Tensor) -> Tensor:
 
 
 def stratified(batch: int, ratio: Tensor) -> Tensor:
-    """Each t as likely as any other, but a batch covers them all evenly.
+    """All t are equally likely, and each batch covers them evenly.
 
     Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
     """
@@ -91,16 +91,16 @@ def stratified(batch: int, ratio: Tensor) -> Tensor:
 
 
 def logit_normal(batch: int, ratio: Tensor) -> Tensor:
-    """More often in the middle (Esser et al. 2024, arXiv:2403.03206, eq. 19, m = 0, s = 1)."""
+    """Middle timesteps are more likely (Esser et al. 2024, arXiv:2403.03206, eq. 19, s = 1)."""
     u = torch.randn(batch, device=ratio.device).sigmoid()
     return (u * len(ratio)).long().clamp(max=len(ratio) - 1)
 
 
 def log_normal(batch: int, ratio: Tensor) -> Tensor:
     """log(sigma / alpha) from N(-1.2, 1.2^2) (Karras et al. 2022, table 1)."""
-    log = ratio.log()
+    log_ratio = ratio.log()
     wanted = -1.2 + 1.2 * torch.randn(batch, device=ratio.device)
-    return torch.searchsorted((log[1:] + log[:-1]) / 2, wanted)
+    return torch.searchsorted((log_ratio[1:] + log_ratio[:-1]) / 2, wanted)
 
 
 TIMESTEP_SAMPLINGS: dict[str, Callable[[int, Tensor], Tensor]] = {
@@ -119,7 +119,7 @@ def independent(x_0: Tensor) -> Tensor:
 
 
 def optimal(x_0: Tensor) -> Tensor:
-    """The batch's noise dealt out so that the squared distances to the data sum to the least.
+    """Assign noise to the items of a batch with the least sum of squared distances.
 
     Li et al. 2024 (immiscible diffusion), arXiv:2406.12303; Tong et al. 2023, arXiv:2302.00482.
     """
@@ -132,7 +132,7 @@ def optimal(x_0: Tensor) -> Tensor:
 
 
 def nearest(x_0: Tensor, candidates: int = 4) -> Tensor:
-    """For each x_0 the nearest of a few noises of its own (Li et al. 2025, arXiv:2505.18521)."""
+    """For each x_0, the nearest of a few noise samples (Li et al. 2025, arXiv:2505.18521)."""
     noise = torch.randn(candidates, *x_0.shape, device=x_0.device, dtype=x_0.dtype)
     distance = (noise - x_0).flatten(2).square().sum(dim=2)  # (K, B)
     chosen = noise[distance.argmin(dim=0), torch.arange(len(x_0), device=x_0.device)]
@@ -168,13 +168,13 @@ def gaussian_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """-log of the probability that N(mean, var) gives to the bin of x, in nats, by element.
 
-    x lies on the 256 values k / 127.5 - 1, and the outermost bins reach to infinity (Ho et al.
-    2020, eq. 13).
+    x has the 256 values k / 127.5 - 1, and the outermost bins extend to infinity (Ho et al. 2020,
+    eq. 13).
     """
     std = (0.5 * log_var).exp()
     upper = torch.where(x > 0.999, inf, (x - mean + 1 / 255) / std)
     lower = torch.where(x < -0.999, -inf, (x - mean - 1 / 255) / std)
-    # The far side of the bell is mirrored: differences of numbers near 1 would lose their digits.
+    # The upper tail is mirrored, because differences of numbers near 1 lose precision.
     mirrored = lower > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)

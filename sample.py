@@ -30,7 +30,7 @@ from sampling.draw import (
     draw,
     draw_batches,
     evenly_spread,
-    invert,
+    reconstruct,
     own_batches,
     sum_of_all,
 )
@@ -94,9 +94,9 @@ def introduction(job: SamplingJob) -> str:
 def write_inversion(job: SamplingJob, output: Path) -> None:
     """Write an image and its reconstruction, in the main process."""
     if is_main():
-        images, how_close = invert(job)
+        images, how_close = reconstruct(job)
         say(how_close)
-        save(output, job.to_output(images), job.plan)
+        save(output, job.to_items(images), job.plan)
         say(f"the image and its reconstruction: {output}")
 
 
@@ -182,7 +182,7 @@ def what_is_kept(job: SamplingJob, parts: Parts) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM raise a KeyboardInterrupt whose argument is the signal.
+    """While open, Ctrl-C and SIGTERM raise KeyboardInterrupt with the number of the signal.
 
     Only the first signal raises, so that a second one does not interrupt the last message.
     """

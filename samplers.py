@@ -1,4 +1,4 @@
-"""The reverse process: walks from noise to data.
+"""The reverse process: samplers go from noise to data.
 
 Every sampler is a generator with one signature: `sampler(denoise, x, levels, noise_like,
 **options)`.
@@ -21,13 +21,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import expm1, inf, isfinite, sqrt
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from diffusion import Denoise, Level
+from schedules import Level
 
 NoiseLike = Callable[[Tensor], Tensor]
+
+
+class Denoise(Protocol):
+    """The interface of denoisers, as samplers call them."""
+
+    def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """The network's predictions (x_0, eps) for x_t."""
+
+    def nearest(self, ratio: float) -> Level:
+        """The level of the process with the nearest sigma / alpha; used by churn alone."""
+
+    def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_0, eps, fraction), for a network with a learned variance; used by ddpm alone."""
 
 
 def ddpm(
@@ -313,7 +327,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-AUTO = "dpmpp_2m_sde"  # drew the best digits for its calls
+AUTO = "dpmpp_2m_sde"  # gave the best digits for its number of network calls
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""How much signal and how much noise there is at each timestep, and which timesteps a walk visits.
+"""Noise schedules: signal and noise at each timestep, and the timesteps that sampling visits.
 
 A schedule gives alpha and sigma of `x_t = alpha_t * x_0 + sigma_t * noise`, two tables (T,) in
 float64 with t = 0 the least noisy. Betas follow from them.
@@ -6,6 +6,8 @@ float64 with t = 0 the least noisy. Betas follow from them.
 
 import math
 from collections.abc import Callable
+from math import hypot, inf, log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,34 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # of edm (Karras et al. 2022, table 1)
 RHO = 7.0  # (ibid.)
 
 Tables = tuple[Tensor, Tensor]  # alpha (T,), sigma (T,)
+
+
+class Level(NamedTuple):
+    """A noise level, in Python floats, so that the coefficients of samplers are exact."""
+
+    t: int  # 0 ... T-1, and -1 for clean data
+    alpha: float
+    sigma: float
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of x_t for data of standard deviation 1: 1 if variance-preserving."""
+        return hypot(self.alpha, self.sigma)
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, the noise level of Karras et al. 2022; infinite for pure noise."""
+        return self.sigma / self.alpha if self.alpha > 0 else inf
+
+    @property
+    def log_ratio(self) -> float:
+        """log(alpha / sigma), lambda of Lu et al. 2022; from -inf, pure noise, to inf, clean."""
+        if self.alpha == 0 or self.sigma == 0:
+            return -inf if self.alpha == 0 else inf
+        return log(self.alpha) - log(self.sigma)
+
+
+CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)
 
 
 def from_betas(betas: Tensor) -> Tables:
@@ -108,7 +138,7 @@ def zero_terminal_snr(alpha: Tensor, sigma: Tensor) -> Tables:
     return alpha, (1 - alpha**2).sqrt()
 
 
-# --- which timesteps a walk visits ----------------------------------------------------------------
+# --- spacing: the timesteps that sampling visits --------------------------------------------------
 
 # A spacing maps (the table of sigma / alpha (T,), steps) to timesteps from noisy to clean, in
 # floats: `distinct` rounds them.

@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Does the hardware multiply bfloat16 itself? Emulated, it is slower than float32."""
+    """Does the hardware support bfloat16? Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -67,7 +67,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def describe(device: torch.device, precision: str) -> str:
-    """One line on what computes: "cpu, 2 threads, bf16"."""
+    """A line that describes the device: "cpu, 2 threads, bf16"."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     if device.type == "cpu":
@@ -76,16 +76,16 @@ def describe(device: torch.device, precision: str) -> str:
 
 
 def memory_format(device: torch.device, x: Tensor | None = None) -> torch.memory_format:
-    """The layout that is fastest on a device: of convolutions and images, or of x in particular."""
+    """The fastest memory layout on a device, for convolutions and images, or for x."""
     if device.type == "mps" or (x is not None and x.ndim != 4):  # points are no images
         return torch.contiguous_format
     return torch.channels_last
 
 
 def set_deterministic(wanted: bool | None) -> None:
-    """Let PyTorch choose only algorithms that give the same bits each time, or any.
+    """Restrict PyTorch to deterministic algorithms, or lift the restriction.
 
-    To be called before a GPU is first used.
+    Call it before a GPU is first used.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
@@ -95,7 +95,7 @@ def set_deterministic(wanted: bool | None) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Does an exception mean that memory ran out, on a GPU or off it?"""
+    """Does an exception mean that memory ran out, on a GPU or on the CPU?"""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -105,17 +105,17 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def derive_seed(stream: str, *words: int) -> int:
-    """A 64-bit seed for one use (the stream) of some numbers: others for another use or number."""
+    """A 64-bit seed that depends on the name of its use (`stream`) and on some numbers."""
     # Not NumPy's SeedSequence: to it, (1,) and (1, 0) are the same.
     digest = hashlib.blake2b(repr((stream, *words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 class NoisePerImage:
-    """Standard normal noise for a batch, where image i draws from its own stream (seed, i).
+    """Standard normal noise for a batch, where image i has its own random stream (seed, i).
 
-    So an image does not depend on the batch that it is computed in. The numbers come from the CPU's
-    generator, and are the same for every device.
+    An image therefore does not depend on its batch. The CPU generates the numbers, which are the
+    same for every device.
     """
 
     def __init__(self, seed: int, indices: Iterable[int]):
@@ -136,7 +136,7 @@ class NoisePerImage:
 
 
 class DataError(OSError):
-    """Data that is missing, damaged, or cannot be used; the message says what to do."""
+    """Data that is missing, damaged or unusable; the message says what to do."""
 
 
 def check_writable(folder: Path) -> None:
@@ -149,10 +149,10 @@ def check_writable(folder: Path) -> None:
 
 
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(partial)` write a file beside `path`, and rename it to `path` once it is on the
-    disk.
+    """Write a file whole or not at all: `write(partial)` writes it under another name first.
 
-    Whoever opens `path` finds the old file or the new one, never a part, even after a power cut.
+    It is renamed to `path` once it is on the disk. `path` is the old file or the new one at any
+    time, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -167,7 +167,7 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk: a rename is not, by itself."""
+    """Wait until the names in a folder are on the disk, which a rename does not do."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:

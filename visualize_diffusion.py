@@ -22,7 +22,9 @@ from checkpoints.checkpoint import load_checkpoint, restore
 from dataset.downloads import MissingData
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
 from dataset.registry import load_dataset
-from diffusion import Denoise, GaussianDiffusion, Level
+from diffusion import GaussianDiffusion
+from samplers import Denoise
+from schedules import Level
 from evaluation.report import learning_rows, write_report
 from schedules import SCHEDULES
 from training.folder import RunFolder

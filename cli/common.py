@@ -6,12 +6,13 @@ from cli.declare import Flags, device_name, flag, keys, number
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
+NO_DATA = ("field", "run")  # modes of visualize_diffusion.py that read no data set of the user
 
 
 def dataset_flag(default: str | None, help: str, **nature):
     """The --dataset of a command; `custom` is another word for `folder` (see `resolve_dataset`)."""
     choices = (*DATASETS, "custom")
-    return flag(default, help, group="data", choices=choices, **nature)
+    return flag(default, help, group="data", choices=choices, unless=NO_DATA, **nature)
 
 
 def resolve_dataset(name: str | None) -> str | None:
@@ -21,7 +22,7 @@ def resolve_dataset(name: str | None) -> str | None:
 
 def data_flag(default: object, help: str, **nature):
     """A flag that says how data are read. It is saved with a run."""
-    return flag(default, help, group="data", section="data", **nature)
+    return flag(default, help, group="data", section="data", unless=NO_DATA, **nature)
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,7 @@ class DataFlags(Flags):
         parse=number(int, 1, 4096), fixed=True,
     )  # fmt: skip
     no_download: bool = flag(
-        False, "fail at once if the data set is missing", group="data", switch="on"
+        False, "fail at once if the data set is missing", group="data", switch="on", unless=NO_DATA
     )
     skip_bad_images: bool = data_flag(
         False, "folder: skip files that cannot be read", switch="on", fixed=True

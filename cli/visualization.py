@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from cli.common import DataFlags, MachineFlags, checkpoint_flag, dataset_flag
-from cli.declare import flag, keys, number
+from cli.common import NO_DATA, DataFlags, MachineFlags, checkpoint_flag, dataset_flag
+from cli.declare import device_name, flag, keys, number
 from cli.parser import Command
 
 TIMESTEPS = 1000  # T of the process shown
 COLUMNS = [0, 50, 100, 200, 400, 600, 800, 999]
-LEARNED = ("field", "run")  # modes that show a model or a run instead of the forward process
 
 
 # fmt: off
@@ -17,23 +16,17 @@ class VisualizationRequest(DataFlags, MachineFlags):
     """What to show: the forward process, the score field of a model, or how a run learned."""
 
     dataset: str | None = dataset_flag(
-        None, "data set (default: mnist where it is at hand, else digits)", unless=LEARNED)
-    data_dir: str = flag(
-        "data", "folder of the data set, or of downloads; for folder, the images", group="data",
-        metavar="DIR", unless=LEARNED)
-    image_size: int | None = flag(
-        None, "resize to N x N pixels (default: the data set's size; folder: 64)", group="data",
-        parse=number(int, 1, 4096), unless=LEARNED)
+        None, "data set (default: mnist where it is at hand, else digits)")
     num_images: int = flag(
         8, "rows of images; 2000 points are always shown", group="data", parse=number(int, 1, 64),
-        unless=LEARNED)
+        unless=NO_DATA)
 
     schedule: str = flag(
         "cosine", "noise schedule", group="process", choices=keys("schedules.py", "SCHEDULES"),
-        unless=LEARNED)
+        unless=NO_DATA)
     timesteps: list[int] = flag(
         COLUMNS, "timesteps to show, one a column", group="process",
-        parse=number(int, 0, TIMESTEPS - 1), nargs="+", metavar="T", unless=LEARNED)
+        parse=number(int, 0, TIMESTEPS - 1), nargs="+", metavar="T", unless=NO_DATA)
 
     checkpoint: str | None = checkpoint_flag(required=False, needs=("field",))
     field: bool = flag(

@@ -11,8 +11,9 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from diffusion import CLEAN, Denoiser, GaussianDiffusion, Level
+from diffusion import Denoiser, GaussianDiffusion
 from objectives import gaussian_kl
+from schedules import CLEAN, Level
 
 BIN = 2 / 255  # width of a pixel value in [-1, 1]
 

@@ -1,10 +1,12 @@
-"""The networks. Each maps (x_t, t), or (x_t, t, y), to a prediction of x_t's shape.
+"""The networks. Each maps (x_t, t, condition) to a prediction of x_t's shape.
 
-To add one: write a class and a line in `MODELS`. Its `kind` says what it is for, "images" or
-"points"; its constructor takes that data's shape, `image_size` and `image_channels` or `dim`, and
-keyword arguments with defaults and annotations, which are train.py's flags of the same names (those
-that set a size have a limit in `LIMITS`); `ends()` lists its first and last layers, and
-`recomputable()` the blocks between them that may be computed twice.
+To add one, write a class and add a line to `MODELS`:
+  - `kind` is the data that it is for, "images" or "points".
+  - The constructor takes the data's shape, `image_size` and `image_channels` or `dim`, and keyword
+    arguments with defaults and annotations. They are the flags of train.py with the same names.
+    Arguments that set a size have a limit in `LIMITS`.
+  - `ends()` lists the first and the last layers, which Muon leaves to AdamW.
+  - `recomputable()` lists the blocks that gradient checkpointing may compute twice.
 """
 
 import inspect
@@ -30,8 +32,8 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
-# The largest numbers that a configuration may have, be it of a command line or of a file: beyond
-# all use, and so small that the outline of a network, without its weights, takes two seconds.
+# The largest values in a configuration from a command line or a file. They exceed every use, and
+# keep the construction of a network without its weights under two seconds.
 LIMITS = {
     "image_size": 1024,
     "image_channels": 16,

@@ -1,4 +1,4 @@
-"""A plain convolutional network that is not told the time: the baseline to beat."""
+"""A plain convolutional network without time conditioning: the baseline."""
 
 from itertools import pairwise
 
@@ -10,8 +10,8 @@ from conditions import Condition
 class CNN(nn.Module):
     """A stack of 7 x 7 convolutions with BatchNorm and LeakyReLU, without skips or downsampling.
 
-    It ignores t, as the first network of many a tutorial does: from one output for all noise levels
-    it can only guess the level from the image itself.
+    It ignores t, as the first network of many tutorials does, and has to infer the noise level from
+    the image.
 
     Args:
         image_size: height and width in pixels; any.

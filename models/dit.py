@@ -11,7 +11,7 @@ from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, ze
 
 
 class DiT(nn.Module):
-    """Patches as tokens, and transformer blocks whose norms the time and the class steer.
+    """A transformer on patches, with norms that are modulated by the time and the class.
 
     Args:
         image_size: height and width in pixels: a multiple of the patch size.

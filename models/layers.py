@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from conditions import NULL_LABEL, Condition
 
 HEAD_DIM = 32  # channels of one attention head, at least
-MAX_SIDE = 128  # of a feature map with attention, whose work grows with the fourth power
+MAX_SIDE = 128  # of a feature map with attention: its cost grows with the fourth power of this
 
 
 def time_embedding(dim: int) -> nn.Sequential:
@@ -59,8 +59,8 @@ def heads_for(channels: int) -> int:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for tensors (B, heads, N, d).
 
-    Written out for few tokens on a CPU: PyTorch's fused kernel takes six times as long there in
-    bf16 (49 tokens, forward and backward).
+    With few tokens on a CPU it is written out, because PyTorch's fused kernel is six times as slow
+    there in bf16 (49 tokens, forward and backward).
     """
     if q.device.type == "cpu" and q.shape[2] <= 256:
         return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v

@@ -15,9 +15,9 @@ GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slowe
 class UNet(nn.Module):
     """Maps noisy images and their timesteps to a prediction of the same shape.
 
-    The image is folded into patches, runs down through levels of half the size each, through a
-    middle with self-attention, and up again; every block on the way up also sees the output of its
-    mirror image on the way down.
+    The image is folded into patches. Levels of half the size each lead down to a middle with
+    self-attention, and up again. Every block on the way up also receives the output of its
+    counterpart on the way down.
 
     Args:
         image_size: height and width in pixels: a multiple of patch_size * 2 ** (levels - 1).
@@ -25,7 +25,7 @@ class UNet(nn.Module):
         channels: width of the first level.
         multipliers: width of each level, as a multiple of `channels`; one entry a level.
         blocks: residual blocks of each level, on the way down and again on the way up.
-        attention_resolutions: sizes of feature maps, in pixels, whose blocks attend too.
+        attention_resolutions: sizes of feature maps, in pixels, that also have self-attention.
         dropout: probability inside the residual blocks.
         patch_size: side of the patches. By default 2, and 1 for images under 16 pixels: the levels
             then start at half the size, for a quarter of the work.
@@ -128,7 +128,7 @@ class UNet(nn.Module):
 
 
 def default_patch_size(image_size: int) -> int:
-    """2, and 1 for images that are small as they are."""
+    """2, and 1 for images under 16 pixels."""
     return 2 if image_size >= 16 else 1
 
 

@@ -42,7 +42,7 @@ class SamplingJob:
         self.precision = choose_precision(request.precision, self.device)
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
-        own = copy.deepcopy(request.model)  # which stays as it is, for further training
+        own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         self.plan = SamplingPlan(request, diffusion, self.config, self.device)
         options = guidance_options(request) | {"precision": self.precision}
@@ -114,7 +114,7 @@ def draw_batch(job: SamplingJob, indices: range, bar: tqdm) -> Samples:
     return Samples(to_items(x_t), frames, denoise.calls)
 
 
-def invert(job: SamplingJob) -> tuple[Tensor, str]:
+def reconstruct(job: SamplingJob) -> tuple[Tensor, str]:
     """An image and its reconstruction from its own noise (2, C, H, W), and how close it is."""
     plan = job.plan
     denoise = job.denoiser(plan.condition(range(1)))

@@ -1,4 +1,4 @@
-"""Walks that begin or stay at given data: image to image, inpainting, inversion, interpolation."""
+"""Sampling from given data: image to image, inpainting, inversion, interpolation."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -7,12 +7,12 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from diffusion import Denoise, Level
-from samplers import NoiseLike, ddpm
+from samplers import Denoise, NoiseLike, ddpm
+from schedules import Level
 
 
 def last_part(levels: Sequence[Level], strength: float) -> Sequence[Level]:
-    """The last part of a walk: the share `strength` of its steps, at least one.
+    """The last levels of a trajectory: the share `strength` of its steps, at least one.
 
     Image to image starts there, from x_0 with that much noise (SDEdit, Meng et al. 2021,
     arXiv:2108.01073). Raises ValueError for a strength outside (0, 1].
@@ -41,9 +41,9 @@ def repaint(
 ) -> Iterator[Tensor]:
     """RePaint (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1), with jumps of one step.
 
-    Where the mask (1 or B, 1, H, W) is 1, x keeps to `known` (of x's shape), noised to each level;
-    elsewhere it walks by `ddpm`. Each step is walked `resamplings` times, going back by a step of
-    the forward process in between, so that the two parts come to fit each other.
+    Where the mask (1 or B, 1, H, W) is 1, x is `known` (of x's shape) with the noise of each level;
+    elsewhere it is sampled by `ddpm`. Each step is repeated `resamplings` times, with a step of the
+    forward process in between, so that the two parts become consistent.
     """
     for cur, nxt in pairwise(levels):
         for again in range(resamplings, 0, -1):
@@ -61,10 +61,10 @@ def repaint(
 
 
 def invert(denoise: Denoise, x_0: Tensor, levels: Sequence[Level]) -> Iterator[Tensor]:
-    """DDIM from data to noise (Song et al. 2020, section 4.3), the reverse of a walk over `levels`.
+    """DDIM inversion, from data to noise (Song et al. 2020, section 4.3).
 
-    Yields x at the levels from clean to noisy. Each step takes eps where it starts, the first, from
-    clean data, at the level it leads to.
+    Yields x at the levels from clean to noisy. Each step uses eps at its start, except for the
+    first, which uses eps at its end.
     """
     x = x_0
     for cur, nxt in pairwise(reversed(levels)):
@@ -76,9 +76,9 @@ def invert(denoise: Denoise, x_0: Tensor, levels: Sequence[Level]) -> Iterator[T
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Between two noises along the sphere, so that it stays as large as noise (Shoemake 1985).
+    """Spherical interpolation between two noise tensors of one shape (Shoemake 1985).
 
-    0 gives a, 1 gives b; of any shape, taken as one vector each.
+    A share of 0 gives a, 1 gives b. The result keeps the norm of noise.
     """
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = cosine.clamp(-1, 1).acos()

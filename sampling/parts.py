@@ -1,4 +1,4 @@
-"""Arrays in .npz files: whole, or in parts that are written as they come and joined at the end."""
+"""Arrays in .npz files, written at once or in parts that are joined at the end."""
 
 import glob
 import hashlib
@@ -20,8 +20,8 @@ WHOLE, MISSING, DAMAGED = range(3)  # states of a part
 def save_npz(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[bytes]) -> None:
     """Write one array as arr_0, where FID tools look for it.
 
-    `blocks` are its bytes, one after the other, so that it need not fit into memory. The same array
-    makes the same file: no time of day is in it.
+    `blocks` are its bytes in order, so that it need not fit into memory. Equal arrays give equal
+    files: no time is stored.
     """
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -39,21 +39,21 @@ def save_npz(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterab
 
 
 def save_named(path: Path, write: Callable[[Path], object]) -> None:
-    """`save_whole`, with the name of the file in the message of an error."""
+    """`save_whole`, with the file's name in error messages."""
     try:
         save_whole(path, write)
     except OSError as error:
-        if error.errno is None:  # one of our own, which says all
+        if error.errno is None:  # our own error already names the file
             raise
         raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 class Parts:
-    """Parts of the array of an .npz, in a folder beside it: `samples.npz.parts` for samples.npz.
+    """Parts of the array of an .npz, in a folder next to it: `samples.npz.parts` for samples.npz.
 
-    `made_by` is all that decides the bits of the array, by name, as plain values. Part i is the
-    file of the i-th batch, its bytes after their SHA-256, which is also that of the batch's number
-    and of `made_by`: a part of anything else, or a damaged one, is none.
+    `made_by` is everything that decides the bits of the array, by name, as plain values. Part i has
+    the bytes of batch i after a SHA-256 of them, of i and of `made_by`. So damaged parts, and parts
+    of other samples, are recognised.
     """
 
     def __init__(self, output: Path, made_by: dict[str, object]):
@@ -75,20 +75,20 @@ class Parts:
             raise ValueError(f"{self.record} is damaged; delete {self.folder}") from None
         now = json.loads(self.made_by)
         changes = [
-            f"{name} was {shown(before.get(name))} and is {shown(now.get(name))} now"
+            f"{name} was {shortened(before.get(name))} and is {shortened(now.get(name))} now"
             for name in {**before, **now}
             if before.get(name) != now.get(name)
         ]
         if changes:
             raise ValueError(
-                f"{self.folder} holds parts of other samples: {', '.join(changes)}. To begin anew, "
-                "delete that folder, or give another --output"
+                f"{self.folder} holds parts of other samples: {', '.join(changes)}. To start anew, "
+                "delete that folder or choose another --output"
             )
 
     def begin(self) -> None:
-        """Make the folder, if it is not there yet."""
+        """Create the folder if it does not exist."""
         if not self.record.exists():
-            self.delete()  # what was left when a finished job was ended in the midst of deleting
+            self.delete()  # parts are left if a finished job was killed while deleting them
             save_named(self.record, lambda partial: partial.write_text(self.made_by, "utf-8"))
 
     def write(self, number: int, array: np.ndarray) -> None:
@@ -112,21 +112,21 @@ class Parts:
         return DAMAGED if self.path(number).exists() else MISSING
 
     def join(self, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """Make the .npz of all `count` parts, of an array of that shape and type."""
+        """Write the .npz from all `count` parts, as an array of that shape and type."""
         save_npz(self.output, shape, dtype, map(self.required, range(count)))
 
     def required(self, number: int) -> bytes:
-        """The bytes of a part; raises DataError where there are none."""
+        """The bytes of a part. Raises DataError if it is missing or damaged."""
         content = self.read(number)
         if content is None:
             raise DataError(
-                f"{self.path(number)} is missing or damaged; the same command draws it again"
+                f"{self.path(number)} is missing or damaged; run the same command again"
             )
         return content
 
     def delete(self) -> None:
-        """Delete what was written here, and the folder if nothing else is in it."""
-        # The record first: parts without it are not taken for an array that was to go on.
+        """Delete the parts, and the folder if it is empty then."""
+        # The record first: parts without it are never continued.
         files = [self.record, *self.folder.glob("*.part"), *self.folder.glob(".*.partial")]
         files += self.output.parent.glob(f".{glob.escape(self.output.name)}.*.partial")
         for file in files:
@@ -138,7 +138,7 @@ class Parts:
         return hashlib.sha256(f"{number} {self.made_by}".encode() + content).digest()
 
 
-def shown(value: object) -> str:
-    """A value as a person reads it."""
+def shortened(value: object) -> str:
+    """A value, shortened for a message."""
     text = "not given" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:16]}..."

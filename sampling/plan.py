@@ -20,7 +20,7 @@ from utils import NoisePerImage
 from visuals.pictures import pictures_of, square
 
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
-SPACING = {"heun": "karras"}  # default; others: trailing, whose long first steps Heun cannot take
+SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
 COUNT = {"images": 64, "points": 2000}  # default number of samples, and batch size
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
@@ -88,7 +88,7 @@ class SamplingPlan:
             self.image, self.count, self.columns = self.read(request.invert), 1, 2
 
     def use_class_frequencies(self, labels: Tensor) -> None:
-        """Sample classes as often as they are among labels (N,), unless the request names some."""
+        """Sample classes as often as labels (N,) have them, unless the request names classes."""
         if self.labels is not None and self.request.class_id is None:
             self.labels = classes_like(labels, self.count)
 

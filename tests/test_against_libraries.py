@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion import GaussianDiffusion, Level
+from diffusion import GaussianDiffusion
 from samplers import SAMPLERS, ddim, ddpm, euler, heun, ipndm, unipc
-from schedules import SCHEDULES
+from schedules import SCHEDULES, Level
 
 BETA_SCHEDULES = {
     "linear": "linear",

@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from conditions import NULL_LABEL, Condition
-from diffusion import CLEAN, DDPM, GaussianDiffusion
+from diffusion import DDPM, GaussianDiffusion
 from objectives import (
     LOSS_WEIGHTS,
     MIN_SNR_GAMMA,
@@ -21,7 +21,7 @@ from objectives import (
     gaussian_kl,
 )
 from samplers import SAMPLERS, generate
-from schedules import SCHEDULES, SPACINGS
+from schedules import CLEAN, SCHEDULES, SPACINGS
 from utils import NoisePerImage
 
 PRESERVING = [name for name in SCHEDULES if name not in ("flow", "edm")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion import GaussianDiffusion, Level
+from diffusion import GaussianDiffusion
 from oracles import Perfect, exact, gaussian, last, noise_from
 from samplers import (
     AUTO,
@@ -22,7 +22,7 @@ from samplers import (
     options_of,
     posterior_std,
 )
-from schedules import SCHEDULES, SPACINGS
+from schedules import SCHEDULES, SPACINGS, Level
 
 DETERMINISTIC = ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm", "gamma"]
 MIXTURE_STEPS = {name: (80, "karras") for name in ("edm", "cosine", "quadratic")}

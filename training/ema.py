@@ -18,13 +18,13 @@ class EMA(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        # BatchNorm's statistics are averaged too: the average has others than the trained weights.
+        # Buffers are averaged too: the averaged weights need BatchNorm statistics of their own.
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
         self.decay = decay
         self.module.eval().requires_grad_(False)
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after a step (from 0), whatever steps were taken in before."""
+        """Include the weights after a step (from 0); earlier calls may have skipped steps."""
         self.n_averaged.fill_(step)
         self.update_parameters(model)
 

@@ -1,4 +1,4 @@
-"""What a run was made with: `env.json`, one entry for each session of the run."""
+"""The environment of a run: `env.json` has one entry for each session of the run."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def environment(device: torch.device, precision: str, seed: int) -> dict:
 
 
 def append_environment(path: Path, session: dict) -> None:
-    """Add a session to those of a file; a file that cannot be read begins anew."""
+    """Append a session to a file; an unreadable file is replaced."""
     text = json.dumps([*read_environment(path), session], indent=2) + "\n"
     save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -54,7 +54,7 @@ def read_environment(path: Path) -> list[dict]:
 
 
 def git_commit() -> dict | None:
-    """The commit of the code, and whether files differ from it; None where git does not know."""
+    """The commit of the code, and whether files differ from it; None without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -79,7 +79,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """As the system calls it."""
+    """The name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
@@ -89,7 +89,7 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    """The instruction sets that PyTorch finds."""
+    """The instruction sets that PyTorch detects."""
     if not hasattr(torch.cpu, "get_capabilities"):  # not in torch 2.10
         return [torch.backends.cpu.get_cpu_capability()]
     return sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True)

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where."""
+"""The folder of a run: its files, and operations on all of them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
 
 
 class RunFolder:
-    """Names of the files that a run writes, and the few things that are done with all of them."""
+    """The files of a run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -63,9 +63,9 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against other runs, as long as this process lives or until the end.
+        """Lock the folder against other runs until the end, or until this process ends.
 
-        The system frees the lock of a process that dies, however it dies; the file stays.
+        The system releases the lock of a process that dies. The lock file stays.
         Raises ValueError if another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class RunFolder:
             yield
 
     def delete_partial(self) -> None:
-        """Delete what a killed run has half written."""
+        """Delete the incomplete files of a killed run."""
         for folder in (self.path, self.checkpoints, self.samples):
             for partial in folder.glob(".*.partial"):
                 remove(partial)
@@ -96,7 +96,7 @@ class RunFolder:
         return [*self.path.glob(self.final.name), *self.checkpoints.glob("*.pt"), *between]
 
     def steps(self) -> tuple[dict[Path, int], list[CheckpointError]]:
-        """The steps of the checkpoints, as far as a glance shows, and what is wrong with others."""
+        """The steps of the checkpoints, and the errors of those that cannot be opened."""
         steps, damaged = {}, []
         for path in self.all_checkpoints():
             try:
@@ -106,7 +106,7 @@ class RunFolder:
         return steps, damaged
 
     def newest_checkpoint(self) -> tuple[Path | None, list[CheckpointError]]:
-        """The whole checkpoint with the most steps, or None, and what is wrong with others."""
+        """The valid checkpoint with the most steps, or None, and the errors of others."""
         steps, damaged = self.steps()
         for path in sorted(steps, key=steps.get, reverse=True):
             try:
@@ -118,7 +118,7 @@ class RunFolder:
         return None, damaged
 
     def best_loss(self, step: int) -> float:
-        """The validation loss of best.pt, or infinity where there is none up to that step."""
+        """The validation loss of best.pt; infinity if it is missing or of a later step."""
         try:
             best = load_checkpoint(self.best, mapped=True)
         except OSError:
@@ -126,11 +126,10 @@ class RunFolder:
         return best["validation_loss"] if best["step"] <= step else inf
 
     def keep_newest(self, epochs: int | None, new: Path) -> None:
-        """Delete checkpoints: between epochs all but the newest three, of epochs all but the newest
-        `epochs` of them, if that is a number.
+        """Delete old checkpoints: keep the newest three between epochs, and the newest `epochs` of
+        epochs, or all if that is None.
 
-        Nothing is deleted unless the `new` one has reached the disk as it should be: raises
-        CheckpointError if not.
+        Nothing is deleted if the `new` checkpoint is damaged; raises CheckpointError then.
         """
         between = [p for p in self.checkpoints.glob("model_step_*") if p.suffix != ".aside"]
         old = sorted(between, key=number_of)[:-KEEP_STEPS]
@@ -145,14 +144,14 @@ class RunFolder:
         return self.metrics.exists() or bool(self.all_checkpoints())
 
     def is_complete(self, steps: int, epoch: int) -> bool:
-        """Has a run of so many steps, the last one in that epoch, written all that it leaves?"""
+        """Has a run of so many steps, which ended in that epoch, written its last files?"""
         try:
             return step_of(self.final) == steps and self.grid(epoch).exists()
         except OSError:
             return False
 
     def clear(self) -> None:
-        """Delete what a run wrote, and nothing else that lies in the folder."""
+        """Delete the files of a run, and no other files in the folder."""
         files = [self.config, self.environment, self.data, self.metrics, self.loss_plot]
         files += [self.learning, self.report, self.final, self.interrupted, self.best]
         files += self.samples.glob("epoch_*.png")
@@ -167,21 +166,21 @@ class RunFolder:
                 folder.rmdir()
 
     def set_aside(self, after: int) -> list[Path]:
-        """Rename the checkpoints of more steps than that, so that none is taken for the newest."""
+        """Rename the checkpoints of later steps, so that none is resumed from."""
         later = [path for path, step in self.steps()[0].items() if step > after]
         for path in later:
             remove(path.with_name(f"{path.name}.aside"))
         return [path.rename(path.with_name(f"{path.name}.aside")) for path in later]
 
     def save(self, path: Path, checkpoint: dict) -> None:
-        """Write a checkpoint, and its configuration where a person can read it."""
+        """Write a checkpoint, and its configuration as JSON."""
         save_checkpoint(path, checkpoint)
         self.save_config(checkpoint["config"])
 
     def saved_config(self) -> dict | None:
         """The configuration of the folder's run; None if there is none.
 
-        Raises CheckpointError if it cannot be read, or is none that a run could have.
+        Raises CheckpointError if it cannot be read or is invalid.
         """
         if not self.config.exists():
             return None
@@ -221,7 +220,7 @@ def remove(path: Path) -> None:
 
 
 def lock_file(file) -> None:
-    """Lock an open file for this process alone. Raises OSError if another one has."""
+    """Lock an open file for this process. Raises OSError if another process has locked it."""
     if os.name == "posix":
         import fcntl
 
@@ -229,5 +228,5 @@ def lock_file(file) -> None:
     else:
         import msvcrt
 
-        file.seek(2**30)  # a locked byte cannot be read by others: not one of the text
+        file.seek(2**30)  # a locked byte cannot be read by others, so none of the text is locked
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

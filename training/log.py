@@ -8,10 +8,10 @@ from utils import matches_type, save_whole
 
 
 class Metrics:
-    """A metrics file that is appended to, and TensorBoard's beside it if a folder for it is given.
+    """Appends rows to a metrics file, and to TensorBoard if its folder is given.
 
-    The lines after `step` are cut, as they will be written again, and so is a line that a crash
-    left torn. Every line reaches the file at once.
+    Rows after `step` are removed, because they will be written again, and so is an incomplete row.
+    Every row is written at once.
 
     Raises ValueError if TensorBoard is not installed.
     """
@@ -27,7 +27,7 @@ class Metrics:
         return self
 
     def __exit__(self, *error) -> None:
-        with suppress(OSError):  # what a full disk has refused once, it refuses again
+        with suppress(OSError):  # closing flushes again what a full disk has refused
             self._file.close()
         if self._board is not None:
             self._board.close()
@@ -43,7 +43,7 @@ class Metrics:
 
 
 def open_tensorboard(folder: Path, step: int):
-    """A SummaryWriter; what an earlier session wrote after `step` is hidden."""
+    """A SummaryWriter that hides what an earlier session wrote after `step`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -54,7 +54,7 @@ def open_tensorboard(folder: Path, step: int):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics file, none if there is no file."""
+    """The rows of a metrics file; none if it is missing."""
     if not path.is_file():
         return []
     rows = []

@@ -75,7 +75,7 @@ def polynomial(xx: Tensor) -> Tensor:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(what Muon is for, what AdamW is for): the hidden layers' matrices, and all the rest.
+    """Split the parameters: (matrices of hidden layers, for Muon; all others, for AdamW).
 
     Biases, norms, embeddings, and the first and last layers (`model.ends`, if it has that) are the
     rest.

@@ -1,4 +1,4 @@
-"""How long a run is, and what depends on how far it has come."""
+"""The length of a run, and what depends on its progress."""
 
 import math
 import time
@@ -12,9 +12,9 @@ LR_DECAYS: dict[str, Callable[[float], float]] = {  # progress 0 ... 1 -> fracti
 
 
 def learning_rate(step: int, total: int | None, train: dict) -> float:
-    """The rate at a step (from 0) of a run of `total` steps: a line up to `lr`, then a decay to 0.
+    """The learning rate at a step (from 0): a linear warm-up to `lr`, then a decay to 0 at `total`.
 
-    `train` holds lr, warmup_steps and lr_decay. While `total` is unknown the decay waits.
+    `train` has lr, warmup_steps and lr_decay. There is no decay while `total` is unknown.
     """
     lr, warmup = train["lr"], train["warmup_steps"]
     if step < warmup:
@@ -81,17 +81,16 @@ class RunLength:
 
 
 class TimePlan:
-    """Fits the number of steps into a time budget.
+    """Fits the number of steps to a time budget.
 
-    After the first steps it measures their speed and fixes the run's number of steps, so that a
-    learning rate that depends on it ends its decay when the time is up. Machines drift, so it
-    corrects the number a few times later, and once a tenth of the time has passed since.
+    It measures the speed of the first steps and sets the number of steps, so that the learning-rate
+    decay ends with the budget. It corrects the number a few times later, because the speed changes.
 
     Args:
         minutes: the budget, counted from `start`.
         start: a reading of `time.monotonic()`.
         first_step: the step that the run starts or resumes from.
-        grid_steps: steps between two sample grids, which take time too.
+        grid_steps: steps between two sample grids, whose time is counted.
     """
 
     SETTLE = 5  # first steps, slower than the rest, that are not measured
@@ -111,18 +110,18 @@ class TimePlan:
         self._paused = 0.0  # seconds since the mark that were not spent on steps
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was spent on something else than steps: a grid, or writing a file."""
+        """Do not count time that was not spent on steps, but on a grid or a file."""
         self._paused += seconds
 
     @property
     def end_seconds(self) -> float:
-        """What is done at the end: a grid, and an evaluation, if there are any."""
+        """The time of the last grid and evaluation."""
         return self.grid_seconds + self.evaluation_seconds
 
     def update(self, step: int, total: int | None) -> int | None:
-        """The number of steps of the whole run, as seen after `step`; None while unknown.
+        """The number of steps of the whole run, as estimated after `step`; None while unknown.
 
-        It need not be asked after every step.
+        Not every step needs to be reported.
         """
         done, now = step - self.first_step, time.monotonic()
         if self._mark is None or (done >= self.SETTLE and not self._settled):
@@ -138,7 +137,7 @@ class TimePlan:
             before = since - self.first_step
             due = any(before < int(length * fraction) <= done for fraction in self.CORRECT)
             due &= step - since >= self.MEASURE
-            # Steps that have become very slow come to none of these before the time is up.
+            # Very slow steps may reach none of these fractions before the time is up.
             due |= now > min(mark + self.tenth, self.deadline - self.end_seconds)
         if not due or step == since:
             return total

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of a run: a bar on a terminal, elsewhere a line every few seconds."""
 
 import sys
 import time
@@ -65,6 +65,6 @@ class Progress:
         return f"{tqdm.format_interval(seconds)} left"
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         if self.shown:
             tqdm.write(text, file=sys.stderr)

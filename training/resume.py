@@ -149,14 +149,14 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
 
 
 def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Path) -> str:
-    """What has changed in a folder of images since a checkpoint was written, or "" for nothing.
+    """What has changed in a folder of images since a checkpoint was written; "" for nothing.
 
-    Names and pixels are compared, not places and times: a folder that was copied is the same.
+    Names and pixels are compared, so that a copy of the folder counts as the same.
 
     Args:
-        saved, config: the checkpoint's configuration, and that of now.
-        files: the images now, {name: digest}.
-        listed: the file that has them as they were.
+        saved, config: the checkpoint's configuration, and the current one.
+        files: the current images, {name: digest}.
+        listed: the file that lists the images of the checkpoint.
     """
     before, now = saved["data"].get("digest"), config["data"]["digest"]
     alike = all(saved["data"].get(k) == config["data"].get(k) for k in ("image_size", "fit"))
@@ -164,7 +164,7 @@ def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Pat
         return ""
     known = read_files(listed)
     if digest_of(known) != before:  # missing, damaged, or of another session
-        return f"its pixels are others ({listed} does not say which)"
+        return f"its pixels differ ({listed} does not say where)"
     return changes(known, files)
 
 

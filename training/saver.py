@@ -1,4 +1,4 @@
-"""Writing checkpoints while the training goes on."""
+"""Writing checkpoints while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from training.sharding import unsharded
 
 
 def on_host(state):
-    """A copy, on the CPU, of nested dicts and lists with tensors in them, sharded ones in whole."""
+    """Copy nested dicts and lists of tensors to the CPU; sharded tensors are gathered."""
     if isinstance(state, Tensor):
         return unsharded(state.detach()).to("cpu", copy=True)
     if isinstance(state, dict):
@@ -21,10 +21,10 @@ def on_host(state):
 
 
 class Saver:
-    """Does one job at a time in a thread of its own.
+    """Runs one job at a time in a background thread.
 
-    A job that fails with an OSError (a full disk, say) is reported and forgotten; what it should
-    have replaced is as it was. The thread ends what it has begun before the process ends.
+    A job that fails with an OSError (a full disk, say) is reported, and training continues. The
+    process ends only after the job has ended.
     """
 
     def __init__(self, report: Callable[[OSError], None]):
@@ -32,24 +32,24 @@ class Saver:
         self._job: Future | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begin a job, once the one before has ended."""
+        """Start a job once the previous one has ended."""
         self.wait()
         self._job = begin(job)
 
     def run(self, job: Callable[[], None]) -> None:
-        """Do a job, and raise what it raises."""
+        """Run a job and wait for it. Raises what the job raises."""
         self.wait()
         begin(job).result()
 
     def busy(self) -> bool:
-        """Is a job under way? Reports the one before, if it has failed."""
+        """Is a job running? Reports the previous one if it failed."""
         if self._job is not None and not self._job.done():
             return True
         self.wait()
         return False
 
     def wait(self) -> None:
-        """Wait for the job to end. Raises what it raised, but for an OSError."""
+        """Wait for the job to end. Raises what the job raised, except for an OSError."""
         job, self._job = self._job, None
         if job is None:
             return
@@ -60,9 +60,9 @@ class Saver:
 
 
 def begin(job: Callable[[], None]) -> Future:
-    """Do a job in a thread of its own; what it raises is in the future.
+    """Start a job in a thread of its own. Its exception is in the future.
 
-    Not in a pool, whose thread waits for more: for ever, after a Ctrl-C while it starts.
+    A thread pool is not used: a Ctrl-C while its thread starts would leave it waiting for ever.
     """
     future = Future()
 

@@ -131,5 +131,5 @@ class Saving:
     def report(self, what: str, error: OSError) -> None:
         """Say, once, that something cannot be written."""
         if what not in self.failing:
-            self.say(f"{what} could not be written ({error}); the run goes on")
+            self.say(f"{what} could not be written ({error}); training continues")
         self.failing.add(what)

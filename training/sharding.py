@@ -1,4 +1,4 @@
-"""Networks whose tensors are sharded over the processes of a job (FSDP2)."""
+"""Sharding of a network's tensors over the processes of a job (FSDP2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,11 @@ from distributed import world_size
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
-    """Spread a network's tensors over the processes: each block's, gathered while it computes, and
-    the rest."""
+    """Shard a network's tensors over the processes. A block's are gathered while it computes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    network.to(memory_format=torch.contiguous_format)  # the only one that it takes
+    network.to(memory_format=torch.contiguous_format)  # the only format that FSDP2 accepts
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in network.recomputable():
         fully_shard(block, mesh=mesh)
@@ -25,7 +24,7 @@ def shard(network: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def alone(network: nn.Module) -> Iterator[None]:
-    """Within it, a sharded network's gradients are summed up and not exchanged."""
+    """While open, gradients of a sharded network are added up and not exchanged."""
     network.set_requires_gradient_sync(False)
     try:
         yield
@@ -34,15 +33,15 @@ def alone(network: nn.Module) -> Iterator[None]:
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, which every process must ask for; another tensor as it is."""
+    """The whole of a sharded tensor (every process must call this); other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor sharded, and laid out in memory, as a pattern of its shape is.
+    """A tensor with the sharding and the memory layout of a pattern of its shape.
 
-    One of another shape as it is. (Optimizers go through weights and moments side by side in
-    memory, whatever the order of their dimensions.)
+    A tensor of another shape is returned unchanged. The layout matters because optimizers read
+    weights and moments in memory order.
     """
     if tensor.shape != pattern.shape:
         return tensor

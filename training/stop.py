@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, that the training loop grants at the end of a step."""
+"""Ctrl-C and SIGTERM as requests to stop at the end of a training step."""
 
 import signal
 
@@ -6,10 +6,10 @@ from distributed import launched
 
 
 class StopSignals:
-    """While open, `received` is the number of the signal that asked to stop, or None.
+    """While open, `received` is the number of the signal that requested the stop, or None.
 
-    A second signal acts as if nobody caught it, for whoever does not want to wait; but not under
-    torchrun, which passes on a Ctrl-C that has reached its processes already.
+    A second signal ends the process at once, except under torchrun, which forwards a Ctrl-C that
+    its processes have received already.
     """
 
     def __init__(self):
