@@ -44,7 +44,7 @@ class VisualizationRequest(DataFlags, MachineFlags):
         needs=("run",))
     device: str = flag(
         "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
-        metavar="NAME", needs=("run",))
+        parse=device_name, metavar="NAME", needs=("run",))
     save_path: str | None = flag(
         None, "picture (default: outputs/forward_process.png and the like)", group="output",
         metavar="FILE")
