@@ -37,7 +37,7 @@ from distributed import (
     say,
     world_size,
 )
-from evaluation.classifier import judge_for
+from evaluation.features import classifier_for
 from evaluation.measures import Reference
 from evaluation.points import point_distances
 from evaluation.real import real_data
@@ -200,8 +200,9 @@ def distance_for(
             raise ValueError(f"--eval-interval is for images, and {flags.dataset} is points")
         test = partial(load, split="test")
         real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
-        judge = judge_for(real, Path(flags.output_dir), device, progress=BAR)
-        return Reference(judge, real).distance
+        folder = Path(flags.output_dir)
+        classifier = classifier_for(real, folder, device, progress=BAR, say=say)
+        return Reference(classifier, real).distance
 
 
 def announce_steps(flags: RunConfig, config: dict, job: Run) -> None:
@@ -244,10 +245,10 @@ def explained_memory(flags: RunConfig, device: torch.device) -> Iterator[None]:
 def summary(job: Run) -> str:
     """What a finished run prints."""
     lines, name = [], job.config["data"]["dataset"]
-    if job.kind == "points" and job.last_grid is not None:
-        ours, floor = point_distances(job.last_grid, name)
+    if job.kind == "points" and job.preview.samples is not None:
+        ours, floor = point_distances(job.preview.samples, name)
         lines.append(
-            f"energy distance of {len(job.last_grid):,} samples to fresh {name}: {ours:.2e}, "
+            f"energy distance of {len(job.preview.samples):,} samples to fresh {name}: {ours:.2e}, "
             f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"
         )
     folder = job.folder

@@ -143,3 +143,6 @@ def test_a_checkpoint_of_ones_own_network_asks_for_it(script, tmp_path):
     result = script("sample", "--checkpoint", run.checkpoint)
     assert result.code == 2
     assert "Network" in result.err
+    result = script("train", "--resume", "--output-dir", run.folder)
+    assert result.code == 1
+    assert "resume it with fit()" in result.err

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import require_state
-from checkpoints.consistency import CUSTOM
+from checkpoints.consistency import CUSTOM, require_config
 from cli.training import TRAIN, RunConfig
 from dataset.types import Data
 from distributed import own_device, process_group
@@ -69,6 +69,7 @@ def fit(
         precision = choose_precision(wanted.precision, device)
         set_deterministic(wanted.deterministic)
         config = make_custom_config(wanted, dataset, model, value_range)
+        require_config(config)  # or the checkpoints could not be read again
         if checkpoint is not None:
             require_same_run(checkpoint["config"], config, {}, wanted)
         torch.manual_seed(wanted.seed)

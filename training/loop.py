@@ -19,7 +19,7 @@ from training.run_log import RunLog
 from training.saving import Saving
 from training.stop import StopSignals
 from training.trainer import Diverged, Trainer
-from visuals.pictures import save_picture, square
+from visuals.pictures import save_picture
 
 LOG_EVERY = 10  # steps between two rows of metrics
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
@@ -49,8 +49,11 @@ class Batches:
         if epoch != self.order_epoch:
             order = self.indices[epoch_order(len(self.indices), self.seed, epoch)]
             self.order, self.order_epoch = order.to(self.items.device), epoch
-        chosen = self.order[i * self.size : (i + 1) * self.size][self.mine]
-        return self.items[chosen], None if self.labels is None else self.labels[chosen]
+        return self.items_of(self.order[i * self.size : (i + 1) * self.size][self.mine])
+
+    def items_of(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The items (N, ...) with these indices, and their labels (N,)."""
+        return self.items[indices], None if self.labels is None else self.labels[indices]
 
 
 class Step(NamedTuple):
@@ -126,7 +129,7 @@ class Run:
         distance: Callable[[Tensor], float] | None = None,
     ):
         train = config["train"]
-        self.config, self.trainer, self.data, self.folder = config, trainer, data, folder
+        self.config, self.trainer, self.folder = config, trainer, folder
         self.distance = distance
         self.sample_interval, self.eval_interval = train["sample_interval"], train["eval_interval"]
         items, labels = on_device(data.items, trainer.device), None
@@ -141,11 +144,7 @@ class Run:
         self.stopping: int | None = None  # the signal that all processes stop for
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
-        self.preview = Preview(trainer, config, labels, self.stop)
-        self.shown_data = data.items
-        if data.items.ndim == 4 and data.items.is_floating_point():  # to the data's own range
-            self.shown_data = self.preview.pictures.to_items(data.items)
-        self.last_grid: Tensor | None = None  # the items of the last sample grid
+        self.preview = Preview(trainer, config, data.items, labels, self.stop)
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, total)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.last_epoch):
@@ -217,11 +216,9 @@ class Run:
     def agree(self) -> None:
         """Settle with the other processes how long the run is, whether it stops, and whether a
         checkpoint is due by the clock: the main process decides."""
-        total, late = 0, False
+        wishes = [self.stop.received or 0, 0, False]
         if is_main():
-            total = self.length.proposed(self.trainer.step)
-            late = self.saving.is_late()
-        wishes = [self.stop.received or 0, total, late]
+            wishes[1:] = self.length.proposed(self.trainer.step), self.saving.is_late()
         stop, total, late = largest(wishes, self.trainer.device)
         self.stopping, self.saving.late = stop or None, bool(late)
         if total and total != self.length.total:
@@ -275,8 +272,7 @@ class Run:
 
     def held_out_loss(self) -> float:
         """The validation loss."""
-        items, labels = self.batches.items[self.held_out], self.batches.labels
-        return self.trainer.held_out_loss(items, None if labels is None else labels[self.held_out])
+        return self.trainer.held_out_loss(*self.batches.items_of(self.held_out))
 
     def evaluate(self, epoch: int) -> None:
         """Measure the distance of images by the averaged weights to real ones."""
@@ -305,10 +301,8 @@ class Run:
 
     def write_grid(self, epoch: int) -> None:
         """Write the sample grid of an epoch, with a row of real items."""
-        self.last_grid = self.preview.grid()
-        if self.last_grid is not None and is_main():
-            columns = square(len(self.last_grid))
-            picture = self.preview.pictures.grid(self.last_grid, columns, real=self.shown_data)
+        picture = self.preview.picture()
+        if picture is not None:
             path = self.folder.grid(epoch)
             self.saving.attempt("the grid", lambda: save_picture(path, picture))
 
@@ -321,11 +315,7 @@ class Run:
 
     def checkpoint(self) -> dict:
         """The state of the run, as a checkpoint keeps it."""
-        return {
-            **self.trainer.state(),
-            **self.log.state(),
-            "config": self.config,
-        }
+        return {**self.trainer.state(), **self.log.state(), "config": self.config}
 
     def load(self, checkpoint: dict) -> None:
         """Continue from a checkpoint that the trainer has loaded."""

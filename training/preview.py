@@ -2,12 +2,13 @@
 
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from conditions import label_condition
 from dataset.items import classes_like, item_shape, kind_of
-from distributed import gather, rank, share, world_size
+from distributed import gather, is_main, rank, share, world_size
 from samplers import generate
 from training.stop import StopSignals
 from training.trainer import Trainer
@@ -27,16 +28,34 @@ class Preview:
     Args:
         trainer: has the weights.
         config: the configuration of the run.
+        items: of the data (N, ...), of which a row is shown below the samples.
         labels: class labels of the data (N,), or None for an unconditional network.
         stop: ends sampling early.
     """
 
-    def __init__(self, trainer: Trainer, config: dict, labels: Tensor | None, stop: StopSignals):
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: dict,
+        items: Tensor,
+        labels: Tensor | None,
+        stop: StopSignals,
+    ):
         self.trainer, self.labels, self.stop = trainer, labels, stop
         self.shape = item_shape(config["data"])
         self.num_classes = config["model"].get("num_classes")
         self.pictures = pictures_of(self.shape, config["data"].get("range"))
+        floats = items.ndim == 4 and items.is_floating_point()
+        self.data = self.pictures.to_items(items) if floats else items
+        self.samples: Tensor | None = None  # of the last grid
         self.at_once = max(1, AT_ONCE * 32**2 // self.shape[-1] ** 2)
+
+    def picture(self) -> np.ndarray | None:
+        """A sample grid with a row of the data (H, W, 3), in the main process; None if stopped."""
+        self.samples = self.grid()
+        if self.samples is None or not is_main():
+            return None
+        return self.pictures.grid(self.samples, square(len(self.samples)), real=self.data)
 
     def grid(self, steps: int | None = None) -> Tensor | None:
         """The items of a sample grid (N, ...), as they are shown; None if stopped.

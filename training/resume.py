@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
+from checkpoints.consistency import CUSTOM
 from checkpoints.shards import read_shard_record
 from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
@@ -80,6 +81,8 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
 
     Raises CheckpointError for a value that the command line would refuse.
     """
+    if config["model"]["name"] == CUSTOM != flags.model:
+        raise CheckpointError("this run trains a network of your own: resume it with fit()")
     limits, found = flags.named(limit=True), {}
     for field, declared in flags.declarations():
         name, section = field.name, config.get(declared.section or "", {})
