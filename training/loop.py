@@ -51,6 +51,10 @@ class Batches:
             self.order, self.order_epoch = order.to(self.items.device), epoch
         return self.items_of(self.order[i * self.size : (i + 1) * self.size][self.mine])
 
+    def last_epoch(self, step: int) -> int:
+        """The epoch, from 1, of the last of so many steps."""
+        return -(-step // self.per_epoch)
+
     def items_of(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """The items (N, ...) with these indices, and their labels (N,)."""
         return self.items[indices], None if self.labels is None else self.labels[indices]
@@ -147,7 +151,7 @@ class Run:
         self.preview = Preview(trainer, config, data.items, labels, self.stop)
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, total)
         end = self.length.end
-        if end == trainer.step and not folder.is_complete(end, self.last_epoch):
+        if end == trainer.step and not folder.is_complete(end, self.batches.last_epoch(end)):
             self.length.fix(end)  # the run was killed while it wrote its last files
         elif end is not None and end <= trainer.step:
             raise Finished(
@@ -308,11 +312,6 @@ class Run:
 
     # --- beginning and end ------------------------------------------------------------------------
 
-    @property
-    def last_epoch(self) -> int:
-        """The epoch of the last step, from 1."""
-        return -(-self.trainer.step // self.epoch_steps)
-
     def checkpoint(self) -> dict:
         """The state of the run, as a checkpoint keeps it."""
         return {**self.trainer.state(), **self.log.state(), "config": self.config}
@@ -327,17 +326,17 @@ class Run:
 
         The grid comes last: a run without it was killed before, and repeats this when resumed.
         """
-        folder = self.folder
+        folder, last_epoch = self.folder, self.batches.last_epoch(self.trainer.step)
         if is_main():  # there is one if the run was shorter before
             with suppress(OSError):
-                folder.grid(self.last_epoch).unlink()
+                folder.grid(last_epoch).unlink()
         self.saving.save_now(folder.final, self.checkpoint())
         if is_main():
             with suppress(OSError):
                 folder.interrupted.unlink()
         self.log.plot()
         self.stop.received = None  # a Ctrl-C in the last step has nothing left to stop
-        self.write_grid(self.last_epoch)
+        self.write_grid(last_epoch)
 
     def result(self, signal: int | None) -> Trained:
         """The result of a run that ended, by a signal or by itself."""
