@@ -1,1 +1,20 @@
-"""What is measured of generated images."""
+"""Measuring generated items against real ones.
+
+What is compared:
+    real            the data set: training split and held-out items
+    generated       samples of a checkpoint, or given images
+    images          reading given images
+
+How it is compared:
+    classifier      the network that gives features, and its training
+    features        the trained classifier of a data set, stored next to it
+    measures        measures of features, each with that of real images
+    distances       mathematics: distances between two sets
+    copies          near-copies of training images
+    inception       FID, IS and KID by torch-fidelity
+    likelihood      mathematics: bits per dimension of a batch
+    bits            bits per dimension of held-out items
+    points          energy distance of points
+
+    report          page on a run: samples of each checkpoint, and curves
+"""

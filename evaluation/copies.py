@@ -1,4 +1,4 @@
-"""Near-copies of training images among generated ones."""
+"""Near-copies of training images among generated images."""
 
 from typing import NamedTuple
 
@@ -6,56 +6,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.distances import nearest
+from evaluation.distances import nearest_neighbours
 from visuals.pictures import ImagePictures
 
-CLOSE = 0.01  # share of held-out images that are as near to a training image as a near-copy
-SHOWN = 10  # pairs in the picture
+RARE = 0.01  # fraction of held-out images that are as close to a training image as a near-copy is
+PAIRS = 10  # in the picture
 
 
-class Copies(NamedTuple):
-    """How near generated images (N) come to training images. Distances are root-mean-square over
-    the pixels, in grey levels of 255."""
+class NearCopies(NamedTuple):
+    """Distances of generated images to the nearest training images.
 
-    distances: Tensor  # (N,) to the nearest training image
-    indices: Tensor  # (N,) which that is
-    held_out: Tensor  # (M,) distances of held-out images to their nearest
+    Distances are root-mean-square over the pixels, in grey levels of 255.
+    """
+
+    distances: Tensor  # (N,)
+    indices: Tensor  # (N,) of the nearest training images
+    held_out: Tensor  # (M,) distances of held-out images, for comparison
 
     @property
     def threshold(self) -> float:
-        """Nearer than this are `CLOSE` of the held-out images."""
-        return self.held_out.quantile(CLOSE).item()
+        """The distance below which an image is a near-copy; a fraction `RARE` of held-out is."""
+        return self.held_out.quantile(RARE).item()
 
     @property
-    def share(self) -> float:
-        """Of the generated images, that are nearer than that: `CLOSE` of them if they are new."""
+    def fraction(self) -> float:
+        """The fraction of generated images that are near-copies; `RARE` if they are new."""
         return (self.distances < self.threshold).double().mean().item()
 
     def record(self) -> dict[str, float]:
+        """The figures for a report."""
         return {
-            "near_copies": self.share,
-            "of_held_out": CLOSE,
+            "near_copies": self.fraction,
+            "of_held_out": RARE,
             "threshold": self.threshold,
             "median_distance": self.distances.median().item(),
             "median_distance_of_held_out": self.held_out.median().item(),
         }
 
 
-def copies(generated: Tensor, train: Tensor, held_out: Tensor) -> Copies:
-    """The nearest training images of uint8 images (N, C, H, W), pixel by pixel.
+def find_near_copies(generated: Tensor, train: Tensor, held_out: Tensor) -> NearCopies:
+    """Compare uint8 images (N, C, H, W) with training images, pixel by pixel.
 
-    A distance alone says nothing: a plain stroke is near many. So held-out images, which are no
-    copies, say how near is common.
+    A distance alone says little, because a plain stroke is close to many images. Held-out images,
+    which are not copies, show which distances are common.
     """
     known = train.flatten(1)
     scale = known.shape[1] ** 0.5
-    distances, indices = nearest(generated.flatten(1), known)
-    of_held_out, _ = nearest(held_out.flatten(1), known)
-    return Copies(distances / scale, indices, of_held_out / scale)
+    distances, indices = nearest_neighbours(generated.flatten(1), known)
+    of_held_out, _ = nearest_neighbours(held_out.flatten(1), known)
+    return NearCopies(distances / scale, indices, of_held_out / scale)
 
 
-def pairs(generated: Tensor, train: Tensor, found: Copies) -> np.ndarray:
-    """A picture of the generated images that are nearest to a training image, each above it."""
-    order = found.distances.argsort()[:SHOWN]
-    shown = torch.cat([generated[order], train[found.indices[order]]])
-    return ImagePictures().grid(shown, len(order))
+def picture_of_pairs(generated: Tensor, train: Tensor, found: NearCopies) -> np.ndarray:
+    """A picture of the closest generated images, each above its nearest training image."""
+    order = found.distances.argsort()[:PAIRS]
+    images = torch.cat([generated[order], train[found.indices[order]]])
+    return ImagePictures().grid(images, len(order))

@@ -1,6 +1,6 @@
-"""How far apart two sets of items are: of features of images (`evaluation`), or of points.
+"""Distances between two sets of items: of points, or of the features of images.
 
-Sets are tensors (N, D) and (M, D); what is computed of them is computed in float64.
+Sets are tensors (N, D) and (M, D). The computation is in float64.
 """
 
 from typing import NamedTuple
@@ -8,18 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 500  # items whose distances to others are computed at once
-
-
-LARGE = 20_000  # of which so many are turned into floats at once
+CHUNK = 500  # items whose distances to others are computed at a time
+FLOAT_CHUNK = 20_000  # items of the other set that are converted to floats at a time
 
 
 def energy_distance(a: Tensor, b: Tensor, *, biased: bool = False) -> float:
     """2 E|a - b| - E|a - a'| - E|b - b'| over two sets (N, ...) and (M, ...): 0 if they agree.
 
-    The norm is Euclidean, over all elements of an item (Szekely & Rizzo 2013, eq. 5). An item is
-    not compared with itself, so that chance may bring it a little below 0; with `biased` it is, and
-    the distance is above 0 by about as much as chance makes two sets differ.
+    The norm is Euclidean, over all elements of an item (Szekely & Rizzo 2013, eq. 5). By default an
+    item is not compared with itself, and the estimate may be slightly below 0. With `biased` it is,
+    and the distance of equal distributions is above 0 by about the size of the random error.
     """
     a, b = a.flatten(1).double(), b.flatten(1).double()
     if min(len(a), len(b)) < 2:
@@ -31,25 +29,25 @@ def energy_distance(a: Tensor, b: Tensor, *, biased: bool = False) -> float:
     return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
 
 
-class Moments(NamedTuple):
-    """Mean (D,) and covariance (D, D), float64, of a set."""
+class Gaussian(NamedTuple):
+    """Mean (D,) and covariance (D, D), float64."""
 
     mean: Tensor
     covariance: Tensor
 
 
-def moments(x: Tensor) -> Moments:
-    """Those of items (N, D), the covariance with N - 1. Raises ValueError for a single item."""
+def gaussian_of(x: Tensor) -> Gaussian:
+    """Mean and covariance (with N - 1) of items (N, D). Raises ValueError for a single item."""
     if len(x) < 2:
         raise ValueError("a covariance needs at least two items")
     x = x.double()
-    return Moments(x.mean(dim=0), torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+    return Gaussian(x.mean(dim=0), torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), between the Gaussians of these moments.
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
-    Dowson & Landau 1982, eq. 4; of Inception's features it is the FID (Heusel et al. 2017, eq. 6).
+    Dowson & Landau 1982, eq. 4. In Inception's features it is the FID (Heusel et al. 2017, eq. 6).
     """
     # (C_a C_b)^(1/2) has the trace of (R C_b R)^(1/2), R = C_a^(1/2), whose root is real.
     values, vectors = torch.linalg.eigh(a.covariance)
@@ -62,8 +60,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """The squared maximum mean discrepancy with the kernel (x . y / D + 1)^3, without bias.
 
-    Of Inception's features it is the KID (Binkowski et al. 2018, section 4), here over all pairs
-    instead of subsets. Chance may bring it a little below 0.
+    In Inception's features it is the KID (Binkowski et al. 2018, section 4), here over all pairs
+    and not over subsets. The estimate may be slightly below 0.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a kernel distance needs at least two items of each set")
@@ -80,31 +78,32 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel(products: Tensor, dim: int) -> Tensor:
+    """The polynomial kernel of degree 3, from the products x . y in `dim` dimensions."""
     return (products / dim + 1) ** 3
 
 
-class Coverage(NamedTuple):
-    """How two sets cover each other."""
+class PRDC(NamedTuple):
+    """Precision, recall, density and coverage of a generated set."""
 
-    precision: float  # share of the generated that lie among the real
-    recall: float  # share of the real that lie among the generated
-    density: float  # how many real ones are near a generated one; about 1 for equal sets
-    coverage: float  # share of the real that have a generated one near
+    precision: float  # fraction of generated items inside the real set
+    recall: float  # fraction of real items inside the generated set
+    density: float  # number of real items near a generated one; about 1 for equal distributions
+    coverage: float  # fraction of real items with a generated one near
 
 
-def coverage(real: Tensor, generated: Tensor, neighbours: int = 3) -> Coverage:
+def prdc(real: Tensor, generated: Tensor, neighbours: int = 3) -> PRDC:
     """Precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2), density and coverage (Naeem et
     al. 2020, eq. 5 and 6), of sets (N, D) and (M, D).
 
-    An item lies among a set if it is no further from one of that set's than that one's own k-th
-    neighbour there. Comparable only between sets of the same sizes. Raises ValueError for sets that
-    have no k-th neighbours.
+    An item is inside a set if it is no further from one of its members than that member's own k-th
+    neighbour in the set. Values can be compared only between sets of the same sizes. Raises
+    ValueError for sets of k items or fewer.
     """
     if min(len(real), len(generated)) <= neighbours:
-        raise ValueError(f"neighbour number {neighbours} is not there in so small a set")
+        raise ValueError(f"a set needs more than {neighbours} items, to have so many neighbours")
     real, generated = real.double(), generated.double()
     of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
-    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # that hold each
+    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # each item is in
     covered, recalled = [], []
     for part, radius in zip(real.split(CHUNK), of_real.split(CHUNK), strict=True):
         distances = torch.cdist(part, generated)
@@ -112,7 +111,7 @@ def coverage(real: Tensor, generated: Tensor, neighbours: int = 3) -> Coverage:
         balls += near.sum(dim=0)
         covered.append(near.any(dim=1))
         recalled.append((distances <= of_generated).any(dim=1))
-    return Coverage(
+    return PRDC(
         precision=(balls > 0).double().mean().item(),
         recall=torch.cat(recalled).double().mean().item(),
         density=balls.double().mean().item() / neighbours,
@@ -121,21 +120,22 @@ def coverage(real: Tensor, generated: Tensor, neighbours: int = 3) -> Coverage:
 
 
 def radii(x: Tensor, neighbours: int) -> Tensor:
-    """The distance (N,) from each item to its k-th neighbour in its own set."""
+    """The distance (N,) of each item to its k-th neighbour in its own set."""
     parts = (torch.cdist(part, x) for part in x.split(CHUNK))
     return torch.cat([part.kthvalue(neighbours + 1).values for part in parts])  # 1 is itself
 
 
-def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The Euclidean distance (N,) from each item of x to the nearest of others, and its index.
+def nearest_neighbours(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The Euclidean distance (N,) of each item of x to the nearest of `others`, and its index (N,).
 
-    Both may be uint8: they are taken as numbers a part at a time.
+    Both may be uint8: a chunk at a time is converted to floats.
     """
     distances, indices = [], []
     for part in x.split(CHUNK):
         part, best = part.float(), torch.full((len(part),), torch.inf)
         index = torch.zeros(len(part), dtype=torch.int64)
-        for first, chunk in zip(range(0, len(others), LARGE), others.split(LARGE), strict=True):
+        starts = range(0, len(others), FLOAT_CHUNK)
+        for first, chunk in zip(starts, others.split(FLOAT_CHUNK), strict=True):
             chunk = chunk.float()
             near = (chunk.square().sum(dim=1) - 2 * part @ chunk.T).min(dim=1)
             closer = near.values < best
@@ -147,14 +147,14 @@ def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Pearson's statistic of counts (K,) against shares that are expected (K,), and the probability
-    that chance alone makes it as large.
+    """Pearson's chi-square statistic of counts (K,) against expected proportions (K,), and its
+    p-value.
 
-    Raises ValueError for a class that is expected never to occur.
+    Raises ValueError for a class with an expected proportion of 0.
     """
     counts, expected = counts.double(), expected.double()
     if (expected <= 0).any():
-        raise ValueError("every class must be expected to occur")
+        raise ValueError("every class must have an expected proportion above 0")
     expected = expected * (counts.sum() / expected.sum())
     statistic = ((counts - expected).square() / expected).sum()
     freedom = torch.full_like(statistic, len(counts) - 1)

@@ -1,4 +1,4 @@
-"""Anybody's images, as they come, as one uint8 tensor."""
+"""Reading given images, in any of the usual forms, as one uint8 tensor."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from dataset.image_files import find_images, read_image
 from dataset.items import to_uint8
 from utils import DataError
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow's grey has them (ITU-R 601)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's grey (ITU-R 601)
 
 
 def load_images(
@@ -19,27 +19,27 @@ def load_images(
     shape: tuple[int, int, int],
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> tuple[Tensor, str]:
-    """The images of a file or a folder as uint8 (N, C, H, W), and how its numbers were read.
+    """Read a file or a folder as uint8 images (N, C, H, W); also says how its numbers were read.
 
-    An .npz or .npy holds (N, H, W), (N, H, W, C) or (N, C, H, W), of uint8 or of floats in 0 ... 1,
-    in -1 ... 1 or in 0 ... 255; a folder holds image files of that size. Grey becomes three equal
-    channels where three are wanted, and colours become grey where one is.
+    An .npz or .npy contains (N, H, W), (N, H, W, C) or (N, C, H, W), as uint8 or as floats in
+    0 ... 1, -1 ... 1 or 0 ... 255. A folder contains image files. Grey images are repeated to three
+    channels if three are needed, and colours are converted to grey if one is.
 
     Args:
         path: an .npz (the array `arr_0`, or its only one), an .npy, or a folder.
-        shape: (C, H, W) that is wanted. The size must be that of the images.
-        progress: wraps the iteration over files, to show a bar.
+        shape: the (C, H, W) that is needed. The images must have this size.
+        progress: wraps the iteration over files, as tqdm does.
 
-    Raises DataError for what is not there or cannot be read so.
+    Raises DataError for images that are missing, or that cannot be read.
     """
     if path.is_dir():
         return read_folder(path, shape, progress)
-    array = read_array(path)
-    x, how = in_bytes(torch.from_numpy(array), path)
+    x, how = to_bytes(torch.from_numpy(read_array(path)), path)
     return with_channels(channels_first(x, shape, path), shape[0]), how
 
 
 def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tensor, str]:
+    """Read the image files of a folder, which must have the size of the shape."""
     from PIL import Image
 
     files, _ = find_images(path)
@@ -49,15 +49,15 @@ def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tens
             size = image.size
         if size != (shape[2], shape[1]):
             raise DataError(
-                f"{file} has {size[0]} x {size[1]} pixels; compared are images of {shape[2]} x "
-                f"{shape[1]} (--image-size resizes the data set's)"
+                f"{file} has {size[0]} x {size[1]} pixels, but the data set has {shape[2]} x "
+                f"{shape[1]}; --image-size resizes the data set"
             )
         images.append(read_image(file, shape[-1], 3))
     return with_channels(torch.stack(images), shape[0]), f"{len(images):,} files"
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of an .npy or .npz file; nothing in it is unpickled."""
+    """Read the array of an .npy or .npz file; nothing is unpickled."""
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -65,24 +65,24 @@ def read_array(path: Path) -> np.ndarray:
         with content:
             names = content.files
             if "arr_0" not in names and len(names) != 1:
-                raise DataError(f"{path} holds {', '.join(names) or 'nothing'}, and no arr_0")
+                raise DataError(f"{path} contains {', '.join(names) or 'nothing'}, but no arr_0")
             return content["arr_0" if "arr_0" in names else names[0]]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except DataError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy have many
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
         raise DataError(f"{path} cannot be read as .npz or .npy: {error}") from None
 
 
-def in_bytes(x: Tensor, path: Path) -> tuple[Tensor, str]:
-    """uint8 of numbers in any of the usual ranges, and which that was."""
+def to_bytes(x: Tensor, path: Path) -> tuple[Tensor, str]:
+    """Convert numbers in one of the usual ranges to uint8; also says which range it was."""
     if x.dtype == torch.uint8:
         return x, "uint8"
     if not x.is_floating_point():
-        raise DataError(f"{path} holds {x.dtype}; images are uint8 or floats")
+        raise DataError(f"{path} contains {x.dtype}; images must be uint8 or floats")
     if not x.isfinite().all():
-        raise DataError(f"{path} holds numbers that are not finite")
+        raise DataError(f"{path} contains numbers that are not finite")
     low, high = (x.min().item(), x.max().item()) if x.numel() else (0.0, 0.0)
     if low >= -1.001 and low < -0.001 and high <= 1.001:
         return to_uint8(x), "floats in -1 ... 1"
@@ -91,13 +91,13 @@ def in_bytes(x: Tensor, path: Path) -> tuple[Tensor, str]:
     if low >= 0 and high <= 255:
         return x.round().byte(), "floats in 0 ... 255"
     raise DataError(
-        f"{path} holds floats from {low:.3g} to {high:.3g}; images lie in 0 ... 1, -1 ... 1 or "
-        "0 ... 255"
+        f"{path} contains floats from {low:.3g} to {high:.3g}; images must be in 0 ... 1, -1 ... 1 "
+        "or 0 ... 255"
     )
 
 
 def channels_first(x: Tensor, shape: tuple[int, int, int], path: Path) -> Tensor:
-    """(N, C, H, W) of (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    """Convert (N, H, W), (N, H, W, C) or (N, C, H, W) to (N, C, H, W)."""
     size = tuple(shape[1:])
     if x.ndim == 3 and x.shape[1:] == size:
         return x[:, None]
@@ -106,13 +106,13 @@ def channels_first(x: Tensor, shape: tuple[int, int, int], path: Path) -> Tensor
     if x.ndim == 4 and x.shape[1:3] == size and x.shape[3] in (1, 3):
         return x.movedim(-1, 1)
     raise DataError(
-        f"{path} has the shape {tuple(x.shape)}; wanted are N images of {size[0]} x {size[1]}, as "
-        "(N, H, W, C), (N, C, H, W) or (N, H, W) (--image-size resizes the data set's)"
+        f"{path} has the shape {tuple(x.shape)}, but the data set has images of {size[0]} x "
+        f"{size[1]}: (N, H, W, C), (N, C, H, W) or (N, H, W); --image-size resizes the data set"
     )
 
 
 def with_channels(x: Tensor, channels: int) -> Tensor:
-    """Grey or coloured images (N, C, H, W) with so many channels, 1 or 3."""
+    """Convert grey or colour images (N, C, H, W) to 1 or 3 channels."""
     if x.shape[1] == channels:
         return x.contiguous()
     if channels == 3:

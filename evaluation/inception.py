@@ -1,7 +1,7 @@
-"""FID, IS and KID with Inception's features, by torch-fidelity.
+"""FID, IS and KID in Inception's features, by torch-fidelity.
 
-torch-fidelity downloads the weights by itself; here they are asked for, so that nothing is fetched
-unseen, and so that a machine without a network says what to copy where.
+torch-fidelity would download Inception's weights by itself. Here they must be given, so that
+nothing is downloaded unasked, and a machine without a network gets told what to copy.
 """
 
 import hashlib
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from evaluation.real import RealData
 from utils import DataError
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NAME = "weights-inception-2015-12-05-6726825d.pth"
-WHERE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
-USUAL = 50_000  # samples of a figure that is called FID without a number
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
+FID_IMAGES = 50_000  # of fewer images N, the result is called FID@N
 
 
 class Pixels(Dataset):
-    """uint8 images (N, C, H, W) as torch-fidelity takes them: of three channels."""
+    """uint8 images (N, C, H, W) with three channels, as torch-fidelity needs them."""
 
     def __init__(self, images: Tensor):
         self.images = images
@@ -34,44 +35,39 @@ class Pixels(Dataset):
 
 
 def inception_figures(
-    generated: Tensor,
-    reference: Tensor,
-    weights: Path,
-    device: torch.device,
-    what: str,
+    generated: Tensor, real: RealData, weights: Path, device: torch.device
 ) -> dict[str, str | int | float]:
-    """FID, IS and KID of uint8 images (N, C, H, W) against others, and all that they depend on.
+    """FID, IS and KID of uint8 images (N, C, H, W) against held-out images, for a report.
 
     Args:
-        generated, reference: what is compared.
+        generated: the images to measure.
+        real: the data set, with its held-out images.
         weights: the file `NAME`.
-        device: what computes; torch-fidelity knows CUDA and the CPU.
-        what: of the data set the reference is, for the report.
+        device: what computes; torch-fidelity supports CUDA and the CPU.
 
-    Raises DataError where the package or the weights are missing, or are not the known ones.
+    Raises DataError if the package or the weights are missing, or are not the known weights.
     """
     try:
         import torch_fidelity
     except ImportError:
         raise DataError("needs the package torch-fidelity: pip install torch-fidelity") from None
     require_inception_weights(weights)
-    count = len(generated)
-    on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with on:  # it takes the current one
+    count, held_out = len(generated), real.held_out.items
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         metrics = torch_fidelity.calculate_metrics(
             input1=Pixels(generated),
-            input2=Pixels(reference),
+            input2=Pixels(held_out),
             cuda=device.type == "cuda",
             isc=True,
             isc_splits=min(10, count),
             fid=True,
             kid=True,
-            kid_subset_size=min(1000, count, len(reference)),
+            kid_subset_size=min(1000, count, len(held_out)),
             feature_extractor_weights_path=str(weights),
             cache=False,
             verbose=False,
         )
-    name = "FID" if count >= USUAL else f"FID@{count}"
+    name = "FID" if count >= FID_IMAGES else f"FID@{count}"
     return {
         name: metrics["frechet_inception_distance"],
         "IS": metrics["inception_score_mean"],
@@ -81,21 +77,20 @@ def inception_figures(
         "tool": f"torch-fidelity {torch_fidelity.__version__}",
         "weights_sha256": SHA256,
         "num_images": count,
-        "num_reference": len(reference),
-        "compared_with": what,
+        "num_reference": len(held_out),
+        "compared_with": real.origin,
     }
 
 
 def require_inception_weights(path: Path) -> None:
-    """Raise a DataError unless the file is that of the known Inception network."""
+    """Raise DataError unless the file contains the known Inception network."""
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist. Where there is a network: {WHERE}\nThen name it by "
-            "--inception-weights"
+            f"{path} does not exist. Download {URL}\nand name the file by --inception-weights"
         )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
         raise DataError(
-            f"{path} has the SHA-256 {found}, and not {SHA256}: with it figures would compare with "
-            f"nobody's. The right one: {WHERE}"
+            f"{path} has the SHA-256 {found}, not {SHA256}: its figures could not be compared with "
+            f"published ones. Download {URL}"
         )

@@ -1,7 +1,7 @@
-"""How probable a model finds data, in bits per dimension: lower is better.
+"""The likelihood of data under a model, in bits per dimension: lower is better.
 
-Both figures are per data point, so that a mean and its standard error can be had. Pixels are uint8
-mapped to k / 127.5 - 1; data without bounds (points) is continuous, and its bits may be negative.
+Both measures give a value for each item. Pixels are uint8, mapped to k / 127.5 - 1. Data without
+bounds (points) are continuous, and their bits may be negative.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,11 @@ def variational_bound(
 ) -> Tensor:
     """An upper bound of the bits per dimension of x_0 (B, ...): (B,).
 
-    The sum of all T terms, with the decoder's at t = 0, and of what the last x_t still knows (Ho et
-    al. 2020, eq. 5). One noise is drawn for each term. The network is called T times; `done` is
-    called after each.
+    The sum of all T terms, with the decoder at t = 0, and of the prior term (Ho et al. 2020, eq.
+    5). One noise is drawn for each term. The network is called T times, and `done` after each call.
     """
     diffusion = denoise.diffusion
-    total = prior(diffusion, x_0)
+    total = prior_bits(diffusion, x_0)
     for level in diffusion.levels()[:-1]:
         t = torch.full((len(x_0),), level.t, device=x_0.device)
         x_t = diffusion.q_sample(x_0, t, noise_like(x_0))
@@ -42,8 +41,8 @@ def variational_bound(
     return total
 
 
-def prior(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
-    """KL(q(x_T | x_0) || the noise that sampling starts from), in bits per dimension (B,)."""
+def prior_bits(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
+    """KL(q(x_T | x_0) || p(x_T)) in bits per dimension (B,); sampling starts from p(x_T)."""
     last = diffusion.levels(1)[0]
     zero = torch.zeros_like(x_0)
     log_var, log_var_prior = zero + 2 * log(last.sigma), zero + 2 * log(last.scale)
@@ -60,12 +59,13 @@ def flow_likelihood(
 ) -> Tensor:
     """The bits per dimension of x_0 (B, ...) under the probability-flow ODE: (B,).
 
-    d(x / alpha) = eps d(sigma / alpha) carries x to noise, and its log density changes by the
-    divergence of eps (Song et al. 2020, arXiv:2011.13456, appendix D.2), estimated with one random
-    sign per element (Hutchinson), by Heun's method in equal steps of log-SNR. Pixels are spread
-    over their bins by uniform noise. As there, x_0 is taken to lie at the lowest noise level.
+    d(x / alpha) = eps d(sigma / alpha) transports x to noise, and its log density changes by the
+    divergence of eps (Song et al. 2020, arXiv:2011.13456, appendix D.2). The divergence is
+    estimated with one random sign per element (Hutchinson), and integrated by Heun's method in
+    equal steps of log-SNR. Pixels get uniform noise of the width of their bins. As in the paper,
+    x_0 is assumed to be at the lowest noise level.
 
-    The network is called, and differentiated, twice a step; `done` is called after each step.
+    Each step calls and differentiates the network twice; `done` is called after each step.
     """
     pixels = denoise.diffusion.clip
     levels = levels_from_data(denoise.diffusion, steps)
@@ -82,15 +82,14 @@ def flow_likelihood(
         change += h * (divergence + divergence_next) / 2
         done()
     dims, last = x_0[0].numel(), levels[-1]
-    std = last.scale / last.alpha  # of x / alpha where it is all but noise
+    std = last.scale / last.alpha  # of x / alpha at the last level, which is almost pure noise
     log_p = -0.5 * (x / std).square().flatten(1).sum(dim=1) - dims * (log(std) + log(2 * pi) / 2)
     bits = -(log_p + change) / (dims * log(2))
     return bits - log(BIN) / log(2) if pixels else bits
 
 
 def levels_from_data(diffusion: GaussianDiffusion, steps: int) -> list[Level]:
-    """`steps` + 1 levels, or as many as there are, from t = 0 up, without pure noise: it has no
-    x / alpha."""
+    """`steps` + 1 levels, at most T, from t = 0 up. Pure noise has no x / alpha: it is left out."""
     levels = diffusion.levels(min(steps + 1, diffusion.timesteps), "uniform-logsnr")
     return [level for level in reversed(levels[:-1]) if level.alpha > 0]
 
@@ -98,7 +97,7 @@ def levels_from_data(diffusion: GaussianDiffusion, steps: int) -> list[Level]:
 def eps_and_divergence(
     denoise: Denoiser, x: Tensor, level: Level, signs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """eps at x = x_t / alpha, and signs^T (d eps / d x) signs, (B,). Nothing is clipped."""
+    """eps at x = x_t / alpha, without clipping, and signs^T (d eps / d x) signs (B,)."""
     assert level != CLEAN
     with torch.enable_grad():
         x = x.detach().requires_grad_()

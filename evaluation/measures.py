@@ -1,8 +1,8 @@
-"""What generated images are measured by, each beside its floor: what real images get.
+"""Measures of generated images, each with its floor: the same measure of real images.
 
-A figure alone says little: of 2,000 images even real ones are some way from the test set, by chance
-and because the training set is not the test set. So each figure comes with that of as many training
-images, several times, and with the ratio of the two.
+Even real images are at some distance from the test split, by chance and because the training split
+differs from it. So the report gives each measure also for sets of training images of the same size,
+and the ratio of the two distances.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.classifier import Judge, Seen
-from evaluation.distances import chi_square, coverage, frechet_distance, kernel_distance, moments
-from evaluation.real import Real
+from evaluation.distances import chi_square, frechet_distance, gaussian_of, kernel_distance, prdc
+from evaluation.features import Predictions, TrainedClassifier
+from evaluation.real import RealData
 from utils import derive_seed
 
 NEIGHBOURS = 3  # for precision and recall (Kynkaanniemi et al. 2019)
@@ -22,95 +22,119 @@ NEIGHBOURS_OF_DENSITY = 5  # for density and coverage (Naeem et al. 2020)
 
 
 class Measure(NamedTuple):
-    """A measure of sets of generated images, and of real ones."""
+    """A measure of several sets of generated images, and of sets of training images."""
 
     values: list[float]
-    floor: list[float]  # of as many training images, drawn at random several times
+    floor: list[float]
 
     def record(self) -> dict:
-        """The same for a report, with the means, whose ratio says how far a distance is."""
-        found, floor = mean(self.values), mean(self.floor)
-        ratio = {"ratio": found / floor} if floor > 0 else {}
+        """The values for a report, with their means and the ratio of the means."""
+        value, floor = mean(self.values), mean(self.floor)
         return {
-            "mean": found,
+            "mean": value,
             "floor": floor,
-            **ratio,
+            **({"ratio": value / floor} if floor > 0 else {}),
             "values": self.values,
             "floor_values": self.floor,
         }
 
 
 class Reference:
-    """Real images that generated ones are compared with.
+    """Held-out images in the features of a classifier, for other images to be compared with.
 
     Args:
-        judge: in whose features.
-        real: the data set; compared with are its held-out items.
+        classifier: gives the features.
+        real: the data set, with its held-out items.
     """
 
-    def __init__(self, judge: Judge, real: Real):
-        self.judge, self.train = judge, real.train
-        self.seen = judge.see(real.held_out.items)
-        self.moments = moments(self.seen.features)
+    def __init__(self, classifier: TrainedClassifier, real: RealData):
+        self.classifier, self.train = classifier, real.train
+        self.predictions = classifier.predict(real.held_out.items)
+        self.gaussian = gaussian_of(self.predictions.features)
 
-    def frechet(self, seen: Seen) -> float:
-        """The classifier-FID."""
-        return frechet_distance(moments(seen.features), self.moments)
+    def frechet(self, predictions: Predictions) -> float:
+        """The classifier-FID of images with these predictions."""
+        return frechet_distance(gaussian_of(predictions.features), self.gaussian)
 
     def distance(self, images: Tensor) -> float:
         """The classifier-FID of uint8 images (N, C, H, W)."""
-        return self.frechet(self.judge.see(images))
+        return self.frechet(self.classifier.predict(images))
 
-    def measure(self, seen: Seen, labels: Tensor | None = None) -> dict[str, float]:
-        """All figures by features, of what is seen in N images; with the classes that were asked
-        for (N,), the share of images that are of theirs too.
+    def measure(self, predictions: Predictions, labels: Tensor | None = None) -> dict[str, float]:
+        """All measures of N images, by name.
 
-        Precision and its kin compare N images with N held-out ones, or with all, if those are
-        fewer.
+        Precision, recall, density and coverage compare N images with N held-out images, or all
+        with all if there are fewer.
+
+        Args:
+            predictions: for the images.
+            labels: the classes (N,) that were requested. They add the fraction of images of the
+                requested class; without them, the class frequencies are tested.
         """
-        real = self.seen.features[chosen(len(self.seen.features), len(seen.features), "held out")]
-        ours = seen.features[chosen(len(seen.features), len(real), "generated")]  # may be sorted
-        close = coverage(real, ours, NEIGHBOURS)
-        dense = coverage(real, ours, NEIGHBOURS_OF_DENSITY)
-        figures = {
-            "classifier_fid": self.frechet(seen),
-            "classifier_kid": kernel_distance(seen.features, self.seen.features),
+        features, held_out = predictions.features, self.predictions.features
+        held_out = held_out[random_indices(len(held_out), len(features), "held out")]
+        # N random images of a file that may be sorted by class.
+        features = features[random_indices(len(features), len(held_out), "generated")]
+        close = prdc(held_out, features, NEIGHBOURS)
+        dense = prdc(held_out, features, NEIGHBOURS_OF_DENSITY)
+        measured = {
+            "classifier_fid": self.frechet(predictions),
+            "classifier_kid": kernel_distance(predictions.features, self.predictions.features),
             "precision": close.precision,
             "recall": close.recall,
             "density": dense.density,
             "coverage": dense.coverage,
-            "confidence": seen.probabilities.amax(dim=1).double().mean().item(),
+            "confidence": predictions.probabilities.amax(dim=1).double().mean().item(),
         }
         if labels is None:
-            return {**figures, **self.histogram(seen)}
-        accuracy = (seen.classes == labels).double().mean().item()
-        return {**figures, "class_accuracy": accuracy}
+            return {**measured, **self.class_frequencies(predictions)}
+        accuracy = (predictions.classes == labels).double().mean().item()
+        return {**measured, "class_accuracy": accuracy}
 
-    def histogram(self, seen: Seen) -> dict[str, float]:
-        """Pearson's test of the classes that are seen against their shares of the training set."""
+    def class_frequencies(self, predictions: Predictions) -> dict[str, float]:
+        """Pearson's test of the predicted classes against those of the training split."""
         classes = len(self.train.classes)
-        counts = torch.bincount(seen.classes, minlength=classes)
+        counts = torch.bincount(predictions.classes, minlength=classes)
         statistic, p = chi_square(counts, torch.bincount(self.train.labels, minlength=classes))
         return {"class_chi_square": statistic, "class_p_value": p}
 
-    def measures(
+    def measure_sets(
         self, sets: Sequence[Tensor], labels: Tensor | None, repeats: int, seed: int
     ) -> dict[str, Measure]:
-        """Each measure of sets of N uint8 images, all of the same classes (N,) if any were asked
-        for, and of `repeats` sets of N training images."""
-        measured = [self.measure(self.judge.see(images), labels) for images in sets]
+        """All measures of several sets, by name.
+
+        Args:
+            sets: uint8 images (N, C, H, W).
+            labels: the classes (N,) that were requested for each set, if any.
+            repeats: number of sets of N training images.
+            seed: of the choice of training images.
+        """
+        measured = [self.measure(self.classifier.predict(images), labels) for images in sets]
         floors = []
         for i in range(repeats):
-            some = chosen(len(self.train.items), len(sets[0]), "floor", seed + i)
-            asked = None if labels is None else self.train.labels[some]
-            floors.append(self.measure(self.judge.see(self.train.items[some]), asked))
+            indices = random_indices(len(self.train.items), len(sets[0]), "floor", seed + i)
+            true = None if labels is None else self.train.labels[indices]
+            floors.append(self.measure(self.classifier.predict(self.train.items[indices]), true))
         return {
             name: Measure([m[name] for m in measured], [f[name] for f in floors])
             for name in measured[0]
         }
 
 
-def chosen(total: int, count: int, *words: str | int) -> Tensor:
-    """So many numbers of `total`, or all, chosen by a seed."""
-    generator = torch.Generator().manual_seed(derive_seed(*words))
+def measures_table(measures: dict[str, Measure]) -> str:
+    """A text table: name, mean, lowest and highest value, floor, and ratio of distances."""
+    rows = [("", "generated", "lowest, highest", "training images", "ratio")]
+    for name, (values, floor) in measures.items():
+        spread = f"{min(values):.4g}, {max(values):.4g}" if len(values) > 1 else ""
+        is_distance = name == "classifier_fid" and mean(floor) > 0
+        ratio = f"{mean(values) / mean(floor):.2f}" if is_distance else ""
+        rows.append((name, f"{mean(values):.4g}", spread, f"{mean(floor):.4g}", ratio))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])
+    return "\n".join(layout.format(*row) for row in rows)
+
+
+def random_indices(total: int, count: int, *stream: str | int) -> Tensor:
+    """`count` of the indices below `total`, or all if there are fewer, in an order by a seed."""
+    generator = torch.Generator().manual_seed(derive_seed(*stream))
     return torch.randperm(total, generator=generator)[:count]

@@ -1,4 +1,4 @@
-"""Distance of generated points to their data set."""
+"""Distance of generated points to their distribution."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from evaluation.distances import energy_distance
 
 
 def point_distances(samples: Tensor, name: str, sets: int = 5) -> tuple[float, float]:
-    """Energy distances of samples (N, 2) to fresh points, and of fresh points to others.
+    """The energy distance of samples (N, 2) to fresh points, and that between fresh points.
 
-    Both are means over a few sets of N, and count an item with itself: so they are above 0, and
-    their ratio says how the samples compare with a second draw of the data.
+    Both are biased means over several sets of N points, and so above 0. Their ratio compares the
+    samples with a second draw of the data.
     """
 
     def fresh(seed: int) -> Tensor:

@@ -52,7 +52,7 @@ def script(capsys, monkeypatch, tmp_path):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preview, "GRID_STEPS", 5)  # these grids are looked at for their size alone
-    monkeypatch.setattr(classifier, "UPDATES", 30)  # and this one is of use all the same
+    monkeypatch.setattr(classifier, "STEPS", 30)  # and this one is of use all the same
 
     def call(name: str, *arguments) -> Result:
         module: ModuleType = SCRIPTS[name]

@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from evaluation.distances import (
     chi_square,
-    coverage,
     energy_distance,
     frechet_distance,
+    gaussian_of,
     kernel_distance,
-    moments,
-    nearest,
+    nearest_neighbours,
+    prdc,
 )
 
 
@@ -73,16 +73,16 @@ def test_frechet_distance_of_known_gaussians():
     torch.manual_seed(0)
     a, b = gaussian(500, 1.0, [1.0, 2.0, 3.0]), gaussian(400, -0.5, [2.0, 2.0, 0.5])
     expected = 3 * 1.5**2 + (1 - 2) ** 2 + 0 + (3 - 0.5) ** 2
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(gaussian_of(a), gaussian_of(b)) == pytest.approx(expected, rel=1e-9)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
-    rotated = frechet_distance(moments(a @ rotation), moments(b @ rotation))
+    rotated = frechet_distance(gaussian_of(a @ rotation), gaussian_of(b @ rotation))
     assert rotated == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(moments(a), moments(a)) < 1e-9
+    assert frechet_distance(gaussian_of(a), gaussian_of(a)) < 1e-9
 
 
 def test_frechet_distance_of_fewer_items_than_dimensions():
     torch.manual_seed(0)
-    a, b = moments(torch.randn(20, 64)), moments(torch.randn(30, 64))
+    a, b = gaussian_of(torch.randn(20, 64)), gaussian_of(torch.randn(30, 64))
     assert math.isfinite(frechet_distance(a, b))
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
 
@@ -99,7 +99,7 @@ def test_frechet_and_kernel_distance_match_torchmetrics():
 
     a, b = (x.double() for x in features())
     expected = _compute_fid(a.mean(dim=0), torch.cov(a.T), b.mean(dim=0), torch.cov(b.T)).item()
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(gaussian_of(a), gaussian_of(b)) == pytest.approx(expected, rel=1e-6)
     assert kernel_distance(a[:200], b) == pytest.approx(poly_mmd(a[:200], b).item(), rel=1e-9)
 
 
@@ -111,10 +111,10 @@ def test_kernel_distance_of_equal_distributions_is_zero_without_bias():
     assert abs(found.mean()) < 4 * found.std() / 200**0.5
 
 
-# --- coverage ------------------------------------------------------------------------------------
+# --- precision, recall, density, coverage ---------------------------------------------------------
 
 
-def coverage_by_definition(real, generated, k):
+def prdc_by_definition(real, generated, k):
     """Precision, recall, density and coverage, from the distance of every pair."""
 
     def distance(a, b):
@@ -137,25 +137,25 @@ def coverage_by_definition(real, generated, k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_coverage_matches_its_definition(k):
+def test_precision_recall_density_and_coverage_match_their_definitions(k):
     torch.manual_seed(0)
     real, generated = torch.randn(30, 3), torch.randn(25, 3) * 0.7 + 0.4
-    assert coverage(real, generated, k) == pytest.approx(coverage_by_definition(real, generated, k))
-    assert min(coverage(real, generated, k)) > 0
+    assert prdc(real, generated, k) == pytest.approx(prdc_by_definition(real, generated, k))
+    assert min(prdc(real, generated, k)) > 0
 
 
 def test_coverage_shows_a_lost_mode():
     torch.manual_seed(0)
     real = torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50])
-    assert coverage(real, real + 1000) == (0, 0, 0, 0)
-    lost = coverage(real, torch.randn(1200, 2))  # one of two modes
+    assert prdc(real, real + 1000) == (0, 0, 0, 0)
+    lost = prdc(real, torch.randn(1200, 2))  # one of two modes
     assert lost.precision > 0.9
     assert lost.recall < 0.55
     assert lost.coverage < 0.55
-    again = coverage(real, torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50]))
+    again = prdc(real, torch.cat([torch.randn(600, 2), torch.randn(600, 2) + 50]))
     assert again.density == pytest.approx(1, abs=0.1)
-    with pytest.raises(ValueError, match="so small a set"):
-        coverage(real[:3], real)
+    with pytest.raises(ValueError, match="more than 3 items"):
+        prdc(real[:3], real)
 
 
 # --- the rest ------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_coverage_shows_a_lost_mode():
 def test_nearest_neighbours_match_cdist():
     torch.manual_seed(0)
     x, others = torch.randint(256, (700, 12)), torch.randint(256, (900, 12))
-    distances, index = nearest(x, others)
+    distances, index = nearest_neighbours(x, others)
     expected = torch.cdist(x.double(), others.double()).min(dim=1)
     assert_close(distances, expected.values)
     assert_close(torch.cdist(x.double(), others.double())[range(700), index], expected.values)

@@ -1,0 +1,148 @@
+"""Features of images, by a classifier that is trained once for a data set and stored next to it.
+
+Figures can be compared only if they are from the same classifier, so that every report contains its
+SHA-256. The distance in its features is called classifier-FID, because the FID has the features of
+one particular Inception network (`evaluation.inception`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from checkpoints.weights import weights_sha256
+from dataset.items import epoch_order, to_unit
+from dataset.types import Data
+from evaluation.classifier import RECIPE, Classifier, new_classifier, train_classifier
+from evaluation.real import RealData
+from utils import memory_format, save_whole
+
+BATCH_SIZE = 500
+IMAGES_FOR_STD = 10_000  # images over which the features' standard deviations are measured
+
+
+class Predictions(NamedTuple):
+    """The features and the class probabilities of images."""
+
+    features: Tensor  # (N, F), each divided by its standard deviation over real images
+    probabilities: Tensor  # (N, classes)
+
+    @property
+    def classes(self) -> Tensor:
+        """The most probable class (N,) of each image."""
+        return self.probabilities.argmax(dim=1)
+
+
+class TrainedClassifier:
+    """A trained classifier, which computes in fp32.
+
+    Args:
+        model: the network.
+        accuracy: on the held-out items.
+        sha256: of its weights.
+        path: its file, or None if it could not be stored.
+    """
+
+    def __init__(self, model: Classifier, accuracy: float, sha256: str, path: Path | None):
+        self.model, self.accuracy, self.sha256, self.path = model.eval(), accuracy, sha256, path
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Predictions:
+        """The predictions, on the CPU, for uint8 images (N, C, H, W)."""
+        device, features, probabilities = self.model.std.device, [], []
+        for batch in images.split(BATCH_SIZE):
+            x = to_unit(batch.to(device, memory_format=memory_format(device)))
+            hidden = self.model.features(x)
+            features.append((hidden / self.model.std).cpu())
+            probabilities.append(self.model.head(hidden).softmax(dim=1).cpu())
+        return Predictions(torch.cat(features), torch.cat(probabilities))
+
+
+def classifier_for(
+    real: RealData,
+    folder: Path,
+    device: torch.device,
+    *,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+    say: Callable[[str], object] = lambda line: None,
+) -> TrainedClassifier:
+    """Read the classifier of a data set; if there is none, train and store it.
+
+    Args:
+        real: the data set. Its accuracy is measured on the held-out items.
+        folder: where the classifier is stored if it cannot be stored next to the data.
+        device: what computes.
+        progress: wraps the iteration over training steps, as tqdm does.
+        say: called with lines for the user, if the classifier is trained.
+
+    Raises ValueError for points, and for images without classes.
+    """
+    require_classes(real)
+    data, held_out, size = real.train, real.held_out, real.train.items.shape[-1]
+    name = f"classifier_{real.name}_{size}_{classifier_key(data, real.flip)[:12]}.safetensors"
+    paths = [real.cache / name, folder / name]
+    for path in paths:
+        if (found := read_classifier(path, real, device)) is not None:
+            return found
+    say(f"training the classifier of {real.name}, once; on a CPU this takes minutes")
+    model = train_classifier(real, device, progress)
+    trained = TrainedClassifier(model, 0.0, "", None)
+    some = data.items[epoch_order(len(data.items), 0, 0)[:IMAGES_FOR_STD]]  # folders are sorted
+    model.std.copy_(trained.predict(some).features.std(dim=0).clamp(min=1e-6))
+    correct = trained.predict(held_out.items).classes == held_out.labels
+    trained.accuracy = correct.double().mean().item()
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
+    metadata = {"recipe": str(RECIPE), "dataset": real.name, "accuracy": str(trained.accuracy)}
+    trained.sha256 = metadata["sha256"] = weights_sha256(metadata, tensors)
+    for path in paths:
+        with suppress(OSError):
+            save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
+            trained.path = path
+            break
+    stored = f"; stored in {trained.path}" if trained.path else ""
+    say(f"accuracy: {100 * trained.accuracy:.2f} % of {len(correct):,} images{stored}")
+    return trained
+
+
+def require_classes(real: RealData) -> None:
+    """Raise ValueError for points, and for images without classes."""
+    if real.train.items.ndim != 4:
+        raise ValueError(f"a classifier needs images, and {real.name} is points")
+    if real.train.labels is None or len(real.train.classes) < 2:
+        raise ValueError(f"{real.name} has no classes, which a classifier needs to be trained")
+
+
+def read_classifier(path: Path, real: RealData, device: torch.device) -> TrainedClassifier | None:
+    """Read a stored classifier of a data set; None if it is missing, damaged, or of other size."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sha256 = metadata.pop("sha256")
+        if sha256 != weights_sha256(metadata, tensors):
+            return None
+        model = new_classifier(real)
+        model.load_state_dict(tensors)
+        accuracy = float(metadata["accuracy"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
+        return None
+    model = model.to(device, memory_format=memory_format(device))
+    return TrainedClassifier(model, accuracy, sha256, path)
+
+
+def classifier_key(data: Data, flip: bool) -> str:
+    """A digest of the recipe and of the data set that a classifier is trained on."""
+    sha256 = hashlib.sha256(json.dumps([RECIPE, flip, data.classes, data.items.shape]).encode())
+    for part in data.items.split(10_000):
+        sha256.update(part.contiguous().numpy())
+    sha256.update(data.labels.numpy())
+    return sha256.hexdigest()

@@ -1,0 +1,87 @@
+"""The images that are measured: samples of a checkpoint, or given images."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cli.evaluation import EvaluationRequest
+from cli.sampling import SamplerFlags, SamplingRequest
+from evaluation.images import load_images
+from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
+from evaluation.real import RealData
+from sampling.draw import SamplingJob, draw
+from utils import DataError, describe
+
+COUNT = 2000  # default number of samples of a set
+
+
+class Generated(NamedTuple):
+    """Images to measure."""
+
+    sets: list[Tensor]  # uint8 (N, C, H, W): one set for each seed
+    labels: Tensor | None  # the classes (N,) that were requested, for each set
+    record: dict  # how the images were made or read, for the report
+
+
+def given_images(
+    request: EvaluationRequest,
+    real: RealData,
+    *,
+    progress: Callable[..., Iterable],
+    say: Callable[[str], object],
+) -> Generated:
+    """Read the images of --samples, or as many of them as --num-images names.
+
+    Raises:
+        DataError: the images cannot be read, or are too few.
+        ValueError: there are fewer than --num-images.
+    """
+    images, how = load_images(Path(request.samples), real.shape, progress)
+    if len(images) <= NEIGHBOURS_OF_DENSITY:
+        raise DataError(f"{request.samples} has only {len(images)} images: too few to compare")
+    count = request.num_images or len(images)
+    if count > len(images):
+        raise ValueError(f"--num-images {count}: there are only {len(images)}")
+    images = images[random_indices(len(images), count, "samples")]
+    say(f"{len(images):,} images, {how}")
+    return Generated([images], None, {"read_as": how})
+
+
+def sampled_images(
+    request: EvaluationRequest, real: RealData, *, say: Callable[[str], object]
+) -> Generated:
+    """Sample sets of images from the checkpoint, with the class frequencies of the data set."""
+    job = SamplingJob(
+        SamplingRequest(
+            **request.chosen(SamplerFlags.named(use="drawing")),
+            checkpoint=request.checkpoint,
+            raw=request.raw,
+            batch_size=request.batch_size,
+            num_images=request.num_images or COUNT,
+            precision=request.precision or "auto",
+            device=request.device,
+            seed=request.seed,
+            given=request.given,
+        )
+    )
+    plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
+    plan.use_class_frequencies(real.train.labels)
+    say(
+        f"sampling {request.repeats} x {plan.count:,} images: {plan.name}, {plan.steps} steps, "
+        f"{describe(job.device, job.precision)}"
+    )
+    sets, start = [], time.monotonic()
+    for seed in seeds:
+        job.request.seed = seed
+        sets.append(draw(job).items)
+    record = {
+        **{name: plan.chosen[name] for name in ("sampler", "steps", "spacing")},
+        "seeds": seeds,
+        "precision": job.precision,
+        "guidance_scale": request.guidance_scale,
+        "seconds_of_a_set": (time.monotonic() - start) / request.repeats,
+    }
+    return Generated(sets, plan.labels, record)
