@@ -130,6 +130,14 @@ def test_a_truncated_checkpoint_is_refused(whole, tmp_path, share):
         load_checkpoint(tmp_path / "part.pt")
 
 
+def test_another_format_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("checkpoints.checkpoint.CHECKPOINT_FORMAT", 99)
+    save_checkpoint(tmp_path / "a.pt", checkpoint)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 def test_a_block_of_zeros_is_detected(whole, tmp_path):
     content = bytearray(whole.read_bytes())
     content[4096:8192] = bytes(4096)

@@ -1,6 +1,7 @@
 """Devices, precision, seeds and noise per image."""
 
 import os
+import stat
 
 import pytest
 import torch
@@ -95,3 +96,22 @@ def test_deterministic_algorithms_are_set_only_on_a_change(monkeypatch):
         torch, "use_deterministic_algorithms", None
     )  # it imports a compiler, which is slow
     set_deterministic(False)
+
+
+def test_a_file_is_on_the_disk_before_it_is_renamed_and_the_name_after(monkeypatch, tmp_path):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append("name on disk" if is_folder else "content on disk")
+        fsync(descriptor)
+
+    def record_replace(source, target) -> None:
+        events.append("renamed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    utils.save_whole(tmp_path / "file", lambda partial: partial.write_text("content"))
+    assert events == ["content on disk", "renamed", "name on disk"]
+    assert (tmp_path / "file").read_text() == "content"
