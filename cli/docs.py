@@ -62,7 +62,7 @@ def spelling(name: str, declared: Declaration) -> str:
 
 def shown(default: object) -> str:
     """A default in the table."""
-    return "" if default in (None, False) else f"`{default}`"
+    return "" if default is None or default is False else f"`{default}`"
 
 
 def nature(declared: Declaration) -> str:

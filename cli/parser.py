@@ -171,7 +171,7 @@ def metavar_of(declared: Declaration) -> str | tuple[str, ...] | None:
 def help_text(field: Field, declared: Declaration) -> str:
     """A flag's help with its default."""
     text, default = declared.help.replace("%", "%%"), default_of(field)
-    if default in (None, False, "") or "(default" in text:
+    if default is None or default is False or "(default" in text:
         return text
     return f"{text} (default: {default})"
 
