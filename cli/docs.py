@@ -35,13 +35,13 @@ def page() -> str:
 def section(script: str, command: Command) -> str:
     """The heading, the description and the table of one command."""
     described = command.description.replace("\n", " ")
-    rows = [
-        f"| `{spelling(field.name, declared)}` | {declared.help} | {shown(default_of(field))} | "
-        f"{nature(declared)} |\n"
-        for field, declared in sorted(command.declared.values(), key=position)
-    ]
-    head = "| flag | meaning | default | on resume |\n| --- | --- | --- | --- |\n"
-    return f"\n## {script}\n\n{described}\n\n{head}{''.join(rows)}"
+    rows = [["flag", "meaning", "default", "on resume"], ["---"] * 4]
+    for field, declared in sorted(command.declared.values(), key=position):
+        spelled = f"`{spelling(field.name, declared)}`"
+        rows.append([spelled, declared.help, shown(default_of(field)), nature(declared)])
+    columns = slice(4 if "resume" in command.declared else 3)
+    table = "".join(f"| {' | '.join(row[columns])} |\n" for row in rows)
+    return f"\n## {script}\n\n{described}\n\n{table}"
 
 
 def spelling(name: str, declared: Declaration) -> str:
