@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluate
 from cli.evaluation import EVALUATE
 from conftest import TINY
 from dataset.items import shape_config, split
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation.likelihood import flow_likelihood, variational_bound
+from evaluation.real import load_real_data
 from schedules import SCHEDULES
 
 MEAN, STD, DIMS = 0.3, 0.5, 2
@@ -131,32 +131,28 @@ def test_flags_of_other_metrics_are_rejected(script, conditional, flags, flag):
 
 
 def test_held_out_images_are_the_test_split(real_data):
-    args = EVALUATE.parse(["--samples", "x.npz", "--dataset", "mnist"])
-    args.data_dir = str(real_data)
-    real = evaluate.compared_with(args, None)
-    assert (real.what, len(real.held_out.items), len(real.train.items)) == (
-        "test split",
-        10_000,
-        60_000,
-    )
+    flags = ["--samples", "x.npz", "--dataset", "mnist", "--data-dir", str(real_data)]
+    real = load_real_data(EVALUATE.parse(flags), None)
+    assert real.origin == "test split"
+    assert (len(real.held_out.items), len(real.train.items)) == (10_000, 60_000)
 
 
 def test_held_out_images_may_be_the_validation_set_of_the_run(real_data):
-    args = EVALUATE.parse(["--checkpoint", "x.pt", "--split", "validation"])
+    request = EVALUATE.parse(["--checkpoint", "x.pt", "--split", "validation"])
     data = load_dataset("mnist", real_data, download=False)
     config = {
         "data": {"dataset": "mnist", "data_dir": str(real_data), **shape_config((1, 28, 28))},
         "model": {},
         "train": {"validation": 500, "seed": 3},
     }
-    real = evaluate.compared_with(args, {"config": config})
+    real = load_real_data(request, {"config": config})
     trained_on, held_out = split(60_000, 500, 3)
-    assert real.what == "held out of training"
+    assert real.origin == "held out of training"
     assert torch.equal(real.held_out.items, data.items[held_out])
     assert torch.equal(real.train.items, data.items[trained_on])
     config["train"]["validation"] = 0
     with pytest.raises(ValueError, match="this run held nothing out"):
-        evaluate.compared_with(args, {"config": config})
+        load_real_data(request, {"config": config})
 
 
 def test_the_ode_uses_each_timestep_but_pure_noise_at_most_once():

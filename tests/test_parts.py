@@ -60,7 +60,9 @@ def test_a_part_is_whole_missing_or_damaged(parts):
 
 
 def test_joining_needs_every_part(parts):
-    with pytest.raises(DataError, match=r"000002\.part is missing or damaged; the same command"):
+    with pytest.raises(
+        DataError, match=r"000002\.part is missing or damaged; run the same command"
+    ):
         parts.join(3, (12, 2), np.dtype(np.uint8))
     assert not parts.output.exists()
     assert parts.state(1) == WHOLE
