@@ -118,12 +118,9 @@ def test_the_tree_names_each_module_and_package():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_shown_with_their_flags(name):
-    flags = shlex.join(TRAIN.words(PRESETS[name]))
-    assert f"| `{name}` | `{flags}`" in README
-
-
-def test_the_page_of_flags_is_that_of_their_declarations():
-    assert docs.FILE.read_text(encoding="utf-8") == docs.page()
+    shown = re.search(rf"^\| `{name}` \| `(.*?)`", README, re.MULTILINE)[1]
+    flags = TRAIN.parsed(TRAIN.parser(), shlex.split(shown))
+    assert flags.chosen(flags.given) == PRESETS[name]
 
 
 @pytest.mark.parametrize(
