@@ -57,7 +57,9 @@ class Command:
     def require_valid(self, name: str, value: object) -> None:
         """Raise ValueError for a value, from a file, that the command line would refuse."""
         field, declared = self.declared[name]
-        if value is None and field.default is None:
+        if (value is None and field.default is None) or (
+            declared.switch and isinstance(value, bool)
+        ):
             return
         if declared.nargs in ("+", "*") and not isinstance(value, list):
             raise UsageError(f"argument {option(name)}: {str(value)[:80]} is not a list")
@@ -119,10 +121,10 @@ class Command:
                 words.append(option(name) if value else f"--no-{option(name)[2:]}")
             elif declared.switch or (declared.nargs == "?" and isinstance(value, bool)):
                 words += [option(name)] if value else []
-            else:
-                listed = value if isinstance(value, (list, tuple)) else [value]
-                words += [] if declared.positional else [option(name)]
-                words += map(str, listed)
+            elif isinstance(value, (list, tuple)):
+                words += [option(name), *map(str, value)]
+            else:  # with "=", because the value may begin with a hyphen
+                words.append(str(value) if declared.positional else f"{option(name)}={value}")
         return words
 
 
