@@ -534,7 +534,7 @@ def test_loss_with_weight_vlb_is_the_mean_bound_over_all_timesteps():
 
 
 class TwoClasses(torch.nn.Module):
-    """Outputs 1 for class 0, 3 for class 1 and 0 without a label, and records its batch sizes."""
+    """Outputs 1 for class 0, 3 for class 1 and 0.5 without a label; records its batch sizes."""
 
     def __init__(self):
         super().__init__()
@@ -543,7 +543,7 @@ class TwoClasses(torch.nn.Module):
     def forward(self, x_t, t, condition=None):
         self.batches.append(len(x_t))
         label = torch.full_like(t, NULL_LABEL) if condition is None else condition.label
-        values = torch.tensor([1.0, 3.0, 0.0])[label]  # row -1 for the null label
+        values = torch.tensor([1.0, 3.0, 0.5])[label]  # row -1 for the null label
         return values[:, None] * torch.tensor([1.0, -1.0]) * torch.ones_like(x_t)
 
 
@@ -558,8 +558,8 @@ def guided(scale, **options):
 
 def test_guidance_extrapolates_from_the_unconditional_prediction():
     assert_close(guided(1.0)[0], torch.tensor([[1.0, -1.0], [3.0, -3.0]]))  # conditional
-    assert_close(guided(0.0)[0], torch.zeros(2, 2))  # unconditional
-    assert_close(guided(2.5)[0], torch.tensor([[2.5, -2.5], [7.5, -7.5]]))
+    assert_close(guided(0.0)[0], torch.tensor([[0.5, -0.5], [0.5, -0.5]]))  # unconditional
+    assert_close(guided(2.5)[0], torch.tensor([[1.75, -1.75], [6.75, -6.75]]))
 
 
 def test_guidance_calls_the_network_once_with_a_doubled_batch():
