@@ -2,6 +2,7 @@
 
 checkpoint.py   the checkpoint format: save, load, and restore the network and its process
 weights.py      the weights alone, as a safetensors file
+arrays.py       a U-Net and its process as an .npz, for mini_diffusion
 shards.py       the checkpoint folder of a run with FSDP, one file per process
 seal.py         the SHA-256 at the end of a checkpoint
 inspection.py   refuse files with code in them, and files that would fill the memory

@@ -1,0 +1,85 @@
+"""A U-Net and its process as one .npz of plain arrays, which mini_diffusion reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from checkpoints.weights import WEIGHT_KINDS
+from diffusion import GaussianDiffusion
+from models.unet import feature_sizes
+from utils import save_whole
+
+
+def save_arrays(
+    path: Path,
+    config: dict,
+    step: int,
+    which: str,
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+) -> None:
+    """Write a U-Net and its process for mini_diffusion.
+
+    Args:
+        path: the file to write.
+        config, step: from the checkpoint.
+        which: the kind of weights, a key of `WEIGHT_KINDS`.
+        model, diffusion: the network with these weights, and its process.
+    """
+    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
+    description = {
+        "format": 1,
+        "dataset": config["data"]["dataset"],
+        "classes": config["data"]["classes"],
+        "image_size": model.image_size,
+        "image_channels": model.image_channels,
+        "model": mini_unet_arguments(**config["model"] | {"patch_size": model.patch_size}),
+        "prediction": config["diffusion"].get("prediction", "eps"),
+        "clip": diffusion.clip,
+        "sigma_data": diffusion.sigma_data,
+        "step": step,
+        "weights": WEIGHT_KINDS[which],
+    }
+    arrays = {
+        "config": np.array(json.dumps(description)),
+        "alpha": np.array([level.alpha for level in levels]),
+        "sigma": np.array([level.sigma for level in levels]),
+        **{f"weights.{name}": w.float().numpy() for name, w in model.state_dict().items()},
+    }
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:  # NumPy would append .npz to a file name
+            np.savez(file, **arrays)
+
+    save_whole(path, write)
+
+
+def mini_unet_arguments(
+    *,
+    name: str,
+    image_size: int,
+    image_channels: int,
+    patch_size: int,
+    channels: int = 64,
+    multipliers: Sequence[int] = (1, 2),
+    blocks: int = 1,
+    attention_resolutions: Sequence[int] = (),
+    dropout: float = 0.0,
+    num_classes: int | None = None,
+    learn_sigma: bool = False,
+) -> dict:
+    """The arguments of mini_diffusion's UNet, from those of models/unet.py's."""
+    sizes = feature_sizes(image_size, patch_size, len(multipliers))
+    return {
+        "in_channels": image_channels,
+        "out_channels": image_channels * (2 if learn_sigma else 1),
+        "model_channels": channels,
+        "multipliers": list(multipliers),
+        "blocks": blocks,
+        "attention_levels": [i for i, size in enumerate(sizes) if size in attention_resolutions],
+        "patch_size": patch_size,
+        "num_classes": num_classes or None,
+    }
