@@ -1,3 +1,5 @@
+"""train.py: runs from their flags to their files, resumed and interrupted."""
+
 import json
 import os
 import shutil
@@ -13,25 +15,28 @@ from PIL import Image
 
 import train
 from checkpoints.checkpoint import load_checkpoint
+from cli.training import TRAIN
 from conftest import ROOT, TINY
-from training import run
-from training.config import PRESETS, natural_objective
+from dataset.items import to_unit
+from dataset.registry import load_dataset
+from runs import SMALL, assert_same_training, ctrl_c_in, killed_in, wait_for
+from training import preview
+from training.config import PRESETS, with_defaults
 from training.folder import RunFolder
 from training.log import read_metrics
+from training.plan import step_limit
+from training.trainer import Trainer
 
 
-def assert_same_training(a, b):
-    """Two checkpoints with the same bits in all that training changes."""
-    for key in ("model", "ema"):
-        for name, tensor in a[key].items():
-            assert torch.equal(tensor, b[key][name]), (key, name)
-    assert a["optimizer"].keys() == b["optimizer"].keys()
-    for optimizer, saved in a["optimizer"].items():
-        for i, state in saved["state"].items():
-            for name, value in state.items():
-                other = b["optimizer"][optimizer]["state"][i][name]
-                assert torch.equal(value, other), (optimizer, i, name)
-    assert a["step"] == b["step"]
+def saved_config(folder: str = "outputs") -> dict:
+    return json.loads(Path(folder, "config.json").read_text())
+
+
+def rows_of(folder: str = "outputs") -> list[dict]:
+    return read_metrics(Path(folder, "metrics.jsonl"))
+
+
+# --- a run and its files --------------------------------------------------------------------------
 
 
 def test_a_run_writes_its_files(trained):
@@ -49,7 +54,7 @@ def test_a_run_writes_its_files(trained):
         "checkpoints/model_epoch_002.pt",
         "checkpoints/best.pt",
     }
-    every = read_metrics(trained / "metrics.jsonl")
+    every = rows_of(trained)
     rows = [row for row in every if "loss" in row]
     assert [row["step"] for row in rows] == [10, 13, 20, 26]  # every ten steps and each epoch's end
     for row in rows:
@@ -62,347 +67,70 @@ def test_a_run_writes_its_files(trained):
 
 
 def test_the_loss_falls(trained):
-    rows = read_metrics(trained / "metrics.jsonl")
     for name in ("loss", "validation_loss"):
-        losses = [row[name] for row in rows if name in row]
+        losses = [row[name] for row in rows_of(trained) if name in row]
         assert losses[-1] < 0.95 * losses[0]
 
 
-def test_defaults_of_the_length():
-    def limit(*arguments):
-        return run.step_limit(vars(train.parse_args([str(a) for a in arguments])), 100)
+def test_held_out_items_are_not_trained_on(script, monkeypatch):
+    trained_on, held_out, train_step = [], [], Trainer.train_step
 
-    assert limit() == 2000
-    assert limit("--epochs", 3) == 300
-    assert limit("--max-steps", 50) == 50
-    assert limit("--epochs", 3, "--max-steps", 1000) == 300
-    assert limit("--max-minutes", 1) is None
-    assert limit("--max-minutes", 1, "--epochs", 2) == 200
+    def watch(trainer, items, *rest):
+        trained_on.append(items)
+        return train_step(trainer, items, *rest)
 
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, tmp_path, precision):
-    flags = [*TINY, "--precision", precision, "--dropout", "0.1", "--flip", "--batch-size", "64"]
-    flags += ["--grad-accum", "2", "--max-steps", "40"]
-    assert script("train", *flags, "--output-dir", "whole").code == 0
-
-    stopping = StopAfter(23)
-    with stopping:
-        result = script("train", *flags, "--output-dir", "parts")
-    assert result.code == 130
-    assert "stopped after step 23" in result.out
-    assert "python train.py --resume --output-dir parts" in result.out
-    assert not (tmp_path / "parts" / "model_final.pt").exists()
-    result = script("train", "--resume", "--device", "cpu", "--output-dir", "parts")
-    assert result.code == 0
-    assert "resuming from parts/checkpoints/interrupted.pt, step 23" in result.out
-    assert not (tmp_path / "parts" / "checkpoints" / "interrupted.pt").exists()
-
-    whole, parts = (load_checkpoint(f"{name}/model_final.pt") for name in ("whole", "parts"))
-    assert_same_training(whole, parts)
-    pictures = [Path(name, "samples", "epoch_004.png").read_bytes() for name in ("whole", "parts")]
-    assert pictures[0] == pictures[1]
-    rows = {name: read_metrics(Path(name, "metrics.jsonl")) for name in ("whole", "parts")}
-    steps = [row["step"] for row in rows["parts"] if "loss" in row]
-    assert steps == sorted(set(steps))
-    validations = [[row for row in rows[name] if "validation_loss" in row] for name in rows]
-    assert validations[0] == validations[1]
-
-
-def test_a_killed_run_logs_the_losses_from_before_the_kill_too(script):
-    flags = [*TINY, "--max-steps", 24, "--save-every-steps", 7]
-    assert script("train", *flags, "--output-dir", "whole").code == 0
-    with FailIn(18):
-        assert script("train", *flags, "--output-dir", "parts").code == 1
-    result = script("train", "--resume", "--output-dir", "parts")
-    assert "resuming from parts/checkpoints/model_step_00000014.pt, step 14" in result.out
-    rows = {name: read_metrics(Path(name, "metrics.jsonl")) for name in ("whole", "parts")}
-    losses = [[(r["step"], r.get("loss")) for r in rows[name]] for name in rows]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("lost", [[], ["model_final.pt"]])
-def test_a_run_that_was_killed_while_it_wrote_its_last_files_writes_them(script, lost):
-    flags = [*TINY, "--epochs", 1, "--save-interval", 1, "--keep", 1]
+    monkeypatch.setattr(Trainer, "train_step", watch)
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda _, items, y: held_out.append(items) or 1.0)
+    flags = [*SMALL, "--epochs", 1, "--validation", 200, "--batch-size", 1597]
     assert script("train", *flags).code == 0
-    grid = Path("outputs/samples/epoch_001.png")
-    weights, pixels = load_checkpoint("outputs/model_final.pt"), grid.read_bytes()
-    for path in (grid, *(Path("outputs", name) for name in lost)):
-        path.unlink()
-    old = Path(shutil.copy("outputs/checkpoints/best.pt", "outputs/checkpoints/model_epoch_000.pt"))
-    assert script("train", "--resume").code == 0
-    assert not old.exists()
-    assert grid.read_bytes() == pixels
-    assert_same_training(load_checkpoint("outputs/model_final.pt"), weights)
-    assert script("train", "--resume").code == 2  # now there is nothing left to do
+
+    def images(batches: list[torch.Tensor]) -> set:
+        return {item.numpy().tobytes() for item in torch.cat(batches)}
+
+    assert len(held_out[0]) == 200
+    assert len(torch.cat(trained_on)) == 1597
+    assert not images(held_out) & images(trained_on)
 
 
-def test_a_run_that_was_killed_between_two_checkpoints_of_a_step_ends_with_both(script):
-    flags = [*TINY, "--epochs", 3, "--save-interval", 1, "--save-every-steps", 13]
-    with FailIn(30):
-        assert script("train", *flags).code == 1
-    folder = Path("outputs/checkpoints")
-    epoch, step = folder / "model_epoch_002.pt", folder / "model_step_00000026.pt"
-    assert load_checkpoint(folder / "best.pt")["step"] == 26
-    for path in (epoch, step):
-        path.unlink()
-    with FailIn(30):
-        assert script("train", "--resume").code == 1
-    assert load_checkpoint(epoch)["step"] == load_checkpoint(step)["step"] == 26
+def test_without_validation_there_is_no_best_checkpoint(script):
+    flags = [*SMALL, "--validation", 0, "--save-interval", 1, "--batch-size", 512]
+    assert script("train", *flags, "--epochs", 1).code == 0
+    assert not Path("outputs/checkpoints/best.pt").exists()
+    assert Path("outputs/checkpoints/model_epoch_001.pt").exists()
 
 
-def test_a_ctrl_c_in_the_last_step_finishes_the_run(script):
-    with StopAfter(5):
-        result = script("train", *TINY, "--max-steps", 5)
-    assert result.code == 0
-    assert load_checkpoint("outputs/model_final.pt")["step"] == 5
+def test_the_best_checkpoint_has_the_lowest_validation_loss(script, monkeypatch):
+    """Also when the run is resumed, and when it is resumed from before its best checkpoint."""
+    losses = iter([0.5, 0.3, 0.4, 0.2, 0.6, 0.4])
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda *_: next(losses))
+
+    def best() -> tuple[int, float]:
+        checkpoint = load_checkpoint("outputs/checkpoints/best.pt")
+        return checkpoint["step"], checkpoint["validation_loss"]
+
+    flags = [*SMALL, "--save-interval", 1, "--batch-size", 512]  # 3 steps an epoch
+    assert script("train", *flags, "--epochs", 3).code == 0
+    assert best() == (6, 0.3)
+    assert script("train", "--resume", "--epochs", 5).code == 0
+    assert best() == (12, 0.2)
+    result = script("sample", "--checkpoint", "outputs/checkpoints/best.pt", "--steps", 2)
+    assert "step 12" in result.out
+    back = ["--resume", "outputs/checkpoints/model_epoch_001.pt", "--epochs", 2]
+    assert script("train", *back).code == 0
+    assert Path("outputs/checkpoints/best.pt.aside").exists()
+    assert best() == (6, 0.4)
 
 
-class StopAfter:
-    """Sends this process a Ctrl-C in the middle of a training step."""
+def test_keep(script):
+    flags = [*SMALL, "--save-interval", 1, "--keep", 2, "--batch-size", 512]
+    assert script("train", *flags, "--epochs", 4).code == 0
 
-    def __init__(self, step: int):
-        self.step, self.update = step, train.Trainer.update
+    def names() -> list[str]:
+        return sorted(path.name for path in Path("outputs/checkpoints").iterdir())
 
-    def __enter__(self):
-        def update(trainer, *arguments):
-            if trainer.step + 1 == self.step:
-                self.act()
-            return self.update(trainer, *arguments)
-
-        train.Trainer.update = update
-
-    def __exit__(self, *error):
-        train.Trainer.update = self.update
-
-    def act(self):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-class FailIn(StopAfter):
-    """Ends the run in the middle of a training step, with nothing saved."""
-
-    def act(self):
-        raise RuntimeError("as good as killed")
-
-
-def test_a_finished_run_can_go_on_longer(script, tmp_path):
-    script("train", *TINY, "--max-steps", 5, "--output-dir", "run")
-    result = script("train", "--resume", "--output-dir", "run")
-    assert result.code == 2
-    assert "this run has made its 5 updates" in result.err
-    assert script("train", "--resume", "--max-steps", 9, "--output-dir", "run").code == 0
-    assert load_checkpoint("run/model_final.pt")["step"] == 9
-
-
-def test_a_given_checkpoint_is_resumed_in_its_folder(script, tmp_path):
-    script("train", *TINY, "--epochs", 3, "--save-interval", 1, "--output-dir", "run")
-    result = script("train", "--resume", "run/checkpoints/model_epoch_001.pt", "--max-steps", 16)
-    assert result.code == 0, result.err
-    assert "resuming from run/checkpoints/model_epoch_001.pt, step 13" in result.out
-    assert "set aside: " in result.out  # or the abandoned branch would be resumed next
-    assert "model_epoch_003.pt.aside" in result.out
-    assert load_checkpoint("run/model_final.pt")["step"] == 16
-    assert not (tmp_path / "outputs").exists()
-    assert RunFolder("run").newest_checkpoint()[0].name == "model_final.pt"
-
-
-def test_a_checkpoint_is_not_resumed_into_another_run(script, trained):
-    script("train", *TINY, "--max-steps", 3, "--output-dir", "other")
-    path = trained / "model_final.pt"
-    result = script("train", "--resume", path, "--output-dir", "other", "--epochs", 4)
-    assert result.code == 2
-    assert "but other holds another" in result.err
-
-
-def test_a_limit_of_steps_binds_before_the_time_is_planned(script):
-    result = script("train", *TINY, "--max-minutes", 1, "--max-steps", 7)
-    assert result.code == 0, result.err
-    assert load_checkpoint("outputs/model_final.pt")["step"] == 7
-
-
-def test_a_timed_run_keeps_its_plan_over_two_interruptions(script):
-    script_flags = [*TINY, "--max-minutes", 5]
-    with StopAfter(40):
-        assert script("train", *script_flags).code == 130
-    planned = load_checkpoint("outputs/checkpoints/interrupted.pt")["config"]["train"]
-    assert planned["total_steps"] > 40
-    with StopAfter(45):
-        assert script("train", "--resume").code == 130
-    again = load_checkpoint("outputs/checkpoints/interrupted.pt")["config"]["train"]
-    assert again == planned
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["--channels", 16], "model.channels: 8 in the checkpoint, 16 now"),
-        (["--dataset", "folder"], "data.dataset: digits in the checkpoint, folder now"),
-        (["--schedule", "linear"], "diffusion.schedule: cosine in the checkpoint, linear now"),
-        (["--timesteps", 500], "diffusion.timesteps: 1000 in the checkpoint, 500 now"),
-        (["--image-size", 16], "data.image_size: 8 in the checkpoint, 16 now"),
-        (["--batch-size", 32], "train.update_size: 128 in the checkpoint, 32 now"),
-        (["--seed", 5], "train.seed: 0 in the checkpoint, 5 now"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder, arguments, field):
-    if "folder" in arguments:
-        arguments = [*arguments, "--data-dir", image_folder]
-    before = (trained / "metrics.jsonl").read_bytes()
-    result = script("train", "--resume", "--epochs", 3, "--output-dir", trained, *arguments)
-    assert result.code == 1
-    assert field in result.err
-    assert "Traceback" not in result.err
-    assert (trained / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_folder_that_holds_a_run_is_refused(script, trained):
-    result = script("train", *TINY, "--output-dir", trained)
-    assert result.code == 2
-    assert "holds a run already" in result.err
-    assert "--resume" in result.err
-    assert "--overwrite" in result.err
-
-
-def test_overwrite_replaces_the_run_and_nothing_else(script, tmp_path):
-    script("train", *TINY, "--epochs", 1, "--save-interval", 1, "--output-dir", "run")
-    mine = [tmp_path / "run" / "mine.txt", tmp_path / "run" / "samples" / "mine.png"]
-    for file in mine:
-        file.write_text("keep me")
-    result = script("train", *TINY, "--max-steps", 3, "--overwrite", "--output-dir", "run")
-    assert result.code == 0
-    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
-    assert {row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")} == {3}
-    assert all(file.exists() for file in mine)
-
-
-def test_a_wrong_overwrite_deletes_nothing(script, tmp_path):
-    script("train", *TINY, "--max-steps", 3, "--output-dir", "run")
-    for wrong in (["--dataset", "mnist", "--no-download"], ["--attention-resolutions", "5"]):
-        assert script("train", *TINY, *wrong, "--overwrite", "--output-dir", "run").code > 0
-        assert (tmp_path / "run" / "model_final.pt").exists()
-
-
-def test_nothing_to_resume(script, tmp_path):
-    result = script("train", "--resume", "--output-dir", "empty")
-    assert result.code == 2
-    assert "there is no whole checkpoint in empty; with --dataset a run would be" in result.err
-    result = script("train", "--resume", "none.pt")
-    assert result.code == 1
-    assert "there is no checkpoint none.pt" in result.err
-    assert os.listdir(tmp_path) == []
-
-
-def test_one_command_starts_a_run_and_resumes_it(script):
-    command = [*TINY, "--max-steps", 5, "--resume"]
-    result = script("train", *command)
-    assert result.code == 0, result.err
-    assert "there is no checkpoint in outputs yet: the run begins at step 0" in result.out
-    result = script("train", *command, "--max-steps", 8)
-    assert result.code == 0, result.err
-    assert "resuming from outputs/model_final.pt, step 5" in result.out
-
-
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(script):
-    script("train", *TINY, "--max-steps", 5, "--seed", 3)
-    os.remove("outputs/model_final.pt")
-    result = script("train", "--resume")
-    assert result.code == 0, result.err
-    assert "the run begins at step 0" in result.out
-    assert load_checkpoint("outputs/model_final.pt")["config"]["train"]["seed"] == 3
-    Path("outputs/model_final.pt").write_bytes(b"")
-    result = script("train", "--resume")
-    assert result.code == 2
-    assert "there is no whole checkpoint in outputs" in result.err
-
-
-def test_missing_data_is_one_message(script, tmp_path):
-    result = script("train", "--dataset", "mnist", "--no-download")
-    assert result.code == 1
-    assert "mnist not found in" in result.err
-    assert "Traceback" not in result.err
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_small_folder_trains_as_one_batch(script, image_folder, tmp_path):
-    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
-    (image_folder / "cats" / "bad.png").write_bytes(b"")
-    result = script("train", *TINY, *flags, "--max-steps", 3)
-    assert result.code == 1
-    assert "cats/bad.png" in result.err
-    result = script("train", *TINY, *flags, "--max-steps", 3, "--skip-bad-images")
-    assert result.code == 0, result.err
-    assert "1 of 13 images cannot be read and are left out" in result.out
-    assert "an update takes 12 images: there are no more" in result.out
-    assert "reading images" not in result.err  # no bar off a terminal
-    assert (tmp_path / "outputs" / "samples" / "epoch_003.png").exists()
-    config = json.loads((tmp_path / "outputs" / "config.json").read_text())
-    assert config["data"]["flip"] is True
-    result = script("train", *TINY, *flags, "--skip-bad-images", "--grad-accum", 13, "--overwrite")
-    assert result.code == 2
-    assert "there are only 12 images" in result.err
-
-
-def test_an_image_size_that_does_not_fit_the_network(script):
-    result = script("train", *TINY, "--image-size", 30)
-    assert result.code == 2
-    assert "multiples of 4" in result.err
-    assert "28 and 32" in result.err
-
-
-def test_a_single_image(script, image_folder, tmp_path):
-    for file in list(image_folder.rglob("*.png"))[1:]:
-        file.unlink()
-    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 8, "--max-steps", 2]
-    assert script("train", *TINY, *flags).code == 0
-    assert (tmp_path / "outputs" / "samples" / "epoch_002.png").exists()
-
-
-def test_an_output_folder_that_is_a_file(script, tmp_path):
-    (tmp_path / "file").write_text("")
-    result = script("train", *TINY, "--output-dir", "file")
-    assert result.code == 2
-    assert "cannot write to file: file is a file" in result.err
-
-
-def test_grids_that_would_take_most_of_the_time_are_pointed_out(script):
-    result = script("train", *TINY, "--sample-interval", 1, "--max-steps", 2)
-    assert "--sample-interval 20 draws fewer" in result.out
-    result = script("train", *TINY, "--sample-interval", 4, "--max-steps", 2, "--overwrite")
-    assert "draws fewer" not in result.out
-
-
-def test_minutes_are_kept(script):
-    start = time.monotonic()
-    result = script("train", *TINY, "--max-minutes", 0.2)
-    assert result.code == 0
-    assert 0.85 < (time.monotonic() - start) / 12 < 1.15  # 5 % is for runs of minutes; see TimePlan
-    config = load_checkpoint("outputs/model_final.pt")["config"]
-    assert config["train"]["total_steps"] == load_checkpoint("outputs/model_final.pt")["step"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_step_and_save(number, tmp_path):
-    """As a person would: another process, and a signal while it trains."""
-    command = [sys.executable, ROOT / "train.py", *TINY, "--output-dir", tmp_path / "run"]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [*map(str, command), "--epochs", "100000"], stdout=log, stderr=subprocess.STDOUT
-        )
-    wait_for(lambda: read_metrics(tmp_path / "run" / "metrics.jsonl"))
-    process.send_signal(number)
-    assert process.wait(timeout=30) == 128 + number
-    text = (tmp_path / "log").read_text()
-    assert "go on with" in text
-    assert "Traceback" not in text
-    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "interrupted.pt")["step"] > 0
-
-
-def wait_for(condition, seconds: float = 60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    assert names() == ["best.pt", "model_epoch_003.pt", "model_epoch_004.pt"]
+    assert script("train", "--resume", "--epochs", 5).code == 0
+    assert names() == ["best.pt", "model_epoch_004.pt", "model_epoch_005.pt"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -414,133 +142,361 @@ def test_cuda(script, precision):
     assert result.code == 0
 
 
+# --- the length -----------------------------------------------------------------------------------
+
+
+def test_the_limits_of_the_length():
+    def limit(*arguments):
+        return step_limit(vars(TRAIN.parse([str(a) for a in arguments])), 100)
+
+    assert limit() == 2000
+    assert limit("--epochs", 3) == 300
+    assert limit("--max-steps", 50) == 50
+    assert limit("--epochs", 3, "--max-steps", 1000) == 300
+    assert limit("--max-minutes", 1) is None
+    assert limit("--max-minutes", 1, "--epochs", 2) == 200
+
+
+def test_a_limit_of_steps_holds_before_the_time_is_planned(script):
+    result = script("train", *SMALL, "--max-minutes", 1, "--max-steps", 7)
+    assert result.code == 0, result.err
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 7
+
+
+def test_a_timed_run_ends_with_its_time(script, monkeypatch):
+    """By a clock that only training steps, samples and validation advance."""
+    now = [train.time.monotonic()]
+
+    def takes(owner, name: str, seconds: float):
+        function = getattr(owner, name)
+
+        def call(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    takes(Trainer, "train_step", 0.5)
+    takes(Trainer, "held_out_loss", 1)
+    takes(preview.Preview, "sample", 2)
+    start = now[0]
+    result = script("train", *SMALL, "--max-minutes", 1, "--sample-interval", 2)
+    assert result.code == 0, result.err
+    assert 0.95 < (now[0] - start) / 60 < 1.05
+    checkpoint = load_checkpoint("outputs/model_final.pt")
+    assert checkpoint["config"]["train"]["total_steps"] == checkpoint["step"]
+    assert result.err.count("the time allows ") == 1
+
+
+def test_a_timed_run_keeps_its_plan_over_two_interruptions(script):
+    plans = []
+    for step, flags in [(30, [*SMALL, "--max-minutes", 5]), (33, ["--resume"])]:
+        with ctrl_c_in(step):
+            assert script("train", *flags).code == 130
+        plans.append(load_checkpoint("outputs/checkpoints/interrupted.pt")["config"]["train"])
+    assert plans[0]["total_steps"] > 30
+    assert plans[1] == plans[0]
+
+
+def test_grids_that_would_take_most_of_the_time_are_pointed_out(script):
+    result = script("train", *SMALL, "--sample-interval", 1, "--max-steps", 1)
+    assert "an epoch is 13 steps" in result.out
+    assert "--sample-interval 20 writes fewer" in result.out
+    result = script("train", *SMALL, "--sample-interval", 4, "--max-steps", 1, "--overwrite")
+    assert "writes fewer" not in result.out
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("flags", "reason"),
+    "flags", [[*TINY, "--precision", "fp32"], [*SMALL, "--precision", "bf16"]], ids=["unet", "dit"]
+)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, flags):
+    flags = [*flags, "--dropout", "0.1", "--flip", "--batch-size", "64", "--grad-accum", "2"]
+    flags += ["--max-steps", "16"]
+    assert script("train", *flags, "--output-dir", "whole").code == 0
+
+    with ctrl_c_in(9):  # of 13 steps of the first epoch
+        result = script("train", *flags, "--output-dir", "parts")
+    assert result.code == 130
+    assert "stopped after step 9 and saved parts/checkpoints/interrupted.pt" in result.out
+    assert "python train.py --resume --output-dir parts" in result.out
+    assert not Path("parts/model_final.pt").exists()
+    result = script("train", "--resume", "--device", "cpu", "--output-dir", "parts")
+    assert result.code == 0, result.err
+    assert "resuming from parts/checkpoints/interrupted.pt, step 9" in result.out
+    assert not Path("parts/checkpoints/interrupted.pt").exists()
+
+    whole, parts = (load_checkpoint(f"{name}/model_final.pt") for name in ("whole", "parts"))
+    assert_same_training(whole, parts)
+    pictures = [Path(name, "samples", "epoch_002.png").read_bytes() for name in ("whole", "parts")]
+    assert pictures[0] == pictures[1]
+    steps = [row["step"] for row in rows_of("parts") if "loss" in row]
+    assert steps == sorted(set(steps))
+    validations = [
+        [row for row in rows_of(name) if "validation_loss" in row] for name in ("whole", "parts")
+    ]
+    assert validations[0] == validations[1]
+    assert len(validations[0]) == 2
+
+
+def test_a_killed_run_logs_the_losses_from_before_the_kill_too(script):
+    flags = [*SMALL, "--max-steps", 24, "--save-every-steps", 7]
+    assert script("train", *flags, "--output-dir", "whole").code == 0
+    with killed_in(18):
+        assert script("train", *flags, "--output-dir", "parts").code == 1
+    result = script("train", "--resume", "--output-dir", "parts")
+    assert "resuming from parts/checkpoints/model_step_00000014.pt, step 14" in result.out
+    losses = [[(r["step"], r.get("loss")) for r in rows_of(name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_last_files_writes_them(script):
+    flags = [*SMALL, "--epochs", 1, "--save-interval", 1, "--keep", 1]
+    assert script("train", *flags).code == 0
+    final, grid = Path("outputs/model_final.pt"), Path("outputs/samples/epoch_001.png")
+    weights, pixels = load_checkpoint(final), grid.read_bytes()
+    old = Path("outputs/checkpoints/model_epoch_000.pt")
+    for lost in ([grid], [grid, final]):
+        for path in lost:
+            path.unlink()
+        shutil.copy("outputs/checkpoints/best.pt", old)
+        assert script("train", "--resume").code == 0
+        assert not old.exists()
+        assert grid.read_bytes() == pixels
+        assert_same_training(load_checkpoint(final), weights)
+    assert script("train", "--resume").code == 2  # now there is nothing left to do
+
+
+def test_a_run_that_was_killed_between_two_checkpoints_of_a_step_ends_with_both(script):
+    flags = [*SMALL, "--epochs", 3, "--save-interval", 1, "--save-every-steps", 13]
+    with killed_in(30):
+        assert script("train", *flags).code == 1
+    folder = Path("outputs/checkpoints")
+    epoch, step = folder / "model_epoch_002.pt", folder / "model_step_00000026.pt"
+    assert load_checkpoint(folder / "best.pt")["step"] == 26
+    for path in (epoch, step):
+        path.unlink()
+    with killed_in(30):
+        assert script("train", "--resume").code == 1
+    assert load_checkpoint(epoch)["step"] == load_checkpoint(step)["step"] == 26
+
+
+def test_a_ctrl_c_in_the_last_step_does_not_keep_the_run_from_finishing(script):
+    with ctrl_c_in(5):
+        result = script("train", *SMALL, "--max-steps", 5)
+    assert result.code == 0
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 5
+
+
+def test_one_command_starts_a_run_and_resumes_it_until_it_is_finished(script):
+    command = [*SMALL, "--resume", "--seed", 3]
+    result = script("train", *command, "--max-steps", 5)
+    assert result.code == 0, result.err
+    assert "there is no checkpoint in outputs yet: the run starts at step 0" in result.out
+    result = script("train", *command, "--max-steps", 5)
+    assert result.code == 2
+    assert "this run has finished its 5 steps; to train longer, raise --epochs" in result.err
+    result = script("train", *command, "--max-steps", 8)
+    assert result.code == 0, result.err
+    assert "resuming from outputs/model_final.pt, step 5" in result.out
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 8
+
+    os.remove("outputs/model_final.pt")  # as if it had been killed before its first checkpoint
+    result = script("train", "--resume")
+    assert result.code == 0, result.err
+    assert "the run starts at step 0" in result.out
+    train_config = load_checkpoint("outputs/model_final.pt")["config"]["train"]
+    assert (train_config["seed"], train_config["max_steps"]) == (3, 8)
+    Path("outputs/model_final.pt").write_bytes(b"")
+    result = script("train", "--resume")
+    assert result.code == 2
+    assert "there is no valid checkpoint in outputs\n" in result.err
+
+
+def test_nothing_to_resume(script, tmp_path):
+    result = script("train", "--resume", "--output-dir", "empty")
+    assert result.code == 2
+    assert "no valid checkpoint in empty; with --dataset, a new run is started" in result.err
+    result = script("train", "--resume", "none.pt")
+    assert result.code == 1
+    assert "there is no checkpoint none.pt" in result.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_given_checkpoint_is_resumed_in_its_own_folder(script, tmp_path):
+    script("train", *SMALL, "--epochs", 3, "--save-interval", 1, "--output-dir", "run")
+    result = script("train", "--resume", "run/checkpoints/model_epoch_001.pt", "--max-steps", 16)
+    assert result.code == 0, result.err
+    assert "resuming from run/checkpoints/model_epoch_001.pt, step 13" in result.out
+    assert "are set aside: " in result.out  # or the abandoned branch would be resumed next
+    assert "model_epoch_003.pt.aside" in result.out
+    assert load_checkpoint("run/model_final.pt")["step"] == 16
+    assert not (tmp_path / "outputs").exists()
+    assert RunFolder("run").newest_checkpoint()[0].name == "model_final.pt"
+
+
+def test_a_checkpoint_is_not_resumed_into_another_run(script, trained):
+    script("train", *SMALL, "--max-steps", 1, "--output-dir", "other")
+    path = trained / "model_final.pt"
+    result = script("train", "--resume", path, "--output-dir", "other", "--epochs", 4)
+    assert result.code == 2
+    assert f"belongs to the run in {trained}, but other holds another run" in result.err
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder):
+    before = (trained / "metrics.jsonl").read_bytes()
+    for arguments, found in [
+        (
+            ["--channels", 16, "--schedule", "linear", "--timesteps", 500, "--image-size", 16]
+            + ["--batch-size", 32, "--seed", 5],
+            [
+                "model.channels: 8 in the checkpoint, 16 now",
+                "diffusion.schedule: cosine in the checkpoint, linear now",
+                "diffusion.timesteps: 1000 in the checkpoint, 500 now",
+                "data.image_size: 8 in the checkpoint, 16 now",
+                "train.update_size: 128 in the checkpoint, 32 now",
+                "train.seed: 0 in the checkpoint, 5 now",
+            ],
+        ),
+        (
+            ["--dataset", "folder", "--data-dir", image_folder],
+            ["data.dataset: digits in the checkpoint, folder now"],
+        ),
+    ]:
+        result = script("train", "--resume", "--epochs", 3, "--output-dir", trained, *arguments)
+        assert result.code == 1
+        assert "this checkpoint is of another run:\n" in result.err
+        assert not [line for line in found if line not in result.err], result.err
+        assert "Traceback" not in result.err
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_keeps_its_objective(script):
+    flags = ["--schedule", "flow", "--class-conditional", "--noise-assignment", "nearest"]
+    assert script("train", *SMALL, "--max-steps", 1, *flags).code == 0
+    assert script("train", "--resume", "--max-steps", 2).code == 0
+    config = load_checkpoint("outputs/model_final.pt")["config"]
+    assert config["diffusion"]["prediction"] == "flow"
+    assert config["model"]["num_classes"] == 10
+    assert config["train"]["noise_assignment"] == "nearest"
+    result = script("train", "--resume", "--max-steps", 3, "--loss-weight", "snr")
+    assert result.code == 1
+    assert "diffusion.loss_weight: uniform in the checkpoint, snr now" in result.err
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(script):
+    script("train", *SMALL, "--epochs", 2, "--save-interval", 1)
+    for name in ("model_final.pt", "checkpoints/best.pt", "checkpoints/model_epoch_002.pt"):
+        path = Path("outputs", name)
+        path.write_bytes(path.read_bytes()[:5000])
+    result = script("train", "--resume")
+    assert result.code == 0, result.err
+    assert "skipped: outputs/model_final.pt is damaged" in result.out
+    assert "resuming from outputs/checkpoints/model_epoch_001.pt, step 13" in result.out
+    assert load_checkpoint("outputs/model_final.pt")["step"] == 26
+
+
+def test_a_folder_that_holds_a_run_is_refused(script, trained):
+    result = script("train", *TINY, "--output-dir", trained)
+    assert result.code == 2
+    assert f"{trained} already holds a run: resume it (--resume)" in result.err
+    assert "--overwrite" in result.err
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(script):
+    script("train", *SMALL, "--epochs", 1, "--save-interval", 1)
+    mine = [Path("outputs/mine.txt"), Path("outputs/samples/mine.png")]
+    for file in mine:
+        file.write_text("keep me")
+    for wrong in (["--dataset", "mnist", "--no-download"], ["--patch-size", "5"]):
+        assert script("train", *SMALL, *wrong, "--overwrite").code > 0
+        assert Path("outputs/model_final.pt").exists()
+    assert script("train", *SMALL, "--max-steps", 3, "--overwrite").code == 0
+    assert not list(Path("outputs/checkpoints").glob("*"))
+    assert {row["step"] for row in rows_of()} == {3}
+    assert all(file.exists() for file in mine)
+
+
+# --- flags that do not fit the data or the machine ------------------------------------------------
+
+
+def test_missing_data_is_one_message(script, tmp_path):
+    result = script("train", "--dataset", "mnist", "--no-download")
+    assert result.code == 1
+    assert "mnist not found in" in result.err
+    assert "Traceback" not in result.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_small_folder_trains_as_one_batch(script, image_folder):
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
+    (image_folder / "cats" / "bad.png").write_bytes(b"")
+    result = script("train", *SMALL, *flags, "--max-steps", 3)
+    assert result.code == 1
+    assert "cats/bad.png" in result.err
+    result = script("train", *SMALL, *flags, "--max-steps", 3, "--skip-bad-images")
+    assert result.code == 0, result.err
+    assert "1 of 13 images" in result.out
+    assert "batch size reduced to 12: the data set has no more images" in result.out
+    assert "reading images" not in result.err  # no bar off a terminal
+    assert Path("outputs/samples/epoch_003.png").exists()
+    assert saved_config()["data"]["flip"] is True
+    result = script("train", *SMALL, *flags, "--skip-bad-images", "--grad-accum", 13, "--overwrite")
+    assert result.code == 2
+    assert "a training step needs 13 batches, but there are only 12 items" in result.err
+
+
+def test_a_single_image(script, image_folder):
+    for file in list(image_folder.rglob("*.png"))[1:]:
+        file.unlink()
+    flags = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 8, "--max-steps", 2]
+    assert script("train", *SMALL, *flags).code == 0
+    assert Path("outputs/samples/epoch_002.png").exists()
+
+
+def test_an_output_folder_that_is_a_file(script):
+    Path("file").write_text("")
+    result = script("train", *TINY, "--output-dir", "file")
+    assert result.code == 2
+    assert "cannot write to file: file is a file" in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reasons"),
     [
-        (["--schedule", "flow", "--prediction", "eps"], "ends in pure noise, where the noise says"),
-        (["--zero-terminal-snr", "--prediction", "eps"], "cannot be used with zero_terminal_snr"),
-        (["--schedule", "edm", "--zero-terminal-snr"], "never loses the signal"),
-        (["--class-conditional", "--dataset", "folder"], "folder has no classes here"),
+        (["--schedule", "flow", "--prediction", "eps"], ["ends in pure noise"]),
+        (["--zero-terminal-snr", "--prediction", "eps"], ["zero_terminal_snr"]),
+        (["--schedule", "edm", "--zero-terminal-snr"], ["never loses the signal"]),
+        (["--class-conditional", "--dataset", "folder"], ["folder has no classes here"]),
+        (["--compile", "reduce-overhead"], ["--compile reduce-overhead needs a GPU"]),
+        (["--image-size", 30], ["multiples of 4", "28 and 32"]),
+        (["--validation", 1797], ["cannot hold out 1797 items of 1797"]),
     ],
 )
-def test_objectives_that_contradict_themselves(script, image_folder, flags, reason):
-    for file in list(image_folder.rglob("*.png")):  # a flat folder: no classes
-        file.rename(image_folder / file.name)
-    for folder in [p for p in image_folder.iterdir() if p.is_dir()]:
-        folder.rmdir()
-    result = script("train", *TINY, "--data-dir", image_folder, "--image-size", 8, *flags)
+def test_flags_that_do_not_go_together(script, image_folder, flags, reasons):
+    for path in [*image_folder.rglob("*.png")]:  # images without subfolders have no classes
+        path.rename(image_folder / path.name)
+    for name in ("cats", "dogs"):
+        (image_folder / name).rmdir()
+    size = [] if "--image-size" in flags else ["--image-size", 8]
+    result = script("train", *TINY, "--data-dir", image_folder, *size, *flags)
     assert result.code == 2
-    assert reason in result.err
+    assert not [reason for reason in reasons if reason not in result.err], result.err
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_the_best_checkpoint_has_the_lowest_validation_loss(script, tmp_path, monkeypatch):
-    losses = iter([0.5, 0.3, 0.4, 0.2, 0.6])
-    monkeypatch.setattr(run, "validation_loss", lambda *_: next(losses))
-    flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
-    assert script("train", *flags, "--epochs", 3).code == 0
-    best = load_checkpoint("run/checkpoints/best.pt")
-    assert (best["step"], best["validation_loss"]) == (26, 0.3)
-    assert script("train", "--resume", "--output-dir", "run", "--epochs", 5).code == 0
-    best = load_checkpoint("run/checkpoints/best.pt")
-    assert (best["step"], best["validation_loss"]) == (52, 0.2)
-    result = script("sample", "--checkpoint", "run/checkpoints/best.pt", "--steps", 2)
-    assert "step 52" in result.out
+# --- defaults and presets -------------------------------------------------------------------------
 
 
-def test_going_back_forgets_a_later_best(script, tmp_path, monkeypatch):
-    losses = iter([0.5, 0.3, 0.1, 0.4])
-    monkeypatch.setattr(run, "validation_loss", lambda *_: next(losses))
-    flags = [*TINY, "--save-interval", 1, "--output-dir", "run"]
-    assert script("train", *flags, "--epochs", 3).code == 0
-    back = ["--resume", "run/checkpoints/model_epoch_001.pt", "--epochs", 2]
-    assert script("train", *back).code == 0
-    assert (tmp_path / "run" / "checkpoints" / "best.pt.aside").exists()
-    assert load_checkpoint("run/checkpoints/best.pt")["validation_loss"] == 0.4
+def test_the_defaults_that_depend_on_the_schedule():
+    digits = load_dataset("digits")
 
-
-def test_held_out_items_are_not_trained_on(script, monkeypatch):
-    seen = []
-    update = train.Trainer.update
-
-    def watch(trainer, items, *rest):
-        seen.append(items)
-        return update(trainer, items, *rest)
-
-    held_out = []
-    monkeypatch.setattr(train.Trainer, "update", watch)
-    monkeypatch.setattr(run, "validation_loss", lambda t, items, y: held_out.append(items) or 1.0)
-    flags = [*TINY, "--epochs", 1, "--validation", 200, "--batch-size", 1597]
-    assert script("train", *flags).code == 0
-
-    def rows(items: torch.Tensor) -> set:
-        return {item.numpy().tobytes() for item in items}
-
-    assert len(held_out[0]) == 200
-    assert len(torch.cat(seen)) == 1597
-    assert not rows(held_out[0]) & rows(torch.cat(seen))
-
-
-def test_without_validation_there_is_no_best(script, tmp_path):
-    flags = [*TINY, "--epochs", 1, "--validation", 0, "--save-interval", 1]
-    assert script("train", *flags).code == 0
-    assert not (tmp_path / "outputs" / "checkpoints" / "best.pt").exists()
-    result = script("train", *TINY, "--validation", 1797, "--overwrite")
-    assert result.code == 2
-    assert "cannot hold out 1797 items of 1797" in result.err
-
-
-def test_keep(script, tmp_path):
-    flags = [*TINY, "--epochs", 4, "--save-interval", 1, "--keep", 2]
-    assert script("train", *flags).code == 0
-
-    def names():
-        return sorted(p.name for p in (tmp_path / "outputs" / "checkpoints").iterdir())
-
-    assert names() == ["best.pt", "model_epoch_003.pt", "model_epoch_004.pt"]
-    assert script("train", "--resume", "--epochs", 5).code == 0
-    assert names() == ["best.pt", "model_epoch_004.pt", "model_epoch_005.pt"]
-
-
-def test_a_damaged_newest_checkpoint_is_left_out(script, tmp_path):
-    script("train", *TINY, "--epochs", 2, "--save-interval", 1, "--output-dir", "run")
-    for name in ("model_final.pt", "checkpoints/best.pt", "checkpoints/model_epoch_002.pt"):
-        path = tmp_path / "run" / name
-        path.write_bytes(path.read_bytes()[:5000])
-    result = script("train", "--resume", "--output-dir", "run")
-    assert result.code == 0, result.err
-    assert "left out: run/model_final.pt is damaged" in result.out
-    assert "resuming from run/checkpoints/model_epoch_001.pt, step 13" in result.out
-    assert load_checkpoint("run/model_final.pt")["step"] == 26
-
-
-def test_training_as_a_function(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = {"dataset": "digits", "channels": 8, "max_steps": 3, "device": "cpu"}
-    trained = train.train(**flags, sample_interval=0, flip=False, resume=False, multipliers=[1, 2])
-    assert trained.checkpoint == Path("outputs/model_final.pt")
-    assert load_checkpoint(trained.checkpoint)["step"] == 3
-    assert [row["step"] for row in trained.metrics] == [3, 3]
-    assert trained.exit_code == 0
-    assert train.train(resume=True, max_steps=5, device="cpu").metrics[-1]["step"] == 5
-
-    with StopAfter(7), pytest.raises(KeyboardInterrupt, match=r"saved .*interrupted\.pt"):
-        train.train(resume=True, max_steps=9, device="cpu")
-    assert train.train(resume=True, device="cpu").metrics[-1]["step"] == 9
-
-    for wrong, message in [
-        ({"epoch": 3}, "there is no epoch; there are debug, dataset"),
-        ({"epochs": 0}, "argument --epochs: must be at least 1, not 0"),
-        ({"dataset": "digits", "label_dropout": 0.2}, "--label-dropout is for"),
-        ({}, "holds a run already"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            train.train(**wrong)
-
-
-def test_the_natural_choices_of_schedules():
-    def choices(*flags):
-        return natural_objective(train.parse_args(list(flags)))
+    def choices(*words: str) -> tuple[str, str]:
+        flags = with_defaults(TRAIN.parse(["--dataset", "digits", *words]), digits)
+        return flags.prediction, flags.timestep_sampling
 
     assert choices() == ("flow", "uniform")
     assert choices("--schedule", "flow") == ("flow", "uniform")
@@ -549,72 +505,111 @@ def test_the_natural_choices_of_schedules():
 
 
 def test_edm_measures_the_data(script):
-    script("train", *TINY, "--max-steps", 2, "--schedule", "edm", "--output-dir", "run")
-    config = load_checkpoint("run/model_final.pt")["config"]["diffusion"]
-    from dataset.items import to_unit
-    from dataset.registry import load_dataset
-
+    script("train", *SMALL, "--max-steps", 1, "--schedule", "edm")
+    config = load_checkpoint("outputs/model_final.pt")["config"]["diffusion"]
     measured = to_unit(load_dataset("digits").items).std(correction=0).item()
     assert config["sigma_data"] == pytest.approx(measured, rel=1e-5)
     assert config["prediction"] == "edm"
 
 
-def test_a_resumed_run_keeps_its_objective(script):
-    flags = ["--schedule", "flow", "--class-conditional", "--noise-assignment", "nearest"]
-    assert script("train", *TINY, "--max-steps", 3, *flags).code == 0
-    assert script("train", "--resume", "--max-steps", 5).code == 0
-    config = load_checkpoint("outputs/model_final.pt")["config"]
-    assert config["diffusion"]["prediction"] == "flow"
-    assert config["model"]["num_classes"] == 10
-    assert config["train"]["noise_assignment"] == "nearest"
-    result = script("train", "--resume", "--max-steps", 7, "--loss-weight", "snr")
-    assert result.code == 1
-    assert "diffusion.loss_weight: uniform in the checkpoint, snr now" in result.err
-
-
-def test_cuda_graphs_are_for_a_gpu(script):
-    result = script("train", *TINY, "--compile", "reduce-overhead")
-    assert result.code == 2
-    assert "--compile reduce-overhead is for a GPU" in result.err
-
-
-# --- presets -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_sets_its_flags(script, name):
-    flags = ["--dataset", "digits", "--preset", name, "--max-steps", 2, "--batch-size", 16]
-    result = script("train", *flags, "--device", "cpu", "--precision", "fp32")
+def test_a_preset_sets_its_flags(script, monkeypatch, name):
+    monkeypatch.setattr(preview, "GRID_STEPS", 1)
+    flags = ["--dataset", "digits", "--preset", name, "--batch-size", 4, "--validation", 0]
+    result = script("train", *flags, "--max-steps", 1, "--device", "cpu", "--precision", "fp32")
     assert result.code == 0, result.err
     assert f"preset {name}: --class-conditional --channels " in result.out
-    saved = json.loads(Path("outputs/config.json").read_text())
-    run = {**saved["model"], **saved["train"]}
-    for flag, value in PRESETS[name].items():
-        assert run[flag] == (16 if flag == "batch_size" else value)
-    assert saved["model"]["num_classes"] == 10
-    result = script("train", "--resume", "--max-steps", 3)  # without it: the run knows its flags
-    assert result.code == 0, result.err
-    result = script("train", "--resume", "--max-steps", 4, "--preset", "quality")
-    assert result.code == 0, result.err
-    assert "--preset is for a new run" in result.out
-    assert json.loads(Path("outputs/config.json").read_text())["train"]["max_minutes"] is None
+
+    def chosen() -> dict:
+        config = saved_config()
+        assert config["model"]["num_classes"] == 10
+        return {**config["model"], **config["train"]}
+
+    values = PRESETS[name] | {"batch_size": 4}
+    assert {flag: chosen()[flag] for flag in values} == values
+    values["max_minutes"] = None  # the limits of the resumed run are the new one
+    for flags in ([], ["--preset", "quality"]) if name == "fast" else ([],):
+        steps = saved_config()["train"]["max_steps"] + 1
+        result = script("train", "--resume", "--max-steps", steps, *flags)
+        assert result.code == 0, result.err
+        assert ("--preset is for a new run: the resumed run" in result.out) == bool(flags)
+        assert {flag: chosen()[flag] for flag in values} == values
 
 
-def test_flags_beside_a_preset_count(script, image_folder):
+def test_explicit_flags_override_a_preset(script, image_folder):
     flags = ["--preset", "fast", "--max-steps", 1, "--batch-size", 4, "--device", "cpu"]
     given = ["--channels", 8, "--no-class-conditional"]
     result = script("train", "--dataset", "digits", *flags, *given)
     assert result.code == 0, result.err
     assert "preset fast: --no-class-conditional --channels 8 " in result.out
-    assert not json.loads(Path("outputs/config.json").read_text())["model"].get("num_classes")
+    assert not saved_config()["model"].get("num_classes")
 
     for path in list(image_folder.rglob("*.png")):
         path.rename(image_folder / path.name)
     where = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
-    result = script("train", *where, *flags, "--output-dir", "without")
+    result = script("train", *where, *flags, "--channels", 8, "--output-dir", "without")
     assert result.code == 0, result.err
     assert "preset fast: --no-class-conditional" in result.out  # there are no classes
 
     result = script("train", "--dataset", "moons", "--preset", "fast", "--output-dir", "points")
     assert result.code == 2
-    assert "--preset is for images" in result.err
+    assert "--preset is for images, and this data set is points" in result.err
+
+
+# --- from Python, and from a shell ----------------------------------------------------------------
+
+
+def test_training_as_a_function(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "channels": 8, "model": "dit", "blocks": 1, "device": "cpu"}
+    trained = train.train(**flags, max_steps=3, sample_interval=0, flip=False, resume=False)
+    assert trained.checkpoint == Path("outputs/model_final.pt")
+    assert load_checkpoint(trained.checkpoint)["step"] == 3
+    assert [row["step"] for row in trained.metrics] == [3, 3]
+    assert trained.exit_code == 0
+
+    with ctrl_c_in(5), pytest.raises(KeyboardInterrupt, match=r"saved .*interrupted\.pt"):
+        train.train(resume=True, max_steps=7, device="cpu")
+    assert train.train(resume=True, device="cpu").metrics[-1]["step"] == 7
+
+    for wrong, message in [
+        ({"epoch": 3}, "unknown flag epoch"),
+        ({"list_models": True}, "list_models is for the command line"),
+        ({}, "already holds a run"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train.train(**wrong)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """`python train.py` while it trains: its folder, its process, and the file of its output."""
+    folder = tmp_path_factory.mktemp("running")
+    command = [sys.executable, ROOT / "train.py", *SMALL, "--output-dir", folder / "run"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [*map(str, command), "--epochs", "100000"], stdout=log, stderr=subprocess.STDOUT
+        )
+    wait_for(lambda: read_metrics(folder / "run" / "metrics.jsonl"))
+    yield folder / "run", process, folder / "log"
+    process.kill()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(script, running):
+    folder, process, _ = running
+    for second in (["--overwrite"], ["--resume"]):
+        result = script("train", *SMALL, "--output-dir", folder, "--max-steps", 5, *second)
+        assert result.code == 2
+        assert f"a run is writing to {folder} (process {process.pid} on " in result.err
+        assert "choose another --output-dir" in result.err
+    assert process.poll() is None
+
+
+def test_sigterm_ends_the_step_and_saves(running):
+    folder, process, log = running
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    text = log.read_text()
+    assert f"resume with\n  python train.py --resume --output-dir {folder}" in text
+    assert "Traceback" not in text
+    assert load_checkpoint(folder / "checkpoints" / "interrupted.pt")["step"] > 0
