@@ -1,16 +1,14 @@
-"""Diffusion model inference with NumPy alone.
+"""Diffusion models with NumPy alone, for inference. Networks are trained with PyTorch and exported.
 
-    tensor.py      Tensor: float32 images and weights, activation functions
-    layers.py      Linear, Conv2d, GroupNorm, Attention and the other layers
-    unet.py        UNet: the network
-    scheduler.py   NoiseScheduler: noise schedules, the equations of DDPM and DDIM
-    sampler.py     Sampler: the sampling loop, from noise to images
-    model_file.py  model files, written by the project's export.py
-    picture.py     image grids and PNG files
-    sample.py      the command `python -m mini_diffusion.sample model.npz`
-    demo.py        the command `mini-diffusion-demo`
-
-The package computes no gradients. Networks are trained with PyTorch and exported.
+tensor.py      Tensor: float32 images and weights, activation functions
+layers.py      Linear, Conv2d, GroupNorm, Attention and the other layers
+unet.py        UNet: the network
+scheduler.py   NoiseScheduler: noise schedules, the equations of DDPM and DDIM
+sampler.py     Sampler: the sampling loop, from noise to images
+model_file.py  model files, written by the project's export.py
+picture.py     image grids and PNG files
+sample.py      the command `python -m mini_diffusion.sample model.npz`
+demo.py        the command `mini-diffusion-demo`
 """
 
 from mini_diffusion.layers import Attention, Conv2d, GroupNorm, Linear

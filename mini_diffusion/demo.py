@@ -15,7 +15,7 @@ MEAN, STD = 0.5, 0.1  # pixel distribution for which the optimal model is known
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all parts of the demonstration. Returns the exit code 0."""
+    """Run all parts of the demonstration."""
     argparse.ArgumentParser(
         prog="mini-diffusion-demo",
         description="Demonstrate tensors, noise schedules, the U-Net and the samplers.",
@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tensors(rng: np.random.Generator) -> None:
-    """Print statistics of random tensors, and the activation functions."""
     print("1. Tensors")
     print(f"   noise, 4 images                         {Tensor.randn(4, 3, 32, 32, rng=rng)}")
     print(f"   Xavier weights (expected std: 0.088)    {Tensor.xavier(128, 128, rng=rng)}")
@@ -55,7 +54,6 @@ def schedules(rng: np.random.Generator) -> None:
 
 
 def network(rng: np.random.Generator) -> None:
-    """Print the size and the run time of a U-Net."""
     print("\n3. U-Net: 64 channels, 28x28 images, random weights")
     model = UNet(1, 1, 64, rng)
     print(f"   {model.parameter_count():,} parameters")
@@ -68,7 +66,6 @@ def network(rng: np.random.Generator) -> None:
 
 
 def sampling(rng: np.random.Generator) -> None:
-    """Print statistics during sampling with an optimal model."""
     scheduler = NoiseScheduler.cosine(1000)
 
     def optimal(x_t: Tensor, timestep: int) -> Tensor:

@@ -1,8 +1,6 @@
-"""Layers of the U-Net, for inference.
+"""Layers of the U-Net, for inference. Weights are named and shaped as in PyTorch's state_dict.
 
-A layer is called with a tensor and returns a new one. Its weights are attributes with the same
-names and shapes as in PyTorch's state_dict. `rng` is the generator of the initial weights; None
-means a random seed.
+`rng` is the generator of the initial weights; None means a random seed.
 """
 
 import math
@@ -20,10 +18,7 @@ class Layer:
     """Base class of the layers and of the U-Net."""
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Names and weights of the layer and its sublayers, named as in PyTorch: up.0.norm_1.bias.
-
-        The prefix is prepended to each name.
-        """
+        """Names and weights of the layer and its sublayers, as in PyTorch: up.0.norm_1.bias."""
         yield from named_weights(vars(self).items(), prefix)
 
     def parameter_count(self) -> int:
@@ -32,7 +27,7 @@ class Layer:
 
 
 def named_weights(items, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of named tensors, layers and lists of layers. Ignores other values."""
+    """Names and weights of named tensors, layers and lists of layers; ignores other values."""
     for name, value in items:
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
@@ -43,10 +38,7 @@ def named_weights(items, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class Linear(Layer):
-    """Linear layer y = x W^T + b over the last axis: (..., in) -> (..., out).
-
-    Initial weights (out, in) are Xavier uniform. The initial bias (out,) is zero.
-    """
+    """Linear layer y = x W^T + b: (..., in) -> (..., out)."""
 
     def __init__(self, in_features: int, out_features: int, rng: Rng = None):
         self.weight = Tensor.xavier(out_features, in_features, rng=rng)
@@ -61,11 +53,8 @@ class Linear(Layer):
 class Conv2d(Layer):
     """Convolution with zero padding: (N, in, H, W) -> (N, out, H', W').
 
-    H' = (H + 2 padding - k) // stride + 1 for a kernel of k x k pixels, and W' likewise. The input
-    patch of each output pixel becomes one row of a matrix (im2col), which is multiplied by the
-    weights. A few images are computed at a time to limit the memory.
-
-    Initial weights (out, in, k, k) are Kaiming normal. The initial bias (out,) is zero.
+    H' = (H + 2 padding - k) // stride + 1. The k x k input patch of each output pixel becomes one
+    row of a matrix (im2col). A few images are computed at a time to limit its memory.
     """
 
     def __init__(
@@ -105,18 +94,7 @@ class Conv2d(Layer):
 
 
 class GroupNorm(Layer):
-    """Group normalization: (N, C, H, W) -> (N, C, H, W).
-
-    Normalizes each group of channels of each image to mean 0 and variance 1, then applies a scale
-    and a shift per channel (Wu & He 2018, arXiv:1803.08494, section 3).
-
-    Args:
-        groups, channels: number of groups and of channels.
-        eps: constant added to the variance.
-
-    Raises:
-        ValueError: the number of channels is not divisible by the number of groups.
-    """
+    """Group normalization of images (N, C, H, W) (Wu & He 2018, arXiv:1803.08494, section 3)."""
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         if channels % groups:
@@ -140,17 +118,7 @@ class GroupNorm(Layer):
 
 
 class Attention(Layer):
-    """Residual multi-head self-attention over pixels: (N, C, H, W) -> (N, C, H, W).
-
-    Vaswani et al. 2017, arXiv:1706.03762, eq. 1. Images are processed one at a time to limit the
-    memory of the attention weights, (heads, HW, HW) per image.
-
-    Args:
-        channels: C, divisible by the number of heads.
-        heads: number of attention heads.
-        norm: normalization of the input.
-        rng: generator of the initial weights.
-    """
+    """Residual multi-head self-attention over pixels: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, channels: int, heads: int, norm: GroupNorm, rng: Rng = None):
         self.norm, self.heads = norm, heads
@@ -162,13 +130,13 @@ class Attention(Layer):
         tokens = Tensor(self.norm(x).nhwc.reshape(n, h * w, c))
         qkv = self.qkv(tokens).data.reshape(n, h * w, 3, self.heads, -1)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (N, heads, HW, d)
-        a = np.stack([attend(*image) for image in zip(q, k, v, strict=True)])
+        a = np.stack([attend(*image) for image in zip(q, k, v, strict=True)])  # to save memory
         a = self.out(Tensor(a.swapaxes(1, 2).reshape(n, h * w, c)))
         return x + Tensor.from_nhwc(a.data.reshape(n, h, w, c))
 
 
 class Embedding(Layer):
-    """Learned vectors of class labels: (N,) -> (N, features). Labels are 0, ..., count - 1."""
+    """Learned vectors of class labels 0, ..., count - 1: (N,) -> (N, features)."""
 
     def __init__(self, count: int, features: int, rng: Rng = None):
         self.weight = Tensor.randn(count, features, rng=rng)
@@ -178,9 +146,9 @@ class Embedding(Layer):
 
 
 class TimestepEmbedding(Layer):
-    """Sinusoidal embedding of timesteps: (N,) -> (N, features).
+    """Sinusoidal embedding of timesteps: (N,) -> (N, features). `features` must be even.
 
-    Vaswani et al. 2017, arXiv:1706.03762, section 3.5. `features` must be even.
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
 
     def __init__(self, features: int, max_period: float = 10_000):
@@ -193,7 +161,7 @@ class TimestepEmbedding(Layer):
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Attention softmax(q k^T / sqrt(d)) v of arrays (heads, N, d)."""
+    """softmax(q k^T / sqrt(d)) v: (heads, N, d) (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
     weights = q * q.shape[-1] ** -0.5 @ k.swapaxes(1, 2)
     np.exp(weights - weights.max(axis=-1, keepdims=True), out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)

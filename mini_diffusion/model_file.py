@@ -22,7 +22,7 @@ REMEDY = "create one with export.py --to numpy"
 
 
 class ModelFileError(OSError):
-    """A model file is damaged, inconsistent or of another format. The message says which."""
+    """A model file is damaged, inconsistent or of another format; the message says which."""
 
 
 class ModelFile(NamedTuple):
@@ -35,12 +35,7 @@ class ModelFile(NamedTuple):
 
 
 def read_model(path: str | Path) -> ModelFile:
-    """Read a model file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ModelFileError: the file is damaged, is not a model file, or has another format version.
-    """
+    """Read a model file. Raises FileNotFoundError, or ModelFileError if the file is not valid."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} not found; {REMEDY}")
@@ -57,9 +52,5 @@ def read_model(path: str | Path) -> ModelFile:
         raise ModelFileError(
             f"{path} has format {config['format']}; this version of mini_diffusion reads {FORMAT}"
         )
-    weights = {
-        name.removeprefix(WEIGHTS): array
-        for name, array in arrays.items()
-        if name.startswith(WEIGHTS)
-    }
+    weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
     return ModelFile(config, alpha, sigma, weights)

@@ -20,10 +20,7 @@ def to_uint8(x: Tensor) -> np.ndarray:
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Approximately square grid (H', W', 3) of uint8 images (N, H, W, C) with 1 or 3 channels.
-
-    Small images are enlarged by an integer factor.
-    """
+    """Nearly square grid (H', W', 3) of uint8 images (N, H, W, 1 or 3); enlarges small ones."""
     scale = max(1, round(SIDE / images.shape[2]))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     n, h, w, _ = images.shape
@@ -49,10 +46,7 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: to a temporary name in the same folder, which is then renamed.
-
-    Raises OSError if the file cannot be written.
-    """
+    """Write a file atomically: to a temporary name in the same folder, which is then renamed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)

@@ -28,12 +28,11 @@ class Parser(argparse.ArgumentParser):
     """Argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str):
-        """Print the message and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def at_least(low: int, text: str) -> int:
-    """Integer value of a flag. Raises ArgumentTypeError if it is not an integer >= low."""
+    """Integer value >= low of a flag."""
     if not text.lstrip("-").isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, got {text!r}")
     return int(text)
@@ -44,7 +43,6 @@ POSITIVE, NATURAL = partial(at_least, 1), partial(at_least, 0)
 
 # fmt: off
 def make_parser() -> Parser:
-    """Parser of the command line."""
     parser = Parser(
         prog="python -m mini_diffusion.sample",
         description="Sample images from a model file with NumPy alone.",
@@ -74,7 +72,7 @@ def make_parser() -> Parser:
 
 
 def hyphenated(arg: str) -> str:
-    """Flag with hyphens instead of underscores. Other arguments are returned unchanged."""
+    """Flag with hyphens instead of underscores; other arguments unchanged."""
     flag, equals, value = arg.partition("=")
     return flag.replace("_", "-") + equals + value if arg.startswith("--") else arg
 
@@ -95,10 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Sample images and write them to `args.output`.
-
-    Raises ValueError for invalid arguments and OSError for files that cannot be read or written.
-    """
+    """Sample images and write them to `args.output`. Raises ValueError for invalid arguments."""
     if args.output.suffix not in (".png", ".npz"):
         raise ValueError(f"--output must end in .png or .npz, got {args.output}")
     config = read_model(args.model).config
@@ -125,10 +120,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def choose_labels(args: argparse.Namespace, num_classes: int | None) -> np.ndarray | None:
-    """Class label of each image (N,), or None for a model without classes.
-
-    Raises ValueError if the model does not have the class `--class-id`.
-    """
+    """Class label of each image (N,), or None for a model without classes."""
     if num_classes is None:
         if args.class_id is not None:
             raise ValueError("--class-id is not supported: this model has no classes")

@@ -12,17 +12,9 @@ Callback = Callable[[int, int, int, Tensor], object]  # (step, total, timestep, 
 
 
 class Sampler:
-    """Denoises from timestep T-1 to clean data at evenly spaced timesteps.
+    """Sampling loop from timestep T-1 to clean data, in 1 to T evenly spaced steps.
 
-    Create one with `Sampler.ddpm` or `Sampler.ddim`.
-
-    Args:
-        scheduler: the noise schedule and the meaning of the network's output.
-        num_inference_steps: number of steps, between 1 and T.
-        ancestral: draw fresh noise in each step (DDPM) instead of none (DDIM).
-
-    Raises:
-        ValueError: the number of steps is not between 1 and T.
+    `ancestral` draws fresh noise in each step (DDPM) instead of none (DDIM).
     """
 
     def __init__(self, scheduler: NoiseScheduler, num_inference_steps: int, ancestral: bool):
@@ -36,43 +28,26 @@ class Sampler:
 
     @classmethod
     def ddpm(cls, scheduler: NoiseScheduler, num_inference_steps: int | None = None) -> "Sampler":
-        """DDPM sampler (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
-
-        The default number of steps is T. Raises ValueError if it is not between 1 and T.
-        """
+        """DDPM sampler (Ho et al. 2020, arXiv:2006.11239, algorithm 2), by default with T steps."""
         steps = scheduler.timesteps if num_inference_steps is None else num_inference_steps
         return cls(scheduler, steps, ancestral=True)
 
     @classmethod
     def ddim(cls, scheduler: NoiseScheduler, num_inference_steps: int = 50) -> "Sampler":
-        """Deterministic DDIM sampler (Song et al. 2020, arXiv:2010.02502, eq. 12, eta = 0).
-
-        Raises ValueError if the number of steps is not between 1 and T.
-        """
+        """Deterministic DDIM sampler (Song et al. 2020, arXiv:2010.02502, eq. 12, eta = 0)."""
         return cls(scheduler, num_inference_steps, ancestral=False)
 
     def sample(
-        self,
-        model: Model,
-        shape: Sequence[int],
-        rng: Rng = None,
-        callback: Callback | None = None,
+        self, model: Model, shape: Sequence[int], rng: Rng = None, callback: Callback | None = None
     ) -> Tensor:
-        """Sample images from noise.
+        """Sample images (N, C, H, W) from noise, in [-1, 1] if the scheduler clips.
+
+        Additional output channels of the model, such as a learned variance, are ignored. Raises
+        ValueError if the schedule ends in pure noise (alpha = 0) and the prediction is "eps".
 
         Args:
-            model: maps (x_t, timestep) to the scheduler's prediction (N, C, H, W). Additional
-                channels, such as a learned variance, are ignored.
-            shape: shape (N, C, H, W) of the images.
-            rng: generator of the noise.
-            callback: called after each step with the step number (1, ..., total), the total, the
-                timestep at the start of the step, and the current x (N, C, H, W).
-
-        Returns:
-            Images (N, C, H, W), in [-1, 1] if the scheduler clips.
-
-        Raises:
-            ValueError: the schedule ends in pure noise (alpha = 0) and the prediction is "eps".
+            callback: called after each step with its number (1, ..., total), the total, the
+                timestep at its start, and the current x (N, C, H, W).
         """
         scheduler, rng = self.scheduler, generator(rng)
         x = hypot(*scheduler.level(self.timesteps[0])) * Tensor.randn(shape, rng=rng)

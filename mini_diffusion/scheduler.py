@@ -2,8 +2,8 @@
 
     x_t = alpha_t x_0 + sigma_t noise            (Ho et al. 2020, arXiv:2006.11239, eq. 4)
 
-Timestep 0 has the least noise and T - 1 the most. Timestep -1 means clean data. The tables alpha
-and sigma are float64. Coefficients of one timestep are Python floats, so that images stay float32.
+Timestep 0 has the least noise and T - 1 the most; -1 means clean data. The tables are float64, the
+coefficients of one timestep Python floats, so that images stay float32.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,13 @@ class ScheduleType(Enum):
 
 
 def from_betas(betas: np.ndarray) -> Tables:
-    """alpha and sigma (T,) of the chain q(x_t | x_t-1) = N(sqrt(1 - beta_t) x_t-1, beta_t).
-
-    Ho et al. 2020, eq. 2 and 4. The betas have shape (T,).
-    """
+    """alpha and sigma (T,) of the chain with these betas (T,) (Ho et al. 2020, eq. 2 and 4)."""
     alphas_cumprod = np.cumprod(1 - betas)
     return np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
 
 
 def beta_ends(timesteps: int) -> tuple[float, float]:
-    """First and last beta: 1e-4 and 0.02 for T = 1000 (Ho et al. 2020, section 4).
-
-    They are scaled by 1000 / T, so that a process with fewer timesteps also ends in noise.
-
-    Raises:
-        ValueError: T is less than 21, for which beta would reach 1.
-    """
+    """First and last beta (Ho et al. 2020, section 4), scaled so that any T ends in noise."""
     scale = 1000 / timesteps
     if scale * 0.02 >= 1:
         raise ValueError(
@@ -53,26 +44,17 @@ def beta_ends(timesteps: int) -> tuple[float, float]:
 
 
 def linear(timesteps: int) -> Tables:
-    """alpha and sigma (T,) of the linear schedule: linearly spaced betas.
-
-    Ho et al. 2020, section 4. Raises ValueError if T is less than 21.
-    """
+    """Linearly spaced betas (Ho et al. 2020, section 4)."""
     return from_betas(np.linspace(*beta_ends(timesteps), timesteps))
 
 
 def quadratic(timesteps: int) -> Tables:
-    """alpha and sigma (T,) of the quadratic schedule: linearly spaced square roots of the betas.
-
-    Ho et al. 2020, appendix B. Raises ValueError if T is less than 21.
-    """
+    """Betas with linearly spaced square roots (Ho et al. 2020, appendix B)."""
     return from_betas(np.linspace(*np.sqrt(beta_ends(timesteps)), timesteps) ** 2)
 
 
 def cosine(timesteps: int) -> Tables:
-    """alpha and sigma (T,) of the cosine schedule, with betas of at most 0.999.
-
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
-    """
+    """Cosine schedule, betas at most 0.999 (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17)."""
     s = 0.008  # offset that prevents very small betas near t = 0
     u = np.linspace(0, 1, timesteps + 1)
     f = np.cos((u + s) / (1 + s) * np.pi / 2) ** 2
@@ -106,12 +88,8 @@ class NoiseScheduler:
         alpha, sigma: signal and noise coefficients (T,).
         prediction: what the network predicts, a key of `PREDICTIONS`.
         clip: clip the implied x_0 to [-1, 1]. Use it for images.
-        sigma_data: standard deviation of the data. Predictions and network inputs are in this
-            unit. The papers' formulas of "eps", "x_0", "v" and "flow" have sigma_data = 1.
-
-    Raises:
-        ValueError: the prediction is unknown, or alpha and sigma are not one-dimensional, of equal
-            length and non-empty.
+        sigma_data: standard deviation of the data, the unit of predictions and network inputs.
+            The papers' formulas of "eps", "x_0", "v" and "flow" have sigma_data = 1.
     """
 
     def __init__(
@@ -134,16 +112,12 @@ class NoiseScheduler:
 
     @classmethod
     def of_type(cls, schedule: ScheduleType, timesteps: int = 1000, **options) -> "NoiseScheduler":
-        """Scheduler with a named schedule over T timesteps.
-
-        The options are the keyword arguments of `NoiseScheduler`. Raises ValueError if the schedule
-        needs more timesteps.
-        """
+        """Scheduler with a named schedule. The options are keyword arguments of the class."""
         return cls(*SCHEDULES[schedule](timesteps), **options)
 
     @classmethod
     def linear(cls, timesteps: int = 1000, **options) -> "NoiseScheduler":
-        """Scheduler with the linear schedule. Raises ValueError for fewer than 21 timesteps."""
+        """Scheduler with the linear schedule; T must be at least 21."""
         return cls.of_type(ScheduleType.LINEAR, timesteps, **options)
 
     @classmethod
@@ -153,17 +127,12 @@ class NoiseScheduler:
 
     @classmethod
     def quadratic(cls, timesteps: int = 1000, **options) -> "NoiseScheduler":
-        """Scheduler with the quadratic schedule. Raises ValueError for fewer than 21 timesteps."""
+        """Scheduler with the quadratic schedule; T must be at least 21."""
         return cls.of_type(ScheduleType.QUADRATIC, timesteps, **options)
 
     @classmethod
     def load(cls, path: str | Path) -> "NoiseScheduler":
-        """Read the scheduler of a model file.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ModelFileError: the file is damaged, is not a model file, or is inconsistent.
-        """
+        """Read the scheduler of a model file. Raises the errors of `read_model`."""
         file = read_model(path)
         options = {name: file.config[name] for name in ("prediction", "clip", "sigma_data")}
         try:
@@ -183,11 +152,7 @@ class NoiseScheduler:
         return self.sigma**2 - (self.alpha / alpha_prev * sigma_prev) ** 2
 
     def level(self, timestep: int) -> tuple[float, float]:
-        """alpha and sigma at a timestep. At timestep -1, clean data, they are 1 and 0.
-
-        Raises:
-            ValueError: the timestep is not between -1 and T - 1.
-        """
+        """alpha and sigma at a timestep; 1 and 0 at timestep -1, clean data."""
         if not -1 <= timestep < self.timesteps:
             last = self.timesteps - 1
             raise ValueError(f"timestep must be between -1 and {last}, got {timestep}")
@@ -196,11 +161,7 @@ class NoiseScheduler:
         return float(self.alpha[timestep]), float(self.sigma[timestep])
 
     def add_noise(self, sample: Tensor, noise: Tensor, timestep: int | np.ndarray) -> Tensor:
-        """x_t (N, C, H, W) of clean data and noise of this shape (Ho et al. 2020, eq. 4).
-
-        The timestep is a number for all images or an array (N,). Raises ValueError if one is not
-        between -1 and T - 1.
-        """
+        """x_t (N, C, H, W) at one timestep, or at one per image (N,) (Ho et al. 2020, eq. 4)."""
         if np.ndim(timestep) == 0:
             alpha, sigma = self.level(timestep)
         else:
@@ -211,48 +172,23 @@ class NoiseScheduler:
     # --- reverse steps ---------------------------------------------------------------------------
 
     def step(self, noisy: Tensor, noise_pred: Tensor, timestep: int, rng: Rng = None) -> Tensor:
-        """DDPM step from x_t to x_{t-1} (Ho et al. 2020, algorithm 2).
-
-        The step from t = 0 to clean data adds no noise.
-
-        Args:
-            noisy: x_t (N, C, H, W).
-            noise_pred: predicted noise of the same shape.
-            timestep: t.
-            rng: generator of the noise.
-
-        Raises:
-            ValueError: the timestep is not between 0 and T - 1, or alpha is 0 at this timestep.
-        """
+        """DDPM step from x_t to x_{t-1}, without noise at t = 0 (Ho et al. 2020, algorithm 2)."""
         x_0, _ = self.x_0_and_eps(noise_pred, noisy, timestep, "eps")
         return self.posterior(x_0, noisy, timestep, timestep - 1, rng)
 
     def step_ddim(
         self, noisy: Tensor, noise_pred: Tensor, timestep: int, prev_timestep: int
     ) -> Tensor:
-        """DDIM step to any other timestep (Song et al. 2020, arXiv:2010.02502, eq. 12, eta = 0).
-
-        Removes the predicted noise, and adds it again with the coefficients of `prev_timestep`.
-
-        Args:
-            noisy: x_t (N, C, H, W).
-            noise_pred: predicted noise of the same shape.
-            timestep: t.
-            prev_timestep: timestep of the result, -1 for clean data.
-
-        Raises:
-            ValueError: a timestep is not between -1 and T - 1, or alpha is 0 at `timestep`.
-        """
+        """DDIM step to any timestep (Song et al. 2020, arXiv:2010.02502, eq. 12, eta = 0)."""
         x_0, eps = self.x_0_and_eps(noise_pred, noisy, timestep, "eps")
         return self.add_noise(x_0, eps, prev_timestep)
 
     def posterior(
         self, x_0: Tensor, noisy: Tensor, timestep: int, prev_timestep: int, rng: Rng = None
     ) -> Tensor:
-        """Sample (N, C, H, W) from the posterior q(x_prev | x_t, x_0).
+        """Sample (N, C, H, W) from q(x_prev | x_t, x_0) (Ho et al. 2020, eq. 6 and 7).
 
-        Ho et al. 2020, eq. 6 and 7, between any two timesteps (Kingma et al. 2021,
-        arXiv:2107.00630, eq. 26 to 29). Raises ValueError if a timestep is out of range.
+        For any two timesteps: Kingma et al. 2021, arXiv:2107.00630, eq. 26 to 29.
         """
         (alpha, sigma), (alpha_prev, sigma_prev) = self.level(timestep), self.level(prev_timestep)
         step_alpha = alpha / alpha_prev  # of q(x_t | x_prev)
@@ -264,10 +200,7 @@ class NoiseScheduler:
     # --- network input and output ----------------------------------------------------------------
 
     def scaled(self, noisy: Tensor, timestep: int) -> Tensor:
-        """Network input (N, C, H, W): x_t divided by its standard deviation.
-
-        Karras et al. 2022, arXiv:2206.00364, eq. 7, c_in.
-        """
+        """Network input x_t / std(x_t) (N, C, H, W) (Karras et al. 2022, eq. 7, c_in)."""
         alpha, sigma = self.level(timestep)
         return noisy / hypot(alpha * self.sigma_data, sigma)
 
@@ -276,14 +209,7 @@ class NoiseScheduler:
     ) -> tuple[Tensor, Tensor]:
         """x_0 and eps (N, C, H, W) implied by a network output, with x_t = alpha x_0 + sigma eps.
 
-        Args:
-            out: network output (N, C, H, W).
-            noisy: x_t of the same shape.
-            timestep: t.
-            prediction: a key of `PREDICTIONS` that overrides the scheduler's.
-
-        Raises:
-            ValueError: the timestep is out of range, or alpha is 0 and the prediction is "eps".
+        `prediction` overrides the scheduler's. Raises ValueError for "eps" where alpha is 0.
         """
         alpha, sigma = self.level(timestep)
         prediction, s = prediction or self.prediction, self.sigma_data

@@ -12,16 +12,11 @@ Operand = "Tensor | np.ndarray | Number"
 
 
 class Tensor:
-    """Float32 array of any shape, without gradients.
+    """Float32 array without gradients. Operators broadcast like NumPy and return new tensors.
 
-    Tensors with four axes are images (N, C, H, W) or convolution weights (out, in, k, k). They are
-    stored with the channels last, so that a convolution becomes one matrix product. The constructor
-    copies an array only if its layout or its dtype differs.
-
-    Operators accept tensors, arrays and numbers, broadcast like NumPy, and return new tensors.
-
-    Args:
-        data: an array, a nested sequence or a number. It is converted to float32.
+    Four axes mean images (N, C, H, W) or convolution weights (out, in, k, k). Their channels are
+    stored last, so that a convolution becomes one matrix product. The constructor copies an array
+    only if its layout or its dtype differs.
     """
 
     __array_ufunc__ = None  # array * tensor calls Tensor.__rmul__
@@ -32,41 +27,25 @@ class Tensor:
             self.data = np.ascontiguousarray(self.data.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
     # --- creation --------------------------------------------------------------------------------
-    #
-    # The shape is given as numbers or as one tuple: randn(2, 3) or randn((2, 3)). The generator is
-    # the last positional argument or the keyword argument `rng`: randn(2, 3, rng).
+    # The shape is numbers or a tuple, the generator the last argument or `rng`: randn(2, 3, rng).
 
     @classmethod
     def zeros(cls, *shape: Shape) -> "Tensor":
-        """Tensor of zeros."""
         return cls(np.zeros(dims(shape), np.float32))
 
     @classmethod
     def ones(cls, *shape: Shape) -> "Tensor":
-        """Tensor of ones."""
         return cls(np.ones(dims(shape), np.float32))
 
     @classmethod
     def randn(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
-        """Samples from the standard normal distribution N(0, 1).
-
-        Raises:
-            TypeError: two generators are given.
-        """
+        """Samples from the standard normal distribution N(0, 1)."""
         shape, rng = split_rng(shape, rng)
         return cls(generator(rng).standard_normal(shape, dtype=np.float32))
 
     @classmethod
     def xavier(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
-        """Weights (out, in, ...) from the Xavier uniform distribution.
-
-        The bounds are +- sqrt(6 / (fan_in + fan_out)), which keep the variance of activations and
-        gradients constant through linear layers (Glorot & Bengio 2010, eq. 16).
-
-        Raises:
-            TypeError: two generators are given.
-            IndexError: the shape has fewer than two axes.
-        """
+        """Xavier uniform weights (out, in, ...) (Glorot & Bengio 2010, eq. 16)."""
         shape, rng = split_rng(shape, rng)
         fan_in, fan_out = fans(shape)
         bound = (6 / (fan_in + fan_out)) ** 0.5
@@ -74,15 +53,7 @@ class Tensor:
 
     @classmethod
     def kaiming(cls, *shape: ShapeOrRng, rng: Rng = None) -> "Tensor":
-        """Weights (out, in, ...) from the Kaiming normal distribution N(0, 2 / fan_in).
-
-        The variance of the activations stays constant through layers with ReLU (He et al. 2015,
-        arXiv:1502.01852, eq. 10).
-
-        Raises:
-            TypeError: two generators are given.
-            IndexError: the shape has fewer than two axes.
-        """
+        """Kaiming normal weights (out, in, ...) (He et al. 2015, arXiv:1502.01852, eq. 10)."""
         shape, rng = split_rng(shape, rng)
         fan_in, _ = fans(shape)
         return cls.randn(shape, rng=rng) * (2 / fan_in) ** 0.5
@@ -101,15 +72,12 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length of each axis."""
         return self.data.shape
 
     def mean(self) -> float:
-        """Mean of all elements, accumulated in float64."""
         return float(self.data.mean(dtype=np.float64))
 
     def std(self) -> float:
-        """Population standard deviation of all elements, accumulated in float64."""
         return float(self.data.std(dtype=np.float64))
 
     def __len__(self) -> int:
@@ -150,17 +118,14 @@ class Tensor:
         return Tensor(self.data @ array(other))
 
     def clip(self, low: Number, high: Number) -> "Tensor":
-        """Elements limited to the range [low, high]."""
         return Tensor(self.data.clip(low, high))
 
     def reshape(self, *shape: Shape) -> "Tensor":
-        """Same elements in another shape. Raises ValueError if their number differs."""
         return Tensor(self.data.reshape(dims(shape)))
 
     # --- activation functions, elementwise -------------------------------------------------------
 
     def relu(self) -> "Tensor":
-        """max(x, 0)."""
         return Tensor(np.maximum(self.data, 0))
 
     def sigmoid(self) -> "Tensor":
@@ -174,11 +139,8 @@ class Tensor:
         return Tensor(y)
 
     def gelu(self) -> "Tensor":
-        """x P(X <= x) with X from N(0, 1), in the tanh approximation.
-
-        Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2. NumPy has no erf for the exact form.
-        """
-        x = self.data
+        """x P(X <= x) with X from N(0, 1) (Hendrycks & Gimpel 2016, section 2)."""
+        x = self.data  # by tanh: NumPy has no erf
         return Tensor(0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))))
 
 
@@ -202,10 +164,7 @@ def dims(shape: tuple) -> tuple[int, ...]:
 
 
 def split_rng(arguments: tuple, rng: Rng) -> tuple[tuple[int, ...], Rng]:
-    """Shape and generator from the arguments of `randn(2, 3, rng)` or `randn(2, 3, rng=rng)`.
-
-    Raises TypeError if both a positional argument and the keyword argument name a generator.
-    """
+    """Shape and generator from the arguments of `randn(2, 3, rng)` or `randn(2, 3, rng=rng)`."""
     if arguments and isinstance(arguments[-1], Rng):
         *arguments, last = arguments
         if last is not None and rng is not None:

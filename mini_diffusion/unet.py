@@ -26,24 +26,19 @@ GROUP = 16  # channels per group of GroupNorm
 
 
 class UNet(Layer):
-    """U-Net that maps noisy images and timesteps to a prediction: (N, in, H, W) -> (N, out, H, W).
+    """U-Net from noisy images (N, in, H, W) to a prediction (N, out, H, W).
 
     The image is folded into patches. The encoder halves the resolution at each level, the middle
     blocks apply self-attention, and the decoder restores the resolution. Each decoder block also
     receives the output of the corresponding encoder block (skip connection).
 
-    `UNet(...)` has random weights. `UNet.load` reads trained ones.
-
     Args:
-        in_channels, out_channels: channels of the images and of the prediction.
         model_channels: channels of the first level.
-        rng: generator of the initial weights.
         multipliers: channels of each level, as a multiple of model_channels.
         blocks: residual blocks per level, in the encoder and in the decoder.
         attention_levels: levels (0, 1, ...) with self-attention in their blocks.
         patch_size: side of the patches in pixels.
-        num_classes: number of class labels, or None for an unconditional network. The additional
-            label `num_classes` is the null label, which stands for no class.
+        num_classes: number of class labels. The additional label `num_classes` means no class.
     """
 
     def __init__(
@@ -100,16 +95,10 @@ class UNet(Layer):
     def __call__(
         self, x: Tensor, timestep: int | np.ndarray, y: int | np.ndarray | None = None
     ) -> Tensor:
-        """Prediction (N, out, H, W) for noisy images.
+        """Prediction (N, out, H, W) for images (N, in, H, W), scaled by `NoiseScheduler.scaled`.
 
-        Args:
-            x: noisy images (N, in, H, W), scaled by `NoiseScheduler.scaled`.
-            timestep: one timestep for all images or an array (N,), 0 = least noise.
-            y: one class label for all images or an array (N,). None means the null label.
-
-        Raises:
-            ValueError: H or W is not divisible by patch_size * 2^(levels - 1), or y is given to
-                a network without classes.
+        The timestep and the class label y are numbers for all images or arrays (N,). The default y
+        is the null label. H and W must be multiples of `factor`.
         """
         n, _, height, width = x.shape
         if height % self.factor or width % self.factor:
@@ -143,37 +132,25 @@ class UNet(Layer):
 
     @classmethod
     def load(cls, path: str | Path) -> "UNet":
-        """Read the network of a model file.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ModelFileError: the file is damaged, is not a model file, or its weights do not fit its
-                configuration.
-        """
+        """Read the network of a model file. Raises the errors of `read_model`."""
         file = read_model(path)
         try:
             model = cls(**file.config["model"])
             parameters = dict(model.parameters())
             if names := parameters.keys() ^ file.weights.keys():
                 raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
-            for name in parameters:
-                if parameters[name].shape != file.weights[name].shape:
-                    raise ValueError(
-                        f"{name} has shape {file.weights[name].shape}, "
-                        f"expected {parameters[name].shape}"
-                    )
-                parameters[name].data = Tensor(file.weights[name]).data
+            for name, weights in parameters.items():
+                new = Tensor(file.weights[name])
+                if new.shape != weights.shape:
+                    raise ValueError(f"{name} has shape {new.shape}, expected {weights.shape}")
+                weights.data = new.data
         except (TypeError, ValueError) as error:
             raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
         return model
 
 
 class Block(Layer):
-    """Residual block, optionally with self-attention: (N, C, H, W) -> (N, D, H, W).
-
-    The embedding (N, 256) of timestep and class scales and shifts the second GroupNorm (Nichol &
-    Dhariwal 2021, arXiv:2102.09672, appendix A).
-    """
+    """Residual block, optionally with self-attention: (N, C, H, W) -> (N, D, H, W)."""
 
     def __init__(self, in_channels: int, channels: int, attends: bool, rng: Rng):
         self.norm_1 = group_norm(in_channels)
@@ -187,7 +164,7 @@ class Block(Layer):
     def __call__(self, x: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.scale_shift(emb).reshape(len(x), 2, -1, 1, 1).data.swapaxes(0, 1)
         h = self.conv_1(self.norm_1(x).silu())  # (N, D, H, W)
-        h = self.norm_2(h) * (1 + scale) + shift
+        h = self.norm_2(h) * (1 + scale) + shift  # Nichol & Dhariwal 2021, appendix A
         h = self.conv_2(h.silu())
         h = h + (x if self.skip is None else self.skip(x))
         return h if self.attention is None else self.attention(h)
