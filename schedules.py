@@ -184,9 +184,9 @@ SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 def nearest_index(ratio: Tensor, wanted: Tensor) -> Tensor:
     """Indices of the entries of an ascending table that are nearest, in their logarithm."""
-    log = ratio.log()
-    middles = (log[1:] + log[:-1]) / 2
-    return torch.searchsorted(middles, wanted.to(log).log())
+    log_ratio = ratio.log()
+    middles = (log_ratio[1:] + log_ratio[:-1]) / 2
+    return torch.searchsorted(middles, wanted.to(log_ratio).log())
 
 
 def distinct(t: Tensor, timesteps: int) -> list[int]:

@@ -1,10 +1,10 @@
-"""The comparison of outputs by benchmarks/compare_bits.py."""
+"""The comparison of outputs by tests/compare_bits.py."""
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.compare_bits import contents, differences
+from compare_bits import contents, differences
 
 
 @pytest.fixture

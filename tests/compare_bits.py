@@ -1,7 +1,7 @@
 """Check that this working tree trains and samples with the same bits as an earlier commit.
 
-    python benchmarks/compare_bits.py
-    python benchmarks/compare_bits.py --reference 0433a21 --only resume 'sampler-*'
+    python tests/compare_bits.py
+    python tests/compare_bits.py --reference 0433a21 --only resume 'sampler-*'
 
 Runs train.py and sample.py of both trees with the same arguments and compares checkpoints (except
 for their configuration and the time spent), arrays, pixels of pictures, and logged losses. Prints
