@@ -1,4 +1,4 @@
-"""evaluate.py: real images as samples, anybody's files, and the report."""
+"""evaluate.py: its measures of real images, how it reads given images, and its report."""
 
 import hashlib
 import json
@@ -9,134 +9,108 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
 from checkpoints.checkpoint import load_checkpoint
 from conftest import TINY
 from dataset.items import classes_like
 from dataset.registry import load_dataset
-from evaluation import classifier, inception
+from evaluation import classifier, features, generated, inception
 from evaluation import real as real_module
-from evaluation.classifier import judge_for, shifted
-from evaluation.copies import copies
+from evaluation.copies import find_near_copies
+from evaluation.features import classifier_for, classifier_key
 from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
-from evaluation.real import Real, part
-from training import run
+from evaluation.real import RealData, subset
+from training import loop, preview
 from training.log import read_metrics
 from utils import DataError
 
+CPU = torch.device("cpu")
 DIGITS = ["--dataset", "digits", "--repeats", 2]
-FIGURES = ["classifier_fid", "classifier_kid", "precision", "recall", "density", "coverage"]
-FIGURES += ["confidence", "class_chi_square", "class_p_value"]
+MEASURES = ["classifier_fid", "classifier_kid", "precision", "recall", "density", "coverage"]
+MEASURES += ["confidence", "class_accuracy"]
 
 
 @pytest.fixture(scope="module")
-def real() -> Real:
-    """The bundled digits, a fifth of them held out."""
+def real() -> RealData:
+    """The bundled digits, about a fifth of them held out."""
     data = load_dataset("digits")
-    train, held_out = (part(data, i) for i in torch.arange(1797).split(1397))
-    return Real("digits", train, held_out, "held out", False, Path("/dev/null/none"))
+    train, held_out = (subset(data, indices) for indices in torch.arange(1797).split(1397))
+    return RealData("digits", train, held_out, "held out", False, Path("/dev/null/none"))
 
 
 @pytest.fixture(scope="module")
 def reference(real, tmp_path_factory) -> Reference:
-    """With a classifier that is good enough."""
-    patch = pytest.MonkeyPatch()
-    with patch.context() as context:
-        context.setattr(classifier, "UPDATES", 150)
-        folder = tmp_path_factory.mktemp("judge")
-        judge = judge_for(real._replace(cache=folder), folder, torch.device("cpu"))
-    return Reference(judge, real)
+    """The held-out digits in the features of a classifier with a good accuracy."""
+    folder = tmp_path_factory.mktemp("classifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 150)
+        trained = classifier_for(real._replace(cache=folder), folder, CPU)
+    return Reference(trained, real)
 
 
-# --- the classifier and what is measured with it --------------------------------------------------
+# --- the stored classifier ------------------------------------------------------------------------
 
 
-def test_it_learns_the_digits(reference):
-    assert reference.judge.accuracy > 0.9
-    assert reference.judge.path.is_file()
-    seen = reference.judge.see(reference.train.items)
-    assert seen.features.std(dim=0).mean() == pytest.approx(1, abs=0.05)
+def test_classifier_learns_digits(reference):
+    assert reference.classifier.accuracy > 0.9
+    features = reference.classifier.predict(reference.train.items).features
+    assert features.std(dim=0).mean() == pytest.approx(1, abs=0.05)
 
 
-def test_a_kept_classifier_is_read(reference, real):
-    def nothing(text):
-        raise AssertionError(text)
-
-    again = judge_for(real, reference.judge.path.parent, torch.device("cpu"), say=nothing)
-    assert again.sha256 == reference.judge.sha256
-    assert again.accuracy == reference.judge.accuracy
-    for a, b in zip(again.see(real.held_out.items), reference.seen, strict=True):
+def test_stored_classifier_is_read(reference, real):
+    said = []
+    again = classifier_for(real, reference.classifier.path.parent, CPU, say=said.append)
+    assert said == []
+    assert again.sha256 == reference.classifier.sha256
+    assert again.accuracy == reference.classifier.accuracy
+    for a, b in zip(again.predict(real.held_out.items), reference.predictions, strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("how", ["bit", "text", "empty"])
-def test_a_damaged_classifier_is_made_anew(real, tmp_path, how, monkeypatch):
-    monkeypatch.setattr(classifier, "UPDATES", 3)
-    arguments = real, tmp_path, torch.device("cpu")
-    judge = judge_for(*arguments)
-    content = bytearray(judge.path.read_bytes())
+@pytest.mark.parametrize("damage", ["bit", "text", "empty"])
+def test_damaged_classifier_is_trained_again(real, tmp_path, damage, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 3)
+    trained, said = classifier_for(real, tmp_path, CPU), []
+    content = bytearray(trained.path.read_bytes())
     content[-100] ^= 1
-    judge.path.write_bytes({"bit": content, "text": b"hello", "empty": b""}[how])
-    said = []
-    again = judge_for(*arguments, say=said.append)
+    trained.path.write_bytes({"bit": content, "text": b"hello", "empty": b""}[damage])
+    again = classifier_for(real, tmp_path, CPU, say=said.append)
     assert "training the classifier of digits" in said[0]
-    assert again.sha256 == judge.sha256  # the seed is its own
+    assert again.sha256 == trained.sha256  # from the same seed
 
 
-def test_it_is_kept_where_that_is_possible(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "UPDATES", 1)
+def test_classifier_is_stored_where_possible(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 1)
     (tmp_path / "file").write_text("")
     real = real._replace(cache=tmp_path / "file" / "below")
-    judge = judge_for(real, tmp_path / "second", torch.device("cpu"))
-    assert judge.path.parent == tmp_path / "second"
-    judge = judge_for(real, tmp_path / "file", torch.device("cpu"))
-    assert judge.path is None
+    assert classifier_for(real, tmp_path / "second", CPU).path.parent == tmp_path / "second"
+    assert classifier_for(real, tmp_path / "file", CPU).path is None
 
 
-def test_other_data_or_recipes_have_other_classifiers(real, monkeypatch):
+def test_each_data_set_and_recipe_has_its_own_classifier(real, monkeypatch):
     other = real.train._replace(items=real.train.items.clone())
     other.items[0, 0, 0, 0] += 1
-    keys = [classifier.key_of(data, flip) for data in (real.train, other) for flip in (False, True)]
-    monkeypatch.setattr(classifier, "RECIPE", 10**6)
-    assert len({*keys, classifier.key_of(real.train, False)}) == 5
+    keys = [classifier_key(data, flip) for data in (real.train, other) for flip in (False, True)]
+    monkeypatch.setattr(features, "RECIPE", 10**6)
+    assert len({*keys, classifier_key(real.train, False)}) == 5
 
 
-def test_photographs_have_a_larger_classifier(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "UPDATES", 1)
-    arguments = real, tmp_path, torch.device("cpu")
-    smaller = judge_for(*arguments)
+def test_larger_classifier_replaces_a_smaller_one(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 1)
+    smaller = classifier_for(real, tmp_path, CPU)
     monkeypatch.setattr(classifier, "LARGER", ["digits"])
-    for _ in range(2):  # made in place of the smaller one, and then read
-        larger = judge_for(*arguments)
-        features = larger.see(real.held_out.items[:3]).features  # of images of 8x8
-        assert features.shape == (3, 256)
+    for _ in range(2):  # trained, and then read
+        larger = classifier_for(real, tmp_path, CPU)
+        assert larger.predict(real.held_out.items[:3]).features.shape == (3, 256)
     assert larger.path == smaller.path
 
 
-def test_training_leaves_the_random_numbers_alone(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "UPDATES", 1)
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    classifier.train_classifier(real.train, 1, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), expected)
+# --- measures -------------------------------------------------------------------------------------
 
 
-def test_shifted_images_keep_their_pixels():
-    torch.manual_seed(0)
-    x = torch.zeros(200, 3, 9, 11, dtype=torch.uint8)
-    x[:, :, 4, 5] = 7
-    moved = shifted(x, 2)
-    places = {tuple(image[0].nonzero()[0].tolist()) for image in moved}
-    assert (moved.flatten(1).sum(dim=1) == 21).all()
-    assert places == {(row, column) for row in range(2, 7) for column in range(3, 8)}
-    assert torch.equal(shifted(x, 0), x)
-
-
-def test_real_images_are_at_the_floor_and_others_are_not(reference, real):
+def test_measures_tell_real_images_from_noise_and_from_a_single_class(reference, real):
     def measured(images, count=300):
-        return reference.measure(reference.judge.see(images[:count]))
+        return reference.measure(reference.classifier.predict(images[:count]))
 
     torch.manual_seed(0)
     order = torch.randperm(len(real.train.items))
@@ -153,41 +127,39 @@ def test_real_images_are_at_the_floor_and_others_are_not(reference, real):
     assert good["confidence"] > noise["confidence"]
 
 
-def test_asking_for_classes_is_judged(reference, real):
-    seen = reference.judge.see(real.held_out.items)
-    right = reference.measure(seen, real.held_out.labels)["class_accuracy"]
-    wrong = reference.measure(seen, (real.held_out.labels + 1) % 10)["class_accuracy"]
-    assert right == pytest.approx(reference.judge.accuracy)
+def test_images_of_the_requested_class_are_counted(reference, real):
+    predictions = reference.predictions
+    right = reference.measure(predictions, real.held_out.labels)["class_accuracy"]
+    wrong = reference.measure(predictions, (real.held_out.labels + 1) % 10)["class_accuracy"]
+    assert right == pytest.approx(reference.classifier.accuracy)
     assert wrong < 0.1
 
 
-# --- near-copies ----------------------------------------------------------------------------------
-
-
-def test_sorted_images_are_not_taken_for_a_part(reference, real):
-    """A file may hold one class after the other; more images than are held out are compared."""
+def test_order_of_the_images_does_not_decide_which_are_compared(reference, real):
+    """A file may be sorted by class, and have more images than are held out."""
     order = real.train.labels.argsort()
-    found = reference.measure(reference.judge.see(real.train.items[order]))
+    found = reference.measure(reference.classifier.predict(real.train.items[order]))
     assert found["recall"] > 0.6
     assert found["coverage"] > 0.6
 
 
-def test_copies_are_found(real):
+def test_near_copies_are_found(real):
     train, held_out = real.train.items, real.held_out.items
     copied = train[:40].int() + torch.randint(-2, 3, (40, 1, 8, 8))
     generated = torch.cat([copied.clamp(0, 255).byte(), held_out[:160]])
-    found = copies(generated, train, held_out)
+    found = find_near_copies(generated, train, held_out)
     assert found.indices[:40].tolist() == list(range(40))
-    assert found.share == pytest.approx(0.2, abs=0.02)
+    assert found.fraction == pytest.approx(0.2, abs=0.02)
     assert (found.distances[:40] < 3).all()
-    assert found.record()["near_copies"] == found.share
+    assert found.record()["near_copies"] == found.fraction
 
 
-def test_new_images_are_no_copies(real):
-    assert copies(real.held_out.items, real.train.items, real.held_out.items).share <= 0.011
+def test_new_images_are_not_near_copies(real):
+    train, held_out = real.train.items, real.held_out.items
+    assert find_near_copies(held_out, train, held_out).fraction <= 0.011
 
 
-# --- anybody's images -----------------------------------------------------------------------------
+# --- given images ---------------------------------------------------------------------------------
 
 
 def forms(images: torch.Tensor, folder: Path) -> dict[str, Path]:
@@ -216,21 +188,23 @@ def forms(images: torch.Tensor, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def test_every_form_of_the_same_images_gives_the_same_figures(script, tmp_path):
+def test_every_form_of_the_same_images_is_read_alike(script, tmp_path):
     images = load_dataset("digits").items[100:160]
-    reports = {}
-    for name, path in forms(images, tmp_path).items():
-        x, _ = load_images(path, (1, 8, 8))
-        assert torch.equal(x, images), name
-        result = script("evaluate", "--samples", path, *DIGITS, "--output", "m.json")
+    paths = forms(images, tmp_path)
+    assert len(paths) == 10
+    for name, path in paths.items():
+        assert torch.equal(load_images(path, (1, 8, 8))[0], images), name
+    reports = []
+    for name in ("npy", "RGB"):
+        result = script("evaluate", "--samples", paths[name], *DIGITS, "--output", "m.json")
         assert result.code == 0, result.err
-        report = json.loads(Path("m.json").read_text())
-        reports[name] = {key: report[key] for key in ("classifier", "copies", "num_images")}
-    assert len(reports) == 10
-    assert all(report == reports["npy"] for report in reports.values())
+        reports.append(json.loads(Path("m.json").read_text()))
+    assert [report["read_as"] for report in reports] == ["uint8", "60 files"]
+    for key in ("num_images", "classifier", "copies"):
+        assert reports[0][key] == reports[1][key]
 
 
-def test_colours(tmp_path):
+def test_colour_and_grey_images_are_converted(tmp_path):
     torch.manual_seed(0)
     x = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
     np.save(tmp_path / "x.npy", x.numpy())
@@ -247,21 +221,26 @@ def test_colours(tmp_path):
     [
         (np.zeros((4, 7, 8), np.uint8), "shape"),
         (np.zeros((4, 8, 8), np.int64), "int64"),
-        (np.full((4, 8, 8), 3e4), "3e+04"),
+        (np.full((4, 8, 8), 3e4), r"3e\+04"),
         (np.full((4, 8, 8), np.nan), "not finite"),
         (np.array([{}], dtype=object), "cannot be read"),
-        (np.zeros((5, 8, 8), np.uint8), "too few"),
     ],
 )
-def test_arrays_that_are_no_images(script, array, message):
-    np.savez("x.npz", array)
+def test_arrays_that_are_not_images_are_refused(tmp_path, array, message):
+    np.savez(tmp_path / "x.npz", array)
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path / "x.npz", (1, 8, 8))
+
+
+def test_too_few_images_are_refused(script):
+    np.savez("x.npz", np.zeros((5, 8, 8), np.uint8))
     result = script("evaluate", "--samples", "x.npz", *DIGITS)
     assert result.code == 1
-    assert message in result.err
+    assert "x.npz has only 5 images" in result.err
     assert len(result.err.splitlines()) == 1
 
 
-def test_files_that_hold_no_images(tmp_path):
+def test_files_without_images_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "empty").mkdir()
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
@@ -275,10 +254,10 @@ def test_files_that_hold_no_images(tmp_path):
             load_images(tmp_path / path, (1, 8, 8))
 
 
-# --- the script -----------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_measured(script, conditional):
+def test_samples_of_a_checkpoint_are_measured(script, conditional):
     flags = ["--num-images", 30, "--steps", 4, "--repeats", 2, "--output", "new/m.json"]
     result = script("evaluate", "--checkpoint", conditional, *flags)
     assert result.code == 0, result.err
@@ -288,8 +267,8 @@ def test_a_checkpoint_is_measured(script, conditional):
     assert (report["sampler"], report["steps"]) == ("dpmpp_2m_sde", 4)
     found = report["classifier"]
     assert len(found["sha256"]) == 64
-    assert "class_p_value" not in found  # the classes were asked for
-    for name in [*FIGURES[:7], "class_accuracy"]:
+    assert "class_p_value" not in found  # classes were requested
+    for name in MEASURES:
         assert f"\n{name} " in result.out
         assert len(found[name]["values"]) == len(found[name]["floor_values"]) == 2
     fid = found["classifier_fid"]
@@ -302,24 +281,24 @@ def test_a_checkpoint_is_measured(script, conditional):
     assert json.loads(Path("new/m.json").read_text())["classifier"] == found
 
 
-def test_what_is_drawn_is_what_sample_py_draws(script, trained, monkeypatch):
-    checkpoint, seen = trained / "model_final.pt", []
+def test_measured_images_are_those_of_sample_py(script, trained, monkeypatch):
+    checkpoint, drawn = trained / "model_final.pt", []
     flags = ["--checkpoint", checkpoint, "--num-images", 20, "--steps", 3, "--precision", "fp32"]
     assert script("sample", *flags, "--output", "s.npz", "--seed", 4).code == 0
-    measure = evaluate.copies
-    monkeypatch.setattr(evaluate, "copies", lambda x, *real: seen.append(x) or measure(x, *real))
+    draw = generated.draw
+    monkeypatch.setattr(generated, "draw", lambda job: drawn.append(draw(job)) or drawn[-1])
     script("evaluate", *flags, "--metrics", "copies", "--output", "a.json", "--seed", 4)
-    with np.load("s.npz") as drawn:
-        assert (seen[0].movedim(1, -1).numpy() == drawn["arr_0"]).all()
+    with np.load("s.npz") as file:
+        assert (drawn[0].items.movedim(1, -1).numpy() == file["arr_0"]).all()
     script("evaluate", "--samples", "s.npz", *DIGITS, "--metrics", "copies", "--output", "b.json")
     a, b = (json.loads(Path(name).read_text()) for name in ("a.json", "b.json"))
     assert a["num_images"] == b["num_images"] == 20
-    # Their training images differ a little: the run knows which it held out.
+    # Their training images differ slightly: the run knows which images it held out.
     close = b["copies"]["median_distance"]
     assert a["copies"]["median_distance"] == pytest.approx(close, rel=0.05)
 
 
-def test_folders_without_classes_have_no_classifier(script, image_folder):
+def test_folder_without_classes_has_no_classifier(script, image_folder):
     for path in list(image_folder.rglob("*.png")):
         path.rename(image_folder / path.name)
     np.savez("x.npz", np.zeros((6, 16, 16, 3), np.uint8))
@@ -337,93 +316,87 @@ def test_folders_without_classes_have_no_classifier(script, image_folder):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give a --checkpoint, or --samples"),
-        (["--checkpoint", "a", "--samples", "b"], "give a --checkpoint, or --samples"),
-        (["--samples", "b"], "--dataset"),
+        ([], "give either --checkpoint or --samples"),
+        (["--checkpoint", "a", "--samples", "b"], "give either --checkpoint or --samples"),
+        (["--samples", "b"], "--samples needs --dataset"),
         (["--samples", "b", "--dataset", "mnist", "--metrics", "bpd"], "no likelihood"),
-        (["--samples", "b", "--dataset", "mnist", "--split", "validation"], "held the images out"),
-        (["--checkpoint", "a", "--dataset", "mnist"], "a checkpoint knows its own"),
+        (["--samples", "b", "--dataset", "mnist", "--split", "validation"], "held items out"),
+        (["--checkpoint", "a", "--dataset", "mnist"], "without --samples"),
         (["--checkpoint", "a", "--metrics", "inception"], "--inception-weights"),
-        (["--checkpoint", "a", "--churn-min", "1"], "--churn"),
-        (["--samples", "b", "--dataset", "mnist", "--steps", "5"], "--steps is for a --checkpoint"),
-        (["--checkpoint", "a", "--metrics", "copies", "--inception-weights", "w"], "is for"),
+        (["--checkpoint", "a", "--churn-min", "1"], "without --churn"),
+        (["--samples", "b", "--dataset", "mnist", "--steps", "5"], "without --checkpoint"),
+        (["--checkpoint", "a", "--metrics", "copies", "--inception-weights", "w"], "has no effect"),
     ],
 )
-def test_flags_that_do_not_fit(script, flags, message):
+def test_flags_that_contradict_each_other_are_refused(script, flags, message):
     result = script("evaluate", *flags)
     assert result.code == 2
     assert message in result.err
 
 
-def test_one_process_measures(script, conditional, monkeypatch):
+def test_several_processes_are_refused(script, conditional, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = script("evaluate", "--checkpoint", conditional)
     assert result.code == 2
-    assert "evaluate.py is for one process" in result.err
+    assert "evaluate.py runs in one process" in result.err
 
 
-def test_points_are_measured_elsewhere(script):
+def test_points_have_no_image_metrics(script):
     np.savez("x.npz", np.zeros((5, 2), np.float32))
     result = script("evaluate", "--samples", "x.npz", "--dataset", "moons", "--metrics", "copies")
     assert result.code == 2
-    assert "these are points" in result.err
+    assert "--metrics copies is for images" in result.err
 
 
 # --- train.py --eval-interval ---------------------------------------------------------------------
 
 
-def test_a_run_follows_its_distance(script, monkeypatch):
-    monkeypatch.setattr(run, "EVALUATED", 40)
-    monkeypatch.setattr(run, "AT_ONCE", 15)
-    flags = [*TINY, "--epochs", 3, "--eval-interval", 2]
+def test_classifier_fid_during_training_is_that_of_evaluate(script, monkeypatch):
+    monkeypatch.setattr(loop, "EVALUATED", 40)
+    monkeypatch.setattr(preview, "AT_ONCE", 1)  # batches of 16 images of 8 x 8 pixels
+    flags = [*TINY, "--epochs", 3, "--max-minutes", 60, "--eval-interval", 2]
     result = script("train", *flags)
     assert result.code == 0, result.err
     rows = [row for row in read_metrics(Path("outputs/metrics.jsonl")) if "classifier_fid" in row]
-    assert [row["epoch"] for row in rows] == [2, 3]  # the last one always
+    assert [row["epoch"] for row in rows] == [2, 3]  # always after the last epoch
     assert f"epoch 3: classifier-FID {rows[1]['classifier_fid']:.3f}" in result.out + result.err
-    # The same as evaluate.py's, of the same images.
-    args = ["--checkpoint", "outputs/model_final.pt", "--metrics", "classifier", "--steps", 10]
-    args += ["--num-images", 40, "--repeats", 1, "--precision", "fp32", "--output", "m.json"]
-    assert script("evaluate", *args).code == 0
+    flags = ["--checkpoint", "outputs/model_final.pt", "--metrics", "classifier", "--steps", 10]
+    flags += ["--num-images", 40, "--repeats", 1, "--precision", "fp32", "--output", "m.json"]
+    assert script("evaluate", *flags).code == 0
     found = json.loads(Path("m.json").read_text())["classifier"]["classifier_fid"]["mean"]
     assert found == pytest.approx(rows[1]["classifier_fid"], rel=0.01)
 
 
-def test_following_the_distance_changes_nothing_else(script, monkeypatch):
-    monkeypatch.setattr(run, "EVALUATED", 10)
-    for name, options in {"plain": [], "followed": ["--eval-interval", 1]}.items():
-        flags = [*TINY, "--epochs", 2, "--class-conditional", "--output-dir", name]
+def test_evaluating_during_training_does_not_change_the_weights(script, monkeypatch):
+    """The evaluated images have the class frequencies of the data, as evaluate.py's have."""
+    monkeypatch.setattr(loop, "EVALUATED", 30)
+    labels, sample = [], preview.Preview.sample
+
+    def recorded(self, steps, indices, requested):
+        labels.append(requested)
+        return sample(self, steps, indices, requested)
+
+    monkeypatch.setattr(preview.Preview, "sample", recorded)
+    for folder, options in {"plain": [], "evaluated": ["--eval-interval", 1]}.items():
+        flags = [*TINY, "--epochs", 2, "--class-conditional", "--output-dir", folder]
         assert script("train", *flags, *options).code == 0
-    a, b = (load_checkpoint(f"{name}/model_final.pt") for name in ("plain", "followed"))
-    for name, weight in a["ema"].items():
-        assert torch.equal(weight, b["ema"][name])
+    a, b = (load_checkpoint(f"{folder}/model_final.pt") for folder in ("plain", "evaluated"))
+    assert all(torch.equal(weight, b["ema"][name]) for name, weight in a["ema"].items())
+    expected = classes_like(load_dataset("digits").labels, 30)
+    assert sum(torch.equal(requested, expected) for requested in labels) == 2
 
 
-def test_a_class_conditional_run_is_followed_by_its_classes(script, monkeypatch):
-    """The labels that it asks for are those that evaluate.py judges by."""
-    monkeypatch.setattr(run, "EVALUATED", 30)
-    asked = []
-    walk = run.Run.walk
-    monkeypatch.setattr(
-        run.Run, "walk", lambda self, *args: asked.append(args[2]) or walk(self, *args)
-    )
-    flags = [*TINY, "--max-steps", 3, "--class-conditional", "--eval-interval", 1]
-    assert script("train", *flags, "--max-minutes", 5).code == 0  # with time that is planned
-    labels = load_dataset("digits").labels
-    assert any(torch.equal(y, classes_like(labels, 30)) for y in asked if y is not None)
-
-
-def test_points_cannot_be_followed_so(script):
+def test_points_have_no_classifier_fid_during_training(script):
     result = script("train", "--dataset", "moons", "--eval-interval", 1, "--max-steps", 2)
     assert result.code == 2
-    assert "--eval-interval is for images; moons is points" in result.err
+    assert "--eval-interval is for images, and moons is points" in result.err
 
 
 # --- Inception ------------------------------------------------------------------------------------
 
 
-def test_without_its_weights_the_rest_runs(script, tmp_path):
+def test_other_metrics_are_measured_without_inception_weights(script, tmp_path):
     np.savez("x.npz", load_dataset("digits").items[:50].numpy())
     flags = ["--samples", "x.npz", *DIGITS, "--metrics", "copies", "inception"]
     (tmp_path / "bad.pth").write_bytes(b"x" * 1000)
@@ -432,20 +405,20 @@ def test_without_its_weights_the_rest_runs(script, tmp_path):
         assert result.code == 0
         assert "inception is left out: " in result.err
         assert message in result.err
-        assert inception.WHERE in result.err
+        assert inception.URL in result.err
         report = json.loads(Path("metrics.json").read_text())
         assert message in report["inception"]["left_out"]
         assert report["copies"]["near_copies"] > 0.9
 
 
 def test_inception_by_torch_fidelity(script, monkeypatch):
-    """With weights made up, as the true ones cannot be had here: the way is the same."""
+    """With random weights, because the published file is not available here."""
     extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     network = extractor.FeatureExtractorInceptionV3
     monkeypatch.setattr(network, "load_state_dict", lambda self, state: torch.manual_seed(0))
     monkeypatch.setattr(extractor.torch, "load", lambda path, **_: {})
-    Path("weights.pth").write_bytes(b"made up")
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"made up").hexdigest())
+    Path("weights.pth").write_bytes(b"random")
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"random").hexdigest())
     monkeypatch.setattr(real_module, "held_out_count", lambda *_: 12)
     np.savez("x.npz", load_dataset("digits").items[:8].numpy())
     flags = ["--samples", "x.npz", *DIGITS, "--metrics", "inception"]
