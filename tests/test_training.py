@@ -1,16 +1,17 @@
-"""The modules of training/."""
+"""The modules of training/: moving average, learning rate and time, metrics, files of a run."""
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+import checkpoints.checkpoint
 from checkpoints.checkpoint import (
     CheckpointError,
     config_differences,
@@ -19,7 +20,7 @@ from checkpoints.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from conftest import ROOT
+from runs import TrainingProcess
 from training import plan
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
@@ -28,11 +29,10 @@ from training.plan import LR_DECAYS, TimePlan, learning_rate
 from utils import save_whole
 from visuals.curves import column, draw_loss, plot_loss, running_average
 
-# --- EMA -----------------------------------------------------------------------------------------
+# --- moving average of the weights ----------------------------------------------------------------
 
 
-def test_ema_is_the_recurrence():
-    torch.manual_seed(0)
+def test_the_moving_average_is_the_recurrence():
     model = nn.Linear(3, 2)
     ema = EMA(model, decay=0.9)
     expected = None
@@ -47,31 +47,30 @@ def test_ema_is_the_recurrence():
     assert not any(p.requires_grad for p in ema.module.parameters())
 
 
-def test_ema_of_batch_norm():
-    """The statistics of a BatchNorm are averaged as the weights are."""
-    model = torch.nn.BatchNorm1d(3)
+def test_the_statistics_of_batch_norm_are_averaged_like_weights():
+    model = nn.BatchNorm1d(3)
     ema = EMA(model, decay=0.5)
     expected = model.running_mean.clone()
     for step in range(1, 6):
         model(torch.randn(64, 3) + step)
         ema.update(model, step - 1)
-        decay = ema_decay(step - 1, 0.5) if step > 1 else 0.0  # the first is taken as it is
+        decay = ema_decay(step - 1, 0.5) if step > 1 else 0.0  # the first is copied
         expected = decay * expected + (1 - decay) * model.running_mean
     assert_close(ema.module.running_mean, expected)
     assert not torch.allclose(ema.module.running_mean, model.running_mean)
 
 
-def test_ema_decay_warms_up_to_its_limit():
+def test_the_decay_warms_up_to_its_limit():
     assert ema_decay(1, 0.999) < 0.2
     assert ema_decay(10**6, 0.999) == 0.999
     assert all(a <= b for a, b in pairwise(ema_decay(s, 0.999) for s in range(20_000)))
 
 
-# --- learning rate and time ----------------------------------------------------------------------
+# --- learning rate and time -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", LR_DECAYS)
-def test_learning_rate(decay):
+def test_the_learning_rate_warms_up_and_decays(decay):
     train = {"lr": 2.0, "warmup_steps": 10, "lr_decay": decay}
     rates = [learning_rate(step, 100, train) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
@@ -82,12 +81,13 @@ def test_learning_rate(decay):
     assert learning_rate(0, 100, {**train, "warmup_steps": 0}) == 2.0
 
 
-@pytest.mark.parametrize("minutes", [0.5, 10, 600])
-@pytest.mark.parametrize("grid", [0.5, 8.0])
+@pytest.mark.parametrize(("minutes", "per_step"), [(0.5, 0.1), (10, 0.1), (600, 1.0)])
+@pytest.mark.parametrize(("grid", "evaluation"), [(0.5, 0.0), (0.5, 1.5), (8.0, 0.0), (8.0, 1.5)])
 @pytest.mark.parametrize("drift", [1.0, 0.8, 1.25])
-@pytest.mark.parametrize("evaluation", [0.0, 1.5])
-def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift, evaluation):
-    """A simulated run, slow in its first steps, whose speed changes for good in its middle."""
+def test_a_time_plan_ends_within_five_percent(
+    monkeypatch, minutes, per_step, grid, evaluation, drift
+):
+    """A simulated run, slow in its first steps, whose speed changes in its middle."""
     now = 100.0
     monkeypatch.setattr(plan.time, "monotonic", lambda: now)
     start = now - 4  # imports and data took four seconds
@@ -97,7 +97,7 @@ def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift, e
     step, total = 0, None
     while total is None or step < total:
         elapsed = (now - start) / (60 * minutes)
-        now += (0.1 if step >= 3 else 0.4) * (drift if elapsed > 0.5 else 1.0)
+        now += per_step * (1 if step >= 3 else 4) * (drift if elapsed > 0.5 else 1.0)
         step += 1
         total = timer.update(step, total)
         if step % 500 == 0:
@@ -110,7 +110,7 @@ def test_time_plan_ends_within_five_percent(monkeypatch, minutes, grid, drift, e
     assert abs((now - start) / (60 * minutes) - 1) < 0.05
 
 
-def test_time_plan_that_is_asked_now_and_then(monkeypatch):
+def test_a_time_plan_that_is_updated_now_and_then(monkeypatch):
     now = 0.0
     monkeypatch.setattr(plan.time, "monotonic", lambda: now)
     timer, total, step = TimePlan(10, 0.0, first_step=7, grid_steps=500), None, 7
@@ -121,7 +121,7 @@ def test_time_plan_that_is_asked_now_and_then(monkeypatch):
     assert 0.97 < now / 600 < 1.01
 
 
-def test_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
+def test_a_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
     now = 0.0
     monkeypatch.setattr(plan.time, "monotonic", lambda: now)
     timer, total, step = TimePlan(1, 0.0, first_step=0, grid_steps=100), None, 0
@@ -131,17 +131,17 @@ def test_time_plan_ends_a_run_whose_first_steps_take_all_the_time(monkeypatch):
     assert now <= 72
 
 
-def test_time_plan_ends_a_run_that_becomes_very_slow(monkeypatch):
+def test_a_time_plan_ends_a_run_that_becomes_very_slow(monkeypatch):
     now = 0.0
     monkeypatch.setattr(plan.time, "monotonic", lambda: now)
     timer, total, step = TimePlan(10, 0.0, first_step=0, grid_steps=500), None, 0
     while total is None or step < total:
-        now, step = now + (0.3 if now < 330 else 11), step + 1  # as beside another program
+        now, step = now + (0.3 if now < 330 else 11), step + 1  # like next to another program
         total = timer.update(step, total)
     assert 580 <= now <= 620
 
 
-# --- files ---------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_save_whole_leaves_the_old_file_if_writing_fails(tmp_path):
@@ -158,51 +158,51 @@ def test_save_whole_leaves_the_old_file_if_writing_fails(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def die_while_saving(path: Path) -> None:
+    """Save a checkpoint, and end this process once half of another one is on the disk."""
+    save_checkpoint(path, {"step": 1})
+    save = torch.save
+
+    def save_half(value, file):
+        save(value, file)
+        os.truncate(file.file.name, os.path.getsize(file.file.name) // 2)
+        os.kill(os.getpid(), 9)
+
+    checkpoints.checkpoint.torch.save = save_half
+    save_checkpoint(path, {"step": 2})
+
+
 def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
-    """A process that dies in the middle of torch.save, after half of the file is on the disk."""
     path = tmp_path / "a.pt"
-    code = f"""
-import os, sys, torch
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from checkpoints.checkpoint import save_checkpoint
-import checkpoints.checkpoint as c
-save_checkpoint(Path({str(path)!r}), {{"step": 1}})
-whole = torch.save
-def half(value, file):
-    whole(value, file)
-    os.truncate(file.file.name, os.path.getsize(file.file.name) // 2)
-    os.kill(os.getpid(), 9)
-c.torch.save = half
-save_checkpoint(Path({str(path)!r}), {{"step": 2}})
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    job = TrainingProcess(tmp_path / "log", prepare=partial(die_while_saving, path))
+    assert job.wait() == -9, job.text()
     assert torch.load(path, weights_only=True)["step"] == 1
+    assert len(list(tmp_path.glob(".a.pt.*.partial"))) == 1
 
 
-def test_metrics_are_cut_where_a_run_goes_on(tmp_path):
+def test_metrics_after_the_step_of_a_resumed_run_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "loss": 1 / s} for s in (10, 20, 30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "lo')
     with Metrics(path, step=20) as metrics:
         metrics.write({"step": 25, "loss": 0.5})
-        assert [row["step"] for row in read_metrics(path)] == [10, 20, 25]  # not only once closed
+        assert [row["step"] for row in read_metrics(path)] == [10, 20, 25]  # before it is closed
     with Metrics(path, step=0):
         pass
     assert read_metrics(path) == []
 
 
-def test_the_running_average_follows():
+def test_the_running_average_follows_the_values():
     average = 0.0
     for count in range(5):
         average = running_average(average, 3.0, count)
-        assert average == pytest.approx(3.0)  # not pulled down by where it starts
+        assert average == pytest.approx(3.0)  # not pulled towards its start
     for count in range(5, 100):
         average = running_average(average, 1.0, count)
     assert average == pytest.approx(1.0, abs=0.01)
 
 
-def test_loss_plot(tmp_path):
+def test_the_plot_of_the_loss(tmp_path):
     from PIL import Image
 
     rows = [{"step": s, "loss": 1 / s} for s in range(1, 50)]
@@ -215,7 +215,7 @@ def test_loss_plot(tmp_path):
     assert (tmp_path / "empty.png").exists()
 
 
-def test_the_loss_is_drawn_beside_rows_of_other_metrics():
+def test_the_loss_is_drawn_from_rows_of_several_metrics():
     from matplotlib.figure import Figure
 
     rows = [{"step": s, "loss": 1 / s, "gradient_norm": None} for s in range(1, 50)]
@@ -230,7 +230,7 @@ def test_the_loss_is_drawn_beside_rows_of_other_metrics():
     assert drawn["held-out items"] == [[20, 0.06], [49, 0.03]]
 
 
-# --- checkpoints ---------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_explains_itself(trained):
@@ -244,47 +244,21 @@ def test_a_checkpoint_explains_itself(trained):
     raw, _ = restore(checkpoint, raw=True)
     assert_close(dict(raw.state_dict()), dict(checkpoint["model"]))
     assert not torch.equal(model.head.weight, raw.head.weight)
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "pickle", "other", "version"])
-def test_what_is_no_checkpoint_is_refused(trained, tmp_path, damage):
-    path = tmp_path / "bad.pt"
-    whole = (trained / "model_final.pt").read_bytes()
-    if damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "text":
-        path.write_text("hello")
-    elif damage == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif damage == "pickle":  # code that weights_only=True must not run
-        torch.save({"step": Trap()}, path)
-    elif damage == "other":
-        torch.save({"weights": torch.zeros(3)}, path)
-    else:
-        torch.save({**load_checkpoint(trained / "model_final.pt"), "format": 99}, path)
-    with pytest.raises(CheckpointError, match=r"bad\.pt"):
-        load_checkpoint(path)
-    assert not TRAPPED.exists()
-
-
-TRAPPED = ROOT / "tests" / "trapped"
-
-
-class Trap:
-    def __reduce__(self):
-        return TRAPPED.touch, ()
-
-
-def test_a_missing_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        load_checkpoint(tmp_path / "none.pt")
-
-
-def test_weights_that_do_not_fit_their_config(trained):
-    checkpoint = load_checkpoint(trained / "model_final.pt")
     checkpoint["config"]["model"]["channels"] = 16
     with pytest.raises(CheckpointError, match="contradicts itself"):
         restore(checkpoint)
+
+
+def test_files_that_are_not_checkpoints_are_refused(trained, tmp_path):
+    path = tmp_path / "bad.pt"
+    valid = load_checkpoint(trained / "model_final.pt")
+    for content in ({"weights": torch.zeros(3)}, {**valid, "format": 99}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"bad\.pt"):
+            load_checkpoint(path)
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
+        load_checkpoint(path)
 
 
 def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
@@ -295,14 +269,14 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
         save_checkpoint(path, {"step": step})
         assert step_of(path) == step
     assert folder.newest_checkpoint() == (folder.checkpoint(7), [])
-    folder.checkpoint(8).write_bytes(b"torn")
+    folder.checkpoint(8).write_bytes(b"damaged")
     newest, damaged = folder.newest_checkpoint()
     assert newest == folder.checkpoint(7)
     assert "model_epoch_008.pt is damaged" in str(damaged[0])
     assert folder.holds_run()
     for path in (folder.learning, folder.report):
         path.touch()
-    (tmp_path / "mine.txt").write_text("not the run's")
+    (tmp_path / "mine.txt").write_text("not of the run")
     folder.clear()
     assert os.listdir(tmp_path) == ["mine.txt"]
 
