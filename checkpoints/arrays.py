@@ -14,21 +14,9 @@ from utils import save_whole
 
 
 def save_arrays(
-    path: Path,
-    config: dict,
-    step: int,
-    which: str,
-    model: nn.Module,
-    diffusion: GaussianDiffusion,
+    path: Path, config: dict, step: int, which: str, model: nn.Module, diffusion: GaussianDiffusion
 ) -> None:
-    """Write a U-Net and its process for mini_diffusion.
-
-    Args:
-        path: the file to write.
-        config, step: from the checkpoint.
-        which: the kind of weights, a key of `WEIGHT_KINDS`.
-        model, diffusion: the network with these weights, and its process.
-    """
+    """Write a U-Net with weights of the kind `which`, and its process, for mini_diffusion."""
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     description = {
         "format": 1,
@@ -71,7 +59,7 @@ def mini_unet_arguments(
     num_classes: int | None = None,
     learn_sigma: bool = False,
 ) -> dict:
-    """The arguments of mini_diffusion's UNet, from those of models/unet.py's."""
+    """Arguments of mini_diffusion's UNet, from those of models/unet.py's."""
     sizes = feature_sizes(image_size, patch_size, len(multipliers))
     return {
         "in_channels": image_channels,

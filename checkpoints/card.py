@@ -27,16 +27,10 @@ def model_card(
     weights: tuple[str, dict],
     report: dict,
 ) -> str:
-    """Markdown text of the model card.
+    """Markdown text of the model card. `seconds` is 0 if the training time is unknown.
 
-    Args:
-        name: file name of the weights.
-        command: a command that samples with them.
-        config, step, seconds: from the checkpoint; 0 seconds if the time is unknown.
-        weights: a key of `WEIGHT_KINDS`, and the tensors by name.
-        report: the metrics.json that evaluate.py wrote for them.
-
-    Raises ValueError for a report of other weights.
+    `weights` are a key of `WEIGHT_KINDS` and the tensors by name, `report` the metrics.json that
+    evaluate.py wrote for them. Raises ValueError for a report of other weights.
     """
     data, train, (which, tensors) = config["data"], config["train"], weights
     if report.get("weights_sha256") != weights_sha256({}, tensors):

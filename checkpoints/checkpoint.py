@@ -19,11 +19,9 @@ ema               moving average of the weights; samples are drawn with it
 optimizer         state of each optimizer, by name
 scaler            state of the gradient scaler of fp16, or None
 
-best.pt also has "validation_loss".
-
-A network of the user's own (`training.fit`) has the model {"name": "custom", "class": its class,
-"num_classes"}. Its data has "shape", [C, H, W] or [D], and "range", [low, high] or None. Such a
-network cannot be rebuilt from the file: `restore` takes it as an argument.
+best.pt also has "validation_loss". A network of the user's own (`training.fit`), which
+`restore` takes as an argument, has the model {"name": "custom", "class": its class, "num_classes"}.
+Its data has "shape", [C, H, W] or [D], and "range", [low, high] or None.
 """
 
 from collections.abc import Iterator
@@ -56,7 +54,7 @@ class CheckpointError(OSError):
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint file whole or not at all. Raises OSError if it cannot be written."""
+    """Write a checkpoint file whole or not at all."""
 
     def write_sealed(partial: Path) -> None:
         with open(partial, "wb") as file:
@@ -73,16 +71,10 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """Load a checkpoint to the CPU. Code in the file is never run.
 
-    A file of weights alone (`checkpoints.weights`) is recognised by its content. It becomes a
-    checkpoint with either "ema" or "model", and without optimizer states.
-
-    Args:
-        mapped: read each tensor from the file when it is first used. The SHA-256, which takes
-            reading the whole file, is then not checked.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        CheckpointError: the file is damaged, or is not a checkpoint of this project.
+    A file of weights alone (`checkpoints.weights`), recognised by its content, becomes a checkpoint
+    with either "ema" or "model", and without optimizer states. With `mapped`, each tensor is read
+    when it is first used, and the SHA-256 is not checked. Raises FileNotFoundError, or
+    CheckpointError if the file is damaged or is not a checkpoint of this project.
     """
     checkpoint = read_content(Path(path), mapped=mapped)
     with checkpoint_errors(f"{path} contradicts itself"):
@@ -168,15 +160,9 @@ def restore(
 ) -> tuple[nn.Module, GaussianDiffusion]:
     """Rebuild the network and the process of a checkpoint, ready for sampling.
 
-    Args:
-        device: where both are put.
-        raw: use the weights as trained instead of their moving average.
-        model: load the weights into this network and return it. It is required for a network of
-            your own, which cannot be rebuilt from the file.
-
-    Raises:
-        ValueError: the checkpoint lacks the chosen weights, or `model` is required.
-        CheckpointError: the weights do not fit the configuration or the given network.
+    `raw` takes the weights as trained instead of their moving average. A network of your own is
+    passed as `model`, which receives the weights. Raises ValueError if the checkpoint lacks the
+    chosen weights or needs `model`, and CheckpointError if the weights do not fit.
     """
     config, which = checkpoint["config"], "model" if raw else "ema"
     if which not in checkpoint:
@@ -234,11 +220,7 @@ def first_line(error: Exception) -> str:
 
 
 def config_differences(saved: dict, wanted: dict) -> list[str]:
-    """List how a saved configuration differs from the wanted one.
-
-    An entry reads "model.channels: 64 in the checkpoint, 32 now". Only fields of `wanted` are
-    compared.
-    """
+    """Differences in the fields of `wanted`: "model.channels: 64 in the checkpoint, 32 now"."""
     return [
         f"{section}.{key}: {saved.get(section, {}).get(key)} in the checkpoint, {value} now"
         for section, fields in wanted.items()

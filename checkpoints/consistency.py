@@ -1,7 +1,4 @@
-"""Checks of what a checkpoint holds, whoever wrote it: types, shapes, and parts that must agree.
-
-Each function raises a ValueError that names the first problem.
-"""
+"""Checks of a checkpoint's types, shapes, and parts that must agree; they raise ValueError."""
 
 import inspect
 import json
@@ -20,26 +17,15 @@ from utils import matches_type, pick
 # Types of the fields of a checkpoint; those of a sharded one's record come first.
 RECORD_TYPES = {"step": int, "skipped": int, "seconds": float, "config": dict}
 RECORD_TYPES |= {"unlogged_loss": float, "unlogged_updates": int}
-CHECKPOINT_TYPES = {
-    **RECORD_TYPES,
-    "model": dict,
-    "ema": dict,
-    "optimizer": dict,
-    "scaler": dict | None,
-}
-# Fields that every configuration has; arguments of the network and the process are checked
-# against their signatures.
+CHECKPOINT_TYPES = RECORD_TYPES | {"model": dict, "ema": dict}
+CHECKPOINT_TYPES |= {"optimizer": dict, "scaler": dict | None}
+# Fields of every configuration; arguments of network and process are checked by their signatures.
 CONFIG_TYPES = {
     "data": {"dataset": str, "data_dir": str, "count": int, "classes": list[str]},
     "model": {"name": str},
     "diffusion": {},
-    "train": {
-        "label_dropout": float,
-        "total_steps": int | None,
-        "batch_size": int,
-        "update_size": int,
-        "processes": int,
-    },
+    "train": {"label_dropout": float, "total_steps": int | None}
+    | {"batch_size": int, "update_size": int, "processes": int},
 }
 SHAPE_KEYS = ("dim", "image_size", "image_channels")  # "data" and "model" have the same ones
 
@@ -59,10 +45,7 @@ def require_types(values: dict, types: dict, where: str = "") -> None:
 
 
 def require_config(config: dict) -> None:
-    """Raise ValueError for a configuration that no training run has.
-
-    Size limits are checked later, when the network and the process are built.
-    """
+    """Raise ValueError for a configuration that no training run has. Sizes are not checked."""
     require_types({"config": config}, {"config": dict})
     try:
         json.dumps(config, allow_nan=False)
@@ -143,11 +126,7 @@ def require_weights(weights: dict, model: nn.Module) -> None:
 
 
 def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless a saved state fits the optimizer.
-
-    All options of its parameter groups must be the same, except the learning rate. Options that an
-    older PyTorch did not save are filled in.
-    """
+    """Raise ValueError unless a saved state fits the optimizer; the learning rate may differ."""
     require_types(saved, {"param_groups": list, "state": dict}, "optimizer.")
     groups = optimizer.state_dict()["param_groups"]
     if len(saved["param_groups"]) != len(groups):
@@ -155,7 +134,7 @@ def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
     for old, group in zip(saved["param_groups"], groups, strict=True):
         if not isinstance(old, dict) or not matches_type(old.get("lr"), float):
             raise ValueError("a parameter group of the optimizer has no learning rate")
-        for key, value in group.items():
+        for key, value in group.items():  # an older PyTorch saved fewer
             same = matches_type(old.setdefault(key, value), type(value)) and old[key] == value
             if not same and key != "lr":
                 raise ValueError(f"the optimizer's {key} is {old[key]}; it must be {value}")

@@ -26,13 +26,7 @@ class Refused(ValueError):
 
 
 def require_plain_archive(path: Path) -> None:
-    """Check a file of torch.save before PyTorch opens it.
-
-    Raises:
-        Refused: an entry is compressed, claims more bytes than the file has, or imports a name that
-            no checkpoint needs.
-        Exception: zipfile or pickletools cannot read the file; they raise many types.
-    """
+    """Check a file of torch.save before PyTorch opens it; raises Refused, or what zipfile does."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
@@ -54,10 +48,8 @@ def require_plain_archive(path: Path) -> None:
 class PlainCopy:
     """Copies what was read: plain containers, numbers, text and tensors. Refuses anything else.
 
-    Args:
-        room: bytes that all tensors may take together: the size of the file. A tensor of stride 0
-            can claim any number of elements, and many tensors can share one storage.
-        mapped: leave the tensors in the file instead of copying them.
+    All tensors together may take `room` bytes, the size of the file: a tensor of stride 0 can claim
+    any number of elements, and tensors can share a storage. `mapped` leaves them in the file.
     """
 
     def __init__(self, room: int, *, mapped: bool = False):

@@ -35,10 +35,7 @@ def named_tensors(state: dict) -> dict[str, Tensor]:
 
 
 def save_shards(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint as a folder of shards, whole or not at all.
-
-    Every process must call it. Raises OSError if the folder cannot be written.
-    """
+    """Write a checkpoint as a folder of shards, whole or not at all. Every process must call it."""
     import torch.distributed.checkpoint as dcp
 
     partial = path.with_name(f".{path.name}.partial")
@@ -67,10 +64,7 @@ def save_shards(path: Path, checkpoint: dict) -> None:
 
 
 def read_shard_record(path: Path) -> dict:
-    """Read the record of a sharded checkpoint; "shards" is added, the path of the folder.
-
-    Raises CheckpointError if the record is damaged or is not valid.
-    """
+    """Read the record of a sharded checkpoint; "shards" is added, the path of the folder."""
     try:
         record = PlainCopy(0).copy(json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
         require_types({"record": record}, {"record": dict})
@@ -96,11 +90,7 @@ def verify_shards(path: Path) -> None:
 
 
 def load_shards(path: Path, state: dict) -> None:
-    """Copy a sharded checkpoint into the tensors of a `Trainer.state()`, sharded or whole.
-
-    The number of processes may differ from that of the processes that wrote it. Raises
-    CheckpointError if the tensors do not fit.
-    """
+    """Copy a checkpoint of any number of processes into the tensors of a `Trainer.state()`."""
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.HuggingFaceStorageReader(str(path))

@@ -46,15 +46,7 @@ def holds_weights(path: Path) -> bool:
 
 
 def load_weights(path: Path, *, verified: bool = True) -> dict:
-    """Load a file of `save_weights` as a checkpoint with "step", "config", and "ema" or "model".
-
-    Args:
-        verified: check the SHA-256.
-
-    Raises:
-        Refused: the file was not written by `save_weights`, or has changed since.
-        Exception: safetensors or json cannot read the file; they raise many types.
-    """
+    """Load a file of `save_weights` as a checkpoint. Raises Refused if it is another or changed."""
     with open(path, "rb") as file:
         if int.from_bytes(file.read(8), "little") > MAX_HEADER:
             raise Refused("is damaged or is not a checkpoint: its header is too long")
@@ -74,11 +66,7 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
 
 
 def weights_sha256(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of metadata and tensors, in hexadecimal.
-
-    Hashed are the metadata as JSON with sorted keys, then each tensor in the order of the names:
-    name, type and shape as text, and the bytes.
-    """
+    """SHA-256 of the metadata (sorted JSON) and of each tensor's name, type, shape and bytes."""
     sha256 = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
