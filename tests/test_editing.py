@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from diffusion import GaussianDiffusion
 from oracles import Perfect, exact, gaussian, last, noise_from
-from samplers import ddim, heun
+from samplers import ddim, ddpm, heun
 from sampling.editing import invert, last_part, noised, repaint, slerp
 from schedules import SCHEDULES
 
@@ -102,3 +102,23 @@ def test_slerp_keeps_the_norm_and_the_ends():
     assert_close(slerp(a, a, 0.5), a)
     half = slerp(a, b, 0.5)
     assert_close((half * a).sum(), (half * b).sum())
+
+
+def test_repaint_goes_back_by_a_step_of_the_forward_process():
+    """With constant noise 0.5, the second input is q(x_cur | x_nxt), computed by hand."""
+    cur, nxt = GaussianDiffusion("linear").levels(4)[1:3]
+    x_0, x, inputs = torch.zeros(1, 2), torch.ones(1, 2), []
+
+    def denoise(x_t, level):
+        inputs.append(x_t)
+        return exact(x_0)(x_t, level)
+
+    def noise_like(x):
+        return torch.full_like(x, 0.5)
+
+    options = {"known": x_0, "mask": torch.zeros(1, 2), "resamplings": 2}
+    last(repaint(denoise, x, [cur, nxt], noise_like, **options))
+    (x_nxt,) = ddpm(exact(x_0), x, [cur, nxt], noise_like)
+    alpha = cur.alpha / nxt.alpha
+    variance = cur.sigma**2 - alpha**2 * nxt.sigma**2
+    assert_close(inputs[1], alpha * x_nxt + math.sqrt(variance) * 0.5)

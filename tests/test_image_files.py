@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.image_files import decode
+from dataset.image_files import decode_image
 
 
 @pytest.mark.parametrize(("orientation", "bright"), [(1, "left"), (3, "right"), (6, "top")])
@@ -15,7 +15,7 @@ def test_images_are_turned_as_their_exif_orientation_says(tmp_path, orientation,
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    found = decode(tmp_path / "a.png", 20)[0].astype(float)
+    found = decode_image(tmp_path / "a.png", 20)[0].astype(float)
     halves = {
         "left": found[:, :10],
         "right": found[:, 10:],
