@@ -94,7 +94,7 @@ def figures_table(report: dict) -> str:
     seeds = ", ".join(map(str, report.get("seeds", [])))
     rows = [
         f"Sets of {report['num_images']:,} samples (`{drawing_flags(report)}`, seeds {seeds}) "
-        f"compared with the {report['compared_with']}, in the features of the classifier "
+        f"compared with real images ({report['compared_with']}), in the features of the classifier "
         f"`{measured['sha256'][:12]}` (accuracy {100 * measured['accuracy']:.2f} %):",
         "",
         "| measure | samples: mean (lowest to highest) | as many training images |",
