@@ -35,10 +35,7 @@ def read_files(path: Path) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Difference of two folders: "3 images were added (a.png, b.png, c.png), 1 removed (d.png)".
-
-    A renamed image counts as removed and added.
-    """
+    """Difference of two folders: "3 images were added (a.png, b.png, c.png), 1 removed (d.png)"."""
     kinds = {
         "added": now.keys() - before.keys(),
         "removed": before.keys() - now.keys(),

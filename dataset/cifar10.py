@@ -9,10 +9,7 @@ from dataset.types import Data, Request
 
 
 def load_cifar10(request: Request) -> Data:
-    """CIFAR-10: 50,000 photographs for training, 10,000 for testing, 32 x 32, colour.
-
-    Source: Krizhevsky 2009. Raises DataError if files are missing or damaged.
-    """
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photographs, 32 x 32, colour."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import extract_archive
 

@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
 
 
 def decode_in_memory(folder: ImageFolder, progress: Callable[..., Iterable]) -> Decoded:
-    """Decode a folder into a tensor in memory. Raises DataError as `decode_each` does."""
+    """Decode a folder into a tensor in memory."""
     shape = folder.shape()
     pixels, left_out, digests = torch.empty(shape, dtype=torch.uint8), [], []
     for i, image in enumerate(decode_each(folder, shape[1], progress)):
@@ -63,11 +63,7 @@ class DecodedImage(NamedTuple):
 def decode_each(
     folder: ImageFolder, channels: int, progress: Callable[..., Iterable]
 ) -> Iterator[DecodedImage | None]:
-    """Decode each file in turn; yield None for one that cannot be read.
-
-    Raises DataError after the last file if any cannot be read and `folder.skip_bad` is false, or if
-    none can be read. The message names them.
-    """
+    """Decode each file; None if it cannot be read, and a DataError at the end unless `skip_bad`."""
 
     def attempt(file: Path) -> tuple[DecodedImage | None, str]:
         try:
@@ -92,10 +88,7 @@ def decode_each(
 
 
 def map_ahead(function: Callable, items: Iterable) -> Iterator:
-    """`map` with threads that compute a few results ahead.
-
-    `ThreadPoolExecutor.map` would compute and store all results, however slowly they are consumed.
-    """
+    """`map` with threads, a few results ahead; `ThreadPoolExecutor.map` would store all results."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()

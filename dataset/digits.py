@@ -12,8 +12,5 @@ def load_sklearn_digits(request: Request) -> Data:
 
     bunch = load_digits()
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)
-    return Data(
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(bunch.target).long(),
-        [str(name) for name in bunch.target_names],
-    )
+    classes = [str(name) for name in bunch.target_names]
+    return Data(torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target).long(), classes)

@@ -21,14 +21,10 @@ class MissingData(DataError):
 def fetch(
     name: str, kind: type, target: Path, request: Request, searched: str, remedies: list[str]
 ) -> None:
-    """Download a data set into the folder `target`.
+    """Download a data set by torchvision's class `kind` to the folder `target`, all or nothing.
 
-    torchvision's class `kind` downloads into a temporary folder of `request.data_dir`. The files
-    are moved to `target` when all are complete, so an interrupted download leaves nothing there.
-
-    Raises:
-        MissingData: the download failed, or `request.download` is false. The message tells what was
-            `searched` and lists the `remedies`.
+    Raises MissingData if the download failed or `request.download` is false. The message tells what
+    was `searched` and lists the `remedies`.
     """
     reason = "--no-download is set"
     if request.download:

@@ -14,19 +14,11 @@ FOLDER_SIZE = 64  # default side of the images in pixels
 
 
 def load_folder(request: Request) -> Data:
-    """Any folder of images, each made square; grey if all images are.
-
-    Subfolders are classes. There are no classes if any image lies in the folder itself. Raises
-    DataError if there are no images, or if one cannot be read and may not be left out.
-    """
+    """Any folder of images, made square. Subfolders are classes if they hold all images."""
     root, size = request.data_dir, request.image_size or FOLDER_SIZE
     files, links_note = find_images(root)
-    decoded = decode_folder(
-        ImageFolder(root, files, size, request.fit, request.skip_bad_images),
-        request.cache_dir,
-        request.cache_limit,
-        request.progress,
-    )
+    folder = ImageFolder(root, files, size, request.fit, request.skip_bad_images)
+    decoded = decode_folder(folder, request.cache_dir, request.cache_limit, request.progress)
     bad = set(decoded.left_out)
     kept = [file.relative_to(root) for i, file in enumerate(files) if i not in bad]
     bad_note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
@@ -51,14 +43,7 @@ def decode_folder(
 ) -> Decoded:
     """Decode a folder of images into memory or, if it is too large, into a mapped file.
 
-    Args:
-        folder: the folder to decode.
-        cache_dir: folder of the mapped files (default: a hidden one in the folder of images).
-        cache_limit: gigabytes of pixels, all images counted in colour, to hold in memory.
-        progress: wraps the iteration over files, as tqdm does.
-
-    Raises:
-        DataError: an image cannot be read, or the file cannot be written.
+    `cache_limit` is in gigabytes, all images counted in colour; a `cache_dir` of None is hidden.
     """
     if len(folder.files) * 3 * folder.size**2 <= cache_limit * 1e9:
         return decode_in_memory(folder, progress)

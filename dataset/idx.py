@@ -56,10 +56,7 @@ FASHION_MNIST = IdxSet(
 
 
 def load_idx(spec: IdxSet, request: Request) -> Data:
-    """Load one split of a data set in IDX format; download it if it is missing.
-
-    Raises DataError if a file is damaged, or missing and not downloaded.
-    """
+    """Load one split of a data set in IDX format; download it if it is missing."""
     raw = request.data_dir / spec.torchvision_name / "raw"
     folders = [raw, *spec.package[:1]]
 
@@ -90,7 +87,7 @@ def load_idx(spec: IdxSet, request: Request) -> Data:
 
 
 def read_uncompressed(path: Path) -> bytes:
-    """The content of a file, decompressed if its name ends in .gz. Raises DataError if damaged."""
+    """Content of a file, decompressed if its name ends in .gz."""
     content = path.read_bytes()
     if path.suffix != ".gz":
         return content

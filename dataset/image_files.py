@@ -18,29 +18,16 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000  # per image file; a larger one is a mistake or an attack
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-
-
-# --- find images ---------------------------------------------------------------------------------
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS |= {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
 def find_images(root: Path) -> tuple[list[Path], str]:
-    """The image files in a folder and its subfolders, sorted, and a note on links left out.
+    """Image files in a folder and its subfolders, sorted, and a note on links left out.
 
-    Hidden files and folders are ignored. A symbolic link to a file within the folder counts as a
-    file, even if it is broken, so that decoding reports it. A link that leads out of the folder is
-    left out. A link to a subfolder is not followed, because its images would count twice.
-
-    Raises DataError if the folder does not exist or holds no images.
+    Hidden files and folders are ignored, and so are links to subfolders, whose images would count
+    twice, and links that lead out of the folder. A broken link counts as a file: decoding reports
+    it. Raises DataError if the folder does not exist or holds no images.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; --data-dir must name a folder of images")
@@ -77,15 +64,9 @@ def printable(path: str | Path) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(path))
 
 
-# --- decode one image ----------------------------------------------------------------------------
-
-
 @contextmanager
 def no_decompression_bombs() -> Iterator[None]:
-    """Make Pillow raise an error for an enormous image, where it would only warn.
-
-    Enter it around threads, not within them: warning filters hold for the whole process.
-    """
+    """Make Pillow raise for an enormous image. Not within threads: warning filters are global."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -95,10 +76,7 @@ def no_decompression_bombs() -> Iterator[None]:
 
 @no_decompression_bombs()
 def read_image(file: Path, size: int, channels: int) -> Tensor:
-    """The central square of an image file, uint8 (C, size, size), in grey or in colour.
-
-    Raises DataError if the file is missing or cannot be read.
-    """
+    """Central square of an image file, uint8 (C, size, size), in grey or in colour."""
     if not file.is_file():
         raise DataError(f"there is no image {file}")
     try:
@@ -112,10 +90,7 @@ def read_image(file: Path, size: int, channels: int) -> Tensor:
 
 @no_decompression_bombs()
 def require_same_size(image: Path, mask: Path) -> None:
-    """Raise a ValueError if two image files differ in width or height.
-
-    Raises DataError if one cannot be read.
-    """
+    """Raise a ValueError if two image files differ in width or height."""
     sizes = []
     for file in (image, mask):
         try:
@@ -138,10 +113,7 @@ def has_colours(file: Path) -> bool:
 
 
 def decode_image(file: Path, size: int, fit: str = "crop") -> np.ndarray:
-    """Decode an image file as RGB, uint8 (3, size, size). `fit` is a key of `FITS`.
-
-    Transparent pixels become white. Raises ValueError, or what Pillow raises.
-    """
+    """Decode an image file as RGB, uint8 (3, size, size), on white. `fit` is a key of `FITS`."""
     from PIL import Image, ImageOps
 
     with open_image(file) as image:
@@ -161,7 +133,7 @@ def decode_image(file: Path, size: int, fit: str = "crop") -> np.ndarray:
 
 
 def open_image(file: Path) -> "Image.Image":
-    """Open an image file; only its header is read. Raises what Pillow raises."""
+    """Open an image file; only its header is read."""
     from PIL import Image
 
     if not file.is_file():  # reading from a pipe would never end
@@ -175,12 +147,8 @@ def central_square(width: int, height: int) -> tuple[int, int, int, int]:
     return (left, top, left + side, top + side)
 
 
-def entire_image(width: int, height: int) -> tuple[int, int, int, int]:
-    return (0, 0, width, height)
-
-
 # (width, height) -> the box (left, top, right, bottom) that is resized to a square
 FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
     "crop": central_square,
-    "stretch": entire_image,
+    "stretch": lambda width, height: (0, 0, width, height),
 }

@@ -26,11 +26,7 @@ def shape_config(shape: Sequence[int]) -> dict:
 
 
 def item_shape(config: dict) -> tuple[int, ...]:
-    """The shape of an item, (C, H, W) or (D,), from a checkpoint's `config["data"]`.
-
-    `config["shape"]` counts if it is there: data passed as tensors has one. If not, this is the
-    inverse of `shape_config`.
-    """
+    """Shape of an item, (C, H, W) or (D,), from a `config["data"]`; inverse of `shape_config`."""
     if "shape" in config:
         return tuple(config["shape"])
     if "dim" in config:
@@ -64,17 +60,11 @@ def standard_deviation(items: Tensor) -> float:
 
 
 def resized(images: Tensor, size: int, chunk: int = 512) -> Tensor:
-    """Resize uint8 images to (N, C, size, size) by antialiased bicubic interpolation.
-
-    `chunk` images at a time are held as floats.
-    """
-    parts = [
-        F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
-        .round()
-        .clamp(0, 255)
-        .byte()
-        for part in images.split(chunk)
-    ]
+    """Resize uint8 images to (N, C, size, size) by antialiased bicubic interpolation."""
+    parts = []
+    for part in images.split(chunk):
+        part = F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
+        parts.append(part.round().clamp(0, 255).byte())
     return torch.cat(parts)
 
 
@@ -95,10 +85,7 @@ def held_out_count(wanted: int | None, count: int) -> int:
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split items at random: indices to train on (count - held_out,), and held out (held_out,).
-
-    A pure function of the arguments. Raises ValueError if no item is left to train on.
-    """
+    """Random indices to train on (count - held_out,), and held out (held_out,); a pure function."""
     if held_out >= count:
         raise ValueError(f"cannot hold out {held_out} items of {count}: none are left to train on")
     generator = torch.Generator().manual_seed(derive_seed("validation", seed))

@@ -35,10 +35,7 @@ ABANDONED = 3600  # seconds without a write after which a partial file counts as
 def decode_through_cache(
     folder: ImageFolder, cache_dir: str | Path | None, progress: Callable[..., Iterable]
 ) -> Decoded:
-    """Map a folder's cache file; write it first if it is missing or does not fit the folder.
-
-    Raises DataError if an image cannot be read or the file cannot be written.
-    """
+    """Map a folder's cache file; write it first if it is missing or does not fit the folder."""
     path, key = cache_file(folder, cache_dir), fingerprint(folder)
     record, note = read_cache_record(path), f"pixels are read from {path}"
     if record.get("fingerprint") != key:
@@ -55,10 +52,7 @@ def decode_through_cache(
 
 
 def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
-    """Path of a folder's cache file: one per folder, size and fit, replaced when images change.
-
-    Raises DataError if the hidden folder is a link that leads out of the folder of images.
-    """
+    """Path of a folder's cache file: one per folder, size and fit, replaced when images change."""
     root = folder.root.resolve()
     if cache_dir is None:
         hidden = folder.root / CACHE_DIR
@@ -73,15 +67,12 @@ def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
 
 
 def fingerprint(folder: ImageFolder) -> str:
-    """A digest of what the pixels depend on: settings, and name, size and time of each file.
-
-    A file that has disappeared counts by its name alone; decoding reports it.
-    """
+    """Digest of what the pixels depend on: settings, and name, size and time of each file."""
     settings = (VERSION, folder.size, folder.fit, folder.skip_bad)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for file in folder.files:
         state = (str(file.relative_to(folder.root)),)
-        with suppress(OSError):
+        with suppress(OSError):  # a missing file: decoding reports it
             stat = file.stat()
             state += (stat.st_size, stat.st_mtime_ns)
         digest.update(repr(state).encode())
@@ -105,10 +96,7 @@ def read_cache_record(path: Path) -> dict:
 def write_cache(
     path: Path, folder: ImageFolder, key: str, progress: Callable[..., Iterable]
 ) -> dict:
-    """Decode a folder into a cache file with the fingerprint `key`; return the file's record.
-
-    Raises DataError if an image cannot be read or the file cannot be written; then there is none.
-    """
+    """Decode a folder into a cache file with the fingerprint `key`; return the file's record."""
     shape = folder.shape()
     size = math.prod(shape)
     record = {"fingerprint": key, "shape": shape, "left_out": [], "digests": []}

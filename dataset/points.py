@@ -19,20 +19,14 @@ POINTS_PER_SPLIT = 40_960
 def load_points(name: str, request: Request) -> Data:
     """40,960 points of a set of `POINT_SETS`; the test split has as many different ones."""
     points, labels = draw_points(name, POINTS_PER_SPLIT, {"train": 0, "test": 1}[request.split])
-    num_classes = 0 if labels is None else labels.max() + 1
-    return Data(
-        torch.from_numpy(points),
-        None if labels is None else torch.from_numpy(labels),
-        [str(label) for label in range(num_classes)],
-    )
+    if labels is None:
+        return Data(torch.from_numpy(points), None, [])
+    classes = [str(label) for label in range(labels.max() + 1)]
+    return Data(torch.from_numpy(points), torch.from_numpy(labels), classes)
 
 
 def draw_points(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw points from a set of `POINT_SETS`, centred and scaled to about unit variance.
-
-    Returns points, float32 (count, 2), and labels, int64 (count,), or None for a set without
-    classes.
-    """
+    """Points, float32 (count, 2), of about unit variance, and labels, int64 (count,) or None."""
     spec = POINT_SETS[name]
     points, labels = spec.draw(count, np.random.RandomState(seed))
     points = (points - np.array(spec.centre)) / spec.scale
@@ -58,9 +52,8 @@ def circles(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndar
     """A circle within another (scikit-learn)."""
     from sklearn.datasets import make_circles
 
-    return random_subset(
-        count, rng, *make_circles(10 * count, noise=0.04, factor=0.5, random_state=rng)
-    )
+    points, labels = make_circles(10 * count, noise=0.04, factor=0.5, random_state=rng)
+    return random_subset(count, rng, points, labels)
 
 
 def spiral(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

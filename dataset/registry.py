@@ -1,7 +1,4 @@
-"""The data sets, by name. Each is loaded as one tensor, so training never decodes an image.
-
-To add a data set, write a function `Request -> Data` and add a line to `DATASETS`.
-"""
+"""The data sets, by name. Each is loaded as one tensor, so training never decodes an image."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -52,19 +49,14 @@ def load_dataset(
         name: a key of `DATASETS`.
         data_dir: folder of the downloaded files; for "folder", the folder of images.
         image_size: side of the images in pixels (default: the data set's own; "folder": 64).
-        download: download what is missing.
         skip_bad_images: "folder" leaves out images that cannot be decoded.
         fit: how "folder" makes images square, a key of `image_files.FITS`.
         cache_dir, cache_limit: as in `folders.decode_folder`.
-        split: "train", or "test" for a data set that has one (`Source.has_test`).
         progress: wraps the iteration over the files of "folder", as tqdm does.
+        split: "train", or "test" for a data set that has one (`Source.has_test`).
 
-    Returns:
-        Images, uint8 (N, C, H, W) in 0 ... 255, or points, float32 (N, 2); see `types.Data`.
-
-    Raises:
-        DataError: the data is missing, damaged or cannot be used.
-        ValueError: the name is unknown, or an option does not apply to the data set.
+    Raises DataError if the data is missing, damaged or cannot be used, and ValueError if the name
+    is unknown or an option does not apply to the data set.
     """
     source = pick(DATASETS, name, "dataset")
     pick(FITS, fit, "fit")
@@ -72,18 +64,8 @@ def load_dataset(
         raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
     if image_size and kind_of(source.shape) == "points":
         raise ValueError(f"--image-size does not apply to {name}: its items are points")
-    request = Request(
-        Path(data_dir),
-        image_size,
-        download,
-        skip_bad_images,
-        fit,
-        cache_dir,
-        cache_limit,
-        split,
-        progress,
-    )
-    data = source.load(request)
+    options = image_size, download, skip_bad_images, fit, cache_dir, cache_limit, split, progress
+    data = source.load(Request(Path(data_dir), *options))
     if image_size and data.items.shape[-1] != image_size:
         data = data._replace(items=resized(data.items, image_size))
     return data
