@@ -313,7 +313,7 @@ def test_published_weights_sample_images(script, path):
     assert card.startswith(f"# {path.name}")
     assert f"python sample.py --checkpoint weights/{path.name} " in card
     assert f"{sum(w.numel() for w in weights['ema'].values()):,} parameters" in card
-    assert f"{weights['step']:,} updates" in card
+    assert f"{weights['step']:,} training steps" in card
     assert "classifier-FID" in card
 
 
