@@ -1,11 +1,10 @@
-"""Whatever stands on a command line or in a checkpoint: a script ends soon, with a message and an
-exit code, and leaves whole files behind.
+"""Random command lines and altered checkpoints: a command ends soon, with a message and an exit
+code, and leaves complete files.
 
 TINY_DIFFUSION_EXAMPLES sets how many command lines are tried, and a quarter as many checkpoints:
 100 and 25 by default, the same each time.
 """
 
-import argparse
 import copy
 import os
 import resource
@@ -23,8 +22,12 @@ from PIL import Image
 import export
 import train
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from cli import parser as flags
-from conftest import SCRIPTS, TINY
+from cli import process
+from cli.declare import Declaration, option
+from cli.docs import COMMANDS
+from cli.export import EXPORT
+from cli.training import TRAIN
+from conftest import TINY
 
 ASKED = os.environ.get("TINY_DIFFUSION_EXAMPLES")
 SECONDS = 30  # that a command may take
@@ -36,9 +39,9 @@ SETTINGS = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 
-# --- what is tried -------------------------------------------------------------------------------
+# --- what is tried --------------------------------------------------------------------------------
 
-# Most flags take some of these; those that a flag's type refuses are tried too.
+# Most flags accept some of these; those that a flag refuses are tried too.
 TEXTS = ["0", "1", "2", "3", "5", "8", "0.05", "0.5", "1.0", "1e-3", "1e9", "1000000000"]
 TEXTS += ["1e300", "1e-300"]
 ABSURD = ["-1", "1e308", "-1e308", "nan", "inf", "1e400", "9" * 25, "1e", "x", "", " ", "1,2"]
@@ -49,7 +52,7 @@ PICTURES = ["image.png", "colour.png", "text.txt", "run", "none", "points.pt"]
 OUTPUTS = ["out.png", "out.npz", "sub/out.jpg", "out.gif", "out.safetensors", "out.xyz", "out"]
 OUTPUTS += ["run", "text.txt/out.png", "/dev/null/out.png", "", ".", "image.png"]
 FIGURES = ["out.json", "sub/out.json", "run", "text.txt/out.json", "/dev/null/out.json", "", "."]
-# Flags whose values decide how long a command takes, or that name files.
+# Values of flags that decide how long a command takes, or that name files.
 VALUES = {
     "dataset": ["digits", "moons", "spiral", "folder", "mnist"],
     "data_dir": ["folder", "run", "none", "text.txt", ""],
@@ -82,8 +85,8 @@ VALUES = {
     "save_path": OUTPUTS,
     "output_dir": ["outputs", "run", "text.txt", "new/run", ""],
 }
-LEFT_OUT = {"help", "debug", "compile"}  # a traceback that was asked for, and a minute of work
-NEEDS = {  # what goes with a flag, most of the time
+LEFT_OUT = {"debug", "compile"}  # a traceback that was asked for, and a minute of work
+NEEDS = {  # what accompanies a flag, most of the time
     "eta": ["--sampler", "ddim"],
     "variance": ["--sampler", "ddpm"],
     "churn": ["--sampler", "heun"],
@@ -111,8 +114,8 @@ NEEDS = {  # what goes with a flag, most of the time
     "resume": ["--output-dir", "run"],
     "overwrite": ["--output-dir", "run"],
 }
-BEFORE = {  # what keeps a command short, unless it says otherwise
-    "train": [*TINY, "--timesteps", "5"],
+BEFORE = {  # what keeps a command short, unless later words override it
+    "train": [*TINY, "--timesteps", "5", "--batch-size", "16"],
     "sample": ["--checkpoint", "plain.pt", "--steps", "2"],
     "evaluate": ["--checkpoint", "plain.pt", "--steps", "2", "--repeats", "1"],
     "export": ["--checkpoint", "plain.pt"],
@@ -125,31 +128,36 @@ AFTER = {
 OFTEN = ["train", "train", "sample", "sample", "sample", "sample", "export", "evaluate"]
 
 
-def accepts(action: argparse.Action, text: str) -> bool:
+def accepts(declared: Declaration, text: str) -> bool:
+    """Does a flag accept a value?"""
     try:
-        (action.type or str)(text)
+        declared.parse(text)
     except Exception:
         return False
-    return action.choices is None or text in action.choices
+    return declared.choices is None or text in declared.choices
 
 
 @st.composite
-def words_of(draw, name: str, action: argparse.Action, absurd: bool) -> list[str]:
-    """A flag of a script and what follows it."""
-    good = VALUES.get(action.dest) or list(
-        action.choices or [t for t in TEXTS if accepts(action, t)]
+def words_of(draw, command: str, name: str, absurd: bool) -> list[str]:
+    """A flag of a command and its values."""
+    _, declared = COMMANDS[f"{command}.py"].declared[name]
+    good = VALUES.get(name) or list(
+        declared.choices or [text for text in TEXTS if accepts(declared, text)]
     )
-    if (name, action.dest) == ("evaluate", "output"):
+    if (command, name) == ("evaluate", "output"):
         good = FIGURES
-    bad = ABSURD + [text for text in TEXTS if not accepts(action, text)]
+    bad = ABSURD + [text for text in TEXTS if not accepts(declared, text)]
     value = st.sampled_from(bad if absurd else good or ["x"])
-    flag = draw(st.sampled_from(action.option_strings)) if action.option_strings else None
-    if action.nargs == 0:
+    spellings = [option(name), *declared.names]
+    spellings += [f"--no-{option(name)[2:]}"] if declared.switch == "on-off" else []
+    flag = None if declared.positional else draw(st.sampled_from(spellings))
+    if declared.switch:
         return [flag]
-    if action.nargs in ("+", "*"):
-        values = draw(st.lists(value, max_size=12 if absurd else 3, min_size=action.nargs == "+"))
+    if declared.nargs in ("+", "*"):
+        values = draw(st.lists(value, max_size=12 if absurd else 3, min_size=declared.nargs == "+"))
     else:
-        values = [draw(value) for _ in range(action.nargs if isinstance(action.nargs, int) else 1)]
+        count = declared.nargs if isinstance(declared.nargs, int) else 1
+        values = [draw(value) for _ in range(count)]
     if flag and len(values) == 1 and draw(st.booleans()):
         return [f"{flag.replace('-', '_').replace('__', '--', 1)}={values[0]}"]
     return [flag, *values] if flag else values
@@ -157,32 +165,33 @@ def words_of(draw, name: str, action: argparse.Action, absurd: bool) -> list[str
 
 @st.composite
 def command_lines(draw) -> tuple[str, list[str]]:
-    name = draw(st.sampled_from([*OFTEN, *OFTEN, "visualize_diffusion"]))
-    actions = [a for a in SCRIPTS[name].make_parser()._actions if a.dest not in LEFT_OUT]
-    chosen = draw(st.lists(st.sampled_from(actions), max_size=4, unique_by=lambda a: a.dest))
-    # One absurd value ends a command where it is read: most have none.
+    """A command and its words."""
+    command = draw(st.sampled_from([*OFTEN, *OFTEN, "visualize_diffusion"]))
+    names = [name for name in COMMANDS[f"{command}.py"].declared if name not in LEFT_OUT]
+    chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+    # One absurd value ends a command where it is parsed: most have none.
     absurd = draw(st.sampled_from([None, None, None, *range(len(chosen))]))
     words = []
-    for i, action in enumerate(chosen):
-        words += draw(words_of(name, action, absurd=i == absurd))
+    for i, name in enumerate(chosen):
+        words += draw(words_of(command, name, absurd=i == absurd))
     if absurd is not None and draw(st.integers(0, 5)) == 0:
         words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(ABSURD)))
     if draw(st.integers(0, 3)):
-        words = [*(need for action in chosen for need in NEEDS.get(action.dest, [])), *words]
-    return name, [*BEFORE[name], *words, *AFTER.get(name, [])]
+        words = [*(need for name in chosen for need in NEEDS.get(name, [])), *words]
+    return command, [*BEFORE[command], *words, *AFTER.get(command, [])]
 
 
-# --- where it is tried ---------------------------------------------------------------------------
+# --- where it is tried ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
-    """A folder with checkpoints of three kinds, weights, a run, pictures, and what is none."""
+    """A folder with checkpoints of three kinds, weights, a run, pictures, and damaged files."""
     folder = tmp_path_factory.mktemp("workshop")
 
     def trained(name: str, *arguments: str) -> None:
         words = [*TINY, "--max-steps", "3", "--output-dir", str(folder / name), *arguments]
-        assert flags.run(train.main, train.parse_args(words)) == 0
+        assert process.run(train.main, TRAIN.parse(words)) == 0
 
     trained("run", "--timesteps", "10", "--save-interval", "1", "--max-steps", "14")
     trained("points", "--dataset", "moons", "--timesteps", "10")
@@ -192,7 +201,7 @@ def workshop(tmp_path_factory) -> Path:
         shutil.move(folder / name / "model_final.pt", folder / f"{name}.pt")
         shutil.rmtree(folder / name)
     words = ["--checkpoint", str(folder / "plain.pt"), str(folder / "weights.safetensors")]
-    assert flags.run(export.main, export.parse_args(words)) == 0
+    assert process.run(export.main, EXPORT.parse(words)) == 0
     (folder / "torn.pt").write_bytes((folder / "plain.pt").read_bytes()[:10_000])
     (folder / "text.txt").write_text("hello")
     pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 10, 3), dtype=np.uint8)
@@ -215,8 +224,7 @@ def stop(*_) -> None:
 
 @pytest.fixture
 def attempt(script, workshop, tmp_path, monkeypatch):
-    """Runs a command in a fresh copy of the workshop, with files of one's own in it, and checks
-    that it ends as it should."""
+    """Runs a command in a fresh copy of the workshop, and asserts that it ends as it should."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = signal.signal(signal.SIGALRM, stop)
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -240,8 +248,8 @@ def attempt(script, workshop, tmp_path, monkeypatch):
         assert "--debug" not in result.err, said
         assert (result.code == 0) == ("error: " not in result.err), said
         for path in folder.rglob("*"):
-            ours = path.parent.name == ".tiny-diffusion"  # evaluate.py checks its own files
-            if there.get(path) != path.stat().st_mtime_ns and not ours:
+            own = path.parent.name == ".tiny-diffusion"  # evaluate.py verifies its own files
+            if there.get(path) != path.stat().st_mtime_ns and not own:
                 assert is_whole(path), f"{path}: {said}"
         return result.code
 
@@ -256,7 +264,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Can a file be read that a command has written?"""
+    """Can a file that a command has written be read?"""
     if path.suffix in (".pt", ".safetensors"):
         load_checkpoint(path)
     elif path.suffix == ".npz":
@@ -274,7 +282,7 @@ def test_command_lines(attempt, command):
     attempt(*command)
 
 
-# --- checkpoints ---------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 JUNK = [None, True, 0, -1, 1, 2, 10**9, 2**62, 2**70, 0.5, -0.5, float("nan"), float("inf"), 1e300]
 JUNK += ["", "x", "digits", "moons", "run", "mlp", "edm", "x" * 10_000, [], [1], [[]], ["x"]]
@@ -287,7 +295,7 @@ JUNK += [
 
 
 def places(value: object, path: tuple = ()) -> list[tuple]:
-    """The ways to all that lies in a container: of weights and states, only to a few."""
+    """The paths of all values in nested containers; of weights and states, only of a few."""
     if isinstance(value, dict):
         parts = list(value.items())
     elif isinstance(value, list):
@@ -307,7 +315,7 @@ def source(workshop) -> dict:
 
 @st.composite
 def changes(draw) -> list[tuple]:
-    """What is to be changed: where, of all places, and how."""
+    """Changes of a checkpoint: the number of the place, and how it is changed."""
     one = st.tuples(
         st.integers(0, 10**6), st.sampled_from(["replace", "replace", "delete", "add"]),
         st.integers(0, len(JUNK) - 1), st.sampled_from(["config", "config", "any"]),
@@ -321,9 +329,9 @@ def changed(checkpoint: dict, wanted: list[tuple]) -> dict:
         every = [p for p in places(checkpoint) if where == "any" or p[0] == "config"]
         if not every:
             continue
-        *way, key = every[number % len(every)]
+        *path, key = every[number % len(every)]
         container = checkpoint
-        for step in way:
+        for step in path:
             container = container[step]
         if how == "delete":
             del container[key]
