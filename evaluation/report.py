@@ -1,5 +1,4 @@
-"""Report of a run: what each checkpoint samples from the same noise, the metrics' curves, and one
-HTML page of both."""
+"""Report of a run: samples of its checkpoints, curves of its metrics, and an HTML page of both."""
 
 import os
 import platform
@@ -33,13 +32,8 @@ from visuals.pictures import pictures_of, pixels_of, square
 MAX_CHECKPOINTS = 12  # that sample, unless epochs are chosen
 STEPS = 50  # of sampling
 FRAMES = 25  # of the animation
-CURVES = {
-    "loss": "loss",
-    "classifier_fid": "classifier-FID",
-    "lr": "learning rate",
-    "gradient_norm": "gradient norm",
-    "images_per_second": "{kind}/s",
-}
+CURVES = {"loss": "loss", "classifier_fid": "classifier-FID", "lr": "learning rate"}
+CURVES |= {"gradient_norm": "gradient norm", "images_per_second": "{kind}/s"}
 
 
 class Snapshot(NamedTuple):
@@ -72,16 +66,13 @@ def learning_rows(
 ) -> Learning:
     """Sample from the same noise by the checkpoints of a run, oldest first.
 
-    A checkpoint that cannot be read is left out and noted.
+    A checkpoint that cannot be read is left out and noted. Raises ValueError for too many steps, or
+    an epoch that has no checkpoint.
 
     Args:
-        epochs: use the checkpoints at the end of these epochs (default: at most
-            `MAX_CHECKPOINTS`, evenly spaced).
+        epochs: use the checkpoints at the end of these (default: 12, evenly spaced).
         steps: sampling steps, at most the run's T (default: 50, or T).
         say: called with a line for each checkpoint.
-
-    Raises:
-        ValueError: too many steps, or an epoch that has no checkpoint.
     """
     device = torch.device(device)
     snapshots, notes = snapshots_of(RunFolder(run_folder))
@@ -174,10 +165,7 @@ def trajectory(
     seed: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Sample `count` items, and yield them as uint8 images or points: noise, then each step.
-
-    Item i starts from noise i of the seed. A conditional network samples one class a column.
-    """
+    """Yield uint8 images or points: noise, then each step of sampling. A column is one class."""
     shape, classes = item_shape(config["data"]), config["model"].get("num_classes")
     column_of = torch.arange(count, device=device) % item_counts(shape)[0]
     denoise = diffusion.denoiser(model, label_condition(column_of % classes if classes else None))
@@ -192,14 +180,7 @@ def trajectory(
 
 
 def write_report(run_folder: str | Path, learning: Learning | None = None) -> Path:
-    """Write `report.html` into the folder of a run, and return its path.
-
-    Args:
-        learning: result of `learning_rows`, which is called where this is not given.
-
-    Raises:
-        ValueError: the folder holds neither metrics nor a checkpoint.
-    """
+    """Write `report.html` into the folder of a run. Raises ValueError if it holds no run."""
     folder = RunFolder(run_folder)
     learning = learning or learning_rows(folder.path)
     metrics = read_metrics(folder.metrics)

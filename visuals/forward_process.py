@@ -12,12 +12,7 @@ from visuals.pictures import scatter
 def draw_noising(
     columns: Sequence[Tensor], timesteps: Sequence[int], log_snr: Tensor, heading: str
 ) -> Figure:
-    """Draw x_t, one column for each timestep: a scatter plot of points, or a column of images.
-
-    Args:
-        columns: x_t of images (N, C, H, W) or points (N, 2).
-        log_snr: log signal-to-noise ratio (T,).
-    """
+    """Draw x_t, images (N, C, H, W) or points (N, 2), and its SNR: a column for each timestep."""
     points = kind_of(columns[0].shape[1:]) == "points"
     rows, size = (1, 1.6) if points else (len(columns[0]), 1.15)
     figure = Figure(figsize=(size * len(columns), size * rows + 0.9), layout="constrained")
@@ -36,12 +31,9 @@ def draw_noising(
 
 
 def draw_schedules(log_snr: dict[str, Tensor], highlighted: str) -> Figure:
-    """Draw alphas_cumprod and log-SNR over t, one line for each schedule, one of them thicker.
+    """Draw alphas_cumprod and log-SNR (T,) over t, one line for each schedule, one of them thicker.
 
     For schedules that are not variance-preserving, alphas_cumprod is alpha^2 / (alpha^2 + sigma^2).
-
-    Args:
-        log_snr: schedule name -> log signal-to-noise ratio (T,).
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,7 +1,4 @@
-"""The report page: one HTML file that opens from disk without a network and runs no script.
-
-Its template is `report.html.j2`, for Jinja2, which torch depends on.
-"""
+"""The report page: one HTML file, from `report.html.j2`, that opens without network or scripts."""
 
 import base64
 from collections.abc import Sequence
@@ -9,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import StrictUndefined, Template
+from jinja2 import StrictUndefined, Template  # torch depends on it
 
 from visuals.pictures import gif, png
 
@@ -26,11 +23,9 @@ class PagePicture(NamedTuple):
     is_plot: bool = False  # has a dark background on a dark page
 
     def still(self) -> str:
-        """The last frame as a data URI."""
         return data_uri("png", png(self.frames[-1]))
 
     def animation(self) -> str:
-        """All frames as a data URI."""
         return data_uri("gif", gif(self.frames))
 
 

@@ -1,7 +1,6 @@
 """Pictures of images and points: grids, scatter plots, animations.
 
-`ImagePictures` and `PointPictures` have the same methods, and `pictures_of` chooses between them,
-so that the commands treat images and points alike.
+`ImagePictures` and `PointPictures` have the same methods; `pictures_of` chooses between them.
 """
 
 import io
@@ -24,11 +23,7 @@ FILMSTRIP_ROWS = 8  # at most, of images
 
 
 class ImagePictures:
-    """Pictures of images (N, C, H, W).
-
-    Args:
-        value_range: lowest and highest value of images in floats; None for uint8 images.
-    """
+    """Pictures of images (N, C, H, W): uint8, or floats in `value_range` (low, high)."""
 
     def __init__(self, value_range: Sequence[float] | None = None):
         self.value_range = value_range
@@ -92,10 +87,7 @@ class PointPictures:
         return x.float().cpu()
 
     def grid(self, points: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
-        """A picture (H', W', 3): the real points, if given, the points, and their density.
-
-        `columns` is ignored.
-        """
+        """A picture (H', W', 3): the real points, if given, the points, and their density."""
         named = {"samples": points} if real is None else {"data": real, "samples": points}
         panels = len(named) + 1
         figure = Figure(figsize=(3.2 * panels, 3.4), layout="constrained")
@@ -134,7 +126,6 @@ class PointPictures:
         return figure
 
     def array(self, points: Tensor) -> np.ndarray:
-        """An array (N, D)."""
         return points.numpy()
 
 
@@ -143,9 +134,6 @@ def pictures_of(
 ) -> ImagePictures | PointPictures:
     """The pictures of items of a shape; `value_range` as in `ImagePictures`."""
     return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range)
-
-
-# --- images --------------------------------------------------------------------------------------
 
 
 def tiles(images: Tensor, columns: int) -> Tensor:
@@ -166,9 +154,6 @@ def enlarged(images: Tensor, size: int = 56) -> Tensor:
 def square(count: int) -> int:
     """The number of columns of an about square grid of `count` images."""
     return math.ceil(math.sqrt(count))
-
-
-# --- points --------------------------------------------------------------------------------------
 
 
 def plane(points: Tensor) -> np.ndarray:

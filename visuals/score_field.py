@@ -16,11 +16,9 @@ def lattice() -> Tensor:
 
 
 def draw_score_field(panels: dict[str, tuple[Tensor, Tensor]], heading: str) -> Figure:
-    """Draw arrows of one length over noisy data; their color is the norm of sigma * score.
+    """Draw sigma * score at `lattice()` as arrows over noisy data: title -> points (N, 2), arrows.
 
-    Args:
-        panels: title -> points of the noisy data (N, 2), and sigma * score at `lattice()`, of which
-            the norm is comparable between noise levels.
+    All arrows have one length. Their color is the norm, comparable between noise levels.
     """
     figure = Figure(figsize=(3.4 * len(panels) + 0.6, 3.7), layout="constrained")
     figure.suptitle(heading, fontsize=11)
