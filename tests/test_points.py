@@ -10,20 +10,23 @@ from checkpoints.checkpoint import load_checkpoint
 from dataset.points import POINT_SETS, draw_points
 from dataset.registry import DATASETS, load_dataset
 from evaluation.points import point_distances
-from training import run
+from training import preview
 
 
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
-    """The output folder of a short run on moons."""
+    """The output folder of a short run on moons, of two and a half epochs."""
     output = tmp_path_factory.mktemp("moons")
-    options = {"precision": "fp32", "device": "cpu", "sample_interval": 5}
-    assert train.train(dataset="moons", max_steps=600, output_dir=output, **options).exit_code == 0
+    options = {"precision": "fp32", "device": "cpu", "batch_size": 256, "sample_interval": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "GRID_STEPS", 5)
+        trained = train.train(dataset="moons", max_steps=400, output_dir=output, **options)
+    assert trained.exit_code == 0
     return output
 
 
 @pytest.mark.parametrize("name", POINT_SETS)
-def test_sets_are_centred_and_of_unit_size(name):
+def test_points_are_centred_and_of_unit_variance(name):
     data = load_dataset(name)
     points = data.items.double()
     assert points.shape[1:] == DATASETS[name].shape == (2,)
@@ -38,17 +41,17 @@ def test_sets_are_centred_and_of_unit_size(name):
 
 
 @pytest.mark.parametrize("name", POINT_SETS)
-def test_sets_are_the_same_each_time_and_others_in_the_test_split(name):
+def test_points_are_reproducible_and_the_test_split_has_different_ones(name):
     data = load_dataset(name).items
     assert torch.equal(data, load_dataset(name).items)
-    fresh = load_dataset(name, split="test").items
-    assert not set(map(tuple, data.tolist())) & set(map(tuple, fresh.tolist()))
+    test = load_dataset(name, split="test").items
+    both = torch.cat([data.unique(dim=0), test.unique(dim=0)])
+    assert len(both.unique(dim=0)) == len(both)
 
 
 @pytest.mark.parametrize("name", POINT_SETS)
-def test_draws_are_independent(name):
-    """A set that is laid out evenly (scikit-learn's moons are) differs less from another than
-    chance makes random draws differ."""
+def test_points_are_drawn_independently(name):
+    """Evenly spaced points, as scikit-learn's moons are, would have a smaller chi-square."""
     big = torch.from_numpy(draw_points(name, 20_000, 5)[0])
     for axis in range(2):
         edges = torch.quantile(big[:, axis], torch.linspace(0, 1, 11))[1:-1]
@@ -63,26 +66,26 @@ def test_draws_are_independent(name):
 def test_the_checkerboard_has_only_its_dark_squares():
     points, _ = draw_points("checkerboard", 5000, 0)
     spec = POINT_SETS["checkerboard"]
-    column, row = np.floor(points * spec.size + np.array(spec.centre)).astype(int).T
+    column, row = np.floor(points * spec.scale + np.array(spec.centre)).astype(int).T
     assert ((column + row) % 2 == 0).all()
     assert set(zip(column.tolist(), row.tolist(), strict=True)) == {
         (i, j) for i in range(4) for j in range(4) if (i + j) % 2 == 0
     }
 
 
-def test_gaussians_and_circles_by_radius():
+def test_the_classes_of_gaussians_and_circles_are_where_they_should_be():
     points, labels = draw_points("gaussians", 5000, 0)
     for i in range(8):
         angle = 2 * np.pi * i / 8
-        centre = np.array([np.cos(angle), np.sin(angle)]) / POINT_SETS["gaussians"].size
+        centre = np.array([np.cos(angle), np.sin(angle)]) / POINT_SETS["gaussians"].scale
         assert_close(points[labels == i].mean(axis=0), centre.astype(np.float32), atol=0.02, rtol=0)
     points, labels = draw_points("circles", 5000, 0)
-    radius = np.linalg.norm(points, axis=1) * POINT_SETS["circles"].size
+    radius = np.linalg.norm(points, axis=1) * POINT_SETS["circles"].scale
     assert abs(radius[labels == 0].mean() - 1) < 0.01
     assert abs(radius[labels == 1].mean() - 0.5) < 0.01
 
 
-def test_distances_are_near_for_the_data_itself_and_far_for_another():
+def test_the_energy_distance_is_small_to_the_same_set_and_large_to_another():
     fresh = torch.from_numpy(draw_points("moons", 1000, 7)[0])
     ours, floor = point_distances(fresh, "moons")
     assert 0.3 < ours / floor < 3
@@ -90,17 +93,17 @@ def test_distances_are_near_for_the_data_itself_and_far_for_another():
     assert ours / floor > 10
 
 
-def test_a_run_on_points(moons):
+def test_the_defaults_of_a_run_on_points(moons):
     config = json.loads((moons / "config.json").read_text())
     assert config["model"]["name"] == "mlp"
     assert config["data"]["dim"] == 2
     assert config["diffusion"]["clip"] is False
     assert config["train"]["optimizer"] == "adamw"
     assert len(list((moons / "samples").glob("epoch_*.png"))) == 2
-    assert load_checkpoint(moons / "model_final.pt")["step"] == 600
+    assert load_checkpoint(moons / "model_final.pt")["step"] == 400
 
 
-def test_samples_come_near_the_data(script, moons, tmp_path):
+def test_samples_resemble_the_data(script, moons, tmp_path):
     result = script("sample", "--checkpoint", moons / "model_final.pt", "--output", "s.npz")
     assert result.code == 0, result.err
     assert "2000 points" in result.out
@@ -110,7 +113,7 @@ def test_samples_come_near_the_data(script, moons, tmp_path):
     assert ours < 2 * floor
 
 
-def test_pictures_of_a_walk(script, moons, tmp_path):
+def test_pictures_of_a_trajectory(script, moons, tmp_path):
     flags = ["--checkpoint", moons / "model_final.pt", "--num-images", 100, "--steps", 12]
     result = script("sample", *flags, "--show-intermediate", "--animate", "--output", "o/s.png")
     assert result.code == 0, result.err
@@ -131,9 +134,8 @@ def test_the_likelihood_of_points(script, moons):
     result = script("evaluate", "--checkpoint", moons / "model_final.pt", *flags)
     assert result.code == 0, result.err
     figures = json.loads((moons / "metrics.json").read_text())
-    # The data's density is near a band of width 4 std and length 2 pi in units of its size.
     assert abs(figures["bpd_ode"] - figures["bpd_bound"]) < 1
-    assert figures["bpd_ode"] < 1.6  # a normal density of the same size has 2
+    assert figures["bpd_ode"] < 1.6  # a Gaussian of the same variance has 2.05
 
 
 def test_the_score_field(script, moons, tmp_path):
@@ -142,16 +144,16 @@ def test_the_score_field(script, moons, tmp_path):
     assert (tmp_path / "outputs" / "score_field.png").stat().st_size > 20_000
 
 
-def test_the_score_of_the_field_is_that_of_the_noised_data():
-    """With the perfect denoiser of a normal distribution the score is linear, -x / scale^2."""
+def test_the_score_is_that_of_the_noisy_data():
+    """With the perfect denoiser of a normal distribution the score is linear, -x_t / variance."""
     from diffusion import GaussianDiffusion
     from oracles import gaussian
-    from visualize_diffusion import field
+    from visualize_diffusion import score
 
     level = GaussianDiffusion("cosine", prediction="v").nearest(0.7)
-    x, y, score = field(gaussian(0.0, 2.0), level)
+    x_t = torch.randn(50, 2)
     variance = (2 * level.alpha) ** 2 + level.sigma**2
-    assert_close(score, -level.scale * torch.stack([x, y], dim=1) / variance)
+    assert_close(score(gaussian(0.0, 2.0), x_t, level), -x_t / variance)
 
 
 def test_the_forward_process_of_points(script, tmp_path):
@@ -161,8 +163,8 @@ def test_the_forward_process_of_points(script, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gaussians", "moons"])
-def test_classes_of_points(script, monkeypatch, name):
-    monkeypatch.setattr(run, "NUM_POINTS", 100)
+def test_points_of_each_class_are_sampled(script, monkeypatch, name):
+    monkeypatch.setattr(preview, "NUM_POINTS", 100)
     flags = ["--dataset", name, "--max-steps", 5, "--class-conditional", "--sample-interval", 0]
     assert script("train", *flags).code == 0
     count = len(load_dataset(name).classes)
@@ -172,16 +174,13 @@ def test_classes_of_points(script, monkeypatch, name):
     assert np.load("s.npz")["arr_0"].shape == (250 * count, 2)
 
 
-def test_every_option_of_the_process_takes_points(script, monkeypatch):
-    monkeypatch.setattr(run, "NUM_POINTS", 100)  # of the picture at the end
+def test_points_train_with_each_kind_of_process(script, monkeypatch):
+    monkeypatch.setattr(preview, "NUM_POINTS", 100)
     arguments = ["--dataset", "moons", "--max-steps", 3, "--sample-interval", 0, "--overwrite"]
     for extra in (
-        ["--schedule", "edm"],
-        ["--schedule", "flow"],
-        ["--learn-sigma", "--schedule", "linear", "--prediction", "eps"],
-        ["--loss-weight", "vlb", "--learn-sigma"],
-        ["--noise-assignment", "optimal"],
-        ["--optimizer", "muon"],
+        ["--schedule", "edm", "--optimizer", "muon"],
+        ["--schedule", "flow", "--noise-assignment", "optimal"],
+        ["--schedule", "linear", "--prediction", "eps", "--learn-sigma", "--loss-weight", "vlb"],
     ):
         result = script("train", *arguments, *extra)
         assert result.code == 0, (extra, result.err)
@@ -191,30 +190,30 @@ def test_every_option_of_the_process_takes_points(script, monkeypatch):
     ("arguments", "message"),
     [
         (["--model", "unet"], "the model unet is for images; for points there are mlp"),
-        (["--image-size", 8], "moons has no image size: it is points"),
-        (["--prediction", "eps"], "--prediction eps does not go with points and the schedule cos"),
-        (["--flip"], "--flip mirrors images; these are points"),
+        (["--image-size", 8], "--image-size does not apply to moons: its items are points"),
+        (["--prediction", "eps"], "--prediction eps is unstable for points with --schedule cosine"),
+        (["--flip"], "--flip mirrors images, and this data set is points"),
         (["--patch-size", 2], "the model mlp has no patch_size"),
         (["--channels", 7], "must be an even number"),
     ],
 )
-def test_what_does_not_fit_points(script, arguments, message):
+def test_options_that_do_not_apply_to_points_are_errors(script, arguments, message):
     result = script("train", "--dataset", "moons", *arguments)
     assert result.code == 2
     assert message in result.err
 
 
-def test_walks_from_images_are_not_for_points(script, moons):
+def test_sampling_from_images_does_not_apply_to_points(script, moons):
     for flags in (["--interpolate"], ["--start-from", "i.png"], ["--invert", "i.png"]):
         result = script("sample", "--checkpoint", moons / "model_final.pt", *flags)
         assert result.code == 2
-        assert f"{flags[0]} is for images; these are points" in result.err
+        assert f"{flags[0]} is for images, and this checkpoint is of points" in result.err
 
 
-def test_the_field_is_not_for_images(script, trained):
-    result = script("visualize_diffusion", "--checkpoint", trained / "model_final.pt", "--field")
+def test_the_score_field_does_not_apply_to_images(script, conditional):
+    result = script("visualize_diffusion", "--checkpoint", conditional, "--field")
     assert result.code == 2
     assert "--field is for points" in result.err
     result = script("visualize_diffusion", "--field")
     assert result.code == 2
-    assert "--checkpoint and --field go together" in result.err
+    assert "--field has no effect without --checkpoint" in result.err
