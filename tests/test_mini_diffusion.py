@@ -19,10 +19,12 @@ import export
 import samplers
 import schedules
 from checkpoints.checkpoint import load_checkpoint, restore, save_checkpoint
-from cli import parser as flags
+from cli import process
+from cli.export import EXPORT
+from conditions import label_condition
 from conftest import ROOT
 from dataset.items import to_uint8
-from diffusion import CLEAN, GaussianDiffusion, Level
+from diffusion import GaussianDiffusion
 from mini_diffusion import (
     Attention,
     Conv2d,
@@ -44,6 +46,7 @@ from mini_diffusion.scheduler import PREDICTIONS
 from models import build_model
 from models import unet as torch_unet
 from objectives import PREDICTIONS as TORCH_PREDICTIONS
+from schedules import CLEAN, Level
 from visuals.pictures import ImagePictures, square
 
 T = 50
@@ -90,7 +93,7 @@ def exported(checkpoint: Path, folder: Path, *arguments: str) -> Path:
     """Model file that export.py writes for a checkpoint."""
     path = folder / "model.npz"
     command = ["--checkpoint", str(checkpoint), "--to", "numpy", *arguments, str(path)]
-    assert flags.run(export.main, export.parse_args(command)) == 0
+    assert process.run(export.main, EXPORT.parse(command)) == 0
     return path
 
 
@@ -414,7 +417,7 @@ def test_the_unet_matches_pytorch(rng, tmp_path, config):
     x = randn(rng, 3, expected.image_channels, size, size)
     for y in [None] if model.num_classes is None else [None, [0, 2, model.num_classes]]:
         actual = model(Tensor(x), t, y).data
-        labels = None if y is None else torch.tensor(y)
+        labels = label_condition(None if y is None else torch.tensor(y))
         truth = expected(torch.from_numpy(x), torch.from_numpy(t), labels)
         assert truth.std() > 0.01
         assert_allclose(actual, truth, rtol=0, atol=1e-4)
@@ -466,7 +469,7 @@ def torch_trajectory(model, diffusion, sampler: str, steps: int, count: int, y=N
 
     shape = (count, model.image_channels, model.image_size, model.image_size)
     x = levels[0].scale * noise_like(torch.empty(shape))
-    labels = None if y is None else torch.tensor(y)
+    labels = label_condition(None if y is None else torch.tensor(y))
     return [*samplers.SAMPLERS[sampler](diffusion.denoiser(model, labels), x, levels, noise_like)]
 
 
