@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from checkpoints.consistency import CUSTOM
 from cli.evaluation import EvaluationRequest
 from dataset.changes import digest_of
 from dataset.items import held_out_count, item_shape, split
@@ -49,7 +50,7 @@ def load_real_data(
         say: called with the data set's notes for the user.
 
     Raises:
-        ValueError: the data do not fit the checkpoint, or the run held nothing out.
+        ValueError: the data do not fit the checkpoint or are unknown, or the run held nothing out.
         DataError: the data cannot be read.
     """
     validation, seed = None, request.seed
@@ -57,6 +58,11 @@ def load_real_data(
     if checkpoint:
         config, train = checkpoint["config"]["data"], checkpoint["config"]["train"]
         validation, seed = train["validation"], train["seed"]
+    if config["dataset"] == CUSTOM:
+        raise ValueError(
+            f"{request.checkpoint} was trained by fit() on a tensor, which cannot be loaded; save "
+            "samples of it, and give --samples and --dataset"
+        )
     name, data_dir = config["dataset"], request.data_dir or config["data_dir"]
     options = {option: config[option] for option in FOLDER_OPTIONS if option in config}
     options |= {"image_size": config.get("image_size"), "progress": progress}

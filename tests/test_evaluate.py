@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from checkpoints.checkpoint import load_checkpoint
+from cli.evaluation import EVALUATE
 from conftest import TINY
 from dataset.items import classes_like
 from dataset.registry import load_dataset
@@ -332,6 +333,13 @@ def test_flags_that_contradict_each_other_are_refused(script, flags, message):
     result = script("evaluate", *flags)
     assert result.code == 2
     assert message in result.err
+
+
+def test_data_of_a_tensor_cannot_be_loaded():
+    config = {"data": {"dataset": "custom", "data_dir": ""}, "train": {"validation": 5, "seed": 0}}
+    request = EVALUATE.parse(["--checkpoint", "x.pt"])
+    with pytest.raises(ValueError, match=r"x\.pt was trained by fit\(\)"):
+        real_module.load_real_data(request, {"config": config})
 
 
 def test_several_processes_are_refused(script, conditional, monkeypatch):
