@@ -1,42 +1,50 @@
-"""What each choice of train.py is worth: one changed at a time, the rest as it is by default.
+"""The effect of each choice of train.py on the samples: one flag is changed at a time.
 
     python benchmarks/ablations.py
     python benchmarks/ablations.py --only default "batch 64" --images 150000 --seeds 1
     python benchmarks/ablations.py --flags "--preset laptop --validation 10000" --images 278000
 
-Lets train.py train on MNIST for the same number of images each time, by default a small network at
-16 x 16, and draws images as sample.py does, for several seeds. Their classifier-FID is that to the
-images that the run held out of training, so that the test split decides nothing; the floor is that
-of as many training images. Writes ablations.md, and a row of ablations.jsonl for each run, to
---output-dir; with the same folder it goes on where it was.
+Trains on the same number of MNIST images each time, by default a small network at 16 x 16 pixels,
+and samples as sample.py does, for several seeds. The classifier-FID is measured to the images that
+the run held out, so the test split decides nothing. The floor is the classifier-FID of as many
+training images. Writes ablations.md, and a row of ablations.jsonl per run, to --output-dir. The
+same command continues after an interruption.
 """
 
-import argparse
-import json
 import shlex
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.runs import SAMPLING, Measured, drawn_by_sample, measured_by, train
+from benchmarks.common import (
+    SAMPLING,
+    append_row,
+    command_line,
+    floor_of,
+    read_rows,
+    reference_for,
+    sampled,
+    train,
+)
+from cli.training import TRAIN
 from dataset.items import held_out_count
 from dataset.registry import load_dataset
+from dataset.types import Data
 from evaluation.classifier import RECIPE
-from evaluation.real import Real, real_data
-from train import parse_args
-from training.config import choose_natural, choose_preset
+from evaluation.measures import Reference
+from evaluation.real import real_data
+from training.config import with_defaults
 from utils import choose_device, choose_precision, describe
 
 BASE = "--channels 32 --image-size 16 --warmup-steps 50"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "told the classes": ["--class-conditional"],
+    "class-conditional": ["--class-conditional"],
     "schedule linear": ["--schedule", "linear"],
     "schedule quadratic": ["--schedule", "quadratic"],
     "schedule sigmoid": ["--schedule", "sigmoid"],
@@ -64,85 +72,71 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def flags_for(args, variant: str, seed: int) -> argparse.Namespace:
-    """The flags of train.py for a run, its preset's and those that are natural for images too."""
-    words = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir]
-    words += ["--seed", str(seed), *shlex.split(args.flags), *VARIANTS[variant]]
-    flags = parse_args(words)
-    choose_preset(flags, "images", classes=10)
-    choose_natural(flags, "images")
-    flags.words = [*words, "--max-steps", str(args.images // flags.batch_size)]
-    return flags
+def command_of(args, variant: str, seed: int) -> list[str]:
+    """The flags of train.py for a run, except its length."""
+    command = ["--dataset", "mnist", "--no-download", "--data-dir", args.data_dir]
+    return [*command, "--seed", str(seed), *shlex.split(args.flags), *VARIANTS[variant]]
 
 
-def run(flags: argparse.Namespace, args, measured: Measured, sampling: dict) -> dict:
-    """Train one variant by train.py, and measure what it draws."""
-    labels = measured.reference.train.labels
+def run(command: list[str], args, data: Data, reference: Reference, sampling: dict) -> dict:
+    """Train by train.py with these flags, and measure the samples."""
+    flags = with_defaults(TRAIN.parse(command), data)
+    length = ["--max-steps", str(args.images // flags.batch_size)]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, _ = train(flags.words, folder)
-        path = Path(folder, "model_final.pt")
-        drawn, *_ = drawn_by_sample(
-            path, args.samples, seed=flags.seed, sampling=sampling, labels=labels
-        )
-    return {"fid": measured.reference.distance(drawn.items), "seconds": checkpoint["seconds"]}
-
-
-def held_out_by(flags: argparse.Namespace) -> Real:
-    """MNIST, with what a run holds out of training."""
-    data = load_dataset("mnist", flags.data_dir, image_size=flags.image_size, download=False)
-    count = held_out_count(flags.validation, len(data.items))
-    return real_data("mnist", data, None, flags.data_dir, count, flags.seed)
+        checkpoint, _ = train([*command, *length], folder)
+        sampling = {**sampling, "num_images": args.samples, "seed": flags.seed}
+        final = Path(folder, "model_final.pt")
+        samples, *_ = sampled(final, labels=reference.train.labels, **sampling)
+    return {"fid": reference.distance(samples.items), "seconds": checkpoint["seconds"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, folders=True)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=30_000, help="trained on, by each run")
+    parser.add_argument("--images", type=int, default=30_000, help="training images per run")
     parser.add_argument("--flags", default=BASE, help="of train.py, for all (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="of sample.py (default: its own)")
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--data-dir", default=str(ROOT / "data"))
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     log, device = args.output_dir / "ablations.jsonl", choose_device("auto")
     sampling = {**SAMPLING, "guidance_scale": args.guidance_scale}
     setting = {"flags": args.flags, "images": args.images, "samples": args.samples}
-    setting |= {"sampling": sampling, "recipe": RECIPE}  # the recipe is the classifier's
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    setting |= {"sampling": sampling, "recipe": RECIPE}  # the recipe of the classifier
     rows = [
         row
-        for row in rows
+        for row in read_rows(log)
         if row.items() >= setting.items()
         and row["seed"] < args.seeds
-        and row["changed"] == VARIANTS.get(row["variant"])  # as it is now
+        and row["changed"] == VARIANTS.get(row["variant"])  # in today's meaning of the name
     ]
     done = {(row["variant"], row["seed"]) for row in rows}
-    for seed in range(args.seeds):  # the seeds outside: a part of the runs is a whole table
+    for seed in range(args.seeds):  # one seed of all variants first: that is a complete table
         left = [variant for variant in args.only if (variant, seed) not in done]
         if not left:
             continue
-        real = held_out_by(flags_for(args, "default", seed))
-        measured = measured_by(real, args.output_dir, device)
-        found = {"floor": measured.floor(args.samples), "judge": measured.judge}
+        flags = TRAIN.parse(command_of(args, "default", seed))
+        data = load_dataset("mnist", args.data_dir, image_size=flags.image_size, download=False)
+        count = held_out_count(flags.validation, len(data.items))
+        real = real_data("mnist", data, None, args.data_dir, count, seed)
+        reference = reference_for(real, args.output_dir, device)
+        found = {"floor": floor_of(reference, args.samples), "judge": reference.classifier.sha256}
         for variant in left:
-            found |= run(flags_for(args, variant, seed), args, measured, sampling)
+            command = command_of(args, variant, seed)
+            found |= run(command, args, data, reference, sampling)
             what = {"variant": variant, "changed": VARIANTS[variant], "seed": seed}
             rows.append({**what, **setting, **found})
-            with open(log, "a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            append_row(log, rows[-1])
             print(f"{variant}, seed {seed}: {found['fid']:.3f}", flush=True)
     floors = [row["floor"] for row in rows]
-    guided = "" if args.guidance_scale is None else f", guidance {args.guidance_scale:g},"
+    guided = "" if args.guidance_scale is None else f" with guidance {args.guidance_scale:g}"
     head = (
-        f"`train.py {args.flags}`, one thing changed at a time: classifier-FID of "
-        f"{args.samples:,} samples in {sampling['steps']} steps{guided} to the images "
-        f"held out of training, after {args.images:,} images of it, {args.seeds} seeds, "
-        f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}; as "
-        f"many training images: {min(floors):.3f} to {max(floors):.3f}."
+        f"`train.py {args.flags}`, with one change at a time: classifier-FID of "
+        f"{args.samples:,} samples in {sampling['steps']} steps{guided} to the held-out images, "
+        f"after {args.images:,} training images, {args.seeds} seeds, "
+        f"{describe(device, choose_precision('auto', device))}, torch {torch.__version__}. "
+        f"The floor is {min(floors):.3f} to {max(floors):.3f}."
     )
     text = f"{head}\n\n{table(rows, args.only)}\n"
     (args.output_dir / "ablations.md").write_text(text, encoding="utf-8")
@@ -150,6 +144,7 @@ def main() -> None:
 
 
 def table(rows: list[dict], variants: list[str]) -> str:
+    """One row per variant: the mean, lowest and highest of the seeds."""
     head = "| changed | classifier-FID | lowest, highest | times the floor | training, s |"
     lines = [head, "| --- " * 5 + "|"]
     for variant in variants:

@@ -1,14 +1,14 @@
-"""Who is compared in time_to_quality.py: train.py, and libraries by their documented examples.
+"""The contenders of time_to_quality.py: train.py, and libraries as their documentation uses them.
 
-A foreign contender is a class of three methods: `__init__(shape, device)` builds it as its
-documentation has it, `update(images)` takes uint8 images (B, C, H, W) and makes one update, and
-`draw(count)` gives as many uint8 images by its own sampler. `foreign` is the loop around all of
-them. What differs from the documentation is said where it does.
+Another library is a class with three methods. `__init__(shape, device)` builds the network as the
+documentation does, `update(images)` makes a training step on uint8 images (B, C, H, W) and returns
+the loss, and `draw(count)` samples uint8 images with the library's own sampler. `foreign` trains
+any of them. Docstrings name every difference from the documentation.
 """
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
@@ -20,148 +20,162 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import train
-from benchmarks.rates import flops_per_image, now
-from benchmarks.runs import SAMPLING, drawn_by_sample
+from benchmarks.common import SAMPLING, flops_per_image, now, real_images, sampled
 from checkpoints.checkpoint import load_checkpoint
-from dataset.items import epoch_order, flipped, on_device, to_uint8, to_unit
-from dataset.registry import DATASETS, load_dataset
-from evaluation.real import Real, real_data
+from cli.training import TRAIN
+from dataset.items import flipped, kind_of, on_device, to_uint8, to_unit
+from dataset.registry import DATASETS
+from evaluation.real import RealData
+from train import train_run
 from training import folder
 from training.ema import EMA
+from training.loop import Batches
 from utils import autocast, choose_precision, derive_seed
 from visuals.curves import column
 
-WARM_UP = 3  # updates of a foreign contender that are not on the clock
-MOMENTS = (1 / 8, 1 / 4, 1 / 2)  # of the time, at which images are drawn; and at its end
-CURVE = 250  # images of a moment
-AT_ONCE = 64  # images that are drawn at once
+WARM_UP = 3  # training steps of another library before its clock starts
+MOMENTS = (
+    1 / 8,
+    1 / 4,
+    1 / 2,
+)  # fractions of the time at which images are sampled, too
+CURVE = 250  # images sampled at each of these moments
+AT_ONCE = 64  # batch size for sampling from other libraries
 
-GUIDED = {**SAMPLING, "guidance_scale": 1.3}  # of a network that is told the classes
+GUIDED = {**SAMPLING, "guidance_scale": 1.3}  # for class-conditional networks
 
 
 class Task(NamedTuple):
-    """What a contender is given."""
+    """What every contender is given."""
 
     dataset: str
     data_dir: str
     minutes: float
     seed: int
-    samples: int  # images to draw at the end; of a moment CURVE at most
+    samples: int  # images to sample at the end, and at most CURVE at each moment before
     device: torch.device
-    folder: Path  # where it may write
+    folder: Path  # for its files
 
     @property
-    def of_moment(self) -> int:
+    def curve_samples(self) -> int:
+        """Images to sample at each moment before the end."""
         return min(CURVE, self.samples)
 
-    def real(self) -> Real:
-        """The data: what is trained on, and what images are compared with."""
-        load = partial(load_dataset, self.dataset, self.data_dir, download=False)
-        test = partial(load, split="test")
-        return real_data(self.dataset, load(), test, self.data_dir, None, self.seed)
+    def real(self) -> RealData:
+        """The images to train on, and those to compare with."""
+        return real_images(self.dataset, self.data_dir, self.seed)
 
 
 class Moment(NamedTuple):
-    seconds: float  # on the clock
-    updates: int
+    """Samples during the training, or at its end."""
+
+    seconds: float  # of training so far
+    updates: int  # training steps so far
     images: Tensor  # uint8 (N, C, H, W)
 
 
 class Result(NamedTuple):
-    """What has become of a contender."""
+    """Result of a contender."""
 
     parameters: int
     precision: str
-    batch: int  # images of an update
+    batch: int  # images per training step
     images_per_second: float
-    flops: float  # of convolutions and matrix products, for an image: ours without Muon's
+    flops: float  # per image, of convolutions and matrix products, without the optimizer's
     sampler: str
-    nfe: int  # evaluations of the network for an image: two a step with guidance
-    seconds_of_64: float  # that it takes to draw 64 images
-    moments: list[Moment]  # the last one is the end, with all images
+    nfe: int  # network evaluations per sample: with guidance two per step
+    seconds_of_64: float  # to sample 64 images
+    moments: list[Moment]  # the last one is the end
 
 
 # --- train.py ------------------------------------------------------------------------------------
 
 
 def ours(task: Task, flags: list[str], sampling: dict = SAMPLING) -> Result:
-    """train.py with those flags, and sample.py with others.
+    """train.py with these flags, and sample.py with the flags `sampling`.
 
-    Its clock is --max-minutes: data, validation, checkpoints and the last grid are on it. Images
-    are drawn afterwards, from checkpoints of the moments.
+    The clock is that of --max-minutes: data, validation, checkpoints and the last grid count. The
+    images of the moments are sampled afterwards, from checkpoints.
     """
     command = ["--dataset", task.dataset, "--data-dir", task.data_dir, "--no-download"]
     command += ["--seed", str(task.seed), "--device", str(task.device), *flags]
     command += ["--max-minutes", str(task.minutes), "--sample-interval", "0"]
     command += ["--save-interval", "0", "--save-every-minutes", str(task.minutes * MOMENTS[0])]
-    args = train.parse_args([*command, "--output-dir", str(task.folder / "run"), "--overwrite"])
+    config = TRAIN.parse([*command, "--output-dir", str(task.folder / "run"), "--overwrite"])
     begun = time.time()
-    with patch.object(folder, "KEEP_STEPS", 100):  # not the newest three alone
-        trained = train.train_with(args, time.monotonic())
+    with patch.object(folder, "KEEP_STEPS", 100):  # instead of the newest three
+        trained = train_run(config, time.monotonic())
     ended = time.time() - begun
     if trained.exit_code:
         raise KeyboardInterrupt
-    written = {  # seconds from the beginning: checkpoint
+    written = {  # {seconds of training: checkpoint}
         path.stat().st_mtime - begun: path
         for path in (task.folder / "run" / "checkpoints").glob("model_step_*.pt")
     }
-    due = [60 * task.minutes * share for share in MOMENTS]
+    due = [60 * task.minutes * fraction for fraction in MOMENTS]
     nearest = sorted({min(written, key=lambda s: abs(s - moment)) for moment in due if written})
     labels = task.real().train.labels
-    drawn_from = partial(drawn_by_sample, seed=task.seed, sampling=sampling, labels=labels)
+    sample = partial(sampled, labels=labels, seed=task.seed, **sampling)
     moments = []
     for seconds in nearest:
-        some, job, _ = drawn_from(written[seconds], task.of_moment)
-        moments.append(Moment(seconds, job.step, some.items))
+        few, job, _ = sample(written[seconds], num_images=task.curve_samples)
+        moments.append(Moment(seconds, job.step, few.items))
 
     checkpoint = load_checkpoint(trained.checkpoint)
-    last, *_ = drawn_from(trained.checkpoint, task.samples)
-    few, job, seconds_of_64 = drawn_from(trained.checkpoint, 64)
-    batch = checkpoint["config"]["train"]["update_size"]
+    train = checkpoint["config"]["train"]
+    all_samples, *_ = sample(trained.checkpoint, num_images=task.samples)
+    few, job, seconds_of_64 = sample(trained.checkpoint, num_images=64)
+    calls = few.calls // len(job.plan.batches)
     return Result(
         parameters=sum(p.numel() for p in job.denoiser.args[0].parameters()),
-        precision=choose_precision(checkpoint["config"]["train"]["precision"], task.device),
-        batch=batch,
-        images_per_second=batch * updates_per_second(trained.metrics),
+        precision=choose_precision(train["precision"], task.device),
+        batch=train["update_size"],
+        images_per_second=train["update_size"] * updates_per_second(trained.metrics),
         flops=flops_per_image(checkpoint["config"]),
-        sampler=job.walk.name,
-        nfe=few.calls // len(job.batches) * (1 if sampling.get("guidance_scale", 1) == 1 else 2),
+        sampler=job.plan.name,
+        nfe=calls if sampling.get("guidance_scale", 1) == 1 else 2 * calls,
         seconds_of_64=seconds_of_64,
-        moments=[*moments, Moment(ended, checkpoint["step"], last.items)],
+        moments=[*moments, Moment(ended, checkpoint["step"], all_samples.items)],
     )
 
 
 def updates_per_second(metrics: list[dict]) -> float:
-    """Of a run after its first row, on whose clock --compile is."""
+    """Training steps per second after a run's first row of metrics, which includes compiling."""
     steps, seconds = column(metrics, "seconds")
     if len(steps) == 1:
         return steps[0] / seconds[0]
     return (steps[-1] - steps[0]) / (seconds[-1] - seconds[0])
 
 
-# --- the loop around the others -------------------------------------------------------------------
+# --- training of other libraries ------------------------------------------------------------------
 
 
 def foreign(kind: Callable, task: Task, **options) -> Result:
-    """Train a foreign contender until the time is up. While it draws, the clock stands still."""
+    """Train another library's network until the time is up. Sampling does not count."""
     items, flip = on_device(task.real().train.items, task.device), DATASETS[task.dataset].flip
     torch.manual_seed(task.seed)
     contender = kind(items.shape[1:], task.device, **options)
-    batches = shuffled(items, contender.batch, task.seed, flip)
-    for _ in range(WARM_UP):
-        with FlopCounterMode(display=False) as counter:
-            contender.update(next(batches).to(task.device))
+    batches = Batches(items, None, torch.arange(len(items)), contender.batch, task.seed)
 
+    def update(step: int) -> None:
+        images, _ = batches.of_step(step)
+        if flip:
+            images = flipped(images, (torch.rand(len(images)) < 0.5).to(images.device))
+        contender.update(images.to(task.device))
+
+    for step in range(WARM_UP):
+        with FlopCounterMode(display=False) as counter:
+            update(step)
     limit, seconds, updates, moments = 60 * task.minutes, 0.0, 0, []
-    due = [limit * share for share in MOMENTS]
+    due = [limit * fraction for fraction in MOMENTS]
     while seconds < limit:
         start = now(task.device)
-        contender.update(next(batches).to(task.device))
+        update(WARM_UP + updates)
         seconds, updates = seconds + now(task.device) - start, updates + 1
         if due and due[0] <= seconds < limit:
             due = [moment for moment in due if moment > seconds]
-            moments.append(Moment(seconds, updates, drawn(contender, task.of_moment, task.seed)))
+            images = drawn(contender, task.curve_samples, task.seed)
+            moments.append(Moment(seconds, updates, images))
     moments.append(Moment(seconds, updates, drawn(contender, task.samples, task.seed)))
     start = now(task.device)
     drawn(contender, 64, task.seed)
@@ -178,36 +192,25 @@ def foreign(kind: Callable, task: Task, **options) -> Result:
     )
 
 
-def shuffled(items: Tensor, batch: int, seed: int, flip: bool) -> Iterator[Tensor]:
-    """Batches of items for ever, in train.py's order; mirrored at random if that is asked for."""
-    epoch, order = 0, torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(order) < batch:
-            order = torch.cat([order, epoch_order(len(items), seed, epoch)])
-            epoch += 1
-        images, order = items[order[:batch]], order[batch:]
-        yield flipped(images, (torch.rand(batch) < 0.5).to(images.device)) if flip else images
-
-
 def drawn(contender, count: int, seed: int) -> Tensor:
-    """uint8 images (count, C, H, W), on the CPU; the training's random numbers stay as they are."""
+    """Sample uint8 images (count, C, H, W); the random numbers of the training are not affected."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("contender", seed))
         sizes = [min(AT_ONCE, count - first) for first in range(0, count, AT_ONCE)]
         return torch.cat([contender.draw(size).cpu() for size in sizes])
 
 
-# --- the others ----------------------------------------------------------------------------------
+# --- other libraries -----------------------------------------------------------------------------
 
 
 class Diffusers:
     """diffusers, as in unit 2 of Hugging Face's diffusion course, which trains on MNIST at 28 x 28:
     https://huggingface.co/learn/diffusion-course/unit2/3
 
-    UNet2DModel of (32, 64, 64) channels, noise prediction, cosine schedule of 1,000 steps, batches
-    of 128, Adam at 1e-3, no EMA, fp32. The network is unit 1's without the classes:
-    https://huggingface.co/learn/diffusion-course/unit1/3. The course draws by DDPM in 1,000 steps;
-    here it is the library's DDIMScheduler, with its default of 50.
+    UNet2DModel with (32, 64, 64) channels, noise prediction, cosine schedule of 1,000 steps,
+    batches of 128, Adam at 1e-3, no EMA, fp32. The network is that of
+    https://huggingface.co/learn/diffusion-course/unit1/3 without class labels. The course samples
+    with DDPM in 1,000 steps; this samples with the library's DDIMScheduler in its default of 50.
     """
 
     batch, sampler, steps = 128, "DDIMScheduler", 50
@@ -233,7 +236,7 @@ class Diffusers:
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         ).to(device)
         self.schedule = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-        self.walk = DDIMScheduler.from_config(self.schedule.config)
+        self.sampling = DDIMScheduler.from_config(self.schedule.config)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
 
     def update(self, images: Tensor) -> float:
@@ -250,23 +253,23 @@ class Diffusers:
 
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:
-        self.walk.set_timesteps(self.steps)
+        self.sampling.set_timesteps(self.steps)
         x = torch.randn(count, *self.shape, device=self.device)
-        for t in self.walk.timesteps:
+        for t in self.sampling.timesteps:
             with autocast(self.device, self.precision):
                 eps = self.network(x, t).sample
-            x = self.walk.step(eps.float(), t, x).prev_sample
+            x = self.sampling.step(eps.float(), t, x).prev_sample
         return to_uint8(x)
 
 
 class DenoisingDiffusion:
-    """denoising-diffusion-pytorch, with what "The Annotated Diffusion Model", which its README
-    links to, has for Fashion-MNIST at 28 x 28: https://huggingface.co/blog/annotated-diffusion
+    """denoising-diffusion-pytorch, with the settings for Fashion-MNIST at 28 x 28 of "The Annotated
+    Diffusion Model", to which its README links: https://huggingface.co/blog/annotated-diffusion
 
-    Unet of dim = the image's size and dim_mults (1, 2, 4), batches of 128, Adam at 1e-3, fp32. From
-    the package itself: GaussianDiffusion as it is by default (velocity, sigmoid schedule of 1,000
-    steps), the Trainer's clipping and EMA, and DDIM. Its README draws in 250 steps; here it is 50,
-    as many as diffusers has.
+    Unet with dim = image size and dim_mults (1, 2, 4), batches of 128, Adam at 1e-3, fp32. The rest
+    is the package's own: the defaults of GaussianDiffusion (velocity, sigmoid schedule of 1,000
+    steps), the Trainer's gradient clipping and EMA, and DDIM. Its README samples in 250 steps; this
+    samples in 50, as diffusers does.
     """
 
     batch, part, precision = 128, 128, "fp32"
@@ -309,7 +312,7 @@ class DenoisingDiffusion:
         return total
 
     def draw(self, count: int) -> Tensor:
-        # The package shows a bar for each batch.
+        # The package shows a progress bar for each batch.
         with autocast(self.device, self.precision), redirect_stderr(io.StringIO()):
             x = self.ema.ema_model.sample(batch_size=count)
         start, size = self.margin[0], self.shape[-1]
@@ -317,12 +320,12 @@ class DenoisingDiffusion:
 
 
 class DenoisingDiffusionReadme(DenoisingDiffusion):
-    """The same by its README, which has nothing for small images but images of 128 x 128:
+    """The same library with the settings of its README, which are for images of 128 x 128:
     https://github.com/lucidrains/denoising-diffusion-pytorch
 
-    Unet of dim 64 and dim_mults (1, 2, 4, 8), two batches of 32 an update, Adam at 8e-5 with the
-    Trainer's betas, mixed precision: fp16 needs CUDA, so that it is bf16 where the hardware has it.
-    Images are padded to a multiple of 8, as this network asks for.
+    Unet with dim 64 and dim_mults (1, 2, 4, 8), two batches of 32 per step, Adam at 8e-5 with the
+    Trainer's betas, mixed precision. The README's fp16 needs CUDA, so this uses bf16 where the
+    hardware has it. Images are padded to a multiple of 8, which this network requires.
     """
 
     batch, part = 64, 32
@@ -337,10 +340,10 @@ class SmallDiffusion:
     """smalldiffusion, as in its example for Fashion-MNIST at 28 x 28:
     https://github.com/yuanchenyang/smalldiffusion/blob/main/examples/fashion_mnist_unet.py
 
-    Unet of 64 channels times (1, 1, 2) with attention at half the size, noise prediction, 800
-    log-linear sigmas from 0.01 to 20, AdamW at 7e-4, EMA of 0.999, 20 steps with gam=1.6; fp32, as
-    Accelerate has it unless it is told otherwise. The example's batch is 1,024, which is computed
-    here in parts, so that it fits into memory; its EMA is torch-ema's, whose formula is ours.
+    Unet with 64 channels times (1, 1, 2) and attention at half the size, noise prediction, 800
+    log-linear sigmas from 0.01 to 20, AdamW at 7e-4, EMA of 0.999, 20 steps with gam=1.6, and fp32,
+    Accelerate's default. The example's batch size of 1,024 is computed here in parts that fit into
+    memory. Its EMA is torch-ema's, with the same formula as the one used here.
     """
 
     part, precision = 128, "fp32"
@@ -391,11 +394,11 @@ class SmallDiffusion:
 CONTENDERS: dict[str, Callable[[Task], Result]] = {
     "ours": partial(ours, flags=["--preset", "laptop"], sampling=GUIDED),
     "ours, without classes": partial(ours, flags=["--preset", "laptop", "--no-class-conditional"]),
-    # The default network, which is no smaller than diffusers', drawn as that is.
+    # The default network, which is not smaller than that of diffusers, with the same sampler.
     "ours, by default": partial(
         ours, flags=[], sampling={**SAMPLING, "sampler": "ddim", "steps": 50}
     ),
-    # With its own 64 channels an image takes 26 GFLOPs: minutes for an update on a CPU.
+    # With its default of 64 channels a training step takes minutes on a CPU: 26 GFLOPs per image.
     "ours, cnn": partial(ours, flags=["--model", "cnn", "--channels", "16"]),
     "ours, naive_unet": partial(ours, flags=["--model", "naive_unet"]),
     "ours, dit": partial(ours, flags=["--model", "dit"]),
@@ -406,7 +409,7 @@ CONTENDERS: dict[str, Callable[[Task], Result]] = {
     "smalldiffusion": partial(foreign, SmallDiffusion),
     "smalldiffusion, batch 128": partial(foreign, SmallDiffusion, batch=128),
 }
-# A network of 6.8 M parameters on CIFAR-10, and diffusers' loop with as many.
+# A network of 6.8 M parameters on CIFAR-10, and one of diffusers with as many.
 FOR_GPUS: dict[str, Callable[[Task], Result]] = {
     "ours, quality": partial(
         ours, flags=["--preset", "quality", "--compile", "reduce-overhead"], sampling=GUIDED
@@ -419,8 +422,9 @@ FOR_GPUS: dict[str, Callable[[Task], Result]] = {
     ),
 }
 CONTENDERS |= FOR_GPUS
+IMAGES = [name for name, source in DATASETS.items() if kind_of(source.shape) == "images"]
 
 
-def usual(device: torch.device) -> list[str]:
-    """The contenders that are compared on a device, unless some are asked for."""
+def default_contenders(device: torch.device) -> list[str]:
+    """The contenders that are compared on a device unless some are named."""
     return [name for name in CONTENDERS if device.type == "cuda" or name not in FOR_GPUS]

@@ -1,13 +1,12 @@
-"""NumPy beside PyTorch: seconds to draw the same images on one thread.
+"""NumPy compared with PyTorch: seconds to sample the same images on one thread.
 
     python export.py --checkpoint outputs/model_final.pt --to numpy model.npz
     python benchmarks/mini_diffusion_speed.py --checkpoint outputs/model_final.pt --model model.npz
 
-Both draw the images of one noise by ddim in fp32, in turns. Prints the median of each, the least
-and greatest ratio of a turn, and how far the images differ.
+Both sample from the same noise with ddim in fp32, in turns. Prints the median of each, the lowest
+and the highest ratio of a turn, and the largest difference of the images.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -15,21 +14,22 @@ from pathlib import Path
 from statistics import median
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"  # they are read when NumPy and torch are imported
+    os.environ[variable] = "1"  # read when NumPy and torch are imported
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 
+from benchmarks.common import command_line
 from checkpoints.checkpoint import load_checkpoint, restore
 from mini_diffusion import NoiseScheduler, Sampler, UNet
-from samplers import ddim
+from samplers import ddim, generate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--model", required=True, help="what export.py made of it")
+    parser.add_argument("--model", required=True, help="the checkpoint as exported by export.py")
     parser.add_argument("--num-images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=10)
@@ -43,19 +43,19 @@ def main() -> None:
 
     def with_torch() -> np.ndarray:
         noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        x = levels[0].scale * torch.from_numpy(noise)
-        *_, x = ddim(diffusion.denoiser(model), x, levels, torch.randn_like)
+        denoise, start = diffusion.denoiser(model), torch.from_numpy(noise)
+        *_, x = generate(denoise, start, levels, torch.randn_like, ddim)
         return x.numpy()
 
     def with_numpy() -> np.ndarray:
         return sampler.sample(unet, shape, np.random.default_rng(0)).data
 
-    difference = np.abs(with_torch() - with_numpy()).max()  # and both are warm
+    difference = np.abs(with_torch() - with_numpy()).max()  # also a warm-up
     seconds = {with_torch: [], with_numpy: []}
     for _ in range(args.repeats):
-        for draw, times in seconds.items():
+        for sample, times in seconds.items():
             start = time.perf_counter()
-            draw()
+            sample()
             times.append(time.perf_counter() - start)
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     print(f"{args.num_images} images, {args.steps} steps, one thread, {args.repeats} times")

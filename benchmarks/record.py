@@ -1,15 +1,14 @@
-"""What train.py reaches in a given time: each recipe trained, measured, drawn and exported.
+"""The results of train.py in a given time: each recipe is trained, measured, sampled and exported.
 
-    python benchmarks/record.py                            # all that the machine is for
+    python benchmarks/record.py                            # all recipes for this machine
     python benchmarks/record.py --only "mnist, 10 minutes"
 
-For each recipe: train.py, evaluate.py on three sets of 2,000 images, a grid of the first 64 by
-sample.py, and, for those that are published, export.py's weights and model card. A row for each
-goes to docs/results.json, in place of that recipe's last, and docs/results.md is written anew from
-all of them. Runs stay in --output-dir.
+For each recipe: train.py, evaluate.py on three sets of 2,000 images, a grid of the first 64 images
+by sample.py, and, for published recipes, weights and model card by export.py. The row of a recipe
+in docs/results.json is replaced, and docs/results.md is written from all rows. Runs stay in
+--output-dir.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -20,11 +19,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.common import ROOT, command_line
 from checkpoints.checkpoint import load_checkpoint
 from training.environment import read_environment
 from training.log import read_metrics
@@ -35,10 +34,12 @@ ROWS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
 
 
 class Recipe(NamedTuple):
+    """A training run and how it is sampled."""
+
     train: str  # flags of train.py
     draw: str = ""  # flags of sample.py and evaluate.py
-    weights: str = ""  # the name in weights/, of one that is published
-    part: float | None = None  # minutes, after which train.py is ended, to go on with --resume
+    weights: str = ""  # name in weights/ if it is published
+    part: float | None = None  # minutes after which train.py is stopped and resumed
     needs_gpu: bool = False
 
 
@@ -59,7 +60,7 @@ RECIPES = {
     ),
     "fashion_mnist, 60 minutes": Recipe(
         "--dataset fashion_mnist --preset laptop --max-minutes 60 --sample-interval 0",
-        "--steps 20",  # by now nearer to the training images than with guidance
+        "--steps 20",  # after an hour closer to the training images than with guidance
         "fashion_mnist",
     ),
     "cifar10, 10 minutes on a GPU": Recipe(f"{CIFAR10} --max-minutes 10", GUIDED, needs_gpu=True),
@@ -68,21 +69,21 @@ RECIPES = {
     ),
 }
 PROTOCOL = """\
-Written by `python benchmarks/record.py`; each row has the commands that make it again.
+Written by `python benchmarks/record.py`. The commands of each row reproduce it.
 
-- **Time** is that of the whole `train.py`, from its start to its end: imports, data, validation and
-  pictures are in it.
-- **classifier-FID** is of sets of 2,000 images by the averaged weights, against the whole test
+- **Minutes** are those of the whole `train.py`, with imports, data, validation and pictures.
+- **classifier-FID** is measured between 2,000 samples by the averaged weights and the whole test
   split, in the features of the data set's classifier (`evaluate.py`; it is not the FID). The
-  **floor** is the same for 2,000 training images. Both are the mean, the lowest and the highest of
-  three seeds, of drawing and not of training. Figures compare within one classifier.
+  **floor** is the classifier-FID of 2,000 training images. Both are the mean, and in brackets the
+  lowest and highest, of three seeds of sampling, not of training. Figures can be compared only if
+  they are from the same classifier.
 - No test image is trained on. The presets were chosen by runs that were measured on the same test
-  split ([presets.md](presets.md)), by differences far above chance; these runs came afterwards.
-- **Seconds** are those of `sample.py` for 64 images, in bf16, without its start."""
+  split ([presets.md](presets.md)), by differences far above chance. These runs were made later.
+- **Seconds** are those of `sample.py` for 64 images in bf16, without starting Python."""
 
 
-def script(name: str, *flags: str) -> str:
-    """Run one of the scripts in the project's folder; returns what it prints."""
+def execute(name: str, *flags: str) -> str:
+    """Run one of the commands in the project's folder; returns its output."""
     command = [sys.executable, f"{name}.py", *flags]
     print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -91,7 +92,7 @@ def script(name: str, *flags: str) -> str:
 
 
 def train_in_parts(flags: list[str], folder: Path, minutes: float | None) -> None:
-    """Run train.py to its end, which SIGTERM ends after so many minutes each time, if any."""
+    """Run train.py to its end; stop and resume it after so many minutes each time, if given."""
     rest = [*flags, "--overwrite"]
     while True:
         command = [sys.executable, "train.py", *rest, "--output-dir", str(folder)]
@@ -102,14 +103,14 @@ def train_in_parts(flags: list[str], folder: Path, minutes: float | None) -> Non
             break
         except subprocess.TimeoutExpired:
             process.terminate()
-            process.wait()  # it saves
+            process.wait()  # it saves a checkpoint
         rest = ["--resume"]
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def run(name: str, recipe: Recipe, args) -> dict:
-    """Train and measure by a recipe; the row of it."""
+    """Train and measure a recipe; returns its row."""
     slug = re.sub(r"\W+", "_", name)
     folder = args.output_dir / slug
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
@@ -121,33 +122,34 @@ def run(name: str, recipe: Recipe, args) -> dict:
         start = time.monotonic()
         train_in_parts([*shlex.split(recipe.train), *data], folder, recipe.part)
         (folder / "minutes").write_text(str((time.monotonic() - start) / 60))
-    script("evaluate", *draw, *data)
+    execute("evaluate", *draw, *data)
     grid = f"results_{slug}.png"
-    drawn = script("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
+    drawn = execute("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
     if recipe.weights:
         weights = f"weights/{recipe.weights}.safetensors"
-        script("export", "--checkpoint", str(checkpoint), "--card", str(report), weights)
+        execute("export", "--checkpoint", str(checkpoint), "--card", str(report), weights)
 
     found, rows = json.loads(report.read_text()), read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text())
     train = config["train"]
     session, distance = read_environment(folder / "env.json")[-1], found["classifier"]
-    speeds, updates = column(rows, "images_per_second")[1], rows[-1]["step"]
+    machine = session["device"].get("name") or (
+        f"{session['cpu']['name']}, {session['threads']} threads"
+    )
+    updates = rows[-1]["step"]
     return {
         "recipe": name,
         "train": train_command(recipe),
         "draw": f"--checkpoint outputs/model_final.pt {recipe.draw} --precision bf16 "
         "--batch-size 250",
         "date": session["time"][:10],
-        "machine": f"{session['cpu']['name']}, {session['threads']} threads"
-        if session["device"]["type"] == "cpu"
-        else session["device"]["name"],
+        "machine": machine,
         "precision": session["precision"],
         "torch": session["packages"]["torch"],
         "minutes": float((folder / "minutes").read_text()),
         "updates": updates,
         "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
-        "images_per_second": statistics.median(speeds),
+        "images_per_second": statistics.median(column(rows, "images_per_second")[1]),
         "parameters": sum(w.numel() for w in load_checkpoint(checkpoint)["ema"].values()),
         "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
         "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
@@ -158,16 +160,16 @@ def run(name: str, recipe: Recipe, args) -> dict:
 
 
 def train_command(recipe: Recipe) -> str:
-    """What a reader types."""
+    """The command that a reader types."""
     command = f"python train.py {recipe.train}"
     if recipe.part is None:
         return command
     timeout = f"timeout {recipe.part:g}m"
-    return f"{timeout} {command}\n{timeout} python train.py --resume  # until it is done"
+    return f"{timeout} {command}\n{timeout} python train.py --resume  # repeat until finished"
 
 
 def page(rows: list[dict]) -> str:
-    """docs/results.md."""
+    """The content of docs/results.md."""
     head = "recipe | minutes | epochs | images/s | parameters | classifier-FID | floor | ratio | "
     head += "precision, recall | near-copies | seconds"
     lines = ["# Results", "", PROTOCOL, "", f"| {head} |", "| --- " * 11 + "|"]
@@ -191,14 +193,14 @@ def page(rows: list[dict]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for row in rows:
-        judge = row["classifier"]
+        classifier = row["classifier"]
         lines += ["", f"## {row['recipe']}", "", "```", row["train"]]
         lines += [f"python {name}.py {row['draw']}" for name in ("evaluate", "sample")]
         lines += ["```", ""]
         lines += [
             f"{row['date']}, {row['machine']}, {row['precision']}, torch {row['torch']}. "
-            f"Classifier `{judge['sha256'][:12]}`, right on {100 * judge['accuracy']:.2f} % of the "
-            "test split. The first 64 images of seed 0, none left out:",
+            f"Classifier `{classifier['sha256'][:12]}`, accuracy on the test split "
+            f"{100 * classifier['accuracy']:.2f} %. The first 64 samples of seed 0, not selected:",
             "",
             f"![{row['recipe']}]({row['grid']})",
         ]
@@ -206,21 +208,20 @@ def page(rows: list[dict]) -> str:
 
 
 def write(rows: list[dict]) -> None:
-    """docs/results.json and docs/results.md."""
+    """Write docs/results.json and docs/results.md."""
     for path, text in [(ROWS, json.dumps(rows, indent=1) + "\n"), (PAGE, page(rows))]:
         save_whole(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
 
 
 def spread(values: list[float]) -> str:
+    """The lowest and the highest value."""
     return f"{min(values):.3f} to {max(values):.3f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="*", choices=RECIPES, help="none writes the page alone")
-    parser.add_argument("--trained", action="store_true", help="measure the runs that are there")
+    parser = command_line(__doc__)
+    parser.add_argument("--only", nargs="*", choices=RECIPES, help="none: only write the page")
+    parser.add_argument("--trained", action="store_true", help="measure finished runs")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / "record")
     args = parser.parse_args()
@@ -228,8 +229,8 @@ def main() -> None:
     here = [name for name in RECIPES if torch.cuda.is_available() or not RECIPES[name].needs_gpu]
     for name in here if args.only is None else args.only:
         found[name] = run(name, RECIPES[name], args)
-        write([found[name] for name in RECIPES if name in found])
-    write([found[name] for name in RECIPES if name in found])
+        write([found[recipe] for recipe in RECIPES if recipe in found])
+    write([found[recipe] for recipe in RECIPES if recipe in found])
     print(PAGE)
 
 

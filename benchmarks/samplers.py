@@ -1,152 +1,106 @@
-"""Sampler by number of network calls: how near to the 1000-step result, and in how many seconds.
+"""Compare samplers by network calls: distance to the 1000-step result, and seconds.
 
     python benchmarks/samplers.py --checkpoint weights/mnist.safetensors
 
-For each sampler and number of network calls (NFE) it draws images from one set of noises, and
-measures their energy distance to images that `ddpm` drew in all T steps from other noises, in the
-features of evaluate.py's classifier. Images that `ddpm` draws in all T steps from the first noises
-are at a distance too, the floor, which is taken off all. A network that is told the classes draws
-image i of class i, counted round, without guidance; the floor is then below 0, as sets of the same
-classes are more alike than chance makes them. Writes samplers.md and samplers.png to --output-dir.
+For each sampler and number of network calls (NFE), sample.py samples images from the same noise.
+Their energy distance is measured to images of `ddpm` in all T steps from other noise, in the
+features of the classifier of evaluate.py. The floor is the distance of images of `ddpm` in all T
+steps from the first noise; it is subtracted from all distances. A class-conditional network cycles
+through all classes, without guidance. The floor is then below 0, because sets with equal class
+frequencies are more alike than random sets. Writes samplers.md and samplers.png to --output-dir.
 """
 
-import argparse
 import sys
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.rates import now
-from checkpoints.checkpoint import load_checkpoint, restore
-from dataset.items import to_uint8
-from dataset.registry import load_dataset
-from evaluation.classifier import judge_for
+from benchmarks.common import command_line, now, real_images, sampled
+from checkpoints.checkpoint import load_checkpoint
+from diffusion import Denoiser
 from evaluation.distances import energy_distance
-from evaluation.real import real_data
+from evaluation.features import classifier_for
 from samplers import SAMPLERS
 from schedules import SPACINGS
-from utils import (
-    NoisePerImage,
-    autocast,
-    choose_device,
-    choose_precision,
-    describe,
-)
+from utils import choose_device, choose_precision, describe
 
 NFE = [5, 6, 8, 10, 15, 20, 35, 50, 100]
 
 
-class Timed(nn.Module):
-    """A network that adds up the time it takes."""
+@contextmanager
+def network_clock() -> Iterator[list[float]]:
+    """Yields a list to which the seconds of each network call are appended."""
+    seconds, predict = [], Denoiser.predict
 
-    def __init__(self, model: nn.Module, device: torch.device):
-        super().__init__()
-        self.model, self.device, self.seconds = model, device, 0.0
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        start = now(self.device)
-        out = self.model(*inputs)
-        self.seconds += now(self.device) - start
+    def timed(denoiser: Denoiser, x_in: Tensor, *arguments) -> Tensor:
+        start = now(x_in.device)
+        out = predict(denoiser, x_in, *arguments)
+        seconds.append(now(x_in.device) - start)
         return out
 
-
-class Bench:
-    """A checkpoint and how images are drawn from it."""
-
-    def __init__(self, args):
-        self.device = choose_device("auto")
-        self.precision = choose_precision(args.precision, self.device)
-        checkpoint = load_checkpoint(args.checkpoint)
-        model, self.diffusion = restore(checkpoint, self.device)
-        self.model = Timed(model, self.device)
-        self.classes = checkpoint["config"]["model"].get("num_classes")
-        data = checkpoint["config"]["data"]
-        self.shape = (data["image_channels"], data["image_size"], data["image_size"])
-        self.count, self.batch = args.num_images, args.batch_size
-        size = data["image_size"]
-        load = partial(load_dataset, data["dataset"], args.data_dir, image_size=size)
-        test = partial(load, split="test", download=False)
-        real = real_data(data["dataset"], load(download=False), test, args.data_dir, None, 0)
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        self.judge = judge_for(real, args.output_dir, self.device)
-
-    def distance(self, a: Tensor, b: Tensor) -> float:
-        """The energy distance of images (N, C, H, W) in [-1, 1]; it suits a few hundred, for which
-        the classifier-FID has too many features."""
-        return energy_distance(*(self.judge.see(to_uint8(x)).features for x in (a, b)))
-
-    def draw(self, sampler: str, nfe: int, spacing: str, seed: int) -> tuple[Tensor, float, float]:
-        """Images (N, C, H, W), seconds, and seconds of them spent in the network."""
-        if sampler == "heun":  # 2 n - 1 calls for n steps; its spacing is sample.py's
-            levels = self.diffusion.levels((nfe + 1) // 2, "karras")
-        else:
-            levels = self.diffusion.levels(nfe, spacing)
-        self.model.seconds, images, start = 0.0, [], now(self.device)
-        for first in range(0, self.count, self.batch):
-            numbers = range(first, min(first + self.batch, self.count))
-            noise_like = NoisePerImage(seed, numbers)
-            x = levels[0].scale * noise_like.draw(self.shape).to(self.device)
-            y = torch.tensor(numbers, device=self.device) % self.classes if self.classes else None
-            denoise = self.diffusion.denoiser(self.model, y)
-            with autocast(self.device, self.precision):
-                *_, x = SAMPLERS[sampler](denoise, x, levels, noise_like)
-            images.append(x.clamp(-1, 1).cpu())
-        return torch.cat(images), now(self.device) - start, self.model.seconds
+    with patch.object(Denoiser, "predict", timed):
+        yield seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, folders=True)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--nfe", nargs="+", type=int, default=NFE)
     parser.add_argument("--spacing", choices=SPACINGS, default="trailing")
-    parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--num-images", type=int, default=250)
     parser.add_argument("--batch-size", type=int, default=125)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "benchmarks")
     args = parser.parse_args()
-    bench = Bench(args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    config, device = load_checkpoint(args.checkpoint)["config"], choose_device("auto")
+    data, full = config["data"], config["diffusion"]["timesteps"]
+    real = real_images(data["dataset"], args.data_dir, image_size=data["image_size"])
+    classifier = classifier_for(real, args.output_dir, device, say=print)
 
-    full = bench.diffusion.timesteps
-    reference, *_ = bench.draw("ddpm", full, "trailing", seed=1)
-    again, seconds, _ = bench.draw("ddpm", full, "trailing", seed=2)
-    floor = bench.distance(again, reference)
-    per_64 = 64 / bench.count
-    print(f"ddpm, {full} calls: {floor:+.4f} (the floor), {seconds * per_64:.1f} s", flush=True)
+    def sample(sampler: str, nfe: int, spacing: str, seed: int) -> tuple[Tensor, float]:
+        """Features of samples, and seconds per 64 of them."""
+        if sampler == "heun":  # n steps make 2 n - 1 calls; the spacing is the default of sample.py
+            nfe, spacing = (nfe + 1) // 2, "karras"
+        flags = {"sampler": sampler, "steps": nfe, "spacing": spacing, "seed": seed}
+        flags |= {"num_images": args.num_images, "batch_size": args.batch_size}
+        samples, _, seconds = sampled(args.checkpoint, precision=args.precision, **flags)
+        return classifier.predict(samples.items).features, 64 * seconds / args.num_images
 
-    whole = (full, seconds * per_64)
+    reference, _ = sample("ddpm", full, "trailing", seed=1)
+    again, seconds = sample("ddpm", full, "trailing", seed=2)
+    floor, whole = energy_distance(again, reference), (full, seconds)
+    print(f"ddpm, {full} calls: {floor:+.4f} (the floor), {seconds:.1f} s", flush=True)
+
     results: dict[str, list[tuple[int, float, float]]] = {}
-    total = inside = 0.0
-    for sampler in args.samplers:
-        for nfe in args.nfe:
-            images, seconds, network = bench.draw(sampler, nfe, args.spacing, seed=2)
-            distance = bench.distance(images, reference) - floor
-            results.setdefault(sampler, []).append((nfe, distance, seconds * per_64))
-            total, inside = total + seconds, inside + network
-            print(f"{sampler}, {nfe}: {distance:+.4f}, {seconds * per_64:.2f} s", flush=True)
+    with network_clock() as inside:
+        for sampler in args.samplers:
+            for nfe in args.nfe:
+                features, seconds = sample(sampler, nfe, args.spacing, seed=2)
+                distance = energy_distance(features, reference) - floor
+                results.setdefault(sampler, []).append((nfe, distance, seconds))
+                print(f"{sampler}, {nfe}: {distance:+.4f}, {seconds:.2f} s", flush=True)
+    total = sum(seconds for row in results.values() for *_, seconds in row) * args.num_images / 64
 
-    overhead = 100 * (total - inside) / inside
-    # Heun's calls are odd: with an even number it makes one fewer.
+    overhead = 100 * (total / sum(inside) - 1)
     head = (
-        f"{args.checkpoint}, {args.spacing} spacing, {bench.count} images, "
-        f"{describe(bench.device, bench.precision)}, torch {torch.__version__}. Energy distance "
-        f"to ddpm with {full} steps in the features of classifier {bench.judge.sha256[:12]} (right "
-        f"on {100 * bench.judge.accuracy:.2f} % of the held-out images), less the floor, "
-        f"{floor:+.4f}. Seconds are for 64 images. Samplers took {overhead:.1f} % beyond the "
-        "network's own time."
+        f"{args.checkpoint}, {args.spacing} spacing, {args.num_images} images, "
+        f"{describe(device, choose_precision(args.precision, device))}, torch {torch.__version__}. "
+        f"Energy distance to ddpm with {full} steps in the features of classifier "
+        f"{classifier.sha256[:12]} (accuracy on the held-out images: "
+        f"{100 * classifier.accuracy:.2f} %), minus the floor, {floor:+.4f}. Seconds are for 64 "
+        f"images. Samplers took {overhead:.1f} % more time than the network alone."
     )
     text = f"{head}\n\n{table(results, args.nfe, whole)}\n"
     (args.output_dir / "samplers.md").write_text(text, encoding="utf-8")
-    draw(results).savefig(args.output_dir / "samplers.png", dpi=110)
+    plot(results).savefig(args.output_dir / "samplers.png", dpi=110)
     print(f"\n{text}\n{args.output_dir}")
 
 
@@ -155,7 +109,7 @@ def table(
     nfe: list[int],
     whole: tuple[int, float],
 ) -> str:
-    """The last column is `whole`: all timesteps, with which ddpm alone was run."""
+    """A Markdown table. The last column, `whole`, has all timesteps, which only ddpm samples."""
     full, seconds_of_all = whole
     head = " | ".join(map(str, [*nfe, full]))
     rows = [f"| sampler | {head} |", "| --- " * (len(nfe) + 2) + "|"]
@@ -171,7 +125,8 @@ def table(
     return "\n".join(rows)
 
 
-def draw(results: dict[str, list[tuple[int, float, float]]]) -> Figure:
+def plot(results: dict[str, list[tuple[int, float, float]]]) -> Figure:
+    """The distance of each sampler by network calls."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for (sampler, row), marker in zip(results.items(), "osv^<>DPX*", strict=False):

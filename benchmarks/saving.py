@@ -1,90 +1,80 @@
-"""What saving checkpoints costs a training.
+"""The cost of saving checkpoints during training.
 
     python benchmarks/saving.py
     python benchmarks/saving.py --channels 128 --rounds 10
 
-Makes rounds of updates of random images, by turns without and with a checkpoint that is begun after
-the first update, as train.py does it: copied, then written by a thread while updates go on. Prints
-the time of the copy, of the write, and what a round with a checkpoint takes more than one without,
-as a share of the time between two checkpoints. Flags that it does not know are train.py's.
+Makes rounds of training steps on random images, in turns without and with a checkpoint that starts
+after the first step. As in train.py, the state is copied, and a thread writes the copy while
+training continues. Prints the time of the copy, the time of the write, and the extra time of a
+round with a checkpoint as a share of the time between two checkpoints. Unknown flags are passed to
+train.py.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import train
+from benchmarks.common import command_line, step_seconds, trainer_for
 from checkpoints.checkpoint import save_checkpoint
-from dataset.types import Data
-from training.config import make_config
+from cli.training import TRAIN
 from training.saver import Saver, on_host
-from training.trainer import Trainer
-from utils import choose_device, choose_precision, describe
+from utils import choose_device, describe
 
-UPDATES = 8  # of a round
-MINUTES = (1, 10)  # between two checkpoints; the second is train.py's default
+STEPS = 8  # per round
+MINUTES = (1, 10)  # between two checkpoints; 10 is the default of train.py
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     own, flags = parser.parse_known_args()
-    args = train.parse_args(["--dataset", "mnist", *flags])
-    images = torch.randint(0, 256, (args.batch_size or 128, 1, 28, 28), dtype=torch.uint8)
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    trainer = Trainer(make_config(args, Data(images, None, [])), device, precision, None)
+    config = TRAIN.parse(["--dataset", "mnist", *flags])
+    images = torch.randint(0, 256, (config.batch_size or 128, 1, 28, 28), dtype=torch.uint8)
+    device = choose_device(config.device)
+    trainer = trainer_for(config, images, device)
     saver, copies, writes = Saver(print), [], []
-    times = {False: [], True: []}
+    rounds = {False: [], True: []}  # seconds, without and with a checkpoint
 
-    def update() -> None:
-        trainer.update(images, None, 1e-4)
-
-    def save(folder: str) -> None:
+    def save(path: Path) -> None:
         start = time.perf_counter()
         state = on_host(trainer.state())
         copies.append(time.perf_counter() - start)
 
         def write() -> None:
             start = time.perf_counter()
-            save_checkpoint(Path(folder, "checkpoint.pt"), state)
+            save_checkpoint(path, state)
             writes.append(time.perf_counter() - start)
 
         saver.start(write)
 
-    for _ in range(3):
-        update()
+    step_seconds(trainer, images, 3)
     with tempfile.TemporaryDirectory(dir=".") as folder:
+        path = Path(folder, "checkpoint.pt")
         for _ in range(own.rounds):
-            for saves in (False, True):
+            for saves, seconds in rounds.items():
                 start = time.perf_counter()
-                update()
+                step_seconds(trainer, images, 1)
                 if saves:
-                    save(folder)
-                for _ in range(UPDATES - 1):
-                    update()
-                times[saves].append(time.perf_counter() - start)
+                    save(path)
+                step_seconds(trainer, images, STEPS - 1)
+                seconds.append(time.perf_counter() - start)
                 saver.wait()
-        size = Path(folder, "checkpoint.pt").stat().st_size
+        megabytes = path.stat().st_size / 1e6
 
-    lost = [saved - plain for plain, saved in zip(times[False], times[True], strict=True)]
+    lost = [saved - plain for plain, saved in zip(*rounds.values(), strict=True)]
     copy, write, cost = (1e3 * statistics.median(values) for values in (copies, writes, lost))
-    per_update = 1e3 * statistics.median(times[False]) / UPDATES
-    print(f"{describe(device, precision)}, torch {torch.__version__}")
-    print(f"an update of {len(images)}: {per_update:.0f} ms; a checkpoint: {size / 1e6:.0f} MB")
-    print(f"the copy: {copy:.0f} ms, the write beside the training: {write:.0f} ms")
+    per_step = 1e3 * statistics.median(rounds[False]) / STEPS
+    print(f"{describe(device, trainer.precision)}, torch {torch.__version__}")
+    print(f"a step of {len(images)} images: {per_step:.0f} ms; a checkpoint: {megabytes:.0f} MB")
+    print(f"the copy: {copy:.0f} ms; the write, during training: {write:.0f} ms")
     print(
-        f"time lost to a checkpoint: {cost:.0f} ms ({1e3 * min(lost):.0f} to "
+        f"time lost per checkpoint: {cost:.0f} ms ({1e3 * min(lost):.0f} to "
         f"{1e3 * max(lost):.0f} in {own.rounds} rounds)"
     )
     for minutes in MINUTES:

@@ -1,11 +1,11 @@
-"""How the speed of training depends on processes, batch and resolution.
+"""The speed of training by number of processes, batch size and resolution.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --processes 1 2 4 --threads 1
 
-Makes updates of random images with train.py's default network, each case in processes of their own,
-and prints images/s: of the median update, and the fastest. Cases run in turns, so that a machine
-that slows down slows down all. Flags that it does not know are train.py's.
+Makes training steps of random images with the default network of train.py, each case in processes
+of its own, and prints the images/s of the median step and of the fastest. Cases run in turns, so
+that a slower machine slows down all of them. Unknown flags are passed to train.py.
 """
 
 import argparse
@@ -15,42 +15,34 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import train
-from dataset.types import Data
+from benchmarks.common import command_line, machine, step_seconds, trainer_for
+from cli.training import TRAIN
 from distributed import is_main, own_device, process_group, world_size
-from training.config import make_config
-from training.trainer import Trainer
-from utils import choose_device, choose_precision, describe
+from utils import choose_device
 
-WARM = 2  # updates that are not measured
+WARM_UP = 2  # first steps, which are not measured
 STEPS = 8
 ROUNDS = 3
 
 
-def measure(batch: int, size: int, channels: int, flags: list[str]) -> dict:
-    """Seconds of each update of `batch` images, of all processes, and what computed them."""
-    args = train.parse_args(["--dataset", "folder", "--image-size", str(size), *flags])
-    device = own_device(choose_device(args.device))
-    precision = choose_precision(args.precision, device)
+def measure(batch: int, size: int, channels: int, flags: list[str]) -> dict | None:
+    """Seconds of each step of `batch` images in all processes; None except in the main process."""
+    config = TRAIN.parse(["--dataset", "folder", "--image-size", str(size), *flags])
+    device = own_device(choose_device(config.device))
     with process_group(device):
-        args.batch_size = batch // world_size()
-        images = torch.randint(0, 256, (args.batch_size, channels, size, size), dtype=torch.uint8)
-        config = make_config(args, Data(images, None, []))
-        trainer, times = Trainer(config, device, precision, args.compile), []
-        for _ in range(WARM + STEPS):
-            start = time.perf_counter()
-            loss, _ = trainer.update(images, None, 1e-4)
-            loss.item()  # waits for a GPU
-            times.append(time.perf_counter() - start)
-    return {"times": times[WARM:], "where": describe(device, precision), "main": is_main()}
+        config.batch_size = batch // world_size()
+        shape = (config.batch_size, channels, size, size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8)
+        trainer = trainer_for(config, images, device)
+        seconds = step_seconds(trainer, images, WARM_UP + STEPS)[WARM_UP:]
+        where = f"{machine(device).partition(',')[0]}, {trainer.precision}"
+        return {"seconds": seconds, "where": where} if is_main() else None
 
 
 def run(case: tuple[int, int, int, int, int], flags: list[str]) -> dict:
@@ -67,24 +59,17 @@ def run(case: tuple[int, int, int, int, int], flags: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    threads = torch.get_num_threads()
+    parser = command_line(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=torch.get_num_threads(),
-        help="of a single process; several have one each",
-    )
+    parser.add_argument("--threads", type=int, default=threads, help="of a single process")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     own, flags = parser.parse_known_args()
     if own.worker:
         what, result = json.loads(own.worker)
-        measured = measure(*what, flags)
-        if measured["main"]:
+        if measured := measure(*what, flags):
             Path(result).write_text(json.dumps(measured))
         return
 
@@ -93,17 +78,14 @@ def main() -> None:
     cases |= {(1, own.threads, batch, 28, 1): [] for batch in own.batches}
     cases |= {(1, own.threads, 64 * 32**2 // size**2 or 1, size, 3): [] for size in own.sizes}
     for _ in range(ROUNDS):
-        for case, times in cases.items():
+        for case, seconds in cases.items():
             measured = run(case, flags)
-            times += measured["times"]
-    print(
-        f"{measured['where'].partition(',')[0]}, {measured['where'].rpartition(', ')[2]}, "
-        f"torch {torch.__version__}\n"
-    )
-    print("| processes x threads | images of an update | size | images/s | of the fastest update |")
+            seconds += measured["seconds"]
+    print(f"{measured['where']}, torch {torch.__version__}\n")
+    print("| processes x threads | images per step | size | images/s | of the fastest step |")
     print("| --- | --- | --- | --- | --- |")
-    for (processes, threads, batch, size, channels), times in cases.items():
-        median, fastest = (batch / t for t in (statistics.median(times), min(times)))
+    for (processes, threads, batch, size, channels), seconds in cases.items():
+        median, fastest = (batch / s for s in (statistics.median(seconds), min(seconds)))
         print(
             f"| {processes} x {threads} | {batch} | {channels} x {size} x {size} | "
             f"{median:,.0f} | {fastest:,.0f} |"

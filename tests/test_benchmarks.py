@@ -1,9 +1,9 @@
-"""The benchmarks that compare, record and explain."""
+"""Tests of the benchmarks."""
 
 import json
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,22 +13,24 @@ from torch import nn
 
 from benchmarks import (
     ablations,
+    common,
     contenders,
     contest,
     profile_step,
-    rates,
     record,
     samplers,
     throughput,
     time_to_quality,
 )
 from benchmarks.contenders import Task
+from cli.training import TRAIN
 from conftest import TINY
+from dataset.types import Data
 from evaluation import classifier
 from training.config import PRESETS
 
 CPU = torch.device("cpu")
-GREY = 200  # of all pixels of a data set whose perfect denoiser is known
+GREY = 200  # all pixels of the data, so that the perfect denoiser is known
 X_0 = GREY / 127.5 - 1
 
 
@@ -49,7 +51,10 @@ def diffusers(**options):
 
 def denoising_diffusion(kind):
     pytest.importorskip("denoising_diffusion_pytorch")
-    contender, shape = kind((1, 12, 12), CPU, dim=8), (1, 12, 12)  # one of the two pads
+    contender, shape = (
+        kind((1, 12, 12), CPU, dim=8),
+        (1, 12, 12),
+    )  # one network pads it
     contender.precision = "fp32"
     alphas_cumprod, calls = contender.diffusion.alphas_cumprod, []
 
@@ -77,7 +82,7 @@ def small_diffusion():
 
 
 def zero(contender):
-    """0, with a gradient for one of the network's weights."""
+    """0, but with a gradient for a weight of the network."""
     return 0 * next(contender.network.parameters()).sum()
 
 
@@ -91,7 +96,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_perfect_network_has_no_loss_and_draws_the_data(name):
+def test_a_perfect_network_has_no_loss_and_samples_the_data(name):
     contender, shape, calls = FOREIGN[name]()
     images = torch.full((contender.batch, *shape), GREY, dtype=torch.uint8)
     assert contender.update(images) < 1e-6
@@ -105,7 +110,7 @@ def test_a_perfect_network_has_no_loss_and_draws_the_data(name):
 @pytest.mark.parametrize("name", FOREIGN)
 def test_an_update_changes_the_weights(name):
     contender, shape, _ = FOREIGN[name]()
-    del contender.network.forward  # the oracle's
+    del contender.network.forward  # the perfect denoiser
     before = [p.clone() for p in contender.network.parameters()]
     images = torch.randint(0, 256, (contender.batch, *shape), dtype=torch.uint8)
     assert contender.update(images) > 0
@@ -114,7 +119,7 @@ def test_an_update_changes_the_weights(name):
 
 
 class Fake:
-    """A contender whose updates and images take a known time, by a clock of its own."""
+    """A contender with a clock of its own: each training step and each batch takes a known time."""
 
     batch, precision, sampler, steps = 100, "fp32", "none", 1
     time = 0.0
@@ -142,11 +147,11 @@ def task_of(tmp_path, **changes):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Lets contenders.py read Fake's clock."""
+    """contenders.py reads the clock of Fake."""
     monkeypatch.setattr(contenders, "now", lambda device: Fake.time)
 
 
-def test_the_clock_stands_still_while_a_contender_draws(tmp_path, clock):
+def test_sampling_does_not_count_as_training_time(tmp_path, clock):
     result = contenders.foreign(Fake, task_of(tmp_path))
     assert [moment.updates for moment in result.moments] == [2, 4, 7, 14]
     seconds = [moment.seconds for moment in result.moments]
@@ -159,7 +164,7 @@ def test_the_clock_stands_still_while_a_contender_draws(tmp_path, clock):
     assert result.flops == 40
 
 
-def test_what_is_drawn_changes_no_random_number_of_the_training():
+def test_sampling_leaves_the_random_numbers_of_training_alone():
     fake = Fake((1, 2, 2), CPU)
     fake.draw = lambda count: torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8)
     torch.manual_seed(1)
@@ -171,18 +176,16 @@ def test_what_is_drawn_changes_no_random_number_of_the_training():
     assert not torch.equal(contenders.drawn(fake, 70, seed=6), first)
 
 
-def test_batches_visit_every_item_once_an_epoch():
-    items = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
-    batches = contenders.shuffled(items, 4, seed=0, flip=False)
-    seen = torch.cat([next(batches) for _ in range(5)]).flatten()
-    assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
-    assert next(contenders.shuffled(items, 25, seed=0, flip=True)).shape == (25, 1, 1, 1)
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder in which the classifier of digits is stored, once it is trained."""
+    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture
-def compare(tmp_path, monkeypatch, capsys, clock):
-    """Runs time_to_quality.py on digits, with contenders in this very process."""
-    monkeypatch.setattr(classifier, "UPDATES", 30)
+def compare(tmp_path, data_dir, monkeypatch, capsys, clock):
+    """Runs time_to_quality.py on digits, with its contenders in this process."""
+    monkeypatch.setattr(classifier, "STEPS", 30)
     monkeypatch.setitem(
         time_to_quality.CONTENDERS, "ours", partial(contenders.ours, flags=TINY[2:])
     )
@@ -190,15 +193,12 @@ def compare(tmp_path, monkeypatch, capsys, clock):
         fake = partial(contenders.foreign, Fake, grey=1)
         monkeypatch.setitem(time_to_quality.CONTENDERS, name, fake)
 
-    def run(command):
-        return SimpleNamespace(returncode=contest.work(*command[-2:]))
-
-    monkeypatch.setattr(contest, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(contest, "in_new_process", lambda function, task: function(task))
     monkeypatch.setattr(contest, "matmul_rate", lambda precision, device: 1e11)
 
     def call(*arguments):
         command = ["time_to_quality.py", "--dataset", "digits", "--samples", "40"]
-        command += ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+        command += ["--data-dir", str(data_dir), "--output-dir", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", [*command, *map(str, arguments)])
         capsys.readouterr()
         code = time_to_quality.main()
@@ -207,19 +207,17 @@ def compare(tmp_path, monkeypatch, capsys, clock):
     return call
 
 
-def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
+def test_contenders_are_trained_measured_and_reported(compare, tmp_path):
     assert compare("--minutes", 0.05, "--only", "ours", "diffusers").code == 0
     folder = tmp_path / "out"
-    rows = [
-        json.loads(line) for line in (folder / "time_to_quality.jsonl").read_text().splitlines()
-    ]
+    rows = common.read_rows(folder / "time_to_quality.jsonl")
     assert [row["contender"] for row in rows] == ["ours", "diffusers"]
     for row in rows:
         with np.load(folder / row["file"]) as file:
             assert file["arr_0"].shape == (40, 8, 8, 1)
             assert file["arr_0"].dtype == np.uint8
         assert row["fid"] > row["floor"] > 0
-        assert row["curve"][-1]["fid"] == pytest.approx(row["fid"])  # 40 images are fewer than 250
+        assert row["curve"][-1]["fid"] == pytest.approx(row["fid"])
         seconds = [moment["seconds"] for moment in row["curve"]]
         assert seconds == sorted(seconds)
         assert len(seconds) >= 2
@@ -232,66 +230,66 @@ def test_ours_and_another_are_trained_measured_and_shown(compare, tmp_path):
     assert (folder / "time_to_quality.png").stat().st_size > 10_000
 
 
-def test_it_goes_on_where_it_was(compare, tmp_path, monkeypatch):
+def test_the_same_command_continues(compare, tmp_path, monkeypatch):
     log = tmp_path / "out" / "time_to_quality.jsonl"
     arguments = ["--minutes", 0.002, "--only"]
     assert compare(*arguments, "diffusers").code == 0
     again = compare(*arguments, "diffusers", "smalldiffusion", "--seeds", 2)
     assert again.code == 0
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    done = [(row["contender"], row["seed"]) for row in rows]
+    done = [(row["contender"], row["seed"]) for row in common.read_rows(log)]
     assert done == [
         ("diffusers", 0),
         ("smalldiffusion", 0),
         ("diffusers", 1),
         ("smalldiffusion", 1),
     ]
-    whole = compare(*arguments, "diffusers")  # nothing to train, and the others are shown too
-    assert len(log.read_text().splitlines()) == 4
+    whole = compare(*arguments, "diffusers")  # trains nothing, and reports all rows
+    assert len(common.read_rows(log)) == 4
     assert "| smalldiffusion | 2 |" in whole.out
-    monkeypatch.setitem(PRESETS, "fast", {"channels": 8})  # rows of other presets do not count
+    monkeypatch.setitem(PRESETS, "fast", {"channels": 8})  # makes these rows outdated
     assert compare(*arguments, "diffusers").code == 0
-    assert len(log.read_text().splitlines()) == 5
+    assert len(common.read_rows(log)) == 5
 
 
-def test_a_package_that_is_missing_is_named_and_the_rest_goes_on(compare, monkeypatch):
+def test_a_missing_package_is_named_and_the_other_contenders_run(compare, monkeypatch):
     missing = partial(contenders.foreign, contenders.Diffusers)
     monkeypatch.setitem(time_to_quality.CONTENDERS, "diffusers", missing)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = compare("--minutes", 0.002, "--only", "diffusers", "smalldiffusion")
     assert result.code == 1
     assert "diffusers needs a package: pip install diffusers" in result.err
-    assert "left out: diffusers, seed 0" in result.err
+    assert "skipped: diffusers, seed 0" in result.err
     assert "| smalldiffusion | 2 |" in result.out
 
 
 def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(contest, "matmul_rate", rates.matmul_rate)  # of this machine
+    monkeypatch.setattr(contest, "matmul_rate", cache(common.matmul_rate))  # the true one
     throughput.compare(["ours", "diffusers"], task_of(tmp_path, minutes=0.05, samples=1))
     _, head, _, ours, other = capsys.readouterr().out.strip().rsplit("\n", 4)
     assert [head.split(" | ").index(name) for name in ("images/s", "NFE")] == [4, 8]
     cells = ours.split(" | ")
     assert cells[0] == "| ours"
-    assert float(cells[4].replace(",", "")) > 100  # images/s
+    assert float(cells[4].replace(",", "")) > 5  # images/s; about 500 on an idle machine
     assert 0 < float(cells[6]) < 1
     assert other.startswith("| diffusers | 2 | fp32 | 100 | 3,333 | 0.000 | 0.00 | none | 1 | 5")
 
 
-def test_speed_is_that_after_the_first_row():
-    """Which has the compiling on its clock."""
+def test_the_speed_excludes_the_first_row_which_may_include_compiling():
     rows = [{"step": 10, "seconds": 60.0}, {"step": 15, "validation_loss": 1.0}]
     assert contenders.updates_per_second(rows) == pytest.approx(1 / 6)
     assert contenders.updates_per_second([*rows, {"step": 30, "seconds": 64.0}]) == 5
 
 
-def test_those_for_gpus_are_left_out_elsewhere():
-    everywhere, on_gpus = (contenders.usual(torch.device(name)) for name in ("cpu", "cuda"))
-    assert set(on_gpus) == set(contenders.CONTENDERS)
-    assert set(on_gpus) - set(everywhere) == set(contenders.FOR_GPUS)
+def test_contenders_for_gpus_are_compared_only_there():
+    on_cpus, on_gpus = (
+        set(contenders.default_contenders(torch.device(name))) for name in ("cpu", "cuda")
+    )
+    assert on_gpus == set(contenders.CONTENDERS)
+    assert on_gpus - on_cpus == set(contenders.FOR_GPUS)
     assert len(contenders.FOR_GPUS) == 3
 
 
-def test_speeds_are_of_the_data_that_is_asked_for(monkeypatch, tmp_path):
+def test_throughput_compares_contenders_on_the_requested_data(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(throughput, "compare", lambda names, task: asked.append((names, task)))
     command = ["throughput.py", "--dataset", "cifar10", "--minutes", "3", "--data-dir", "here"]
@@ -305,7 +303,7 @@ def test_speeds_are_of_the_data_that_is_asked_for(monkeypatch, tmp_path):
         throughput.main()
 
 
-def test_the_page_of_results_is_that_of_its_rows():
+def test_the_page_of_results_shows_its_rows():
     rows = json.loads(record.ROWS.read_text())
     assert record.PAGE.read_text() == record.page(rows)
     for row in rows:
@@ -315,11 +313,11 @@ def test_the_page_of_results_is_that_of_its_rows():
         assert (record.PAGE.parent / row["grid"]).is_file()
 
 
-def test_a_recipe_in_parts_is_resumed_until_it_is_done(tmp_path, capsys, monkeypatch):
+def test_a_recipe_in_parts_is_resumed_until_it_finishes(tmp_path, capsys, monkeypatch):
     made = []
 
     class Process:
-        """One that does not end by itself the first two times."""
+        """A process that must be stopped the first two times."""
 
         def __init__(self, command, **_):
             self.returncode, self.waits = None, []
@@ -347,51 +345,58 @@ def test_a_recipe_in_parts_is_resumed_until_it_is_done(tmp_path, capsys, monkeyp
     ]
 
 
-def test_a_recipe_that_fails_is_no_record(tmp_path):
+def test_a_recipe_that_fails_is_an_error(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         record.train_in_parts(["--channels", "0"], tmp_path, None)
 
 
-def test_recipes_for_a_gpu_say_how_they_are_resumed():
+def test_the_command_of_a_recipe_in_parts_shows_how_to_resume():
     recipe = record.RECIPES["cifar10, 40 minutes on a GPU, in parts of 10"]
     first, second = record.train_command(recipe).splitlines()
     assert first.startswith("timeout 10m python train.py --dataset cifar10 --preset quality")
     assert second.startswith("timeout 10m python train.py --resume")
 
 
-def test_the_parts_of_a_step_are_its_whole(capsys):
+def test_the_parts_of_a_step_add_up_to_its_time(capsys):
     flags = [*TINY, "--max-steps", "9", "--validation", "0"]
     watch = profile_step.profile(flags, CPU)
-    assert len(watch.updates) == 8  # the first has none before it
-    for times, whole in zip(watch.updates, watch.wholes, strict=True):
-        assert sum(times.values()) == pytest.approx(whole)
+    assert len(watch.steps) == 8  # all but the first, which has no step before it
+    for times, total in zip(watch.steps, watch.totals, strict=True):
+        assert sum(times.values()) == pytest.approx(total)
         assert min(times.values()) >= 0
     text = profile_step.table(watch)
-    for part in ("forward", "backward", "optimizer: Muon", "moving average", "an update"):
+    for part in ("forward", "backward", "optimizer: Muon", "data: indexing", "training step"):
         assert f"| {part} |" in text
 
 
-def test_a_part_that_is_no_longer_there_is_an_error(monkeypatch):
-    unused = [(profile_step.trainer, "load_shards")]
-    monkeypatch.setitem(profile_step.PARTS, "shards", unused)
-    with pytest.raises(RuntimeError, match="never called: shards"):
-        profile_step.profile([*TINY, "--max-steps", "2", "--validation", "0"], CPU)
+def test_a_part_that_is_never_called_is_an_error(monkeypatch):
+    monkeypatch.setattr(profile_step, "train_run", lambda *_: None)
+    with pytest.raises(RuntimeError, match="never called: backward, "):
+        profile_step.profile(TINY, CPU)
 
 
 @pytest.fixture
 def ablate(tmp_path, monkeypatch):
-    """Runs ablations.py with trainings that are not made, and returns which would have been."""
+    """Runs ablations.py without training, and returns (training steps, seed) of each run."""
     trained = []
+    items, labels = torch.zeros(100, 1, 16, 16, dtype=torch.uint8), torch.arange(100) % 10
+    data = Data(items, labels, [*"0123456789"])
+    reference = SimpleNamespace(train=data, classifier=SimpleNamespace(sha256="0"))
+    reference.distance = lambda seed: 10.0 + 2 * seed
 
-    def run(flags, args, measured, sampling):
-        trained.append((flags.batch_size, flags.seed))
-        assert flags.words[-2:] == ["--max-steps", str(args.images // flags.batch_size)]
-        return {"fid": 10.0 + 2 * flags.seed, "seconds": 5.0}
+    def train(command, folder):
+        parsed = TRAIN.parse(command)
+        trained.append((parsed.max_steps, parsed.seed))
+        return {"seconds": 5.0}, []
 
-    measured = SimpleNamespace(judge="0", floor=lambda count: 2.0)
-    monkeypatch.setattr(ablations, "held_out_by", lambda flags: None)
-    monkeypatch.setattr(ablations, "measured_by", lambda *_: measured)
-    monkeypatch.setattr(ablations, "run", run)
+    def sampled(checkpoint, *, labels, seed, **_):
+        return SimpleNamespace(items=seed), None, 0.0
+
+    monkeypatch.setattr(ablations, "load_dataset", lambda *_, **__: data)
+    monkeypatch.setattr(ablations, "reference_for", lambda *_: reference)
+    monkeypatch.setattr(ablations, "floor_of", lambda *_: 2.0)
+    monkeypatch.setattr(ablations, "train", train)
+    monkeypatch.setattr(ablations, "sampled", sampled)
 
     def call(*arguments):
         command = ["ablations.py", "--output-dir", str(tmp_path), *map(str, arguments)]
@@ -403,29 +408,29 @@ def ablate(tmp_path, monkeypatch):
     return call
 
 
-def test_ablations_go_on_where_they_were(ablate, tmp_path, monkeypatch):
-    first = ["--only", "default", "batch 64", "--seeds"]
-    assert ablate(*first, 1) == [(128, 0), (64, 0)]
-    assert ablate(*first, 2) == [(128, 1), (64, 1)]
+def test_ablations_continue_where_they_stopped(ablate, tmp_path, monkeypatch):
+    first = ["--images", 12800, "--only", "default", "batch 64", "--seeds"]
+    assert ablate(*first, 1) == [(100, 0), (200, 0)]
+    assert ablate(*first, 2) == [(100, 1), (200, 1)]
     assert ablate(*first, 2) == []
     text = (tmp_path / "ablations.md").read_text()
     assert "| batch 64 | 11.00 | 10.00, 12.00 | 5.5 | 5 |" in text
     assert "| default | 11.00 |" in text
-    monkeypatch.setitem(ablations.VARIANTS, "batch 64", ["--batch-size", "96"])
-    assert ablate(*first, 1) == [(96, 0)]
-    assert ablate(*first, 1, "--images", 1000) == [(128, 0), (96, 0)]
-    assert ablate(*first, 1, "--guidance-scale", 1.3) == [(128, 0), (96, 0)]
-    assert " in 20 steps, guidance 1.3, to the " in (tmp_path / "ablations.md").read_text()
-    assert ablate(*first, 1, "--flags", "--preset laptop") == [(64, 0), (96, 0)]
-    monkeypatch.setattr(ablations, "RECIPE", 0)  # figures of another classifier do not compare
+    monkeypatch.setitem(ablations.VARIANTS, "batch 64", ["--batch-size", "50"])
+    assert ablate(*first, 1) == [(256, 0)]
+    assert ablate(*first, 1, "--images", 6400) == [(50, 0), (128, 0)]
+    assert ablate(*first, 1, "--guidance-scale", 1.3) == [(100, 0), (256, 0)]
+    assert " in 20 steps with guidance 1.3 to the " in (tmp_path / "ablations.md").read_text()
+    assert ablate(*first, 1, "--flags", "--preset laptop") == [(200, 0), (256, 0)]
+    monkeypatch.setattr(ablations, "RECIPE", 0)  # distances by another classifier do not compare
     assert len(ablate(*first, 1)) == 2
 
 
-def test_samplers_are_compared_with_all_steps(conditional, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "UPDATES", 30)
-    command = ["samplers.py", "--checkpoint", conditional, "--num-images", 12, "--batch-size", 8]
+def test_samplers_are_compared_with_all_steps(conditional, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 30)
+    command = ["samplers.py", "--checkpoint", conditional, "--num-images", 6, "--batch-size", 4]
     command += ["--samplers", "ddim", "heun", "--nfe", 4, 9, "--precision", "fp32"]
-    command += ["--data-dir", tmp_path / "data", "--output-dir", tmp_path]
+    command += ["--data-dir", data_dir, "--output-dir", tmp_path]
     monkeypatch.setattr(sys, "argv", [*map(str, command)])
     samplers.main()
     head, *rows = (tmp_path / "samplers.md").read_text().strip().split("\n\n")[1].split("\n")
