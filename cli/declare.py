@@ -85,7 +85,7 @@ class Flags:
         """Has a flag a value other than its default, and other than none?"""
         default = next((each.default for each in fields(self) if each.name == name), None)
         value = getattr(self, name, None)
-        return value is not None and value is not False and value != 0 and value != default
+        return bool(value) if default is None else value != default
 
 
 def option(name: str) -> str:

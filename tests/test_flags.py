@@ -120,6 +120,14 @@ def test_a_flag_that_has_no_effect_alone_is_an_error(command):
                 command.parsed(parser, [*required, *spelled(command, name)])
 
 
+def test_a_flag_is_in_use_if_its_value_is_neither_the_default_nor_nothing():
+    interval = ["--checkpoint", "x", "--guidance-interval", "0.5", "3", "--guidance-scale"]
+    assert SAMPLE.parse([*interval, "0"]).guidance_scale == 0  # guided away from the class
+    for words in ([*interval, "1"], ["--checkpoint", "x", "--churn", "0", "--churn-min", "1"]):
+        with pytest.raises(ValueError, match="has no effect without"):
+            SAMPLE.parsed(SAMPLE.parser(), words)
+
+
 def test_a_flag_that_another_one_makes_useless_is_an_error(command):
     parser = command.parser()
     for name, (_, declared) in command.declared.items():
