@@ -76,16 +76,24 @@ class Flags:
             if each.name not in self.given:
                 continue
             if declared.needs and not any(map(self.in_use, declared.needs)):
-                needed = " or ".join(map(option, declared.needs))
+                needed = " or ".join(map(self.effective, declared.needs))
                 raise ValueError(f"{option(each.name)} has no effect without {needed}")
             if excluded := [name for name in declared.unless if self.in_use(name)]:
                 raise ValueError(f"{option(each.name)} has no effect with {option(excluded[0])}")
 
+    def default(self, name: str) -> object:
+        """The default of a flag; None for a flag of another command."""
+        return next((each.default for each in fields(self) if each.name == name), None)
+
     def in_use(self, name: str) -> bool:
         """Has a flag a value other than its default, and other than none?"""
-        default = next((each.default for each in fields(self) if each.name == name), None)
-        value = getattr(self, name, None)
+        value, default = getattr(self, name, None), self.default(name)
         return bool(value) if default is None else value != default
+
+    def effective(self, name: str) -> str:
+        """A flag with an effect, in words."""
+        default = self.default(name)
+        return f"a {option(name)} other than {default}" if default else option(name)
 
 
 def option(name: str) -> str:
