@@ -18,7 +18,7 @@ from training.preview import EVALUATED, EVALUATION_STEPS, Preview
 from training.run_log import RunLog
 from training.saving import Saving
 from training.stop import StopSignals
-from training.trainer import Diverged, Trainer
+from training.trainer import Trainer
 from visuals.pictures import save_picture
 
 LOG_EVERY = 10  # steps between two rows of metrics
@@ -149,7 +149,7 @@ class Run:
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
         self.preview = Preview(trainer, config, data.items, labels, self.stop)
-        self.length = RunLength(train, self.epoch_steps, trainer.step, start, total)
+        self.length = RunLength(train, self.epoch_steps, trainer.step, start, total, trainer.lr)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.batches.last_epoch(end)):
             self.length.fix(end)  # the run was killed while it wrote its last files
@@ -172,10 +172,14 @@ class Run:
         log, saving = self.log, self.saving
         if self.length.plan:
             self.measure_pauses()
-        with self.log.open(saving.attempt), self.stop:
+        steps = training_steps(
+            self.trainer, self.batches, self.length.learning_rate, lambda: self.length.end
+        )
+        with log.open(saving.attempt), self.stop, saving:
             saving.catch_up(self.checkpoint(), self.epoch_steps, self.length.total)
             log.restart_clock()
-            for step in self.steps():
+            for step in steps:
+                self.count(step)
                 logs = step.number % LOG_EVERY == 0 or step.ends_epoch
                 if logs or world_size() == 1:
                     self.agree()
@@ -194,29 +198,6 @@ class Run:
                     break
             return self.finish() if self.trainer.step == self.length.total else self.interrupt()
 
-    def steps(self) -> Iterator[Step]:
-        """The training loop; losses are logged, and steps that were skipped are reported."""
-        trainer, length = self.trainer, self.length
-        resumed_lr = trainer.lr
-
-        def learning_rate(step: int) -> float:
-            lr = length.learning_rate(step)
-            return min(lr, resumed_lr) if length.total is None else lr
-
-        try:
-            for step in training_steps(trainer, self.batches, learning_rate, lambda: length.end):
-                if trainer.skipped_in_a_row:
-                    self.report_skipped()
-                else:
-                    self.log.add(step.loss)
-                yield step
-        except Diverged as error:
-            self.saving.saver.wait()
-            raise FloatingPointError(
-                f"{error} and are not saved. Resume from the last checkpoint (--resume) with a "
-                "lower --lr"
-            ) from None
-
     def agree(self) -> None:
         """Settle with the other processes how long the run is, whether it stops, and whether a
         checkpoint is due by the clock: the main process decides."""
@@ -231,12 +212,17 @@ class Run:
                 self.log.progress.say(f"the time allows {total:,} steps, {epochs:.1f} epochs")
             self.length.fix(total)
 
-    def report_skipped(self) -> None:
-        """Say that a step was skipped; end the run after many in a row."""
+    def count(self, step: Step) -> None:
+        """Add the loss of a step to the log, or report that it was skipped.
+
+        Raises FloatingPointError after many skipped steps in a row.
+        """
         trainer = self.trainer
+        if not trainer.skipped_in_a_row:
+            self.log.add(step.loss)
         if trainer.skipped_in_a_row == 1:
             self.log.progress.say(
-                f"step {trainer.step:,}: loss or gradient is not finite; the step is skipped"
+                f"step {step.number:,}: loss or gradient is not finite; the step is skipped"
             )
         if trainer.skipped_in_a_row == MAX_SKIPPED:
             self.saving.save_now(self.folder.interrupted, self.checkpoint())

@@ -44,12 +44,20 @@ class RunLength:
         first_step: the step that the run starts or resumes from.
         start: a reading of `time.monotonic()` from which --max-minutes counts.
         total: the steps of the whole run, if they are known already.
+        last_lr: the learning rate that a resumed run ended with.
     """
 
     def __init__(
-        self, train: dict, epoch_steps: int, first_step: int, start: float, total: int | None
+        self,
+        train: dict,
+        epoch_steps: int,
+        first_step: int,
+        start: float,
+        total: int | None,
+        last_lr: float = math.inf,
     ):
-        self.train, self.total, self.plan = train, None, None
+        self.train, self.last_lr = train, last_lr
+        self.total, self.plan = None, None
         self.limit = step_limit(train, epoch_steps)
         if total is not None:
             self.fix(total)
@@ -76,8 +84,9 @@ class RunLength:
         return planned or (self.limit if step == self.limit else 0)
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return learning_rate(step, self.total, self.train)
+        """The learning rate of a step; while the length is unknown it does not rise on resume."""
+        lr = learning_rate(step, self.total, self.train)
+        return min(lr, self.last_lr) if self.total is None else lr
 
 
 class TimePlan:

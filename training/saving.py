@@ -36,6 +36,12 @@ class Saving:
         self.best = inf  # the lowest validation loss
         self.failing: set[str] = set()  # what could not be written the last time
 
+    def __enter__(self) -> "Saving":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.saver.wait()  # whatever ended the run, its last checkpoint is written
+
     # --- what is due ------------------------------------------------------------------------------
 
     @property

@@ -128,7 +128,10 @@ class Trainer:
                 group["lr"] = lr
             self.scaler.step(optimizer)
         if not unsharded(get_total_norm(self.model.parameters())).isfinite():
-            raise Diverged(f"the weights are not finite after step {self.step + 1:,}")
+            raise Diverged(
+                f"the weights are not finite after step {self.step + 1:,} and are not saved. "
+                "Resume from the last checkpoint (--resume) with a lower --lr"
+            )
         average_statistics(self.model)
         self.ema.update(self.model, self.step)
 
