@@ -1,4 +1,4 @@
-"""Run the notebooks and write each with its outputs: name.py -> name.ipynb.
+"""Run the notebooks and save them with their outputs: name.py -> name.ipynb.
 
 python notebooks/execute.py                     # all of them
 python notebooks/execute.py notebooks/1_moons.py
@@ -18,19 +18,19 @@ NOTEBOOKS = sorted(HERE.glob("[0-9]_*.py"))
 
 
 def read(path: Path) -> NotebookNode:
-    """The notebook of a py:percent file, without outputs; the same file gives the same notebook."""
+    """Read a notebook without outputs from a py:percent file. Equal files give equal notebooks."""
     notebook = jupytext.read(path)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
     }
-    for i, cell in enumerate(notebook.cells):  # which are random otherwise, and new in every commit
+    for i, cell in enumerate(notebook.cells):  # otherwise random, and different in every commit
         cell.id = f"cell-{i}"
         cell.metadata = {}
     return notebook
 
 
 def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
-    """Run a notebook from top to bottom with that current folder; it then has its outputs.
+    """Run a notebook from top to bottom in a folder, and add the outputs to it.
 
     Raises nbclient's CellExecutionError for a cell that fails.
     """
@@ -42,18 +42,19 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
-    notebook.metadata.pop("language_info", None)  # the version of Python, to the last digit
+    notebook.metadata.pop("language_info", None)  # the exact version of Python
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        output.get("data", {}).pop("image/jpeg", None)  # Pillow gives each picture twice
+        output.get("data", {}).pop("image/jpeg", None)  # Pillow adds each picture twice
     return notebook
 
 
 def main(paths: list[Path]) -> None:
+    """Run notebooks, save them, and print how long each took."""
     for path in paths:
         start = time.monotonic()
         target = path.with_suffix(".ipynb")
         write_notebook(execute(read(path), path.parent), target)
-        path.touch()  # Jupyter with jupytext opens no pair whose text is the older
+        path.touch()  # jupytext opens no notebook whose .py file is older
         size = target.stat().st_size / 1000
         print(f"{target.name}: {time.monotonic() - start:.0f} s, {size:.0f} kB", flush=True)
 

@@ -290,12 +290,12 @@ def test_contenders_for_gpus_are_compared_only_there():
 
 
 def test_throughput_compares_contenders_on_the_requested_data(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(throughput, "compare", lambda names, task: asked.append((names, task)))
+    requested = []
+    monkeypatch.setattr(throughput, "compare", lambda names, task: requested.append((names, task)))
     command = ["throughput.py", "--dataset", "cifar10", "--minutes", "3", "--data-dir", "here"]
     monkeypatch.setattr(sys, "argv", [*command, "--contenders", "ours", "diffusers"])
     throughput.main()
-    ((names, task),) = asked
+    ((names, task),) = requested
     assert names == ["ours", "diffusers"]
     assert (task.dataset, task.minutes, task.data_dir) == ("cifar10", 3, "here")
     monkeypatch.setattr(sys, "argv", command)

@@ -1,99 +1,92 @@
-"""The notebooks run, and what is committed of them is what they hold."""
+"""The notebooks run, and the committed notebooks have the same cells with outputs."""
 
 import os
 import re
+import runpy
 import shlex
-import shutil
-from pathlib import Path
+import sys
 
 import nbformat
 import pytest
+from matplotlib import pyplot
 
-from conftest import ROOT, SCRIPTS
-from notebooks.execute import NOTEBOOKS, execute, read
+from cli.docs import COMMANDS
+from conftest import ROOT
+from notebooks.execute import NOTEBOOKS, main, read
 
 ids = [path.stem for path in NOTEBOOKS]
 HOME = r"(?<![\w.])(?:/(?:home|root|Users|tmp|var|opt|mnt|usr|work)/|[A-Z]:\\)"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A copy of what the notebooks import, so that they write nothing into this one."""
-    folder = tmp_path_factory.mktemp("project")
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, folder)
-    for name in ("models", "training", "evaluation"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / "notebooks").mkdir()
-    return folder
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_a_notebook_runs_from_top_to_bottom(path, project, monkeypatch):
-    """On reduced sizes; one begun in notebooks/ and the others in the project's folder.
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    """With small sizes, in this process. The first starts in notebooks/, like in Jupyter.
 
-    The one on digits takes MNIST where it is at hand; the one on CIFAR-10 goes the way without.
+    The notebook on digits uses MNIST if it is found, and the one on CIFAR-10 runs without its data.
     """
     data = os.environ.get("TINY_DIFFUSION_DATA", ROOT / "data") if "digits" in path.stem else "none"
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "train.py").touch()  # by which a notebook recognises the project's folder
+    monkeypatch.chdir(tmp_path / "notebooks" if path == NOTEBOOKS[0] else tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("TINY_DIFFUSION_QUICK", "1")
     monkeypatch.setenv("TINY_DIFFUSION_DATA", str(data))
-    before = {file.name for file in project.iterdir()}
-    folder = project / "notebooks" if path == NOTEBOOKS[0] else project
-    notebook = execute(read(path), folder)
-    assert {file.name for file in project.iterdir()} - before <= {"outputs", "__pycache__"}
-    assert not list((project / "notebooks").iterdir())
-    assert len(pictures(notebook)) >= 3
-    assert all(output.output_type != "error" for output in outputs(notebook))
-    assert not re.search("warning", texts(notebook), re.IGNORECASE)
+    monkeypatch.setattr(pyplot, "show", pyplot.close)
+    runpy.run_path(str(path), run_name="__main__")
+    assert {file.name for file in tmp_path.iterdir()} == {"notebooks", "train.py", "outputs"}
+    assert not list((tmp_path / "notebooks").iterdir())
+
+
+def test_a_notebook_is_saved_with_its_outputs(tmp_path):
+    path = tmp_path / "1_example.py"
+    code = "import os\nfrom PIL import Image\nprint(os.getcwd())\nImage.new('L', (8, 8))"
+    path.write_text(f"# %% [markdown]\n# Text\n\n# %%\n{code}\n")
+    main([path])
+    notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.source for cell in notebook.cells] == ["Text", code]
+    assert [cell.id for cell in notebook.cells] == ["cell-0", "cell-1"]
+    printed, picture = notebook.cells[1].outputs
+    assert printed.text.strip() == str(tmp_path)
+    assert {"image/png"} == {kind for kind in picture.data if kind.startswith("image")}
+    assert "language_info" not in notebook.metadata
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_the_pair_holds_the_same_cells(path):
-    """`make notebooks` writes the second anew."""
+def test_the_committed_notebook_has_the_same_cells(path):
+    """`make notebooks` writes it."""
     wanted = [(cell.cell_type, cell.source) for cell in read(path).cells]
     found = nbformat.read(path.with_suffix(".ipynb"), as_version=4).cells
     assert [(cell.cell_type, cell.source) for cell in found] == wanted
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_the_committed_outputs_read_well(path):
+def test_the_committed_outputs_are_complete_and_clean(path):
     file = path.with_suffix(".ipynb")
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
-    assert counts == list(range(1, len(counts) + 1))  # of one run, from top to bottom
-    assert pictures(notebook)
-    assert all(output.output_type != "error" for output in outputs(notebook))
-    assert not re.search(HOME, texts(notebook)), "a path of the machine that ran it"
-    assert not re.search("warning", texts(notebook), re.IGNORECASE)
+    assert counts == list(range(1, len(counts) + 1))  # one run, from top to bottom
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert all(output.output_type != "error" for output in outputs)
+    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
+    texts = "\n".join([output.get("text", "") for output in outputs] + texts)
+    assert not re.search(HOME, texts), "a path of the machine that ran it"
+    assert not re.search("warning", texts, re.IGNORECASE)
     assert file.stat().st_size < 600_000
 
 
-def test_every_notebook_has_its_pair():
+def test_every_notebook_has_both_files():
     pairs = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert pairs == {path.stem for path in NOTEBOOKS}
 
 
-def test_their_commands_are_accepted():
+def test_commands_in_the_text_are_valid():
     cells = [cell for path in NOTEBOOKS for cell in read(path).cells]
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     prose = prose.replace("\\\n", " ").replace("`", "\n")
-    commands = re.findall(r"^python (\w+)\.py (.*)$", prose, re.MULTILINE)
+    commands = re.findall(r"^python (\w+\.py) (.*)$", prose, re.MULTILINE)
     assert len(commands) > 3
     for script, arguments in commands:
-        SCRIPTS[script].parse_args(shlex.split(arguments))
-
-
-def outputs(notebook) -> list:
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
-
-
-def pictures(notebook) -> list[str]:
-    return [o.data["image/png"] for o in outputs(notebook) if "image/png" in o.get("data", {})]
-
-
-def texts(notebook) -> str:
-    """All that the outputs say in words."""
-    plain = [output.get("data", {}).get("text/plain", "") for output in outputs(notebook)]
-    return "\n".join([output.get("text", "") for output in outputs(notebook)] + plain)
+        COMMANDS[script].parse(shlex.split(arguments))
