@@ -137,8 +137,10 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
     if saved["data"].get("digest") and config["data"]["digest"]:
         ignored |= set(DIGESTED)
     data = {key: value for key, value in config["data"].items() if key not in ignored}
-    fixed = [*flags.named(section="train", fixed=True), "update_size"]
-    train = {key: config["train"][key] for key in fixed}
+    fixed = flags.named(section="train", fixed=True)
+    train = {key: config["train"][key] for key in [*fixed, "update_size"]}
+    # A run from before a flag was added had its default.
+    saved = {**saved, "train": {**RunConfig().chosen(fixed), **saved["train"]}}
     found = config_differences(saved, {**config, "data": data, "train": train})
     if change and not flags.allow_data_change:
         found.append(f"the data has changed: {change}; --allow-data-change resumes anyway")
