@@ -1,13 +1,11 @@
 """Helpers of tests that train: interruptions, trainers, processes, and comparisons."""
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +16,7 @@ from cli import process
 from cli.training import TRAIN
 from conftest import TINY
 from dataset.registry import load_dataset
+from processes import CONTEXT, start_server
 from training.config import make_config, with_defaults
 from training.trainer import Trainer
 
@@ -89,9 +88,6 @@ def killed_in(step: int):
 
 # --- processes ------------------------------------------------------------------------------------
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
-
 
 class TrainingProcess:
     """train.py in a process of its own, forked from one that has imported everything.
@@ -103,9 +99,7 @@ class TrainingProcess:
     """
 
     def __init__(self, log: Path, *arguments, prepare: Callable[[], object] | None = None):
-        environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        with mock.patch.dict(os.environ, environment):
-            ensure_running()
+        start_server()
         self.log, words = log, list(map(str, arguments))
         self.process = CONTEXT.Process(target=run_train, args=(log, words, prepare))
         self.process.start()

@@ -1,4 +1,4 @@
-"""Training with two processes, as torchrun starts them."""
+"""Training with two processes."""
 
 import os
 import re
@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,90 +19,66 @@ from torch.testing import assert_close
 import train
 import two_processes
 from checkpoints.checkpoint import load_checkpoint
-from cli import parser as flags
+from cli import process
+from cli.training import TRAIN
 from conftest import ROOT, TINY
 from models import MODELS
-from test_train import assert_same_training, wait_for
-from training import resume
-from training.folder import number_of
+from processes import TIMEOUT, Processes, run_torchrun, run_train
+from runs import assert_same_training, wait_for
+from training import preview, resume
 from training.log import read_metrics
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-# Updates of 64 images, and no dropout, whose random numbers depend on the process.
+# Training steps of 64 images. No dropout: its random numbers depend on the process.
 RUN = [*TINY, "--optimizer", "adamw", "--flip", "--class-conditional", "--save-every-steps", "5"]
 RUN += ["--multipliers", "1", "--save-interval", "1", "--save-every-minutes", "0"]
-STEPS = 60
-WAIT = 300  # seconds at most, on a busy machine
+RUN += ["--output-dir", "run"]
+STEPS = 30
+TOGETHER = [*RUN, "--max-steps", STEPS, "--batch-size", "32"]
+GRID = "samples/epoch_002.png"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
-@contextmanager
-def torchrun(*arguments, output: Path):
-    """A job of two processes, whose output is written to a file; it ends with the body at last."""
-    with open(output, "w") as file:
-        job = subprocess.Popen(
-            [*TORCHRUN, *map(str, arguments)],
-            env=ENVIRONMENT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that it has a process group of its own
-        )
-    try:
-        yield job
-    finally:
-        job.terminate()  # it then ends its processes too
-        job.wait(timeout=WAIT)
-
-
-def output_of(*arguments, output: Path) -> str:
-    """What a job prints that is left alone."""
-    with torchrun(*arguments, output=output) as job:
-        code = job.wait(timeout=WAIT)
-    assert code == 0, output.read_text()
-    return output.read_text()
-
-
-# --- the update ----------------------------------------------------------------------------------
+# --- the training step ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory) -> dict:
     """What tests/two_processes.py computes."""
-    file = tmp_path_factory.mktemp("computed") / "found.pt"
-    output_of(ROOT / "tests" / "two_processes.py", file, output=file.with_name("log"))
-    return torch.load(file)
+    folder = tmp_path_factory.mktemp("computed")
+    processes = Processes(folder, 2, two_processes.compute, "computed.pt")
+    assert processes.wait() == [0, 0], processes.text("err")
+    return torch.load(folder / "computed.pt")
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
-def test_two_processes_make_the_update_of_one(computed, case):
-    losses, walked = computed[case]
-    alone_losses, alone_walked = two_processes.walk(*two_processes.CASES[case])
-    assert torch.equal(walked[0], alone_walked[0])
-    changes, alone_changes = walked.diff(dim=0), alone_walked.diff(dim=0)
-    assert_close(losses, alone_losses, rtol=0, atol=1e-6)
-    assert_close(changes, alone_changes, rtol=0, atol=1e-6)
-    assert (changes.abs().amax(1) >= 9e-6).all()  # the first is by a learning rate of 1e-5
+def test_two_processes_make_the_training_step_of_one(computed, case):
+    losses, path = computed[case]
+    expected_losses, expected_path = two_processes.losses_and_weights(*two_processes.CASES[case])
+    assert torch.equal(path[0], expected_path[0])
+    changes, expected_changes = path.diff(dim=0), expected_path.diff(dim=0)
+    assert_close(losses, expected_losses, rtol=0, atol=1e-6)
+    assert_close(changes, expected_changes, rtol=0, atol=1e-6)
+    assert (changes.abs().amax(1) >= 9e-6).all()  # the first learning rate is 1e-5
 
 
-def test_a_loss_that_is_not_finite_in_one_process_is_left_out_by_both(computed):
-    found = computed["left out"]
+def test_both_skip_a_step_in_which_one_has_no_finite_loss(computed):
+    found = computed["skipped"]
     assert found["skipped"] == [1, 1]
     assert found["unchanged"] == [True, True]
     assert torch.equal(*found["weights"])
     assert found["weights"].isfinite().all()
 
 
-def test_two_processes_share_the_images_that_are_measured(computed, tmp_path):
-    images, expected = computed["evaluated"], two_processes.evaluated(tmp_path)
+def test_two_processes_share_the_evaluated_images(computed):
+    images, expected = computed["evaluated"], two_processes.evaluated_images()
     assert images.shape == expected.shape == (31, 1, 8, 8)
     assert_close(images.int(), expected.int(), rtol=0, atol=1)
     assert expected.float().std() > 20
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_network_learns_the_same_in_both(computed, name):
+def test_every_network_has_the_same_weights_in_both(computed, name):
     found = computed["networks"][name]
     assert torch.tensor(found["losses"]).isfinite().all()
     assert torch.equal(*found["weights"])
@@ -115,29 +91,32 @@ def test_every_network_learns_the_same_in_both(computed, name):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The folder of a run of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    command = [*RUN, "--max-steps", str(STEPS), "--batch-size", "64", "--output-dir", str(folder)]
-    assert flags.run(train.main, train.parse_args(command)) == 0
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    command = [*RUN, "--max-steps", STEPS, "--batch-size", "64", "--output-dir", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "GRID_STEPS", 5)
+        assert process.run(train.main, TRAIN.parse(list(map(str, command)))) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
-    """The folder of the same run by two processes, and what it printed in output.txt."""
+    """The folder of the same run by two processes."""
     folder = tmp_path_factory.mktemp("together")
-    command = [*RUN, "--max-steps", STEPS, "--batch-size", "32", "--output-dir", folder]
-    output_of(ROOT / "train.py", *command, output=folder / "output.txt")
-    return folder
+    processes = Processes(folder, 2, run_train, *TOGETHER)
+    assert processes.wait() == [0, 0], processes.text("err")
+    return folder / "run"
 
 
-def test_two_processes_leave_what_one_does(alone, together):
-    def files(folder):
-        return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"output.txt"}
+def test_two_processes_write_what_one_does(alone, together):
+    def files(folder: Path) -> set[Path]:
+        return {path.relative_to(folder) for path in folder.rglob("*")}
 
     assert files(together) == files(alone)
-    printed = (together / "output.txt").read_text().splitlines()
-    assert "2 processes x 32 images = 64 an update" in printed
-    assert len(printed) == len(set(printed))  # by one of them
+    printed = (together.parent / "0.out").read_text().splitlines()
+    assert "2 processes x 32 images = 64 per training step" in printed
+    assert len(printed) == len(set(printed))
+    assert (together.parent / "1.out").read_text() == ""
 
     rows = read_metrics(together / "metrics.jsonl")
     expected = read_metrics(alone / "metrics.jsonl")
@@ -146,98 +125,115 @@ def test_two_processes_leave_what_one_does(alone, together):
     ]
     for name in ("loss", "validation_loss", "lr", "gradient_norm"):
         values = [[row[name] for row in run if name in row] for run in (rows, expected)]
-        assert len(values[0]) >= 3
+        assert len(values[0]) >= 2
         assert_close(*values, rtol=1e-3, atol=0)
 
-    grids = [np.asarray(Image.open(run / "samples" / "epoch_003.png")) for run in (alone, together)]
+    grids = [np.asarray(Image.open(run / GRID)) for run in (alone, together)]
     assert (grids[0] == grids[1]).mean() > 0.99
     final = load_checkpoint(together / "model_final.pt")
     assert final["step"] == STEPS
     assert final["config"]["train"]["update_size"] == 64
 
 
-def processes(folder: Path) -> dict[int, int]:
-    """The processes of the job that writes to a folder, by rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_text()
-            words = (process / "environ").read_text().split("\0")
-        except OSError:  # it has ended
-            continue
-        variables = dict(word.partition("=")[::2] for word in words)
-        if str(folder) in command and "RANK" in variables:
-            found[int(variables["RANK"])] = int(process.name)
-    return found
-
-
-def wait_in(job: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """Wait for something to happen while a job runs."""
-    wait_for(lambda: condition() or job.poll() is not None, WAIT)
-    assert job.poll() is None, f"the job has ended with {job.returncode}"
-
-
-def last_row(folder: Path) -> dict:
-    return read_metrics(folder / "metrics.jsonl")[-1]
-
-
-def newest_step(folder: Path) -> int:
-    """The newest step by the names of checkpoints: they come and go while it is asked."""
-    names = (folder / "checkpoints").glob("model_step_*.pt")
-    return max(map(number_of, names), default=0)
-
-
 def measured(folder: Path) -> list[tuple]:
+    """The rows of the metrics, without times."""
     names = ("step", "epoch", "loss", "validation_loss", "lr", "gradient_norm", "skipped")
     return [
         tuple(row.get(name) for name in names) for row in read_metrics(folder / "metrics.jsonl")
     ]
 
 
-def test_a_job_whose_processes_are_killed_ends_with_the_same_bits(together, tmp_path):
-    """First process 0 is killed, then process 1 of those that torchrun has started instead."""
-    folder, output, least = tmp_path / "run", tmp_path / "output.txt", [0]
-    command = [*RUN, "--max-steps", STEPS, "--batch-size", "32", "--output-dir", folder]
-    with torchrun("--max-restarts=3", ROOT / "train.py", *command, output=output) as job:
-        for number in (0, 1):
-            wait_in(job, lambda: newest_step(folder) > least[-1])
-            os.kill(processes(folder)[number], signal.SIGKILL)
-            least.append(newest_step(folder))
-        assert job.wait(timeout=WAIT) == 0, output.read_text()
-    assert not processes(folder)
-    printed = output.read_text()
+def test_a_job_with_killed_processes_ends_with_the_same_bits(together, tmp_path):
+    """Process 0 is killed, then process 1 of those that torchrun starts instead."""
+    killed = {"worker": run_train, "kill": ((0, 12), (1, 22))}
+    job = Processes(tmp_path, 1, run_torchrun, *TOGETHER, **killed)
+    assert job.wait() == [0], job.text("err")
+    printed = job.text("out")
     resumed = [int(step) for step in re.findall(r"resuming from .*, step (\d+)", printed)]
     assert len(resumed) == 2
-    assert all(step >= kept > 0 for step, kept in zip(resumed, least[1:], strict=True))
-    expected, final = (load_checkpoint(run / "model_final.pt") for run in (together, folder))
+    assert resumed[0] in (5, 10)  # the newer one is perhaps being written when the process dies
+    assert resumed[1] in (15, 20)
+    expected, final = (
+        load_checkpoint(run / "model_final.pt") for run in (together, tmp_path / "run")
+    )
     assert_same_training(expected, final)
-    assert measured(folder) == measured(together)
-    grids = [(run / "samples" / "epoch_003.png").read_bytes() for run in (folder, together)]
-    assert grids[0] == grids[1]
+    assert measured(tmp_path / "run") == measured(together)
+    assert (tmp_path / "run" / GRID).read_bytes() == (together / GRID).read_bytes()
 
 
-def test_signals_stop_both_and_other_numbers_of_processes_go_on(
+@contextmanager
+def forked_torchrun(folder: Path, *arguments) -> Iterator[tuple[int, Path]]:
+    """A job of torchrun's agent: its process, and the file with its output."""
+    job = Processes(folder, 1, run_torchrun, *arguments, worker=run_train)
+    try:
+        yield job.all[0].pid, folder / "0.out"
+        assert job.wait() != [0]
+    finally:
+        job.all[0].terminate()
+        job.wait()
+
+
+@contextmanager
+def torchrun(folder: Path, *arguments) -> Iterator[tuple[int, Path]]:
+    """A job of the command torchrun: its process, and the file with its output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    output, environment = folder / "torchrun.txt", {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(output, "w") as file:
+        job = subprocess.Popen(
+            [*command, ROOT / "train.py", *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield job.pid, output
+        assert job.wait(timeout=25) != 0  # after 30 seconds torchrun kills its processes
+    finally:
+        job.terminate()
+        job.wait(timeout=TIMEOUT)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Processes of which this is the current folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if (entry / "cwd").readlink() == folder:
+                found.append(entry.name)
+    return found
+
+
+def last_step(folder: Path) -> int:
+    return read_metrics(folder / "metrics.jsonl")[-1]["step"]
+
+
+def test_signals_stop_all_processes_and_other_numbers_of_processes_resume(
     script, alone, tmp_path, monkeypatch
 ):
-    """A run of one process goes on with two, is stopped twice, and ends with one."""
-    folder, output = tmp_path / "run", tmp_path / "output.txt"
+    """A run of one process is resumed by two, stopped twice, and ended by one."""
+    job = tmp_path / "job"
+    folder = job / "run"
     shutil.copytree(alone, folder)
     step, command = STEPS, ["--resume", "--output-dir", folder, "--max-steps"]
-    for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
-        with torchrun(ROOT / "train.py", *command, 100_000, output=output) as job:
-            wait_in(job, lambda last=step: last_row(folder)["step"] > last)
-            send(job.pid, number)
-            assert job.wait(timeout=25) != 0  # after 30 seconds torchrun kills them
-        assert not processes(folder)
+    stops = [
+        (forked_torchrun, os.killpg, signal.SIGINT),  # Ctrl-C reaches every process of the group
+        (torchrun, os.kill, signal.SIGTERM),
+    ]
+    for launch, send, number in stops:
+        with launch(job, *command, 100_000) as (pid, output):
+            wait_for(lambda last=step: last_step(folder) > last, seconds=120)
+            send(pid, number)
+        assert not processes_in(job)
         printed = output.read_text()
-        assert ("processes: 2, and 1 before" in printed) == (step == STEPS)
+        assert ("processes: 2 instead of 1" in printed) == (step == STEPS)
         step = load_checkpoint(folder / "checkpoints" / "interrupted.pt")["step"]
         assert f"stopped after step {step}" in printed
-        assert last_row(folder)["step"] == step
+        assert last_step(folder) == step
 
     result = script("train", *command, step + 3)
     assert result.code == 0, result.err
-    assert "processes: 1, and 2 before: updates are as large as they were" in result.out
+    assert "processes: 1 instead of 2; training steps stay as large" in result.out
     final = load_checkpoint(folder / "model_final.pt")
     train_config = final["config"]["train"]
     assert final["step"] == step + 3
@@ -246,4 +242,4 @@ def test_signals_stop_both_and_other_numbers_of_processes_go_on(
     monkeypatch.setattr(resume, "world_size", lambda: 3)
     result = script("train", *command, step + 6)
     assert result.code == 2
-    assert "the run's updates of 64 cannot be shared by 3 processes" in result.err
+    assert "training steps of 64 items cannot be divided among 3 processes" in result.err

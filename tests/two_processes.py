@@ -1,126 +1,142 @@
-"""What test_distributed.py lets two processes compute, and compares with what one does.
+"""What two processes compute for test_distributed.py and test_sharded.py."""
 
-torchrun --nproc-per-node=2 tests/two_processes.py FILE
-"""
-
-import sys
+from contextlib import nullcontext
 from math import nan
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import train
+from cli.training import TRAIN
 from dataset.items import epoch_order
 from dataset.registry import load_dataset
 from dataset.types import Data
 from distributed import gather, is_main, process_group, rank, share, world_size
 from models import MODELS
-from training.config import make_config
-from training.folder import RunFolder
+from processes import run_train
+from training.config import make_config, with_defaults
 from training.plan import learning_rate
-from training.run import Run
+from training.preview import Preview
+from training.stop import StopSignals
 from training.trainer import Trainer
 
-SIZE = 128  # data of an update, of all processes
+SIZE = 128  # items of a training step, in all processes together
+CPU = torch.device("cpu")
 FLAGS = ["--channels", "8", "--device", "cpu", "--precision", "fp32"]
 # Not muon: it rounds its matrices to bfloat16, where a difference in the last bit becomes large.
 FLAGS += ["--optimizer", "adamw"]
 CONDITIONAL = ["--class-conditional", "--label-dropout", "0.3", "--flip"]
-CASES = {  # flags, and how many updates
-    "plain": (CONDITIONAL, 50),
-    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 5),
-    "stratified": (["--timestep-sampling", "stratified"], 5),
-    "nearest": (["--noise-assignment", "nearest"], 5),
-    "optimal": (["--noise-assignment", "optimal"], 5),
+CASES = {  # flags, and the number of training steps
+    "plain": (CONDITIONAL, 20),
+    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 4),
+    "stratified": (["--timestep-sampling", "stratified"], 4),
+    "nearest": (["--noise-assignment", "nearest"], 4),
+    "optimal": (["--noise-assignment", "optimal"], 4),
 }
 
 
-def start(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data, dict]:
-    """A trainer, what it learns, and their configuration."""
-    args, data = train.parse_args([*FLAGS, *flags, "--dataset", dataset]), load_dataset(dataset)
-    args.batch_size = SIZE // args.grad_accum // world_size()
-    config = make_config(args, data)
-    return Trainer(config, torch.device("cpu"), args.precision, args.compile), data, config
+def make_trainer(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data, dict]:
+    """A trainer, its data, and their configuration."""
+    data = load_dataset(dataset)
+    parsed = with_defaults(TRAIN.parse([*FLAGS, *flags, "--dataset", dataset]), data)
+    parsed.batch_size = SIZE // parsed.grad_accum // world_size()
+    config = make_config(parsed, data)
+    return Trainer(config, CPU, parsed.precision, parsed.compile), data, config
 
 
-def update(trainer: Trainer, data: Data) -> float:
-    """An update with this process's share of a step's data. Returns the loss."""
+def train_step(trainer: Trainer, data: Data) -> float:
+    """A training step with this process's share of the items. Returns the loss."""
     mine = share(SIZE)
     chosen = epoch_order(len(data.items), 0, trainer.step)[mine.start : mine.stop]
     conditional = getattr(trainer.model, "num_classes", None)
-    y = data.labels[chosen] if conditional else None
+    labels = data.labels[chosen] if conditional else None
     lr = learning_rate(trainer.step, None, {"lr": 1e-3, "warmup_steps": 100})
-    return trainer.update(data.items[chosen], y, lr)[0].item()
+    return trainer.train_step(data.items[chosen], labels, lr)[0].item()
 
 
-def weights(trainer: Trainer) -> Tensor:
-    """All that the network has learned (N,)."""
-    tensors = trainer.model.state_dict().values()
-    return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+def weights(network: torch.nn.Module) -> Tensor:
+    """All weights and buffers of a network (N,)."""
+    return torch.cat([tensor.flatten().float() for tensor in network.state_dict().values()])
 
 
-def averages(trainer: Trainer) -> Tensor:
-    tensors = trainer.ema.module.state_dict().values()
-    return torch.cat([tensor.flatten().float() for tensor in tensors])
-
-
-def walk(flags: list[str], steps: int) -> tuple[list[float], Tensor]:
-    """The losses of some updates, and the weights (steps + 1, N) before and after each."""
-    trainer, data, _ = start(*flags)
-    losses, walked = [], [weights(trainer)]
+def losses_and_weights(flags: list[str], steps: int) -> tuple[list[float], Tensor]:
+    """The losses of some training steps, and the weights (steps + 1, N) before and after each."""
+    trainer, data, _ = make_trainer(*flags)
+    losses, path = [], [weights(trainer.model)]
     for _ in range(steps):
-        losses.append(update(trainer, data))
-        walked.append(weights(trainer))
-    return losses, torch.stack(walked)
+        losses.append(train_step(trainer, data))
+        path.append(weights(trainer.model))
+    return losses, torch.stack(path)
 
 
-def leave_out() -> dict:
-    """Three updates, of which the second has no finite loss in one of the processes."""
-    trainer, data, _ = start()
-    update(trainer, data)
-    before, loss = weights(trainer), trainer.diffusion.loss
+def skip_a_step() -> dict:
+    """Three training steps; the loss of the second is not finite in one of the processes."""
+    trainer, data, _ = make_trainer()
+    train_step(trainer, data)
+    before, loss = weights(trainer.model), trainer.diffusion.loss
     if rank() == 1:
         trainer.diffusion.loss = lambda *args, **kwargs: nan * loss(*args, **kwargs)
-    update(trainer, data)
-    trainer.diffusion.loss, unchanged = loss, torch.equal(weights(trainer), before)
-    update(trainer, data)
+    train_step(trainer, data)
+    trainer.diffusion.loss, unchanged = loss, torch.equal(weights(trainer.model), before)
+    train_step(trainer, data)
     return {
         "skipped": gather(torch.tensor([trainer.skipped])).tolist(),
         "unchanged": gather(torch.tensor([unchanged])).tolist(),
-        "weights": gather(weights(trainer)[None]),
+        "weights": gather(weights(trainer.model)[None]),
     }
 
 
-def network(name: str) -> dict:
-    """Two updates of a network: the losses, and what each process then has."""
+def train_network(name: str) -> dict:
+    """Two training steps of a network: the losses, and the weights in each process."""
     dataset = "digits" if MODELS[name].kind == "images" else "moons"
-    trainer, data, _ = start("--model", name, dataset=dataset)
+    trainer, data, _ = make_trainer("--model", name, dataset=dataset)
     return {
-        "losses": [update(trainer, data) for _ in range(2)],
-        "weights": gather(weights(trainer)[None]),
-        "averages": gather(averages(trainer)[None]),
+        "losses": [train_step(trainer, data) for _ in range(2)],
+        "weights": gather(weights(trainer.model)[None]),
+        "averages": gather(weights(trainer.ema.module)[None]),
     }
 
 
-def evaluated(folder: Path) -> Tensor:
-    """Images as --eval-interval measures them, of a network that has learned for a while."""
-    trainer, data, config = start("--class-conditional", "--max-steps", "100")
+def evaluated_images() -> Tensor:
+    """Images as --eval-interval measures them, of a network after ten training steps."""
+    trainer, data, config = make_trainer("--class-conditional", "--max-steps", "100")
     for _ in range(10):
-        update(trainer, data)
-    job = Run(config, trainer, data, RunFolder(folder), start=0.0)
-    return job.evaluated(steps=3, count=31)
+        train_step(trainer, data)
+    preview = Preview(trainer, config, data.items, data.labels, StopSignals())
+    return preview.evaluated(steps=3, count=31)
 
 
-def main(path: str) -> None:
-    with process_group(torch.device("cpu")):
-        found = {name: walk(*case) for name, case in CASES.items()}
-        found["left out"] = leave_out()
-        found["evaluated"] = evaluated(Path(path).parent)
-        found["networks"] = {name: network(name) for name in MODELS}
+def compute(path: str) -> None:
+    """Write to a file what test_distributed.py compares with the results of one process."""
+    with process_group(CPU):
+        found = {name: losses_and_weights(*case) for name, case in CASES.items()}
+        found["skipped"] = skip_a_step()
+        found["evaluated"] = evaluated_images()
+        found["networks"] = {name: train_network(name) for name in MODELS}
         if is_main():
             torch.save(found, path)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def train_sharded(*flags: str) -> None:
+    """The runs of test_sharded.py, one after the other."""
+
+    def run(*arguments: str) -> None:
+        assert run_train(*flags, *arguments) == 0
+
+    small = ["--batch-size", "32", "--max-steps", "2", "--fsdp"]
+    unet = ["--batch-size", "32", "--max-steps", "9", "--multipliers", "1"]
+    muon = [*unet, "--max-steps", "5", "--optimizer", "muon", "--fsdp", "--dropout", "0.1"]
+    muon += ["--grad-accum", "2", "--grad-checkpoint"]
+    mlp = [*small, "--dataset", "moons", "--precision", "bf16"]
+    step_8, step_4 = "checkpoints/model_step_00000008", "checkpoints/model_step_00000004"
+    train.process_group = lambda device: nullcontext()  # one for all of the runs
+    with process_group(CPU):
+        run(*unet, "--fsdp", "--output-dir", "sharded")
+        run("--resume", f"sharded/{step_8}.shards", "--output-dir", "resumed")
+        run("--resume", f"whole/{step_8}.pt", "--fsdp", "--output-dir", "mixed")
+        run(*muon, "--output-dir", "muon")
+        shards = f"muon/{step_4}.shards"
+        run("--resume", shards, "--optimizer", "muon", "--output-dir", "muon_resumed")
+        for model in ("naive_unet", "cnn", "dit"):
+            run(*small, "--model", model, "--output-dir", model)
+        run(*mlp, "--output-dir", "mlp")
