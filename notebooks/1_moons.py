@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 1. Points in the plane
 #
-# The whole of DDPM (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) on data
-# that one sees at a glance: noise by hand, the loss by hand, a trained network, the score as
-# arrows, and a sampler of one's own. Equation numbers are those of the paper. Nothing is
-# downloaded. About a minute on two CPU cores.
+# DDPM (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) from beginning to end,
+# on data that can be plotted. This notebook writes out the forward process, the loss and a sampler,
+# trains a network, and draws the score as arrows. Equation numbers are those of the paper. Nothing
+# is downloaded. It takes about a minute on two CPU cores.
 
 # %%
 import os
 import sys
 
-if not os.path.exists("train.py"):  # started from notebooks/
+if not os.path.exists("train.py"):  # the notebook was started in notebooks/
     os.chdir("..")
 sys.path.insert(0, os.getcwd())
 
@@ -32,7 +32,7 @@ from train import train
 from utils import NoisePerImage
 from visuals.pictures import scatter
 
-QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # the tests set it: all the code, and ugly pictures
+QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # set by the tests: runs all code, with poor pictures
 torch.manual_seed(0)
 
 
@@ -47,21 +47,22 @@ def show(columns, titles, size=2.4):
 # %% [markdown]
 # ## The data
 #
-# Points on two half circles, of about unit size around the origin. One point is one $x_0$.
+# Points on two half circles around the origin, with coordinates of about unit size. Each point is a
+# sample $x_0$ of the data distribution.
 
 # %%
 x_0 = load_dataset("moons").items  # (N, 2)
 show([x_0, x_0[:100]], ["1,000 of the points", "100 of them"])
 
 # %% [markdown]
-# ## Noise, a little at a time
+# ## The forward process, step by step
 #
-# A step of the forward process shrinks $x$ a little and adds a little noise (eq. 2):
+# One step of the forward process shrinks $x$ slightly and adds a little Gaussian noise (eq. 2):
 #
 # $$q(x_t \mid x_{t-1}) = \mathcal N\left(\sqrt{1-\beta_t}\, x_{t-1},\; \beta_t I\right)$$
 #
-# The paper takes $T = 1000$ steps, with $\beta$ on a line from $10^{-4}$ to $0.02$ (section 4).
-# Indices in code begin at 0.
+# The paper uses $T = 1000$ steps, and $\beta_t$ increases linearly from $10^{-4}$ to $0.02$
+# (section 4). In the code, $t$ runs from 0 to $T - 1$. Here are 200 steps:
 
 # %%
 T = 1000
@@ -72,20 +73,20 @@ for beta in betas[:200]:
     x_t = (1 - beta).sqrt() * x_t + beta.sqrt() * torch.randn_like(x_t)
 
 # %% [markdown]
-# ## All steps at once
+# ## The forward process, in one step
 #
-# Gaussians add up, so that any number of steps is a single one (eq. 4), with
-# $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$:
+# A sum of independent Gaussians is Gaussian. Therefore any number of steps can be made at once
+# (eq. 4), with $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$:
 #
 # $$q(x_t \mid x_0) = \mathcal N\left(\sqrt{\bar\alpha_t}\, x_0,\; (1 - \bar\alpha_t) I\right)
 # \qquad\text{or}\qquad x_t = \alpha\, x_0 + \sigma\, \text{noise}$$
 #
-# where `alpha` $= \sqrt{\bar\alpha_t}$ is how much signal there is, and `sigma`
-# $= \sqrt{1 - \bar\alpha_t}$ how much noise. These two names are used everywhere in this project.
-# Mind that the paper's own $\alpha_t$ is another thing, $1 - \beta_t$.
+# `alpha` $= \sqrt{\bar\alpha_t}$ is the amount of signal, and `sigma` $= \sqrt{1 - \bar\alpha_t}$
+# the amount of noise. This project uses these two names everywhere. The paper's $\alpha_t$ is
+# different: it is $1 - \beta_t$.
 
 # %%
-alphas_cumprod = torch.cumprod(1 - betas, dim=0)  # (T,), the paper's alpha with a bar
+alphas_cumprod = torch.cumprod(1 - betas, dim=0)  # (T,), the paper's alpha-bar
 alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
 
@@ -93,26 +94,26 @@ def q_sample(x_0, t, noise):
     return alpha[t][:, None] * x_0 + sigma[t][:, None] * noise  # eq. 4
 
 
-def at_t(t):
+def noisy_points(t):
     points = x_0[:2000]
     return q_sample(points, torch.full((2000,), t), torch.randn_like(points))
 
 
-show([x_t, at_t(199)], ["200 steps of eq. 2", "one step of eq. 4"])
+show([x_t, noisy_points(199)], ["200 steps of eq. 2", "one step of eq. 4"])
 
 # %%
 shown = [0, 50, 100, 200, 400, 999]
 titles = [f"t = {t}\nalpha = {alpha[t]:.2f}\nsigma = {sigma[t]:.2f}" for t in shown]
-show([at_t(t) for t in shown], titles, size=1.9)
+show([noisy_points(t) for t in shown], titles, size=1.9)
 
 # %% [markdown]
-# At the end nothing is left of the moons: the last $x_t$ is standard normal noise, which anyone can
-# draw. To generate is to walk this way back.
+# At the end no trace of the moons is left: the last $x_t$ is practically standard normal noise,
+# which is easy to sample. Generating data means to reverse this process, from noise to data.
 #
 # ## The loss
 #
-# A network sees $x_t$ and $t$ and guesses the noise that is in it. Its loss is the squared error
-# (eq. 14):
+# A network $\epsilon_\theta$ receives $x_t$ and $t$ and predicts the noise in $x_t$. Its loss is
+# the mean squared error (eq. 14):
 #
 # $$L_\text{simple} = \mathbb E_{t, x_0, \epsilon}
 # \left\| \epsilon - \epsilon_\theta\left(\sqrt{\bar\alpha_t}\, x_0
@@ -126,26 +127,27 @@ def loss(model, x_0):
     return (noise - model(q_sample(x_0, t, noise), t)).square().mean()  # eq. 14
 
 
-print(f"a network that always answers 0: {loss(lambda x_t, t: 0 * x_t, x_0):.3f}")
+print(f"a network that always predicts 0: {loss(lambda x_t, t: 0 * x_t, x_0):.3f}")
 
 # %% [markdown]
-# Whoever answers 0 has the loss of the noise's variance, 1. Algorithm 1, training, is a loop around
-# these lines:
+# A network that always predicts 0 has a loss of 1, the variance of the noise. Training (Algorithm
+# 1) repeats these lines with random batches, and updates the weights by the gradient of the loss:
 
 # %%
-model = MLP(dim=2)  # (x_t, t) -> a guess of the noise
+model = MLP(dim=2)  # (x_t, t) -> predicted noise
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-updates = 10 if QUICK else 300
-for _ in range(updates):
+steps = 10 if QUICK else 300
+for _ in range(steps):
     batch = x_0[torch.randint(len(x_0), (512,))]
     error = loss(model, batch)
     optimizer.zero_grad()
     error.backward()
     optimizer.step()
-print(f"after {updates} updates: {error:.3f}")
+print(f"loss after {steps} training steps: {error:.3f}")
 
 # %% [markdown]
-# `diffusion.py` holds the same process. With the same $t$ and noise its numbers are ours:
+# `GaussianDiffusion` in `diffusion.py` is the same process. With the same $t$ and noise it gives
+# the same numbers:
 
 # %%
 diffusion = GaussianDiffusion("linear", T, prediction="eps", clip=False)
@@ -155,10 +157,11 @@ ours = (noise - model(q_sample(batch, t, noise), t)).square().mean()
 torch.testing.assert_close(diffusion.loss(model, batch, t=t, noise=noise), ours)
 
 # %% [markdown]
-# ## Training in earnest
+# ## A full training run
 #
-# `train()` is the script `train.py` with its flags as arguments. To the loop above it adds a
-# learning rate that falls, a moving average of the weights, held-out data, and files.
+# `train()` does what the command `train.py` does; the flags are keyword arguments. It extends the
+# loop above by a learning-rate schedule, a moving average of the weights, a validation loss on
+# held-out data, and checkpoints.
 
 # %%
 run = train(
@@ -166,15 +169,15 @@ run = train(
     schedule="linear",
     prediction="eps",
     max_steps=20 if QUICK else 2500,
-    sample_interval=0,  # no pictures and no checkpoints but at the end
+    sample_interval=0,  # write pictures and checkpoints only at the end
     save_interval=0,
     output_dir="outputs/notebooks/moons",
     overwrite=True,
 )
 
 # %% [markdown]
-# The loss does not fall to 0: where there is little noise it cannot be told from the data, and no
-# network knows better.
+# The loss does not go to 0. Many pairs of $x_0$ and noise give the same $x_t$, so the noise cannot
+# be determined from $x_t$. The best possible prediction is its mean given $x_t$.
 
 # %%
 rows = [row for row in run.metrics if "loss" in row]
@@ -186,31 +189,33 @@ plt.show()
 # %% [markdown]
 # ## Samples
 #
-# `sample()` is `sample.py` with its flags as arguments: 2,000 points from 2,000 draws of noise.
+# `sample()` does what the command `sample.py` does. It turns 2,000 points of noise into 2,000
+# samples.
 
 # %%
 drawn = torch.from_numpy(sample(run.checkpoint, steps=10 if QUICK else 100))  # (2000, 2)
 show([x_0, drawn], ["data", "samples"], size=3)
 
 # %% [markdown]
-# Are they the same distribution? The energy distance is 0 if they are. Of 2,000 points it is never
-# quite 0, so that the distance between two fresh sets of data is the measure:
+# Do samples and data have the same distribution? The energy distance of two distributions is 0 only
+# if they are equal. Estimated from 2,000 points it is always slightly above 0. Compare it with the
+# distance between two independent sets of data, the floor:
 
 # %%
 ours, floor = point_distances(drawn, "moons")
-print(f"samples to data {ours:.2e}, data to other data {floor:.2e}")
+print(f"samples to data: {ours:.2e}, data to other data (the floor): {floor:.2e}")
 
 # %% [markdown]
-# ## The score as arrows
+# ## The score
 #
-# To guess the noise is to know where the data is. Up to a factor the guess is the score, the
-# direction in which the density of the noisy points grows fastest (Song et al. 2020,
-# [arXiv:2011.13456](https://arxiv.org/abs/2011.13456)):
+# The predicted noise points away from the data. Up to a negative factor it is the score, the
+# gradient of the log-density of the noisy points, which is the direction in which this density
+# increases fastest (Song et al. 2020, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456)):
 #
 # $$\nabla_{x_t} \log p(x_t) \approx -\frac{\epsilon_\theta(x_t, t)}{\sigma}$$
 #
-# `denoise(x_t, level) -> (x_0, eps)` is the network as samplers see it. A level is `(t, alpha,
-# sigma)`.
+# Samplers call the network as `denoise(x_t, level) -> (x_0, eps)`, where `level` is `(t, alpha,
+# sigma)`, `eps` is the predicted noise, and `x_0` is the clean data that it implies.
 
 # %%
 model, diffusion = restore(load_checkpoint(run.checkpoint))  # the averaged weights
@@ -221,27 +226,29 @@ lattice = torch.cartesian_prod(line, line)  # (225, 2)
 _, row = plt.subplots(1, 3, figsize=(10, 3.6))
 for axes, t in zip(row, [600, 150, 50], strict=True):
     level = diffusion.levels()[T - 1 - t]  # from noisy to clean
-    scatter(axes, at_t(t)[:500], f"t = {t}")
+    scatter(axes, noisy_points(t)[:500], f"t = {t}")
     _, eps = denoise(lattice, level)
     score = -eps / level.sigma
     length = score.norm(dim=1)
-    arrows = (score / length[:, None]).T  # all of one length, the true one as a color
+    arrows = (score / length[:, None]).T  # of equal length; the colour shows the true length
     axes.quiver(*lattice.T, *arrows, level.sigma * length, scale=22, width=0.005, cmap="viridis")
 plt.show()
 
 # %% [markdown]
-# With much noise all arrows point to the middle; with less they begin to tell the moons apart, and
-# with little they point to the nearest part of one. A sampler follows them while the noise falls.
+# With much noise all arrows point to the centre of the data. With less noise they separate the two
+# moons, and with little noise they point to the nearest part of a moon. A sampler follows the
+# arrows while the noise decreases.
 #
-# ## A sampler of one's own
+# ## A sampler of your own
 #
-# Algorithm 2 walks back from $x_t$ to $x_{t-1}$ (eq. 11, and section 3.2's $\sigma_t^2 = \beta_t$):
+# Algorithm 2 goes from $x_t$ to $x_{t-1}$ (eq. 11, with $\sigma_t^2 = \beta_t$ from section 3.2):
 #
 # $$x_{t-1} = \frac{1}{\sqrt{1-\beta_t}} \left(x_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\,
 # \epsilon_\theta(x_t, t)\right) + \sqrt{\beta_t}\; z, \qquad z \sim \mathcal N(0, I)$$
 #
-# In this project a sampler is a generator over levels from noisy to clean, that yields every $x$ on
-# the way. Written for any two levels, so that it may leave out steps:
+# In this project a sampler is a generator. It receives levels from noisy to clean and yields $x$
+# after every step. The step below is written for any two levels, so it also works if steps are
+# skipped:
 
 
 # %%
@@ -257,28 +264,29 @@ def my_sampler(denoise, x, levels, noise_like):
 
 
 # %%
-levels = diffusion.levels(10 if QUICK else 100)  # 100 of the 1,000 steps, and clean data
+levels = diffusion.levels(10 if QUICK else 100)  # 100 of the 1,000 levels, and clean data
 start = torch.randn(2000, 2)
-walk = [start, *my_sampler(denoise, start, levels, torch.randn_like)]
-moments = [round(len(levels[1:]) * share) for share in (0, 0.5, 0.75, 0.87, 0.95, 1)]
-show([walk[i] for i in moments], [f"after {i} steps" for i in moments], size=1.9)
+trajectory = [start, *my_sampler(denoise, start, levels, torch.randn_like)]
+shown = [round(len(levels[1:]) * fraction) for fraction in (0, 0.5, 0.75, 0.87, 0.95, 1)]
+show([trajectory[i] for i in shown], [f"after {i} steps" for i in shown], size=1.9)
 
 # %% [markdown]
-# `samplers.ddpm` with the large variance is the same walk, as the same noise shows:
+# `samplers.ddpm` with the large variance is the same sampler. With the same noise it gives the same
+# samples:
 
 # %%
-noises = [NoisePerImage(0, range(2000)) for _ in range(2)]  # twice the same noise
+noises = [NoisePerImage(0, range(2000)) for _ in range(2)]  # the same noise twice
 *_, mine = my_sampler(denoise, start, levels, noises[0])
 *_, theirs = ddpm(denoise, start, levels, noises[1], variance="large")
 torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 print(f"largest difference of a coordinate: {(mine - theirs).abs().max():.1e}")
 
 # %% [markdown]
-# ## To try
+# ## Exercises
 #
-# - `dataset="gaussians"`, or `"checkerboard"`: what is harder to learn?
-# - Leave out `sqrt(beta) * noise_like(x)` in `my_sampler`. Where do the points go, and why?
-# - `sample(run.checkpoint, sampler="ddim", steps=10)`: how few steps still give moons?
-# - `timesteps=50` in `train()`: is a short process enough for the plane?
+# - Train with `dataset="gaussians"` and with `"checkerboard"`. Which is harder to learn?
+# - Remove `sqrt(beta) * noise_like(x)` from `my_sampler`. Where do the points go, and why?
+# - Sample with `sample(run.checkpoint, sampler="ddim", steps=10)`. How few steps are enough?
+# - Train with `timesteps=50`. Is such a short process enough for points?
 #
 # Next: `2_digits.ipynb`, the same with images.

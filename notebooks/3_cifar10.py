@@ -1,16 +1,17 @@
 # %% [markdown]
 # # 3. Photographs
 #
-# CIFAR-10: 50,000 colour photographs of 32 x 32 pixels, and a few hundred updates, which is far
-# from enough. What has a network learned by then, what not yet, and what to run on a GPU? Equation
-# numbers are those of DDPM (Ho et al. 2020,
-# [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)). About four minutes on two CPU cores.
+# CIFAR-10 has 50,000 colour photographs of 32 x 32 pixels. A few hundred training steps are far
+# from enough for them. This notebook shows what a network has learned by then and what it has not,
+# and ends with the commands to run on a GPU. Equation numbers are those of DDPM (Ho et al. 2020,
+# [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)). It takes about four minutes on two CPU
+# cores.
 
 # %%
 import os
 import sys
 
-if not os.path.exists("train.py"):  # started from notebooks/
+if not os.path.exists("train.py"):  # the notebook was started in notebooks/
     os.chdir("..")
 sys.path.insert(0, os.getcwd())
 
@@ -23,18 +24,18 @@ from dataset.downloads import MissingData
 from dataset.items import split, to_uint8, to_unit
 from dataset.registry import load_dataset
 from sample import sample
-from samplers import dpmpp_2m_sde
-from sampling import editing
+from samplers import generate
+from sampling.editing import last_part
 from train import train
 from visuals.pictures import ImagePictures
 
-DATA = os.environ.get("TINY_DIFFUSION_DATA", "data")  # the folder with CIFAR-10, or to put it
-QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # the tests set it: all the code, and ugly pictures
+DATA = os.environ.get("TINY_DIFFUSION_DATA", "data")  # folder of CIFAR-10
+QUICK = "TINY_DIFFUSION_QUICK" in os.environ  # set by the tests: runs all code, with poor pictures
 torch.manual_seed(0)
 
 
 def show(images, columns):
-    """Images (N, C, H, W) as one picture, in rows of so many."""
+    """One picture of images (N, C, H, W), with so many columns."""
     images = images if images.dtype == torch.uint8 else to_uint8(images)
     return Image.fromarray(ImagePictures().grid(images, columns))
 
@@ -42,23 +43,23 @@ def show(images, columns):
 # %% [markdown]
 # ## The data
 #
-# It is downloaded (170 MB) if it is not in `data/`. Without a network connection, scikit-learn's
-# digits at 32 x 32 pixels take its place.
+# CIFAR-10 (170 MB) is downloaded unless it is in `data/`. Without a network connection this
+# notebook uses scikit-learn's digits, enlarged to 32 x 32 pixels.
 
 # %%
 try:
     items = load_dataset("cifar10", DATA, download=not QUICK).items
     chosen = {"dataset": "cifar10", "data_dir": DATA}
 except MissingData:
-    print("No CIFAR-10 here, and no way to download it: digits at 32 x 32 take its place.")
+    print("CIFAR-10 was not found and could not be downloaded: using digits at 32 x 32 pixels.")
     items = load_dataset("digits", image_size=32).items
     chosen = {"dataset": "digits", "image_size": 32}
 show(items[:20], columns=10)
 
 # %% [markdown]
-# ## A few hundred updates
+# ## A few hundred training steps
 #
-# The network learns from `x_t` and `t` (eq. 14, with the velocity noise $- x_0$ as its target).
+# The network is unconditional. Its loss is eq. 14 with the velocity, noise $- x_0$, as the target.
 
 # %%
 run = train(
@@ -76,13 +77,16 @@ drawn = sample(run.checkpoint, num_images=10 if QUICK else 40, steps=3 if QUICK 
 show(torch.from_numpy(drawn).permute(0, 3, 1, 2), columns=10)
 
 # %% [markdown]
-# Colours, a light and a dark side, large shapes; no things yet. That is not for want of method, but
-# of time. What the network has learned by now shows when it is asked for less.
+# The samples have colours, light and dark areas and large shapes, but no recognizable objects. The
+# method is the same as for digits; only the training is too short. Easier tasks show what the
+# network has learned so far.
 #
-# ## What it sees in noisy pictures
+# ## Denoising
 #
-# Above, a held-out picture with more and more noise (eq. 4); below, the $\hat x_0$ that the network
-# sees in it (eq. 15). The checkpoint says which pictures were held out of training.
+# Each of the two held-out photographs below has two rows. The upper row is the photograph with more
+# and more noise (eq. 4). The lower row is the network's prediction $\hat x_0$ of the clean
+# photograph (eq. 15). The configuration in the checkpoint determines which photographs were held
+# out of training.
 
 # %%
 content = load_checkpoint(run.checkpoint)
@@ -92,43 +96,47 @@ _, held_out = split(len(items), settings["validation"], settings["seed"])
 x_0 = to_unit(items[held_out[:2]])  # (2, C, 32, 32)
 
 denoise = diffusion.denoiser(model)
-levels = diffusion.levels()  # t = 999, 998, ..., 0, and clean
+levels = diffusion.levels()  # t = 999, 998, ..., 0, and clean data
 noise = torch.randn_like(x_0)
-noisy = [level.alpha * x_0 + level.sigma * noise for level in levels[-2::-110]]
-seen = [denoise(x_t, level)[0] for x_t, level in zip(noisy, levels[-2::-110], strict=True)]
-picture = torch.stack([torch.stack(noisy), torch.stack(seen)])  # (2, 10, 2, C, 32, 32)
-show(picture.transpose(1, 2).transpose(0, 1).flatten(0, 2), columns=10)
+noisy, predicted = [], []
+for level in levels[-2::-110]:  # ten levels, from t = 0
+    noisy.append(level.alpha * x_0 + level.sigma * noise)
+    predicted.append(denoise(noisy[-1], level)[0])
+rows = torch.stack([torch.stack(noisy, dim=1), torch.stack(predicted, dim=1)], dim=1)
+show(rows.flatten(0, 2), columns=10)  # from (2, 2, 10, C, 32, 32)
 
 # %% [markdown]
-# With little noise it sees nearly everything, in the middle the large shapes, and at the end the
-# mean of all pictures. The end of the walk is the easy part, and its beginning decides what there
-# will be to see.
+# With little noise the prediction shows nearly all details, with more noise only large shapes. With
+# almost pure noise it is close to the mean of all photographs. So the last sampling steps, which
+# add details, are easy. The first steps, which decide what the image shows, are hard.
 #
-# ## Beginning half-way
+# ## Image to image
 #
-# So give it a picture with the noise of the middle, and let it walk from there (SDEdit, Meng et al.
-# 2021, [arXiv:2108.01073](https://arxiv.org/abs/2108.01073)). The first column is the picture; the
-# others begin at 20, 40, 60, 80 and 100 % of the walk. The last of them has forgotten it.
+# The network can skip the hard steps if sampling starts from a photograph with some noise instead
+# of from pure noise (SDEdit, Meng et al. 2021,
+# [arXiv:2108.01073](https://arxiv.org/abs/2108.01073)). The first column is the photograph. The
+# other columns take the last 20, 40, 60, 80 and 100 % of the sampling steps. With 100 % nothing of
+# the photograph is left.
 
 # %%
 levels = diffusion.levels(5 if QUICK else 50)
 columns = [x_0]
 for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
-    part = editing.last_part(levels, strength)
-    *_, x = dpmpp_2m_sde(denoise, editing.noised(x_0, part[0], noise), part, torch.randn_like)
+    part = last_part(levels, strength)
+    *_, x = generate(denoise, noise, part, torch.randn_like, x_0=x_0)
     columns.append(x)
 show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
 
 # %% [markdown]
 # ## On a GPU
 #
-# The same call goes on there by itself, in bfloat16 where the hardware has it:
+# `train.py` uses a GPU by itself, in bfloat16 if the hardware supports it:
 #
 # ```
 # python train.py --dataset cifar10 --max-minutes 60 --output-dir outputs/cifar10
 # ```
 #
-# and these are the paper's choices (section 4 and appendix B) as far as this U-Net is theirs:
+# These are the paper's choices (section 4 and appendix B), as far as this U-Net has them:
 #
 # ```
 # python train.py --dataset cifar10 --output-dir outputs/cifar10_paper --max-steps 800000 \
@@ -137,8 +145,8 @@ show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
 #     --optimizer adamw --lr 2e-4 --lr-decay none --warmup-steps 5000
 # ```
 #
-# Neither has been run or measured for this notebook, and so it gives no figures of them; their
-# `metrics.jsonl` and `samples/` will. To go on after an interruption, and to draw from the result:
+# Neither command was run for this notebook. To resume after an interruption, and to sample from the
+# result:
 #
 # ```
 # python train.py --resume --output-dir outputs/cifar10
