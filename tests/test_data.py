@@ -48,22 +48,22 @@ def test_digits():
     assert dataset.items[0, 0, 3:5, 3:5].float().mean() < 30
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize(
-    ("name", "count", "shape"),
+    ("name", "kind", "shape"),
     [
-        ("mnist", 60_000, (1, 28, 28)),
-        ("fashion_mnist", 60_000, (1, 28, 28)),
-        ("cifar10", 50_000, (3, 32, 32)),
+        ("mnist", "MNIST", (1, 28, 28)),
+        ("fashion_mnist", "FashionMNIST", (1, 28, 28)),
+        ("cifar10", "CIFAR10", (3, 32, 32)),
     ],
 )
-def test_images_and_labels_equal_those_of_torchvision(name, count, shape, real_data):
+def test_images_and_labels_equal_those_of_torchvision(name, kind, shape, part, real_data):
     import torchvision
 
-    dataset = load_dataset(name, real_data, download=False)
-    assert_images(dataset, count, shape, 10)
-    kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}[name]
-    theirs = getattr(torchvision.datasets, kind)(str(real_data), download=False)
-    for i in (0, 777, count - 1):
+    dataset = load_dataset(name, real_data, download=False, split=part)
+    theirs = getattr(torchvision.datasets, kind)(real_data, train=part == "train")
+    assert_images(dataset, len(theirs), shape, 10)
+    for i in (0, 777, len(theirs) - 1):
         image, label = theirs[i]
         ours = dataset.items[i].permute(1, 2, 0).squeeze(-1).numpy()
         assert (np.asarray(image) == ours).all()

@@ -54,11 +54,11 @@ def test_one_subfolder_is_one_class_and_images_of_the_right_size_keep_their_pixe
     assert (dataset.items[0].permute(1, 2, 0).numpy() == pixels).all()
 
 
-def test_a_folder_without_subfolders_has_no_classes_and_images_are_cropped(tmp_path):
+def test_there_are_no_classes_if_an_image_is_in_no_subfolder_and_images_are_cropped(tmp_path):
     pixels = np.zeros((218, 178, 3), np.uint8)  # as in CelebA
     pixels[16:202] = [255, 0, 0]  # the central square, and the margin that a JPEG blurs
     for i in range(3):
-        save_image(tmp_path / f"{i:06d}.jpg", pixels, quality=95)
+        save_image(tmp_path / ("more" if i else "") / f"{i:06d}.jpg", pixels, quality=95)
     dataset = load_dataset("folder", tmp_path, image_size=32)
     assert dataset.items.shape == (3, 3, 32, 32)
     assert dataset.labels is None
