@@ -70,7 +70,8 @@ class Parts:
         if not self.record.exists():
             return
         try:
-            before = json.loads(self.record.read_text(encoding="utf-8"))
+            text = self.record.read_text(encoding="utf-8")
+            before = json.loads(text)
         except ValueError:
             raise ValueError(f"{self.record} is damaged; delete {self.folder}") from None
         now = json.loads(self.made_by)
@@ -84,6 +85,7 @@ class Parts:
                 f"{self.folder} holds parts of other samples: {', '.join(changes)}. To start anew, "
                 "delete that folder or choose another --output"
             )
+        self.made_by = text  # digests cover it; another version may list the names in another order
 
     def begin(self) -> None:
         """Create the folder if it does not exist."""

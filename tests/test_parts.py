@@ -96,6 +96,13 @@ def test_starting_again_keeps_the_parts(parts):
     assert parts.state(0) == WHOLE
 
 
+def test_the_order_of_the_request_does_not_matter(parts):
+    again = Parts(parts.output, {"--class-id": None, "--seed": 0})
+    again.check()
+    again.begin()
+    assert [again.state(number) for number in range(2)] == [WHOLE, WHOLE]
+
+
 def test_parts_of_another_request_raise_and_list_the_differences(parts):
     other = {"--seed": 1, "--class-id": [3], "--checkpoint": f"sha256:{'0123456789abcdef' * 4}"}
     with pytest.raises(ValueError, match="holds parts of other samples") as error:
