@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cli.sampling import SamplingRequest
+from cli.sampling import CLASSES, SamplingRequest
 from conditions import NULL_LABEL, Condition, label_condition
 from dataset.image_files import read_image, require_same_size
 from dataset.items import classes_like, item_shape, kind_of, to_unit
@@ -181,7 +181,7 @@ def choose_classes(request: SamplingRequest, config: dict) -> tuple[Tensor | Non
         count = 10 if request.interpolate else default
     columns = count if request.interpolate else square(count)
     if num_classes is None:
-        for name in ("class_id", "guidance_scale", "guidance_interval", "guidance_rescale"):
+        for name in request.named(group=CLASSES):
             if name in request.given:
                 raise ValueError(
                     f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
