@@ -212,7 +212,7 @@ def summary(job: SamplingJob, count: int, seconds: float, calls: int) -> str:
 
 
 def write_frames(job: SamplingJob, drawn: Samples) -> None:
-    """Write the trajectory of the first batch, as far as it is requested."""
+    """Write the requested pictures of the trajectory of the first batch."""
     output, plan, steps = Path(job.request.output), job.plan, len(job.plan.levels) - 1
     if job.request.show_intermediate:
         chosen = {done: drawn.frames[done] for done in evenly_spread(steps, SNAPSHOTS)}

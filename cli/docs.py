@@ -45,7 +45,7 @@ def section(script: str, command: Command) -> str:
 
 
 def spelling(name: str, declared: Declaration) -> str:
-    """A flag with its values, as it is typed."""
+    """The spelling of a flag with its values."""
     if declared.positional:
         return declared.metavar or name
     if declared.switch:

@@ -179,7 +179,7 @@ def help_text(field: Field, declared: Declaration) -> str:
 
 
 def default_of(field: Field) -> object:
-    """The default of a flag as it is typed; None for none."""
+    """The default of a flag in its spelling on the command line; None for none."""
     if callable(field.default_factory):
         return " ".join(map(str, field.default_factory())) or None
     return field.default

@@ -1,7 +1,7 @@
 """FID, IS and KID in Inception's features, by torch-fidelity.
 
 torch-fidelity would download Inception's weights by itself. Here they must be given, so that
-nothing is downloaded unasked, and a machine without a network gets told what to copy.
+nothing is downloaded without being asked for; the error message says what to copy.
 """
 
 import hashlib

@@ -70,7 +70,7 @@ class RunLength:
 
     @property
     def end(self) -> int | None:
-        """The last step, as far as it is known."""
+        """The last step of the run, or its limit while the plan has not measured."""
         return self.total or self.limit
 
     def fix(self, total: int) -> None:
