@@ -161,6 +161,14 @@ def test_a_job_with_killed_processes_ends_with_the_same_bits(together, tmp_path)
     assert (tmp_path / "run" / GRID).read_bytes() == (together / GRID).read_bytes()
 
 
+def test_a_signal_to_one_process_stops_both(tmp_path):
+    job = Processes(tmp_path, 2, run_train, *TOGETHER, "--max-steps", 100_000)
+    job.wait_until(lambda: read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    job.all[1].terminate()
+    assert job.wait() == [143, 143]
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "interrupted.pt")["step"] > 0
+
+
 @contextmanager
 def forked_torchrun(folder: Path, *arguments) -> Iterator[tuple[int, Path]]:
     """A job of torchrun's agent: its process, and the file with its output."""
