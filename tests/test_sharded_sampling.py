@@ -303,7 +303,7 @@ def test_a_damaged_record_is_refused(script, conditional, begun):
 
 
 def test_every_flag_decides_the_samples_or_is_known_not_to(conditional):
-    """For each new flag somebody must choose, or parts of different values would be mixed."""
+    """A new flag must be assigned, or parts sampled with different values would be mixed."""
     others = {"debug", "output", "show_intermediate", "animate"}
     others |= {"invert"}  # one image
     others |= {"timesteps"}  # checked, and without an effect
