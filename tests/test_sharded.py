@@ -68,9 +68,9 @@ def test_checkpoints_between_epochs_are_sharded(runs):
     assert max(sizes) < 1.6 * min(sizes)
 
 
-@pytest.mark.parametrize(("whole", "resumed"), [("sharded", "resumed"), ("muon", "muon_resumed")])
-def test_a_resumed_sharded_run_has_the_same_bits(runs, whole, resumed):
-    assert_same_training(final(runs / whole), final(runs / resumed))
+def test_a_resumed_sharded_run_has_the_same_bits(runs):
+    """By Muon, with AdamW for what is no matrix, and with dropout and gradient accumulation."""
+    assert_same_training(final(runs / "muon"), final(runs / "muon_resumed"))
 
 
 def test_whole_checkpoints_can_be_resumed_in_shards(runs):

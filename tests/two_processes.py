@@ -123,20 +123,19 @@ def train_sharded(*flags: str) -> None:
     def run(*arguments: str) -> None:
         assert run_train(*flags, *arguments) == 0
 
-    small = ["--batch-size", "32", "--max-steps", "2", "--fsdp"]
+    small = ["--batch-size", "32", "--max-steps", "1", "--validation", "64", "--fsdp"]
     unet = ["--batch-size", "32", "--max-steps", "9", "--multipliers", "1"]
     muon = [*unet, "--max-steps", "5", "--optimizer", "muon", "--fsdp", "--dropout", "0.1"]
     muon += ["--grad-accum", "2", "--grad-checkpoint"]
     mlp = [*small, "--dataset", "moons", "--precision", "bf16"]
-    step_8, step_4 = "checkpoints/model_step_00000008", "checkpoints/model_step_00000004"
+    step_8 = "whole/checkpoints/model_step_00000008.pt"
+    step_4 = "muon/checkpoints/model_step_00000004.shards"
     train.process_group = lambda device: nullcontext()  # one for all of the runs
     with process_group(CPU):
         run(*unet, "--fsdp", "--output-dir", "sharded")
-        run("--resume", f"sharded/{step_8}.shards", "--output-dir", "resumed")
-        run("--resume", f"whole/{step_8}.pt", "--fsdp", "--output-dir", "mixed")
+        run("--resume", step_8, "--fsdp", "--output-dir", "mixed")
         run(*muon, "--output-dir", "muon")
-        shards = f"muon/{step_4}.shards"
-        run("--resume", shards, "--optimizer", "muon", "--output-dir", "muon_resumed")
+        run("--resume", step_4, "--optimizer", "muon", "--output-dir", "muon_resumed")
         for model in ("naive_unet", "cnn", "dit"):
             run(*small, "--model", model, "--output-dir", model)
         run(*mlp, "--output-dir", "mlp")
