@@ -11,6 +11,7 @@ from typing import get_args, get_origin
 import torch
 from torch import Tensor
 
+MARK = "made by Tiny Diffusion"  # in the metadata of every picture that is written
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

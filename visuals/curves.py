@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from utils import matches_type, save_whole
+from matplotlib.figure import Figure
+
+from utils import matches_type
+from visuals.pictures import save_figure
 
 
 def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -19,8 +22,6 @@ def running_average(average: float, value: float, count: int) -> float:
 
 def plot_loss(rows: list[dict], path: Path) -> None:
     """Plot the loss, and the classifier-FID if measured, over the training steps."""
-    from matplotlib.figure import Figure
-
     steps, distances = column(rows, "classifier_fid")
     figure = Figure(figsize=(7, 7 if steps else 4), layout="constrained")
     axes, *below = figure.subplots(2 if steps else 1, squeeze=False)[:, 0]
@@ -30,7 +31,7 @@ def plot_loss(rows: list[dict], path: Path) -> None:
         lower.plot(steps, distances, ".-", color="tab:green")
         lower.set(xlabel="step", yscale="log", title="classifier-FID of 2,000 images")
         lower.grid(alpha=0.25)
-    save_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+    save_figure(path, figure, dpi=110)
 
 
 def draw_loss(axes, rows: list[dict]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dataset.items import kind_of, to_uint8
-from utils import save_whole
+from utils import MARK, save_whole
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
 FILMSTRIP_ROWS = 8  # at most, of images
@@ -192,7 +192,8 @@ def gif(pictures: Sequence[np.ndarray], milliseconds: int = 60) -> bytes:
     first, *rest = [Image.fromarray(picture).quantize(64) for picture in pictures]
     times = [milliseconds] * len(rest) + [1500]
     content = io.BytesIO()
-    first.save(content, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+    options = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
+    first.save(content, format="GIF", **options, **mark("GIF"))
     return content.getvalue()
 
 
@@ -201,7 +202,7 @@ def png(picture: np.ndarray) -> bytes:
     from PIL import Image
 
     content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="PNG", optimize=True)
+    Image.fromarray(picture).save(content, format="PNG", optimize=True, **mark("PNG"))
     return content.getvalue()
 
 
@@ -216,13 +217,33 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     from PIL import Image
 
     kind, image = image_format(Path(path)), Image.fromarray(picture)
-    save_whole(Path(path), lambda partial: image.save(partial, format=kind))
+    save_whole(Path(path), lambda partial: image.save(partial, format=kind, **mark(kind)))
 
 
-def save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
     """Write a figure in the format of the file name's suffix."""
-    kind = image_format(path).lower()
-    save_whole(path, lambda partial: figure.savefig(partial, dpi=130, format=kind))
+    kind = image_format(path)
+    options = {"dpi": dpi, "format": kind.lower(), "pil_kwargs": mark(kind)}
+    save_whole(path, lambda partial: figure.savefig(partial, **options))
+
+
+def mark(kind: str) -> dict:
+    """Options of Pillow's `save` that write `MARK` into the metadata of an image format.
+
+    By it, `dataset.own_files` tells our pictures from data.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if kind == "PNG":
+        text = PngInfo()
+        text.add_text("Software", MARK)
+        return {"pnginfo": text}
+    if kind == "WEBP":
+        exif = Image.Exif()
+        exif[0x131] = MARK  # Software
+        return {"exif": exif}
+    return {"comment": MARK}  # GIF, JPEG
 
 
 def image_format(path: Path) -> str:

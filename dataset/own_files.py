@@ -1,0 +1,35 @@
+"""Files that this project wrote: pictures that carry its mark, and the folders of its runs.
+
+They are never data, whatever their folder is called, and only they are replaced or deleted.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from utils import MARK
+
+SEARCHED = 4096  # bytes at each end of a picture that are searched for the mark
+SECTIONS = ("data", "model", "diffusion", "train")  # of the configuration of a run
+
+
+def is_own_picture(path: Path) -> bool:
+    """Does a picture carry the mark that `visuals.pictures` writes? False if it is unreadable."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(SEARCHED)
+            file.seek(max(len(head), os.fstat(file.fileno()).st_size - SEARCHED))
+            return MARK.encode() in head or MARK.encode() in file.read(SEARCHED)
+    except OSError:
+        return False
+
+
+def is_run_folder(path: Path) -> bool:
+    """Does a folder hold a training run of this project, by its config.json?"""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(config, dict):
+        return False
+    return all(isinstance(config.get(section), dict) for section in SECTIONS)
