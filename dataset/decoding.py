@@ -21,14 +21,14 @@ class ImageFolder(NamedTuple):
 
     root: Path
     files: list[Path]
-    size: int  # side of the decoded images in pixels
+    size: tuple[int, int]  # height and width of the decoded images in pixels
     fit: str  # a key of image_files.FITS
     skip_bad: bool  # leave out images that cannot be read
 
     def shape(self) -> tuple[int, int, int, int]:
         """(N, C, H, W) if all images can be read; C is 1 if no image is in colour."""
         channels = 3 if any(map(has_colours, self.files)) else 1
-        return (len(self.files), channels, self.size, self.size)
+        return (len(self.files), channels, *self.size)
 
 
 class Decoded(NamedTuple):

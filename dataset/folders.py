@@ -1,5 +1,6 @@
 """A folder of image files as a data set. Its subfolders are the classes."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from dataset.image_files import find_images, no_decompression_bombs
 from dataset.pixel_cache import decode_through_cache
 from dataset.types import Data, Request
 
-FOLDER_SIZE = 64  # default side of the images in pixels
+FOLDER_SIZE = 64  # default height and width of the images in pixels
 
 
 def load_folder(request: Request) -> Data:
-    """Any folder of images, made square. Subfolders are classes if they hold all images."""
+    """Any folder of images, made one size. Subfolders are classes if they hold all images."""
     root, size = request.data_dir, request.image_size or FOLDER_SIZE
+    size = (size, size) if isinstance(size, int) else size
     files, links_note = find_images(root)
     folder = ImageFolder(root, files, size, request.fit, request.skip_bad_images)
     decoded = decode_folder(folder, request.cache_dir, request.cache_limit, request.progress)
@@ -45,6 +47,6 @@ def decode_folder(
 
     `cache_limit` is in gigabytes, all images counted in colour; a `cache_dir` of None is hidden.
     """
-    if len(folder.files) * 3 * folder.size**2 <= cache_limit * 1e9:
+    if len(folder.files) * 3 * math.prod(folder.size) <= cache_limit * 1e9:
         return decode_in_memory(folder, progress)
     return decode_through_cache(folder, cache_dir, progress)

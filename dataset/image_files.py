@@ -75,12 +75,12 @@ def no_decompression_bombs() -> Iterator[None]:
 
 
 @no_decompression_bombs()
-def read_image(file: Path, size: int, channels: int) -> Tensor:
-    """Central square of an image file, uint8 (C, size, size), in grey or in colour."""
+def read_image(file: Path, size: tuple[int, int], channels: int) -> Tensor:
+    """Central part of an image file, uint8 (C, *size), in grey or in colour."""
     if not file.is_file():
         raise DataError(f"there is no image {file}")
     try:
-        image = torch.from_numpy(decode_image(file, size))  # (3, size, size)
+        image = torch.from_numpy(decode_image(file, size))  # (3, H, W)
     except Exception as error:  # Pillow's decoders raise almost any exception
         raise DataError(f"{file} cannot be read as an image ({error})") from None
     if channels == 1:
@@ -112,8 +112,13 @@ def has_colours(file: Path) -> bool:
         return False
 
 
-def decode_image(file: Path, size: int, fit: str = "crop") -> np.ndarray:
-    """Decode an image file as RGB, uint8 (3, size, size), on white. `fit` is a key of `FITS`."""
+def decode_image(file: Path, size: tuple[int, int], fit: str = "crop") -> np.ndarray:
+    """Decode an image file as RGB, uint8 (3, *size), on white.
+
+    Args:
+        size: height and width in pixels.
+        fit: a key of `FITS`.
+    """
     from PIL import Image, ImageOps
 
     with open_image(file) as image:
@@ -127,8 +132,8 @@ def decode_image(file: Path, size: int, fit: str = "crop") -> np.ndarray:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        box = FITS[fit](*image.size)
-        image = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box=box)
+        box = FITS[fit](*image.size, size)
+        image = image.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS, box=box)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -141,14 +146,20 @@ def open_image(file: Path) -> "Image.Image":
     return Image.open(file, formats=sorted(set(FORMATS.values())))
 
 
-def central_square(width: int, height: int) -> tuple[int, int, int, int]:
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return (left, top, left + side, top + side)
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-# (width, height) -> the box (left, top, right, bottom) that is resized to a square
-FITS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
-    "crop": central_square,
-    "stretch": lambda width, height: (0, 0, width, height),
+def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
+    """The largest centred box with the aspect ratio of a size (height, width)."""
+    rows, columns = size
+    box_width = min(width, max(1, height * columns // rows))
+    box_height = min(height, max(1, width * rows // columns))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return (left, top, left + box_width, top + box_height)
+
+
+# (width, height, size) -> the box of an image that is resized to the size (height, width)
+FITS: dict[str, Callable[[int, int, tuple[int, int]], Box]] = {
+    "crop": central_box,
+    "stretch": lambda width, height, size: (0, 0, width, height),
 }

@@ -54,6 +54,8 @@ def decode_through_cache(
 def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
     """Path of a folder's cache file: one per folder, size and fit, replaced when images change."""
     root = folder.root.resolve()
+    height, width = folder.size
+    size = height if height == width else f"{height}x{width}"
     if cache_dir is None:
         hidden = folder.root / CACHE_DIR
         if links_out([hidden], root):
@@ -61,14 +63,16 @@ def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
                 f"{hidden} is a symbolic link that leads out of the folder; "
                 "pass its target as --cache-dir"
             )
-        return hidden / f"{folder.size}_{folder.fit}.pixels"
+        return hidden / f"{size}_{folder.fit}.pixels"
     digest = hashlib.blake2b(str(root).encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    return Path(cache_dir, f"{root.name}_{folder.size}_{folder.fit}_{digest}.pixels")
+    return Path(cache_dir, f"{root.name}_{size}_{folder.fit}_{digest}.pixels")
 
 
 def fingerprint(folder: ImageFolder) -> str:
     """Digest of what the pixels depend on: settings, and name, size and time of each file."""
-    settings = (VERSION, folder.size, folder.fit, folder.skip_bad)
+    height, width = folder.size
+    size = height if height == width else folder.size  # as before there were other shapes
+    settings = (VERSION, size, folder.fit, folder.skip_bad)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for file in folder.files:
         state = (str(file.relative_to(folder.root)),)

@@ -52,7 +52,7 @@ def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tens
                 f"{file} has {size[0]} x {size[1]} pixels, but the data set has {shape[2]} x "
                 f"{shape[1]}; --image-size resizes the data set"
             )
-        images.append(read_image(file, shape[-1], 3))
+        images.append(read_image(file, shape[1:], 3))
     return with_channels(torch.stack(images), shape[0]), f"{len(images):,} files"
 
 

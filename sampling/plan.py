@@ -100,7 +100,7 @@ class SamplingPlan:
 
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
-        return to_unit(read_image(Path(path), self.shape[-1], self.shape[0])[None]).to(self.device)
+        return to_unit(read_image(Path(path), self.shape[1:], self.shape[0])[None]).to(self.device)
 
     def noise(self, indices: range, noise_like: NoisePerImage) -> Tensor:
         """The noise (B, ...) that the samples with these indices start from."""
