@@ -140,6 +140,12 @@ class DataError(OSError):
     """Data that is missing, damaged or unusable; the message says what to do."""
 
 
+def existing_path(path: str | Path) -> Path:
+    """A path to read from; `~` is the home folder, unless a file of that very name exists."""
+    path = Path(path)
+    return path if os.path.exists(path) else Path(os.path.expanduser(path))
+
+
 def check_writable(folder: Path) -> None:
     """Raise a ValueError if files cannot be written to a folder, which may not exist yet."""
     existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())

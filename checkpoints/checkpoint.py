@@ -44,7 +44,7 @@ from checkpoints.seal import SealingFile, require_seal
 from checkpoints.weights import holds_weights, load_weights
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import matches_type, memory_format, save_whole
+from utils import existing_path, matches_type, memory_format, save_whole
 
 CHECKPOINT_FORMAT = 3
 
@@ -76,7 +76,8 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     when it is first used, and the SHA-256 is not checked. Raises FileNotFoundError, or
     CheckpointError if the file is damaged or is not a checkpoint of this project.
     """
-    checkpoint = read_content(Path(path), mapped=mapped)
+    path = existing_path(path)
+    checkpoint = read_content(path, mapped=mapped)
     with checkpoint_errors(f"{path} contradicts itself"):
         if checkpoint["format"] == CHECKPOINT_FORMAT:
             require_types(checkpoint, CHECKPOINT_TYPES)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cli.declare import Flags, device_name, flag, keys, number
+from cli.declare import Flags, device_name, flag, keys, number, path
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
@@ -31,8 +31,9 @@ class DataFlags(Flags):
 
     dataset: str | None = dataset_flag("mnist", "data set", section="data", fixed=True)
     data_dir: str = data_flag(
-        "data", "folder of the data set, or of downloads; for folder, the images", metavar="DIR"
-    )
+        "data", "folder of the data set, or of downloads; for folder, the images", metavar="DIR",
+        parse=path,
+    )  # fmt: skip
     image_size: int | None = data_flag(
         None, "resize to N x N pixels (default: the data set's size; folder: 64)",
         parse=number(int, 1, 4096), fixed=True,
@@ -52,8 +53,9 @@ class DataFlags(Flags):
         metavar="GB",
     )  # fmt: skip
     cache_dir: str | None = data_flag(
-        None, "folder of such files (default: .tiny-diffusion in the data folder)", metavar="DIR"
-    )
+        None, "folder of such files (default: .tiny-diffusion in the data folder)", metavar="DIR",
+        parse=path,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
@@ -90,7 +92,7 @@ def checkpoint_flag(*, required: bool = True, **nature):
     """The --checkpoint of a command."""
     return flag(
         None, "file written by train.py, or by export.py as safetensors", group="checkpoint",
-        metavar="FILE", required=required, decides="file", **nature,
+        metavar="FILE", parse=path, required=required, decides="file", **nature,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -136,6 +137,14 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
 
     parse_number.metavar = "N" if kind is int else "X"
     return parse_number
+
+
+def path(text: str) -> str:
+    """Parse the name of a file or a folder: `~` is the user's home folder, `~name` that of a user.
+
+    A shell expands `~` only at the beginning of a word, so not in `--output-dir=~/run`.
+    """
+    return os.path.expanduser(text)
 
 
 def device_name(text: str) -> str:

@@ -10,7 +10,7 @@ from cli.common import (
     raw_flag,
     resolve_dataset,
 )
-from cli.declare import flag, number
+from cli.declare import flag, number, path
 from cli.parser import Command
 from cli.sampling import SamplerFlags
 
@@ -26,7 +26,7 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
     raw: bool = raw_flag(needs=("checkpoint",))
     samples: str | None = flag(
         None, "measure these images instead: an .npz, an .npy or a folder", group="checkpoint",
-        metavar="PATH")
+        metavar="PATH", parse=path)
     metrics: list[str] | None = flag(
         None, "what to measure (default: see docs/evaluation.md)", group="checkpoint",
         choices=METRICS, nargs="+")
@@ -38,12 +38,13 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
         parse=number(int, 1, 100), use="drawing")
     inception_weights: str | None = flag(
         None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth", group="checkpoint",
-        metavar="FILE", use="drawing")
+        metavar="FILE", parse=path, use="drawing")
 
     dataset: str | None = dataset_flag(
         None, "data set that --samples are compared with", needs=("samples",))
     data_dir: str | None = flag(
-        None, "folder of the data set (default: that of the run)", group="data", metavar="DIR")
+        None, "folder of the data set (default: that of the run)", group="data",
+        metavar="DIR", parse=path)
     split: str = flag(
         "test", "compare with the test split, or with the run's held-out items", group="data",
         choices=("test", "validation"))
@@ -58,7 +59,7 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
         None, "number format of the network (default: auto; bpd: fp32)", needs=("checkpoint",))
     output: str | None = flag(
         None, "report (default: metrics.json next to the checkpoint or samples)", group="output",
-        metavar="FILE")
+        metavar="FILE", parse=path)
 
     def check(self) -> None:
         if (self.checkpoint is None) == (self.samples is None):

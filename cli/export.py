@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import checkpoint_flag, raw_flag
-from cli.declare import Flags, flag
+from cli.declare import Flags, flag, path
 from cli.parser import Command
 
 ENDINGS = {"numpy": ".npz", "safetensors": ".safetensors"}  # of each form's file
@@ -21,10 +21,10 @@ class ExportRequest(Flags):
         choices=tuple(ENDINGS))
     card: str | None = flag(
         None, "report of evaluate.py: also write a model card, NAME.md", group="output",
-        metavar="FILE")
+        metavar="FILE", parse=path)
     output: str | None = flag(
         None, "file to write (default: outputs/model with the form's ending)", group="output",
-        nargs="?", metavar="OUTPUT", positional=True)
+        nargs="?", metavar="OUTPUT", parse=path, positional=True)
 # fmt: on
 
 

@@ -1,13 +1,14 @@
 """Command lines: spelling, help and errors of the flags that a dataclass declares."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import Field
 from functools import partial
 
-from cli.declare import Declaration, Flags, option
+from cli.declare import Declaration, Flags, option, path
 
 WIDTH, HELP_COLUMN = 118, 38  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
@@ -63,6 +64,8 @@ class Command:
             return
         if declared.nargs in ("+", "*") and not isinstance(value, list):
             raise UsageError(f"argument {option(name)}: {str(value)[:80]} is not a list")
+        if declared.parse is path and isinstance(value, str):
+            return  # a saved path is taken as it is: in it, ~ is the name of a folder
         parser = Parser(prog="", add_help=False)
         add_argument(parser, field, declared._replace(required=False))
         found = getattr(parser.parse_args(self.words({name: value})), name, field.default)
@@ -114,18 +117,31 @@ class Command:
         for name, value in values.items():
             if name not in self.declared:
                 raise UsageError(f"unknown flag {name}; the flags are {', '.join(self.declared)}")
-            declared = self.declared[name][1]
+            declared, value = self.declared[name][1], plain(value)
             if value is None:
                 continue
+            if isinstance(value, list) and declared.nargs is None:
+                if len(value) != 1:
+                    raise UsageError(f"argument {option(name)}: takes one value, not {value}")
+                (value,) = value
             if declared.switch == "on-off":
                 words.append(option(name) if value else f"--no-{option(name)[2:]}")
             elif declared.switch or (declared.nargs == "?" and isinstance(value, bool)):
                 words += [option(name)] if value else []
-            elif isinstance(value, (list, tuple)):
+            elif isinstance(value, list):
                 words += [option(name), *map(str, value)]
             else:  # with "=", because the value may begin with a hyphen
                 words.append(str(value) if declared.positional else f"{option(name)}={value}")
         return words
+
+
+def plain(value: object) -> object:
+    """A keyword argument in plain types: an array, a tuple or a range as a list, a path as text."""
+    if hasattr(value, "tolist"):  # of NumPy or PyTorch, which are not imported here
+        value = value.tolist()
+    if isinstance(value, (tuple, range)):
+        return list(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def position(entry: tuple[Field, Declaration]) -> int:

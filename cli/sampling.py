@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cli.common import MachineFlags, checkpoint_flag, precision_flag, raw_flag
-from cli.declare import Flags, class_ids, flag, keys, number, option
+from cli.declare import Flags, class_ids, flag, keys, number, option, path
 from cli.parser import Command
 
 CLASSES = "classes (of a checkpoint of train.py --class-conditional)"
@@ -94,17 +94,17 @@ class SamplingRequest(SamplerFlags, MachineFlags):
         unless=("invert",))
 
     start_from: str | None = flag(
-        None, "image to image: start from this image with noise", group=EDITING, metavar="IMAGE",
-        decides="file")
+        None, "image to image: start from this image with noise", group=EDITING,
+        metavar="IMAGE", parse=path, decides="file")
     strength: float = flag(
         0.6, "--start-from: share of the sampling steps to take", group=EDITING,
         parse=number(float, 0.001, 1), needs=("start_from",), decides="value")
     inpaint: str | None = flag(
         None, "keep this image where --mask is white, and sample the rest", group=EDITING,
-        metavar="IMAGE", decides="file")
+        metavar="IMAGE", parse=path, decides="file")
     mask: str | None = flag(
-        None, "white: keep; black: sample", group=EDITING, metavar="IMAGE", needs=("inpaint",),
-        decides="file")
+        None, "white: keep; black: sample", group=EDITING, metavar="IMAGE", parse=path,
+        needs=("inpaint",), decides="file")
     resamplings: int = flag(
         10, "--inpaint: repetitions of each step", group=EDITING, parse=number(int, 1, 1000),
         needs=("inpaint",), decides="value")
@@ -112,14 +112,14 @@ class SamplingRequest(SamplerFlags, MachineFlags):
         False, "a strip of images between two noises", group=EDITING, switch="on", decides="value")
     invert: str | None = flag(
         None, "from this image to its noise and back; print the error", group=EDITING,
-        metavar="IMAGE")
+        metavar="IMAGE", parse=path)
 
     precision: str = precision_flag(
         "fp32", "number format; with bf16, pixels may depend on the batch size")
 
     output: str = flag(
         "outputs/generated_samples.png", "a picture, or an .npz of all samples", group="output",
-        metavar="FILE")
+        metavar="FILE", parse=path)
     show_intermediate: bool = flag(
         False, "also write x_t and the predicted x_0 on the way", group="output", switch="on",
         unless=("invert",))

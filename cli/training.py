@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import DataFlags, MachineFlags, data_flag, precision_flag
-from cli.declare import flag, keys, number
+from cli.declare import flag, keys, number, path
 from cli.parser import Command
 
 
@@ -142,7 +142,8 @@ class RunConfig(DataFlags, MachineFlags):
         None, "torch.compile the network; reduce-overhead uses CUDA graphs", group="machine",
         choices=("default", "reduce-overhead"), nargs="?", const="default", metavar="MODE")
 
-    output_dir: str = flag("outputs", "folder of the run", group="output", metavar="DIR")
+    output_dir: str = flag(
+        "outputs", "folder of the run", group="output", metavar="DIR", parse=path)
     sample_interval: int | None = train_flag(
         None, "epochs between sample grids; 0: only at the end (default: 1; points: 5)", "output",
         parse=number(int, 0))
@@ -163,7 +164,7 @@ class RunConfig(DataFlags, MachineFlags):
         False, "also log for TensorBoard, in the run's folder", group="output", switch="on")
     resume: str | None = flag(
         None, "resume the run in --output-dir, or this checkpoint; else start it", group="output",
-        nargs="?", const="newest", metavar="CHECKPOINT")
+        nargs="?", const="newest", metavar="CHECKPOINT", parse=path)
     overwrite: bool = flag(False, "replace the run in --output-dir", group="output", switch="on")
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import NO_DATA, DataFlags, MachineFlags, checkpoint_flag, dataset_flag
-from cli.declare import device_name, flag, keys, number
+from cli.declare import device_name, flag, keys, number, path
 from cli.parser import Command
 
 TIMESTEPS = 1000  # T of the process shown
@@ -35,7 +35,7 @@ class VisualizationRequest(DataFlags, MachineFlags):
 
     run: str | None = flag(
         None, "sample by the checkpoints of a run, and write DIR/report.html", group="run",
-        metavar="DIR", unless=("field",))
+        metavar="DIR", parse=path, unless=("field",))
     epochs: list[int] | None = flag(
         None, "only the checkpoints of these epochs (default: at most 12, evenly)", group="run",
         parse=number(int, 1), nargs="+", needs=("run",))
@@ -47,7 +47,7 @@ class VisualizationRequest(DataFlags, MachineFlags):
         parse=device_name, metavar="NAME", needs=("run",))
     save_path: str | None = flag(
         None, "picture (default: outputs/forward_process.png and the like)", group="output",
-        metavar="FILE")
+        metavar="FILE", parse=path)
 # fmt: on
 
 

@@ -12,7 +12,7 @@ from dataset.image_files import FITS
 from dataset.items import kind_of, resized
 from dataset.points import load_points
 from dataset.types import Data, Request, Source
-from utils import pick
+from utils import existing_path, pick
 
 DATASETS: dict[str, Source] = {
     "mnist": Source(partial(load_idx, MNIST), (1, 28, 28), has_test=True),
@@ -65,7 +65,7 @@ def load_dataset(
     if image_size and kind_of(source.shape) == "points":
         raise ValueError(f"--image-size does not apply to {name}: its items are points")
     options = image_size, download, skip_bad_images, fit, cache_dir, cache_limit, split, progress
-    data = source.load(Request(Path(data_dir), *options))
+    data = source.load(Request(existing_path(data_dir), *options))
     if image_size and data.items.shape[-1] != image_size:
         data = data._replace(items=resized(data.items, image_size))
     return data

@@ -24,7 +24,7 @@ from samplers import AUTO, SAMPLERS, generate
 from sampling.draw import evenly_spread
 from training.folder import RunFolder, number_of
 from training.log import read_metrics
-from utils import NoisePerImage, describe, matches_type, save_whole
+from utils import NoisePerImage, describe, existing_path, matches_type, save_whole
 from visuals.curves import column, draw_loss
 from visuals.page import PagePicture, render
 from visuals.pictures import pictures_of, pixels_of, square
@@ -75,7 +75,7 @@ def learning_rows(
         say: called with a line for each checkpoint.
     """
     device = torch.device(device)
-    snapshots, notes = snapshots_of(RunFolder(run_folder))
+    snapshots, notes = snapshots_of(RunFolder(existing_path(run_folder)))
     if epochs is not None:
         chosen = at_epochs(snapshots, epochs)
     else:
@@ -181,7 +181,7 @@ def trajectory(
 
 def write_report(run_folder: str | Path, learning: Learning | None = None) -> Path:
     """Write `report.html` into the folder of a run. Raises ValueError if it holds no run."""
-    folder = RunFolder(run_folder)
+    folder = RunFolder(existing_path(run_folder))
     learning = learning or learning_rows(folder.path)
     metrics = read_metrics(folder.metrics)
     notes, newest = list(learning.notes), learning.newest

@@ -9,6 +9,7 @@ The project's export.py writes these files. Reading one executes no code (`allow
 """
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class ModelFile(NamedTuple):
 
 def read_model(path: str | Path) -> ModelFile:
     """Read a model file. Raises FileNotFoundError, or ModelFileError if the file is not valid."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} not found; {REMEDY}")
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 import time
 from functools import partial
@@ -38,6 +39,11 @@ def at_least(low: int, text: str) -> int:
     return int(text)
 
 
+def user_path(text: str) -> Path:
+    """Path of a flag; `~` is the home folder, also in --output=~/samples.png."""
+    return Path(os.path.expanduser(text))
+
+
 POSITIVE, NATURAL = partial(at_least, 1), partial(at_least, 0)
 
 
@@ -61,8 +67,8 @@ def make_parser() -> Parser:
                         help="number of sampling steps, at most T (default: ddim 50, ddpm 100)")
     parser.add_argument("--class-id", type=NATURAL, metavar="ID",
                         help="class of all images (default: cycle through all classes)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/mini_samples.png"),
-                        metavar="FILE",
+    parser.add_argument("--output", type=user_path, metavar="FILE",
+                        default=Path("outputs/mini_samples.png"),
                         help="image grid (.png) or uint8 array arr_0 of shape N, H, W, C (.npz) "
                         "(default: outputs/mini_samples.png)")
     return parser

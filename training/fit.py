@@ -1,5 +1,6 @@
 """Training a network of one's own on a tensor of one's own, by the same loop as train.py."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def fit(
         CheckpointError: the folder holds the run of another network or of other data.
         KeyboardInterrupt: Ctrl-C, once the run is saved.
     """
-    start = time.monotonic()
+    start, folder = time.monotonic(), os.path.expanduser(folder)
     items = prepare_items(data, value_range)
     dataset = Data(items, *prepare_labels(labels, len(items)))
     device, run_folder = own_device(choose_device(flags.get("device", "auto"))), RunFolder(folder)
