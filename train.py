@@ -48,7 +48,14 @@ from training.loop import Run, Trained
 from training.session import session
 from training.resume import checkpoint_to_resume, planned_steps, require_same_run
 from training.trainer import Trainer
-from utils import choose_device, choose_precision, describe, out_of_memory, set_deterministic
+from utils import (
+    choose_device,
+    choose_precision,
+    describe,
+    out_of_memory,
+    set_deterministic,
+    sides,
+)
 
 BAR = partial(tqdm, disable=None)  # no bar off a terminal
 
@@ -229,7 +236,7 @@ def explained_memory(flags: RunConfig, device: torch.device) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         shape = DATASETS[flags.dataset].shape
-        shape = (shape[0], flags.image_size, flags.image_size) if flags.image_size else shape
+        shape = (shape[0], *sides(flags.image_size)) if flags.image_size else shape
         half = max(1, (flags.batch_size or 2) // 2)
         raise MemoryError(
             f"out of memory on {device} with batches of {flags.batch_size} x "
@@ -272,7 +279,7 @@ def list_models(flags: RunConfig) -> int:
     """Print the networks for the data set, with their default arguments, and what they cost."""
     shape = DATASETS[flags.dataset].shape
     if flags.image_size and kind_of(shape) == "images":
-        shape = (shape[0], flags.image_size, flags.image_size)
+        shape = (shape[0], *sides(flags.image_size))
     say(f"for {flags.dataset}, {' x '.join(map(str, shape))}:")
     for name in MODELS:
         try:

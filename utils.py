@@ -203,6 +203,28 @@ def matches_type(value: object, kind) -> bool:
     return value is None if kind in (None, NoneType) else isinstance(value, kind)
 
 
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an image size: N for squares, or (height, width).
+
+    Raises ValueError for another number of sides.
+    """
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"an image size is N or (height, width), not {tuple(size)}")
+    return tuple(size)
+
+
+def size_of(height: int, width: int) -> int | list[int]:
+    """An image size as configurations have it: N for squares, else [height, width]."""
+    return height if height == width else [height, width]
+
+
+def size_text(size: int | Sequence[int]) -> str:
+    """An image size in words, as --image-size takes it: "28", or "64x48"."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
 def pick(table: dict, name: str, what: str):
     """`table[name]`, or a ValueError that lists the names there are."""
     if name not in table:

@@ -21,6 +21,7 @@ from checkpoints.checkpoint import load_checkpoint
 from cli.sampling import SAMPLE
 from cli.training import RunConfig
 from conditions import label_condition
+from dataset.items import item_shape
 from dataset.registry import load_dataset
 from dataset.types import Data
 from diffusion import GaussianDiffusion
@@ -172,10 +173,9 @@ def matmul_rate(precision: str, device: torch.device) -> float:
 
 def flops_per_image(config: dict) -> float:
     """FLOPs of the convolutions and matrix products of a training step, per image."""
-    size, channels = config["model"]["image_size"], config["model"]["image_channels"]
     model, diffusion = build_model(config["model"]), GaussianDiffusion(**config["diffusion"])
     labels = torch.zeros(2, dtype=torch.int64) if config["model"].get("num_classes") else None
-    x_0 = torch.zeros(2, channels, size, size)
+    x_0 = torch.zeros(2, *item_shape(config["model"]))
     with FlopCounterMode(display=False) as counter:
         diffusion.loss(model, x_0, label_condition(labels)).backward()
     return counter.get_total_flops() / 2

@@ -24,6 +24,7 @@ from benchmarks.common import command_line
 from checkpoints.checkpoint import load_checkpoint, restore
 from mini_diffusion import NoiseScheduler, Sampler, UNet
 from samplers import ddim, generate
+from utils import sides
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, diffusion = restore(load_checkpoint(args.checkpoint))
-    shape = (args.num_images, model.image_channels, model.image_size, model.image_size)
+    shape = (args.num_images, model.image_channels, *sides(model.image_size))
     levels = diffusion.levels(args.steps)
     unet = UNet.load(args.model)
     sampler = Sampler.ddim(NoiseScheduler.load(args.model), args.steps)

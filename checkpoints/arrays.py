@@ -48,7 +48,7 @@ def save_arrays(
 def mini_unet_arguments(
     *,
     name: str,
-    image_size: int,
+    image_size: int | Sequence[int],
     image_channels: int,
     patch_size: int,
     channels: int = 64,

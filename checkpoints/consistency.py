@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from dataset.items import kind_of
+from dataset.items import item_shape, kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
 from models import MODELS, require_within_limit
@@ -27,7 +27,8 @@ CONFIG_TYPES = {
     "train": {"label_dropout": float, "total_steps": int | None}
     | {"batch_size": int, "update_size": int, "processes": int},
 }
-SHAPE_KEYS = ("dim", "image_size", "image_channels")  # "data" and "model" have the same ones
+# The shape of an item, in "data" and in "model"; the size of an image is N or [height, width].
+SHAPE_TYPES = {"dim": int, "image_size": int | list[int], "image_channels": int}
 
 CUSTOM = "custom"  # name of the user's own network, and of the user's own data
 CUSTOM_TYPES = {
@@ -69,13 +70,14 @@ def require_known(data: dict, model: dict, process: dict) -> None:
     network = pick(MODELS, model["name"], "model")
     arguments = {key: value for key, value in model.items() if key != "name"}
     require_arguments(network, arguments, "model.")
-    shape = {key: data[key] for key in SHAPE_KEYS if key in data}
-    require_types(shape, dict.fromkeys(shape, int), "data.")
-    if shape != {key: model[key] for key in SHAPE_KEYS if key in model}:
+    shape = {key: data[key] for key in SHAPE_TYPES if key in data}
+    require_types(shape, {key: SHAPE_TYPES[key] for key in shape}, "data.")
+    if shape != {key: model[key] for key in SHAPE_TYPES if key in model}:
         raise ValueError("the network and the data differ in the shape of an item")
     is_image = shape.keys() == {"image_size", "image_channels"}
     if not (shape["image_channels"] in (1, 3) if is_image else shape == {"dim": 2}):
         raise ValueError(f"no data has items of the shape {shape}")
+    item_shape(data)  # raises ValueError for a size of other than one or two sides
     source = DATASETS.get(data["dataset"])  # None: a data set of another version
     if source and kind_of(source.shape) != network.kind:
         raise ValueError(f"{data['dataset']} is not a data set of {network.kind}")

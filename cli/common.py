@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cli.declare import Flags, device_name, flag, keys, number, path
+from cli.declare import Flags, device_name, flag, image_size, keys, number, path
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
@@ -25,6 +25,12 @@ def data_flag(default: object, help: str, **nature):
     return flag(default, help, group="data", section="data", unless=NO_DATA, **nature)
 
 
+def size_flag(help: str, **nature):
+    """The --image-size of a command: a number, or [height, width]."""
+    options = {"parse": image_size, "separator": "x", "metavar": "SIZE"}
+    return flag(None, help, group="data", **options, **nature)
+
+
 @dataclass(kw_only=True)
 class DataFlags(Flags):
     """Which data set, and how it is read."""
@@ -34,9 +40,9 @@ class DataFlags(Flags):
         "data", "folder of the data set, or of downloads; for folder, the images", metavar="DIR",
         parse=path,
     )  # fmt: skip
-    image_size: int | None = data_flag(
-        None, "resize to N x N pixels (default: the data set's size; folder: 64)",
-        parse=number(int, 1, 4096), fixed=True,
+    image_size: int | list[int] | None = size_flag(
+        "N or HEIGHTxWIDTH in pixels (default: the data set's size; folder: 64)",
+        section="data", fixed=True, unless=NO_DATA,
     )  # fmt: skip
     no_download: bool = flag(
         False, "fail at once if the data set is missing", group="data", switch="on", unless=NO_DATA
@@ -45,7 +51,7 @@ class DataFlags(Flags):
         False, "folder: skip files that cannot be read", switch="on", fixed=True
     )
     fit: str = data_flag(
-        "crop", "folder: crop to the central square, or stretch to a square",
+        "crop", "other aspect ratios: crop to the centre, or stretch",
         choices=keys("dataset/image_files.py", "FITS"), fixed=True,
     )  # fmt: skip
     cache_limit: float = data_flag(

@@ -23,6 +23,7 @@ class Declaration(NamedTuple):
     choices: Sequence[str] | None = None
     metavar: str | tuple[str, ...] | None = None
     nargs: str | int | None = None
+    separator: str = ""  # between the items of a list that is one word, such as 0,1,2 or 64x48
     const: object = None  # value of the flag without an argument, where nargs is "?"
     switch: str | None = None  # "on" for --flag, "on-off" for --flag and --no-flag
     names: tuple[str, ...] = ()  # further spellings
@@ -152,6 +153,14 @@ def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def image_size(text: str) -> int | list[int]:
+    """Parse N, or HEIGHTxWIDTH as [height, width]; equal sides become N."""
+    if not re.fullmatch(r"\s*-?\d+\s*([xX]\s*\d+\s*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N or HEIGHTxWIDTH, such as 64 or 64x48")
+    sides = [number(int, 1, 4096)(side) for side in text.lower().split("x")]
+    return sides if len(set(sides)) == 2 else sides[0]
 
 
 def class_ids(text: str) -> str | list[int]:

@@ -9,6 +9,7 @@ from cli.common import (
     precision_flag,
     raw_flag,
     resolve_dataset,
+    size_flag,
 )
 from cli.declare import flag, number, path
 from cli.parser import Command
@@ -48,9 +49,8 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
     split: str = flag(
         "test", "compare with the test split, or with the run's held-out items", group="data",
         choices=("test", "validation"))
-    image_size: int | None = flag(
-        None, "--samples: resize the data set to N x N pixels", group="data",
-        parse=number(int, 1, 4096), needs=("samples",))
+    image_size: int | list[int] | None = size_flag(
+        "--samples: resize the data set to N or HEIGHTxWIDTH pixels", needs=("samples",))
 
     ode_steps: int = flag(
         100, "steps of the ODE, at most T; the bound takes all T", group="bits per dimension",

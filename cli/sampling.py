@@ -25,7 +25,7 @@ class SamplerFlags(Flags):
 
     class_id: str | list[int] | None = drawing_flag(
         None, "a class, several (0,1,2) or all (default: cycle through all classes)", group=CLASSES,
-        parse=class_ids, metavar="ID", decides="value")
+        parse=class_ids, separator=",", metavar="ID", decides="value")
     guidance_scale: float = drawing_flag(
         1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=CLASSES,
         parse=number(float, 0), metavar="W", decides="value")

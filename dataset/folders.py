@@ -16,8 +16,7 @@ FOLDER_SIZE = 64  # default height and width of the images in pixels
 
 def load_folder(request: Request) -> Data:
     """Any folder of images, made one size. Subfolders are classes if they hold all images."""
-    root, size = request.data_dir, request.image_size or FOLDER_SIZE
-    size = (size, size) if isinstance(size, int) else size
+    root, size = request.data_dir, request.image_size or (FOLDER_SIZE, FOLDER_SIZE)
     files, links_note = find_images(root)
     folder = ImageFolder(root, files, size, request.fit, request.skip_bad_images)
     decoded = decode_folder(folder, request.cache_dir, request.cache_limit, request.progress)

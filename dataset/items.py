@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils import derive_seed
+from utils import derive_seed, sides, size_of
 
 MAX_HELD_OUT = 1024  # default number of held-out items, if the data set is large enough
 DEVICE_BYTES = 2 * 2**30  # size of the largest data set that is copied to a GPU as a whole
@@ -19,10 +19,10 @@ def kind_of(shape: Sequence[int]) -> str:
 
 
 def shape_config(shape: Sequence[int]) -> dict:
-    """The shape of an item, (C, S, S) or (D,), in the form in which a configuration stores it."""
+    """The shape of an item, (C, H, W) or (D,), in the form in which a configuration stores it."""
     if kind_of(shape) == "points":
         return {"dim": shape[0]}
-    return {"image_size": shape[-1], "image_channels": shape[0]}
+    return {"image_size": size_of(*shape[1:]), "image_channels": shape[0]}
 
 
 def item_shape(config: dict) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def item_shape(config: dict) -> tuple[int, ...]:
         return tuple(config["shape"])
     if "dim" in config:
         return (config["dim"],)
-    return (config["image_channels"], config["image_size"], config["image_size"])
+    return (config["image_channels"], *sides(config["image_size"]))
 
 
 def to_unit(items: Tensor) -> Tensor:
@@ -59,11 +59,11 @@ def standard_deviation(items: Tensor) -> float:
     return math.sqrt(count * second - first**2) / count / 127.5
 
 
-def resized(images: Tensor, size: int, chunk: int = 512) -> Tensor:
-    """Resize uint8 images to (N, C, size, size) by antialiased bicubic interpolation."""
+def resized(images: Tensor, size: tuple[int, int], chunk: int = 512) -> Tensor:
+    """Resize uint8 images to (N, C, height, width) by antialiased bicubic interpolation."""
     parts = []
     for part in images.split(chunk):
-        part = F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
+        part = F.interpolate(part.float(), size, mode="bicubic", antialias=True)
         parts.append(part.round().clamp(0, 255).byte())
     return torch.cat(parts)
 

@@ -1,6 +1,6 @@
 """The data sets, by name. Each is loaded as one tensor, so training never decodes an image."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dataset.image_files import FITS
 from dataset.items import kind_of, resized
 from dataset.points import load_points
 from dataset.types import Data, Request, Source
-from utils import existing_path, pick
+from utils import existing_path, pick, sides
 
 DATASETS: dict[str, Source] = {
     "mnist": Source(partial(load_idx, MNIST), (1, 28, 28), has_test=True),
@@ -34,7 +34,7 @@ def load_dataset(
     name: str,
     data_dir: str | Path = "data",
     *,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     download: bool = True,
     skip_bad_images: bool = False,
     fit: str = "crop",
@@ -48,9 +48,10 @@ def load_dataset(
     Args:
         name: a key of `DATASETS`.
         data_dir: folder of the downloaded files; for "folder", the folder of images.
-        image_size: side of the images in pixels (default: the data set's own; "folder": 64).
+        image_size: side of the images in pixels, or (height, width) (default: the data set's own;
+            "folder": 64).
         skip_bad_images: "folder" leaves out images that cannot be decoded.
-        fit: how "folder" makes images square, a key of `image_files.FITS`.
+        fit: how images are given another aspect ratio, a key of `image_files.FITS`.
         cache_dir, cache_limit: as in `folders.decode_folder`.
         progress: wraps the iteration over the files of "folder", as tqdm does.
         split: "train", or "test" for a data set that has one (`Source.has_test`).
@@ -60,12 +61,14 @@ def load_dataset(
     """
     source = pick(DATASETS, name, "dataset")
     pick(FITS, fit, "fit")
-    if fit != "crop" and name != "folder":
-        raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
-    if image_size and kind_of(source.shape) == "points":
+    size = None if image_size is None else sides(image_size)
+    if size and kind_of(source.shape) == "points":
         raise ValueError(f"--image-size does not apply to {name}: its items are points")
-    options = image_size, download, skip_bad_images, fit, cache_dir, cache_limit, split, progress
+    if fit != "crop" and name != "folder" and (size is None or size[0] == size[1]):
+        raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
+    options = size, download, skip_bad_images, fit, cache_dir, cache_limit, split, progress
     data = source.load(Request(existing_path(data_dir), *options))
-    if image_size and data.items.shape[-1] != image_size:
-        data = data._replace(items=resized(data.items, image_size))
+    if size and data.items.shape[2:] != size:
+        left, top, right, bottom = FITS[fit](*data.items.shape[:1:-1], size)
+        data = data._replace(items=resized(data.items[:, :, top:bottom, left:right], size))
     return data

@@ -22,7 +22,7 @@ class Request(NamedTuple):
     """The arguments of `load_dataset`, in the form in which a loader receives them."""
 
     data_dir: Path
-    image_size: int | None  # side in pixels; None for the data set's own
+    image_size: tuple[int, int] | None  # height and width in pixels; None for the data set's own
     download: bool
     skip_bad_images: bool
     fit: str  # a key of image_files.FITS

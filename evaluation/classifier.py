@@ -143,7 +143,7 @@ class ClassifierObjective:
 
     def draw(self, items: Tensor) -> tuple[Tensor, Tensor | None]:
         """Shifts (2, B) in pixels, up and to the left, and which images to mirror (B,)."""
-        count, limit = len(items), round(MAX_SHIFT * items.shape[-1])
+        count, limit = len(items), round(MAX_SHIFT * max(items.shape[2:]))
         shifts = torch.randint(0, 2 * limit + 1, (2, count), generator=self.generator) - limit
         mirror = torch.rand(count, generator=self.generator) < 0.5 if self.flip else None
         return shifts, mirror

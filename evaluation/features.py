@@ -22,7 +22,7 @@ from dataset.items import epoch_order, to_unit
 from dataset.types import Data
 from evaluation.classifier import RECIPE, Classifier, new_classifier, train_classifier
 from evaluation.real import RealData
-from utils import memory_format, save_whole
+from utils import memory_format, save_whole, size_of, size_text
 
 BATCH_SIZE = 500
 IMAGES_FOR_STD = 10_000  # images over which the features' standard deviations are measured
@@ -85,7 +85,8 @@ def classifier_for(
     Raises ValueError for points, and for images without classes.
     """
     require_classes(real)
-    data, held_out, size = real.train, real.held_out, real.train.items.shape[-1]
+    data, held_out = real.train, real.held_out
+    size = size_text(size_of(*real.shape[1:]))
     name = f"classifier_{real.name}_{size}_{classifier_key(data, real.flip)[:12]}.safetensors"
     paths = [real.cache / name, folder / name]
     for path in paths:

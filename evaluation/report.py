@@ -150,9 +150,10 @@ def item_counts(shape: Sequence[int]) -> tuple[int, int, int]:
     """The number of items of a shape in a row, in the grid and in the animation."""
     if kind_of(shape) == "points":
         return 2000, 2000, 2000
-    if shape[-1] > 64:
+    side = max(shape[1:])
+    if side > 64:
         return 4, 16, 4
-    return 8, 64 if shape[-1] <= 32 else 16, 9
+    return 8, 64 if side <= 32 else 16, 9
 
 
 def trajectory(

@@ -1,7 +1,7 @@
 """Model files: a trained network and its noise schedule as plain arrays in one .npz file.
 
-config          JSON text: format, dataset, classes, image_size, image_channels, model (the
-                arguments of UNet), prediction, clip, sigma_data
+config          JSON text: format, dataset, classes, image_size (N or [height, width]),
+                image_channels, model (the arguments of UNet), prediction, clip, sigma_data
 alpha, sigma    noise schedule, float64 (T,)
 weights.NAME    weights of the network, float32, with the names of PyTorch's state_dict
 

@@ -11,7 +11,7 @@ import numpy as np
 from mini_diffusion.tensor import Tensor
 
 GAP, SHADE = 2, 40  # pixels between the images of a grid, and their grey value
-SIDE = 56  # approximate minimum width of an image in a grid, in pixels
+SIDE = 56  # approximate minimum size of an image in a grid, on its larger side, in pixels
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -21,7 +21,7 @@ def to_uint8(x: Tensor) -> np.ndarray:
 
 def grid(images: np.ndarray) -> np.ndarray:
     """Nearly square grid (H', W', 3) of uint8 images (N, H, W, 1 or 3); enlarges small ones."""
-    scale = max(1, round(SIDE / images.shape[2]))
+    scale = max(1, round(SIDE / max(images.shape[1:3])))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     n, h, w, _ = images.shape
     columns = math.ceil(math.sqrt(n))

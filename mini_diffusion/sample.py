@@ -117,12 +117,17 @@ def generate(args: argparse.Namespace) -> None:
     rng, start, batches = np.random.default_rng(args.seed), time.monotonic(), []
     for first in range(0, args.num_images, BATCH):
         count = min(BATCH, args.num_images - first)
-        shape = (count, config["image_channels"], config["image_size"], config["image_size"])
+        shape = (count, config["image_channels"], *image_sides(config["image_size"]))
         y = None if labels is None else labels[first : first + count]
         batches.append(to_uint8(sampler.sample(partial(model, y=y), shape, rng)))
     images = np.concatenate(batches)
     save(args.output, images)
     print(f"{len(images)} images in {time.monotonic() - start:.1f} s: {args.output}")
+
+
+def image_sides(size: int | list[int]) -> tuple[int, int]:
+    """Height and width of an image size, N for squares or [height, width]."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def choose_labels(args: argparse.Namespace, num_classes: int | None) -> np.ndarray | None:

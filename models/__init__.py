@@ -56,7 +56,8 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
 
     Args:
         name: a key of `MODELS`.
-        shape: the data's, {"image_size", "image_channels"} or {"dim"}.
+        shape: the data's, {"image_size", "image_channels"} or {"dim"}; the size of an image is N
+            or [height, width].
         timesteps: T of the process, for a network that asks for it.
         options: arguments of the network that differ from its defaults.
 

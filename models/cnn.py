@@ -1,5 +1,6 @@
 """A plain convolutional network without time conditioning: the baseline."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ class CNN(nn.Module):
     the image.
 
     Args:
-        image_size: height and width in pixels; any.
+        image_size: side in pixels, or (height, width); any.
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: width of the first layer; the stack is 1, 2, 4, 8, 4, 2, 1 times that wide.
         learn_sigma: put out twice the channels, the second half for the variance.
@@ -24,7 +25,11 @@ class CNN(nn.Module):
     WIDTHS = (1, 2, 4, 8, 4, 2, 1)
 
     def __init__(
-        self, image_size: int, image_channels: int, channels: int = 64, learn_sigma: bool = False
+        self,
+        image_size: int | Sequence[int],
+        image_channels: int,
+        channels: int = 64,
+        learn_sigma: bool = False,
     ):
         super().__init__()
         if channels < 1:

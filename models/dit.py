@@ -1,6 +1,7 @@
 """A diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +9,18 @@ from torch import Tensor, nn
 
 from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from utils import sides, size_text
 
 
 class DiT(nn.Module):
     """A transformer on patches, with norms that are modulated by the time and the class.
 
     Args:
-        image_size: height and width in pixels: a multiple of the patch size.
+        image_size: side in pixels, or (height, width): multiples of the patch size.
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: width of a token: a multiple of 4; there is an attention head for each 32.
         blocks: transformer blocks.
-        patch_size: side of a patch. By default 4, and 2 for images under 16 pixels.
+        patch_size: side of a patch. By default 4, and 2 if a side has under 16 pixels.
         long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
             outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
         dropout: probability inside the blocks.
@@ -32,7 +34,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_channels: int,
         channels: int = 192,
         blocks: int = 6,
@@ -43,17 +45,20 @@ class DiT(nn.Module):
         learn_sigma: bool = False,
     ):
         super().__init__()
-        patch_size = patch_size or (4 if image_size >= 16 else 2)
-        if image_size % patch_size:
-            fitting = [p for p in range(1, image_size + 1) if image_size % p == 0]
+        height, width = sides(image_size)
+        patch_size = patch_size or (4 if min(height, width) >= 16 else 2)
+        if height % patch_size or width % patch_size:
+            common = math.gcd(height, width)
+            fitting = [str(p) for p in range(1, common + 1) if common % p == 0]
             raise ValueError(
-                f"patches of {patch_size} do not divide images of {image_size}; these do: "
-                + ", ".join(map(str, fitting))
+                f"patches of {patch_size} do not divide images of {size_text(image_size)}; these "
+                f"do: {', '.join(fitting)}"
             )
-        if (side := image_size // patch_size) > MAX_SIDE:
+        rows, columns = height // patch_size, width // patch_size
+        if max(rows, columns) > MAX_SIDE:
             raise ValueError(
-                f"the transformer takes at most {MAX_SIDE} patches in a row, not {side}; larger "
-                "patches are fewer"
+                f"the transformer takes at most {MAX_SIDE} patches in a row, not "
+                f"{max(rows, columns)}; larger patches are fewer"
             )
         if channels < 4 or channels % 4:
             raise ValueError(f"the transformer's channels must be a multiple of 4, not {channels}")
@@ -64,7 +69,7 @@ class DiT(nn.Module):
         self.time = time_embedding(channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.stem = nn.Linear(pixels, channels)
-        positions = position_embedding(side, channels)
+        positions = position_embedding(rows, columns, channels)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
         joined = blocks // 2 if long_skips else 0
@@ -136,12 +141,12 @@ class Block(nn.Module):
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-def position_embedding(side: int, dim: int) -> Tensor:
-    """Fixed sines and cosines (side^2, dim) of a token's row (first half) and column."""
+def position_embedding(rows: int, columns: int, dim: int) -> Tensor:
+    """Fixed sines and cosines (rows * columns, dim) of a token's row (first half) and column."""
     quarter = dim // 4
     frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
-    angles = torch.arange(side)[:, None] * frequencies  # (side, dim / 4)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
-    rows = waves[:, None].expand(side, side, -1)
-    columns = waves[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+    angles = torch.arange(max(rows, columns))[:, None] * frequencies  # (largest, dim / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (largest, dim / 2)
+    of_row = waves[:rows, None].expand(rows, columns, -1)
+    of_column = waves[None, :columns].expand(rows, columns, -1)
+    return torch.cat([of_row, of_column], dim=2).flatten(0, 1)

@@ -1,11 +1,14 @@
 """The three-level U-Net that many people write first, with a vector at its bottom."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditions import Condition
 from models.layers import embed
+from utils import sides, size_text
 
 GROUPS = 8
 HALF = 0.5**0.5  # keeps the variance of a sum of two
@@ -18,7 +21,7 @@ class NaiveUNet(nn.Module):
     and a level above it.
 
     Args:
-        image_size: height and width in pixels, at least 8.
+        image_size: side in pixels, or (height, width), at least 8.
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: n_feat, the width of the first level: a multiple of 8, the groups of the norms.
         timesteps: T of the process.
@@ -32,7 +35,7 @@ class NaiveUNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_channels: int,
         channels: int = 64,
         timesteps: int = 1000,
@@ -40,15 +43,18 @@ class NaiveUNet(nn.Module):
         learn_sigma: bool = False,
     ):
         super().__init__()
-        if image_size < 8:
-            raise ValueError(f"the naive U-Net takes image sizes from 8 up, not {image_size}")
+        if min(sides(image_size)) < 8:
+            raise ValueError(
+                f"the naive U-Net takes image sizes from 8 up, not {size_text(image_size)}"
+            )
         if channels < 1 or channels % GROUPS:
             raise ValueError(
                 f"the naive U-Net's channels (n_feat) must be a multiple of {GROUPS}, the groups "
                 f"of its norms, not {channels}"
             )
         self.timesteps, self.num_classes = timesteps, num_classes
-        c, bottom = channels, -(-image_size // 8)  # the sizes are halved three times, rounded up
+        c = channels
+        bottom = tuple(-(-side // 8) for side in sides(image_size))  # three halvings
         self.stem = Residual(image_channels, c)
         self.down = nn.ModuleList([Residual(c, c), Residual(c, 2 * c), Residual(2 * c, 2 * c)])
         self.from_vector = up(2 * c, 2 * c, bottom)
@@ -109,8 +115,8 @@ class Residual(nn.Module):
         return (first + second) * HALF
 
 
-def up(in_channels: int, out_channels: int, factor: int) -> nn.Sequential:
-    """A feature map `factor` times as large, by a transposed convolution."""
+def up(in_channels: int, out_channels: int, factor: int | tuple[int, int]) -> nn.Sequential:
+    """A feature map `factor` (of height and width) times as large, by a transposed convolution."""
     return nn.Sequential(
         nn.ConvTranspose2d(in_channels, out_channels, factor, factor),
         nn.GroupNorm(GROUPS, out_channels),

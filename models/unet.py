@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from utils import sides, size_of, size_text
 
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
 
@@ -20,15 +21,16 @@ class UNet(nn.Module):
     counterpart on the way down.
 
     Args:
-        image_size: height and width in pixels: a multiple of patch_size * 2 ** (levels - 1).
+        image_size: side in pixels, or (height, width): multiples of patch_size * 2 ** (levels - 1).
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: width of the first level.
         multipliers: width of each level, as a multiple of `channels`; one entry a level.
         blocks: residual blocks of each level, on the way down and again on the way up.
-        attention_resolutions: sizes of feature maps, in pixels, that also have self-attention.
+        attention_resolutions: sizes of feature maps, the larger side in pixels, that also have
+            self-attention.
         dropout: probability inside the residual blocks.
-        patch_size: side of the patches. By default 2, and 1 for images under 16 pixels: the levels
-            then start at half the size, for a quarter of the work.
+        patch_size: side of the patches. By default 2, and 1 if a side has under 16 pixels: the
+            levels then start at half the size, for a quarter of the work.
         num_classes: number of class labels, or None for an unconditional network. The embedding
             has one more row, for "any class".
         learn_sigma: put out twice the channels, the second half for the variance.
@@ -42,7 +44,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_channels: int,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2),
@@ -127,22 +129,26 @@ class UNet(nn.Module):
         return F.pixel_shuffle(h, self.patch_size)
 
 
-def default_patch_size(image_size: int) -> int:
-    """2, and 1 for images under 16 pixels."""
-    return 2 if image_size >= 16 else 1
+def default_patch_size(image_size: int | Sequence[int]) -> int:
+    """2, and 1 if a side has under 16 pixels."""
+    return 2 if min(sides(image_size)) >= 16 else 1
 
 
-def feature_sizes(image_size: int, patch_size: int, levels: int) -> list[int]:
-    """The side of each level's feature maps, or a ValueError that names the sizes that work."""
+def feature_sizes(image_size: int | Sequence[int], patch_size: int, levels: int) -> list[int]:
+    """The larger side of each level's feature maps.
+
+    Raises a ValueError that names the image sizes that work.
+    """
     factor = patch_size * 2 ** (levels - 1)
-    if image_size < factor or image_size % factor:
-        below = image_size // factor * factor
-        near = " and ".join(str(size) for size in (below, below + factor) if size > 0)
+    if any(side % factor for side in sides(image_size)):
+        below = [side // factor * factor for side in sides(image_size)]
+        above = [-(-side // factor) * factor for side in sides(image_size)]
+        near = " and ".join(size_text(size_of(*each)) for each in (below, above) if min(each) > 0)
         raise ValueError(
             f"this U-Net takes image sizes that are multiples of {factor} (patches of "
-            f"{patch_size}, {levels} levels), not {image_size}; the nearest are {near}"
+            f"{patch_size}, {levels} levels), not {size_text(image_size)}; the nearest are {near}"
         )
-    return [image_size // patch_size // 2**level for level in range(levels)]
+    return [max(sides(image_size)) // patch_size // 2**level for level in range(levels)]
 
 
 def check(

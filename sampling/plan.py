@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from math import inf
+from math import inf, prod
 from pathlib import Path
 
 import torch
@@ -67,7 +67,7 @@ class SamplingPlan:
         self.name, self.sampler = name, partial(SAMPLERS[name], **options)
         if request.mode:
             self.start_from_images(request, options)
-        fitting = max(1, MAX_PIXELS // self.shape[-1] ** 2)
+        fitting = max(1, MAX_PIXELS // prod(self.shape[1:]))
         size = request.batch_size or min(COUNT[self.kind], fitting)
         starts = range(0, self.count, size)
         self.batches = [range(first, min(first + size, self.count)) for first in starts]

@@ -47,6 +47,7 @@ from models import build_model
 from models import unet as torch_unet
 from objectives import PREDICTIONS as TORCH_PREDICTIONS
 from schedules import CLEAN, Level
+from utils import sides
 from visuals.pictures import ImagePictures, square
 
 T = 50
@@ -467,7 +468,7 @@ def torch_trajectory(model, diffusion, sampler: str, steps: int, count: int, y=N
     def noise_like(x):
         return torch.from_numpy(randn(rng, *x.shape))
 
-    shape = (count, model.image_channels, model.image_size, model.image_size)
+    shape = (count, model.image_channels, *sides(model.image_size))
     x = levels[0].scale * noise_like(torch.empty(shape))
     labels = label_condition(None if y is None else torch.tensor(y))
     return [*samplers.SAMPLERS[sampler](diffusion.denoiser(model, labels), x, levels, noise_like)]
@@ -478,7 +479,7 @@ def assert_same_trajectory(checkpoint, file, steps=5, y=None, raw=False):
     model, scheduler = UNet.load(file), NoiseScheduler.load(file)
     reference = restore(load_checkpoint(checkpoint), raw=raw)
     config = read_model(file).config
-    shape = (3, config["image_channels"], config["image_size"], config["image_size"])
+    shape = (3, config["image_channels"], *sides(config["image_size"]))
     for name in ("ddim", "ddpm"):
         trajectory = []
         getattr(Sampler, name)(scheduler, steps).sample(
@@ -516,6 +517,11 @@ def test_raw_weights_sample_as_in_pytorch(conditional, conditional_file, tmp_pat
 )
 def test_every_process_samples_as_in_pytorch(tmp_path, process):
     checkpoint = write_checkpoint(tmp_path, process)
+    assert_same_trajectory(checkpoint, exported(checkpoint, tmp_path))
+
+
+def test_rectangular_images_are_sampled_as_in_pytorch(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, image_size=[8, 12], attention_resolutions=[12])
     assert_same_trajectory(checkpoint, exported(checkpoint, tmp_path))
 
 

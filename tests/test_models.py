@@ -22,7 +22,7 @@ def without_zeros(model):
     return model.eval()
 
 
-SHAPES = [(1, 8, 8), (3, 28, 28), (1, 32, 32), (3, 64, 64), (1, 128, 128), (2,)]
+SHAPES = [(1, 8, 8), (3, 28, 28), (1, 32, 32), (1, 128, 128), (3, 24, 40), (1, 40, 12), (2,)]
 CASES = [
     (name, shape)
     for name, network in MODELS.items()
@@ -135,9 +135,11 @@ def test_cost_counts_multiplications_and_additions(name):
         ("lenet", (1, 8, 8), {}, "unknown model 'lenet'; choose from unet"),
         ("cnn", (1, 8, 8), {"num_classes": 10}, "the model cnn has no num_classes; it has"),
         ("dit", (1, 28, 28), {"patch_size": 5}, "patches of 5 do not divide .* 1, 2, 4, 7, 14, 28"),
+        ("dit", (1, 24, 36), {"patch_size": 8}, "divide images of 24x36; these do: 1, 2, 3, 4, 6,"),
         ("dit", (1, 28, 28), {"channels": 30}, "multiple of 4, not 30"),
         ("naive_unet", (1, 28, 28), {"channels": 20}, "must be a multiple of 8, the groups"),
         ("naive_unet", (1, 4, 4), {}, "image sizes from 8 up, not 4"),
+        ("naive_unet", (1, 32, 4), {}, "image sizes from 8 up, not 32x4"),
         ("mlp", (2,), {"channels": 9}, "must be an even number"),
     ],
 )
@@ -157,9 +159,10 @@ def test_the_naive_unet_depends_on_t_as_a_fraction_of_the_timesteps():
 
 
 def test_position_embeddings_differ_by_row_and_by_column():
-    positions = position_embedding(7, 16).view(7, 7, 16)
+    positions = position_embedding(5, 7, 16).view(5, 7, 16)
     assert_close(positions[3, 0, :8], positions[3, 6, :8])  # the half for the row
-    assert_close(positions[0, 5, 8:], positions[6, 5, 8:])  # the half for the column
+    assert_close(positions[0, 5, 8:], positions[4, 5, 8:])  # the half for the column
+    assert_close(position_embedding(7, 7, 16).view(7, 7, 16)[:5], positions)
     assert torch.pdist(positions.flatten(0, 1)).min() > 0.1
 
 
@@ -210,6 +213,10 @@ def test_channels_last_gives_the_same_output():
         (2, {"patch_size": 2}, "not 2; the nearest are 4"),
         (28, {"multipliers": (1, 2, 2, 2)}, "multiples of 16 .* the nearest are 16 and 32"),
         (9, {}, "multiples of 2 .* the nearest are 8 and 10"),
+        ((30, 48), {}, "multiples of 4 .* not 30x48; the nearest are 28x48 and 32x48"),
+        ((2, 49), {}, "multiples of 2 .* not 2x49; the nearest are 2x48 and 2x50"),
+        ((8, 8, 8), {}, "an image size is N or .height, width., not .8, 8, 8."),
+        ((16, 32), {"attention_resolutions": (4,)}, "attention resolution 4; there are 16, 8"),
         (28, {"attention_resolutions": (7, 9)}, "attention resolution 9; there are 14, 7"),
         (28, {"blocks": 0}, "at least 1"),
         (28, {"dropout": 1.0}, "dropout"),

@@ -1,5 +1,6 @@
 """Samples during training: the grid of each epoch, and the images that are evaluated."""
 
+import math
 import time
 
 import numpy as np
@@ -48,7 +49,7 @@ class Preview:
         floats = items.ndim == 4 and items.is_floating_point()
         self.data = self.pictures.to_items(items) if floats else items
         self.samples: Tensor | None = None  # of the last grid
-        self.at_once = max(1, AT_ONCE * 32**2 // self.shape[-1] ** 2)
+        self.at_once = max(1, AT_ONCE * 32**2 // math.prod(self.shape[1:]))
 
     def picture(self) -> np.ndarray | None:
         """A sample grid with a row of the data (H, W, 3), in the main process; None if stopped."""
@@ -63,7 +64,7 @@ class Preview:
         Each process samples its share of them.
         """
         points = kind_of(self.shape) == "points"
-        count = NUM_POINTS if points else 64 if self.shape[-1] <= 32 else 16
+        count = NUM_POINTS if points else 64 if max(self.shape[1:]) <= 32 else 16
         mine = share(count)
         # At least one item: a sharded network computes in all processes together.
         indices = torch.arange(mine.start, max(mine.stop, mine.start + 1))

@@ -14,8 +14,9 @@ def draw_noising(
 ) -> Figure:
     """Draw x_t, images (N, C, H, W) or points (N, 2), and its SNR: a column for each timestep."""
     points = kind_of(columns[0].shape[1:]) == "points"
-    rows, size = (1, 1.6) if points else (len(columns[0]), 1.15)
-    figure = Figure(figsize=(size * len(columns), size * rows + 0.9), layout="constrained")
+    rows, width = (1, 1.6) if points else (len(columns[0]), 1.15)
+    height = width if points else width * columns[0].shape[2] / columns[0].shape[3]
+    figure = Figure(figsize=(width * len(columns), height * rows + 0.9), layout="constrained")
     figure.suptitle(heading, fontsize=11)
     all_axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, t, x_t in zip(all_axes.T, timesteps, columns, strict=True):

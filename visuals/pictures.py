@@ -66,7 +66,9 @@ class ImagePictures:
     def comparison(self, named: dict[str, Tensor]) -> Figure:
         """A figure with a row of images for each name; the name is at the left."""
         columns = max(map(len, named.values()))
-        figure = Figure(figsize=(1.4 + 0.72 * columns, 0.8 * len(named)), layout="compressed")
+        height, width = next(iter(named.values())).shape[2:]
+        row = 0.08 + 0.72 * height / width
+        figure = Figure(figsize=(1.4 + 0.72 * columns, row * len(named)), layout="compressed")
         all_axes = figure.subplots(len(named), squeeze=False)[:, 0]
         for axes, (name, images) in zip(all_axes, named.items(), strict=True):
             axes.imshow(self.grid(images, columns))
@@ -146,8 +148,8 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 
 
 def enlarged(images: Tensor, size: int = 56) -> Tensor:
-    """Repeat each pixel of small uint8 images, to about size x size, so that they are visible."""
-    factor = max(1, round(size / images.shape[-1]))
+    """Repeat the pixels of small uint8 images, up to about `size` of them on the larger side."""
+    factor = max(1, round(size / max(images.shape[2:])))
     return F.interpolate(images, scale_factor=factor, mode="nearest")
 
 
