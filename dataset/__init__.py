@@ -5,6 +5,8 @@ types        `Data`, `Request` and `Source`
 idx, cifar10, digits, points    data sets with a name
 folders      data set of a user's image files, with image_files, decoding, pixel_cache and changes
 downloads    downloads and checksums
+opening      what a file really is, by its first bytes
+opening      what a file really is, by its first bytes
 items        arithmetic on items: shape, scaling, order, train/held-out split
 
 To add a data set, write a function `Request -> Data` and add a line to `registry.DATASETS`.

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dataset.opening import what_is
 from dataset.types import Request
 from utils import DataError
 
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer after which a download fails
+PUBLISHED = ("a gzip", "an IDX", "a Python pickle")  # what the files of these data sets are
 
 
 class MissingData(DataError):
@@ -64,10 +66,12 @@ def socket_timeout(seconds: float) -> Iterator[None]:
 def check_md5(path: Path, content: bytes, md5: str) -> None:
     """Raise a DataError if the content of a file does not have the published checksum."""
     if hashlib.md5(content).hexdigest() != md5:
-        reason = "its MD5 is not the published one" if content else "empty"
-        raise damaged_file(path, reason)
+        raise damaged_file(path, "its MD5 is not the published one")
 
 
 def damaged_file(path: Path, reason: str) -> DataError:
-    """The error for a damaged file, to be raised."""
-    return DataError(f"{path} is damaged: {reason}. Delete it and run again, or copy it again.")
+    """The error for a damaged file, or for one of another kind, to be raised."""
+    kind = what_is(path)
+    wrong = kind and not kind.startswith(PUBLISHED)
+    found = kind if wrong and kind != "empty" else f"damaged: {kind if wrong else reason}"
+    return DataError(f"{path} is {found}. Delete it and run again, or copy it again.")

@@ -87,9 +87,9 @@ def load_idx(spec: IdxSet, request: Request) -> Data:
 
 
 def read_uncompressed(path: Path) -> bytes:
-    """Content of a file, decompressed if its name ends in .gz."""
+    """Content of a file, decompressed if it is compressed, whatever its name says."""
     content = path.read_bytes()
-    if path.suffix != ".gz":
+    if not content.startswith(b"\x1f\x8b"):
         return content
     try:
         return gzip.decompress(content)

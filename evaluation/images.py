@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset.image_files import find_images, read_image
 from dataset.items import to_uint8
+from dataset.opening import NPY, NPZ, PICKLED_ARRAY, what_is
 from utils import DataError
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's grey (ITU-R 601)
@@ -34,7 +35,7 @@ def load_images(
     """
     if path.is_dir():
         return read_folder(path, shape, progress)
-    x, how = to_bytes(torch.from_numpy(read_array(path)), path)
+    x, how = to_bytes(torch.from_numpy(plain_numbers(read_array(path), path)), path)
     return with_channels(channels_first(x, shape, path), shape[0]), how
 
 
@@ -58,6 +59,10 @@ def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tens
 
 def read_array(path: Path) -> np.ndarray:
     """Read the array of an .npy or .npz file; nothing is unpickled."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if (kind := what_is(path)) and kind not in (NPY, NPZ):
+        raise DataError(f"{path} is {kind}; --samples takes an .npz, an .npy or a folder of images")
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -67,20 +72,34 @@ def read_array(path: Path) -> np.ndarray:
             if "arr_0" not in names and len(names) != 1:
                 raise DataError(f"{path} contains {', '.join(names) or 'nothing'}, but no arr_0")
             return content["arr_0" if "arr_0" in names else names[0]]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-        raise DataError(f"{path} cannot be read as .npz or .npy: {error}") from None
+        reason = PICKLED_ARRAY if "allow_pickle" in str(error) else error
+        raise DataError(f"{path} cannot be read as .npz or .npy: {reason}") from None
+
+
+def plain_numbers(x: np.ndarray, path: Path) -> np.ndarray:
+    """An array as uint8, float32 or float64 in this machine's byte order.
+
+    Raises DataError for integers outside 0 ... 255 and for what is not a number.
+    """
+    if x.dtype.kind == "f":
+        return x.astype(np.float64 if x.itemsize > 4 else np.float32, copy=False)
+    low, high = (x.min(), x.max()) if x.dtype.kind in "iu" and x.size else (0, 0)
+    if x.dtype.kind not in "iu" or low < 0 or high > 255:
+        values = f" from {low} to {high}" if x.dtype.kind in "iu" else ""
+        raise DataError(
+            f"{path} contains {x.dtype.name}{values}; images must be integers in 0 ... 255, or "
+            "floats in 0 ... 1, -1 ... 1 or 0 ... 255"
+        )
+    return x.astype(np.uint8, copy=False)
 
 
 def to_bytes(x: Tensor, path: Path) -> tuple[Tensor, str]:
     """Convert numbers in one of the usual ranges to uint8; also says which range it was."""
     if x.dtype == torch.uint8:
         return x, "uint8"
-    if not x.is_floating_point():
-        raise DataError(f"{path} contains {x.dtype}; images must be uint8 or floats")
     if not x.isfinite().all():
         raise DataError(f"{path} contains numbers that are not finite")
     low, high = (x.min().item(), x.max().item()) if x.numel() else (0.0, 0.0)

@@ -164,6 +164,32 @@ def test_a_damaged_file_is_named(small_mnist, tmp_path, compressed, name, damage
         load_dataset("mnist", tmp_path, download=False)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a git-LFS pointer"),
+        (b"<!DOCTYPE html><html><title>Not found</title></html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_file_of_another_kind_is_named_as_such(small_mnist, tmp_path, content, kind, ending):
+    raw = tmp_path / "MNIST" / "raw"
+    write_files(raw, small_mnist, bool(ending))
+    path = raw / f"train-images-idx3-ubyte{ending}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path} is {kind}.*Delete it"):
+        load_dataset("mnist", tmp_path, download=False)
+
+
+def test_idx_files_that_were_decompressed_or_not_whatever_their_names_say(small_mnist, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    write_files(raw, small_mnist, compressed=False)
+    (raw / "train-images-idx3-ubyte").rename(raw / "train-images-idx3-ubyte.gz")  # by a browser
+    labels = raw / "train-labels-idx1-ubyte"
+    labels.write_bytes(gzip.compress(labels.read_bytes()))
+    assert load_dataset("mnist", tmp_path, download=False).labels.tolist() == [3, 1, 4, 1, 5]
+
+
 def test_an_altered_cifar10_file_is_rejected_before_it_is_unpickled(tmp_path, real_data):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -171,7 +197,7 @@ def test_an_altered_cifar10_file_is_rejected_before_it_is_unpickled(tmp_path, re
         os.symlink(file.resolve(), folder / file.name)
     (folder / "data_batch_3").unlink()
     (folder / "data_batch_3").write_bytes(b"not a pickle")
-    with pytest.raises(DataError, match=r"data_batch_3 is damaged"):
+    with pytest.raises(DataError, match=r"data_batch_3 is a text file\. Delete it"):
         load_dataset("cifar10", tmp_path)
 
 

@@ -220,13 +220,27 @@ def test_colour_and_grey_images_are_converted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "dtype", ["i1", "<u2", ">u2", ">i4", "i8", ">u8", ">f2", ">f4", ">f8", "g"]
+)
+def test_numbers_of_any_type_and_byte_order_are_read(tmp_path, dtype):
+    x = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8) // (2 if dtype == "i1" else 1)
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    found, _ = load_images(tmp_path / "x.npy", (1, 8, 8))
+    assert (found[:, 0].numpy() == x).all()
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((4, 7, 8), np.uint8), "shape"),
-        (np.zeros((4, 8, 8), np.int64), "int64"),
+        (np.full((4, 8, 8), 256, np.int64), "int64 from 256 to 256; images must be"),
+        (np.full((4, 8, 8), -1, ">i2"), "int16 from -1 to -1"),
+        (np.zeros((4, 8, 8), bool), "contains bool; images"),
+        (np.zeros((4, 8, 8), complex), "contains complex128"),
+        (np.full((4, 8, 8), "a"), "contains str32"),
         (np.full((4, 8, 8), 3e4), r"3e\+04"),
         (np.full((4, 8, 8), np.nan), "not finite"),
-        (np.array([{}], dtype=object), "cannot be read"),
+        (np.array([{}], dtype=object), "pickled Python objects, which are never loaded"),
     ],
 )
 def test_arrays_that_are_not_images_are_refused(tmp_path, array, message):
@@ -247,8 +261,16 @@ def test_files_without_images_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "empty").mkdir()
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    (tmp_path / "pointer.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:")
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
+    np.savez(tmp_path / "cut.npz", np.zeros((4, 8, 8)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-50])
     for path, message in [
-        ("text.npz", "cannot be read"),
+        ("text.npz", "text.npz is a text file; --samples takes an .npz"),
+        ("wide.png", "wide.png is a PNG image; --samples takes an .npz"),
+        ("pointer.npz", "pointer.npz is a git-LFS pointer"),
+        ("pickled.npy", "pickled.npy is a NumPy array of pickled Python objects"),
+        ("cut.npz", "cut.npz is a damaged copy of a file of NumPy arrays"),
         ("none.npz", "does not exist"),
         ("empty", "no image"),
         (".", "9 x 8"),
