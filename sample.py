@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from checkpoints.checkpoint import load_checkpoint
+from dataset.image_files import printable
 from dataset.registry import load_dataset
 from distributed import barrier, is_main, largest, process_group, say, world_size
 from sampling.draw import (
@@ -53,7 +55,7 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
     Returns what --output would hold as an .npz: uint8 images (N, H, W, C), or points (N, 2).
     Nothing is written. Raises ValueError for what the command line would refuse.
     """
-    unused = flags.keys() & {"output", "show_intermediate", "animate", "invert"}
+    unused = flags.keys() & {"output", "show_intermediate", "animate", "invert", "list_classes"}
     if unused:
         raise ValueError(f"sample() writes nothing: {min(unused)} is for the command line")
     request = SAMPLE.keywords(checkpoint=checkpoint, **flags)
@@ -63,6 +65,8 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
 
 
 def main(request: SamplingRequest) -> int:
+    if request.list_classes:
+        return list_classes(request)
     output = Path(request.output)
     if output.suffix != ".npz":
         image_format(output)  # refuse an ending that cannot be written before the work, not after
@@ -79,16 +83,36 @@ def main(request: SamplingRequest) -> int:
     return 0
 
 
+def list_classes(request: SamplingRequest) -> int:
+    """Print the classes of a checkpoint, one a line, with index and name."""
+    config = load_checkpoint(request.checkpoint, mapped=True)["config"]
+    if config["model"].get("num_classes") is None:
+        say(
+            f"{request.checkpoint} is unconditional: it samples without classes. "
+            "train.py --class-conditional trains a conditional one"
+        )
+        return 0
+    classes = config["data"]["classes"]
+    width = len(str(len(classes) - 1))
+    for index, name in enumerate(classes):
+        say(f"{index:>{width}}  {printable(name)}")
+    return 0
+
+
 def introduction(job: SamplingJob) -> str:
     """The first lines of output: the checkpoint, the sampler, the machine."""
     request, plan = job.request, job.plan
     weights = "as trained" if request.raw else "moving average"
     processes = f", {world_size()} processes" if world_size() > 1 else ""
-    return (
+    lines = [
         f"{request.checkpoint}: {job.config['data']['dataset']}, step {job.step:,}, "
-        f"weights: {weights}\n{plan.name}, {len(plan.levels) - 1} steps, "
-        f"{describe(job.device, job.precision)}{processes}"
-    )
+        f"weights: {weights}",
+        f"{plan.name}, {len(plan.levels) - 1} steps, {describe(job.device, job.precision)}"
+        f"{processes}",
+    ]
+    if plan.class_ids is not None:
+        lines.append(plan.classes.drawn(plan.class_ids))
+    return "\n".join(lines)
 
 
 def write_inversion(job: SamplingJob, output: Path) -> None:

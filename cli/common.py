@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cli.declare import Flags, device_name, flag, image_size, keys, number, path
+from cli.declare import Flags, device_name, flag, image_size, joined_sides, keys, number, path
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
@@ -27,7 +27,7 @@ def data_flag(default: object, help: str, **nature):
 
 def size_flag(help: str, **nature):
     """The --image-size of a command: a number, or [height, width]."""
-    options = {"parse": image_size, "separator": "x", "metavar": "SIZE"}
+    options = {"parse": image_size, "join": joined_sides, "metavar": "SIZE"}
     return flag(None, help, group="data", **options, **nature)
 
 

@@ -23,7 +23,7 @@ class Declaration(NamedTuple):
     choices: Sequence[str] | None = None
     metavar: str | tuple[str, ...] | None = None
     nargs: str | int | None = None
-    separator: str = ""  # between the items of a list that is one word, such as 0,1,2 or 64x48
+    join: Callable[[Sequence[object]], str] | None = None  # spells a list as one word
     const: object = None  # value of the flag without an argument, where nargs is "?"
     switch: str | None = None  # "on" for --flag, "on-off" for --flag and --no-flag
     names: tuple[str, ...] = ()  # further spellings
@@ -163,6 +163,19 @@ def image_size(text: str) -> int | list[int]:
     return sides if len(set(sides)) == 2 else sides[0]
 
 
-def class_ids(text: str) -> str | list[int]:
-    """Parse `all`, or class indices separated by commas."""
-    return text if text == "all" else [number(int, 0)(part) for part in text.split(",")]
+def class_names(text: str) -> str:
+    """Parse names or indices of classes; only the checkpoint knows which there are."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("names no class")
+    return text
+
+
+def joined_sides(sides: Sequence[object]) -> str:
+    """The inverse of `image_size`: HEIGHTxWIDTH."""
+    return "x".join(map(str, sides))
+
+
+def quoted(values: Sequence[object]) -> str:
+    """Names in double quotes, which may contain commas then, and numbers, as one text."""
+    texts = ['"{}"'.format(v.replace('"', '""')) if isinstance(v, str) else str(v) for v in values]
+    return ",".join(texts)

@@ -120,8 +120,8 @@ class Command:
             declared, value = self.declared[name][1], plain(value)
             if value is None:
                 continue
-            if isinstance(value, list) and declared.separator:
-                value = declared.separator.join(map(str, value))
+            if isinstance(value, list) and declared.join:
+                value = declared.join(value)
             elif isinstance(value, list) and declared.nargs is None:
                 if len(value) != 1:
                     raise UsageError(f"argument {option(name)}: takes one value, not {value}")

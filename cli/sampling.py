@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cli.common import MachineFlags, checkpoint_flag, precision_flag, raw_flag
-from cli.declare import Flags, class_ids, flag, keys, number, option, path
+from cli.declare import Flags, class_names, flag, keys, number, option, path, quoted
 from cli.parser import Command
 
 CLASSES = "classes (of a checkpoint of train.py --class-conditional)"
@@ -23,9 +23,9 @@ def drawing_flag(default: object, help: str, **nature):
 class SamplerFlags(Flags):
     """How to go from noise to data."""
 
-    class_id: str | list[int] | None = drawing_flag(
-        None, "a class, several (0,1,2) or all (default: cycle through all classes)", group=CLASSES,
-        parse=class_ids, separator=",", metavar="ID", decides="value")
+    class_id: str | None = drawing_flag(
+        None, "class names or indices (cat,dog), or all (default: cycle through all)",
+        group=CLASSES, parse=class_names, join=quoted, metavar="ID", decides="value")
     guidance_scale: float = drawing_flag(
         1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=CLASSES,
         parse=number(float, 0), metavar="W", decides="value")
@@ -88,6 +88,8 @@ class SamplingRequest(SamplerFlags, MachineFlags):
 
     checkpoint: str | None = checkpoint_flag()
     raw: bool = raw_flag()
+    list_classes: bool = flag(
+        False, "print the names of the checkpoint's classes, and exit", group=CLASSES, switch="on")
     num_images: int | None = flag(
         None, "number of samples (default: 64; several classes 8 of each; points 2000)",
         group="checkpoint", parse=number(int, 1, 10**6), names=("--num-samples",),

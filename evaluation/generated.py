@@ -73,6 +73,8 @@ def sampled_images(
         f"sampling {request.repeats} x {plan.count:,} images: {plan.name}, {plan.steps} steps, "
         f"{describe(job.device, job.precision)}"
     )
+    if plan.class_ids is not None:
+        say(plan.classes.drawn(plan.class_ids))
     sets, start = [], time.monotonic()
     for seed in seeds:
         job.request.seed = seed

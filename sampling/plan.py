@@ -16,6 +16,7 @@ from dataset.items import classes_like, item_shape, kind_of, to_unit
 from diffusion import Denoiser, GaussianDiffusion
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
+from sampling.classes import ClassNames
 from utils import NoisePerImage
 from visuals.pictures import pictures_of, square
 
@@ -36,6 +37,8 @@ class SamplingPlan:
     Attributes:
         shape, kind: of an item.
         count, columns: samples, and columns of their grid.
+        classes: the names of the checkpoint's classes.
+        class_ids: the classes that the request names; None for no choice.
         labels: class labels (N,), or None.
         levels: the noise levels of the trajectory.
         batches: indices of the samples of each batch.
@@ -60,7 +63,9 @@ class SamplingPlan:
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
         name, options = choose_sampler(request, diffusion)
         self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
-        self.labels, self.columns, self.count = choose_classes(request, config)
+        self.classes = ClassNames(config["data"]["classes"])
+        self.class_ids = chosen_classes(request, config, self.classes)
+        self.labels, self.columns, self.count = choose_labels(request, config, self.class_ids)
         self.levels = diffusion.levels(self.steps, self.spacing)
         self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}
         self.chosen |= {"steps": self.steps, "spacing": self.spacing, "num_images": self.count}
@@ -123,6 +128,8 @@ class SamplingPlan:
         values = self.request.chosen(self.request.named(decides="value"))
         paths = self.request.chosen(self.request.named(decides="file"))
         files = {name: path and file_digest(Path(path)) for name, path in paths.items()}
+        if self.class_ids is not None and values["class_id"] != "all":
+            values["class_id"] = self.class_ids  # the same samples, however they are spelled
         found = {**values, **files, **self.chosen, "batch_size": len(self.batches[0])}
         return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
 
@@ -170,10 +177,33 @@ def choose_steps(request: SamplingRequest, timesteps: int, sampler: str) -> tupl
     return steps, request.spacing or SPACING.get(sampler, "trailing")
 
 
-def choose_classes(request: SamplingRequest, config: dict) -> tuple[Tensor | None, int, int]:
+def chosen_classes(request: SamplingRequest, config: dict, classes: ClassNames) -> list[int] | None:
+    """The classes that a request names; None for no choice. Raises ValueError for others."""
+    if config["model"].get("num_classes") is None:
+        for name in request.named(group=CLASSES):
+            if name in request.given:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
+                    "train.py --class-conditional trains a conditional one"
+                )
+    if request.class_id is None:
+        return None
+    try:
+        return classes.indices(request.class_id)
+    except ValueError as error:
+        raise ValueError(f"--class-id: {error}") from None
+
+
+def choose_labels(
+    request: SamplingRequest, config: dict, ids: list[int] | None
+) -> tuple[Tensor | None, int, int]:
     """Labels (N,), or None; the columns of the grid; and N.
 
-    Raises ValueError for classes that the checkpoint does not have.
+    Args:
+        request, config: what is asked for, and the configuration of the checkpoint.
+        ids: the classes that the request names, or None.
+
+    Raises ValueError for choices that do not fit together.
     """
     count, num_classes = request.num_images, config["model"].get("num_classes")
     default = COUNT[kind_of(item_shape(config["data"]))]
@@ -181,12 +211,6 @@ def choose_classes(request: SamplingRequest, config: dict) -> tuple[Tensor | Non
         count = 10 if request.interpolate else default
     columns = count if request.interpolate else square(count)
     if num_classes is None:
-        for name in request.named(group=CLASSES):
-            if name in request.given:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
-                    "train.py --class-conditional trains a conditional one"
-                )
         return None, columns, count
     no_null_label = config["train"]["label_dropout"] == 0
     if request.guidance_scale != 1 and no_null_label:
@@ -194,16 +218,12 @@ def choose_classes(request: SamplingRequest, config: dict) -> tuple[Tensor | Non
             "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has no "
             "unconditional prediction"
         )
-    if request.class_id is None:
+    if ids is None:
         if request.mode and (request.guidance_scale != 1 or no_null_label):
             raise ValueError("give the --class-id of the images")
         if request.mode:  # of any class
             return torch.full((count,), NULL_LABEL), columns, count
         return torch.arange(count) % num_classes, columns, count
-    ids = list(range(num_classes)) if request.class_id == "all" else request.class_id
-    if wrong := [i for i in ids if i >= num_classes]:
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(config["data"]["classes"]))
-        raise ValueError(f"--class-id {wrong[0]}: the classes are {names}")
     if len(ids) == 1:
         return torch.full((count,), ids[0]), columns, count
     if request.interpolate or request.invert:

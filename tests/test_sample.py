@@ -232,7 +232,7 @@ def test_classes(script, conditional, tmp_path):
 def test_classes_that_do_not_exist(script, conditional):
     result = script("sample", "--checkpoint", conditional, "--class-id", 10)
     assert result.code == 2
-    assert "--class-id 10: the classes are 0 0, 1 1, 2 2" in result.err
+    assert "--class-id: there is no class '10'; the classes are 0, 1, 2" in result.err
 
 
 def test_a_class_is_optional_for_given_images(script, conditional, picture):
