@@ -38,6 +38,7 @@ from sampling.draw import (
 )
 from sampling.plan import SamplingPlan
 from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
+from training.stop import REQUESTS, handle_requests
 from utils import check_writable, describe
 from visuals.pictures import image_format, save_animation, save_picture
 
@@ -206,22 +207,22 @@ def what_is_kept(job: SamplingJob, parts: Parts) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM raise KeyboardInterrupt with the number of the signal.
+    """While open, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt with the signal's number.
 
     Only the first signal raises, so that a second one does not interrupt the last message.
     """
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = handle_requests(interrupt)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:  # no signal has come
-            for number, handler in before.items():
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:  # no signal has come
                 signal.signal(number, handler)
 
 
 def interrupt(number: int, frame) -> None:
     """Handle the first signal, and ignore later ones."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in REQUESTS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
 

@@ -10,6 +10,7 @@ import time
 START = time.monotonic()  # --max-minutes counts from here
 
 from cli.process import leave, run
+from cli.streams import keep_lost_output
 from cli.training import TRAIN, RunConfig
 
 if __name__ == "__main__":
@@ -119,6 +120,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             job = Run(config, trainer, data, folder, total=total, start=start, **options)
             announce_steps(flags, config, job)
             with session(job, checkpoint, overwrite=flags.overwrite, files=data.files):
+                keep_lost_output(folder.lost_output)
                 signal = job.train()
                 say(stopped(job) if signal else summary(job))
     return job.result(signal)

@@ -126,7 +126,8 @@ def read_archive(path: Path, *, mapped: bool) -> dict:
         raise Refused("is not a safetensors file; if it is a checkpoint, name it .pt")
     require_plain_archive(path)
     # Always mapped: a tensor then cannot claim more bytes than the file has.
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with named_in_utf8(path) as name:
+        content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     content = PlainCopy(path.stat().st_size, mapped=mapped).copy(content)
     if not isinstance(content, dict) or "format" not in content:
         raise Refused("is not a checkpoint of Tiny Diffusion")
@@ -134,6 +135,18 @@ def read_archive(path: Path, *, mapped: bool) -> dict:
         version = str(content["format"])[:20]
         raise Refused(f"has checkpoint format {version}; this version reads {CHECKPOINT_FORMAT}")
     return content
+
+
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[str]:
+    """A name of an existing file that torch can open: its own, or that of an open descriptor."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import Field
 from functools import partial
 
 from cli.declare import Declaration, Flags, option, path
+from cli.streams import guard_output
 
 WIDTH, HELP_COLUMN = 118, 38  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
@@ -41,6 +42,8 @@ class Command:
 
     def parse(self, argv: Sequence[str] | None = None) -> Flags:
         """Parse a command line (default: this process's). A usage error exits with code 2."""
+        if argv is None:
+            guard_output()  # before --help is printed
         parser = self.parser()
         try:
             return self.parsed(parser, sys.argv[1:] if argv is None else argv)

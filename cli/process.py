@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cli.declare import Flags
+from cli.streams import guard_output
 
 
 def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
@@ -18,15 +19,13 @@ def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
     The code is 2 for a value that cannot be used (ValueError), 130 for Ctrl-C, and 1 for all else.
     The traceback is shown only with --debug.
     """
+    guard_output()
     script = Path(sys.argv[0]).name
     try:
         return main(flags) or 0
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output (head, say) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if flags.debug:
             traceback.print_exc()

@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,9 @@ from cli.training import TRAIN
 from evaluation import classifier
 from images import make_image_folder
 from training import preview
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

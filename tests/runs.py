@@ -16,7 +16,7 @@ from cli import process
 from cli.training import TRAIN
 from conftest import TINY
 from dataset.registry import load_dataset
-from processes import CONTEXT, start_server
+from processes import CONTEXT, TIMEOUT, start_server
 from training.config import make_config, with_defaults
 from training.trainer import Trainer
 
@@ -110,7 +110,7 @@ class TrainingProcess:
 
     def wait(self) -> int:
         """Wait for its end. Returns the exit code, or minus the number of a signal."""
-        self.process.join(60)
+        self.process.join(TIMEOUT)
         self.process.kill()
         self.process.join()
         return self.process.exitcode

@@ -42,6 +42,7 @@ class RunFolder:
         self.interrupted = self.checkpoints / "interrupted.pt"
         self.best = self.checkpoints / "best.pt"
         self.final = self.path / "model_final.pt"
+        self.lost_output = self.path / "lost_output.log"  # what could no longer be printed
 
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder":

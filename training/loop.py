@@ -99,7 +99,7 @@ class Trained(NamedTuple):
     folder: Path
     checkpoint: Path  # model_final.pt, or interrupted.pt
     metrics: list[dict]  # the rows of metrics.jsonl
-    exit_code: int  # 0, or 130 or 143 after Ctrl-C or SIGTERM
+    exit_code: int  # 0, or 128 + the number of a signal
 
 
 class Run:

@@ -48,6 +48,9 @@ class Progress:
             figures["validation"] = f"{self.validation:.4f}"
         if row["skipped"]:
             figures["skipped"] = str(row["skipped"])
+        if self.bar is not None and not sys.stderr.isatty():  # the terminal has gone
+            self.bar.close()
+            self.bar = None
         if self.bar is not None:
             self.bar.total = total
             self.bar.set_postfix(figures, refresh=False)

@@ -1,32 +1,54 @@
-"""Ctrl-C and SIGTERM as requests to stop at the end of a training step."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests to stop at the end of a training step."""
 
 import signal
+from collections.abc import Callable
 
 from distributed import launched
+
+# SIGHUP: the terminal has gone. Windows has none.
+REQUESTS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def handle_requests(handler: Callable) -> dict[int, object]:
+    """Install a handler for the signals that request a stop. Returns the handlers before.
+
+    A signal that is ignored, as nohup does with SIGHUP, stays ignored. Outside the main thread,
+    where Python allows no handlers, nothing is installed.
+    """
+    before = {n: signal.getsignal(n) for n in REQUESTS}
+    before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+    except ValueError:
+        return {}
+    return before
 
 
 class StopSignals:
     """While open, `received` is the number of the signal that requested the stop, or None.
 
-    A second signal ends the process at once, except under torchrun, which forwards a Ctrl-C that
-    its processes have received already.
+    A second Ctrl-C or SIGTERM ends the process at once, except under torchrun, which forwards a
+    Ctrl-C that its processes have received already. A closed terminal may send several SIGHUPs, and
+    a logout SIGTERM after them: the first SIGHUP does not count, nor does any other.
     """
 
     def __init__(self):
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = handle_requests(self._handle)
         return self
 
     def _handle(self, number: int, frame) -> None:
-        self.received = number
-        if not launched():
-            self._restore()
+        self.received = self.received or number
+        if number in (signal.SIGINT, signal.SIGTERM) and not launched():
+            self._restore(signal.SIGINT, signal.SIGTERM)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            if number in self._before:
+                signal.signal(number, self._before[number])
 
     def __exit__(self, *error) -> None:
-        self._restore()
+        self._restore(*self._before)
