@@ -97,6 +97,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         load = loader(flags)
         with main_first():
             data = load()
+        if checkpoint is not None:
+            data = data.in_order(checkpoint["config"]["data"]["classes"])
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
         config = make_config(flags, data)

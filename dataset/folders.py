@@ -11,6 +11,7 @@ from dataset.image_files import find_images, no_decompression_bombs
 from dataset.pixel_cache import decode_through_cache
 from dataset.types import Data, Request
 
+MAX_DIGITS = 15  # of a class name that counts as a number
 FOLDER_SIZE = 64  # default height and width of the images in pixels
 
 
@@ -26,13 +27,20 @@ def load_folder(request: Request) -> Data:
 
     labels, classes = None, []
     if all(len(file.parts) > 1 for file in kept):
-        classes = sorted({file.parts[0] for file in kept})
+        classes = sorted({file.parts[0] for file in kept}, key=class_order)
         number = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([number[file.parts[0]] for file in kept])
     note = "\n".join(filter(None, [decoded.note, links_note, bad_note]))
     names = [file.as_posix() for file in kept]
     digests = dict(zip(names, decoded.digests, strict=True))
     return Data(decoded.pixels, labels, classes, note, digests)
+
+
+def class_order(name: str) -> tuple:
+    """Sort key of the classes: numbers by their value, before other names."""
+    if name.isdecimal() and len(name) <= MAX_DIGITS:
+        return 0, int(name), name
+    return 1, 0, name
 
 
 @no_decompression_bombs()

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,17 @@ class Data(NamedTuple):
     classes: list[str]
     note: str = ""  # lines for the user: which files are left out, where the pixels are stored
     files: Mapping[str, str] = MappingProxyType({})  # of a folder: {file name: digest of pixels}
+
+    def in_order(self, classes: list[str]) -> "Data":
+        """The data with its classes in the order in which a run has learned them.
+
+        Other versions sorted the classes of a folder otherwise. Data of other classes stay as they
+        are.
+        """
+        if self.classes == classes or sorted(self.classes) != sorted(classes):
+            return self
+        new = torch.tensor([classes.index(name) for name in self.classes])
+        return self._replace(classes=classes, labels=new[self.labels])
 
 
 class Request(NamedTuple):

@@ -70,6 +70,7 @@ def load_real_data(
     if data.note:
         say(data.note)
     if checkpoint:
+        data = data.in_order(config["classes"])
         require_data_of_network(checkpoint["config"], data)
     if request.split == "validation" and validation == 0:
         raise ValueError("--split validation: this run held nothing out of training")

@@ -65,8 +65,8 @@ def make_parser() -> Parser:
                         help="sampler; ddpm adds fresh noise in each step (default: ddim)")
     parser.add_argument("--steps", type=POSITIVE, metavar="N",
                         help="number of sampling steps, at most T (default: ddim 50, ddpm 100)")
-    parser.add_argument("--class-id", type=NATURAL, metavar="ID",
-                        help="class of all images (default: cycle through all classes)")
+    parser.add_argument("--class-id", metavar="ID",
+                        help="class of all images, by name or index (default: cycle through all classes)")
     parser.add_argument("--output", type=user_path, metavar="FILE",
                         default=Path("outputs/mini_samples.png"),
                         help="image grid (.png) or uint8 array arr_0 of shape N, H, W, C (.npz) "
@@ -86,6 +86,8 @@ def hyphenated(arg: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (file error), 2 (usage), 130 (interrupted)."""
     parser = make_parser()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print any name, in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parser.parse_args([hyphenated(arg) for arg in (sys.argv[1:] if argv is None else argv)])
     try:
         generate(args)
@@ -109,11 +111,13 @@ def generate(args: argparse.Namespace) -> None:
         most = scheduler.timesteps
         raise ValueError(f"--steps must be at most {most} for this model, got {steps}")
     sampler = SAMPLERS[args.sampler](scheduler, steps)
-    labels = choose_labels(args, model.num_classes)
+    labels = choose_labels(args, model.num_classes, config["classes"])
     args.output.parent.mkdir(parents=True, exist_ok=True)  # fails before sampling
 
     print(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
     print(f"{args.sampler}, {steps} steps, NumPy {np.__version__}", flush=True)
+    if args.class_id is not None:
+        print(f"class {labels[0]}: {config['classes'][labels[0]]}")
     rng, start, batches = np.random.default_rng(args.seed), time.monotonic(), []
     for first in range(0, args.num_images, BATCH):
         count = min(BATCH, args.num_images - first)
@@ -130,7 +134,9 @@ def image_sides(size: int | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def choose_labels(args: argparse.Namespace, num_classes: int | None) -> np.ndarray | None:
+def choose_labels(
+    args: argparse.Namespace, num_classes: int | None, classes: list[str]
+) -> np.ndarray | None:
     """Class label of each image (N,), or None for a model without classes."""
     if num_classes is None:
         if args.class_id is not None:
@@ -138,10 +144,22 @@ def choose_labels(args: argparse.Namespace, num_classes: int | None) -> np.ndarr
         return None
     if args.class_id is None:
         return np.arange(args.num_images) % num_classes
-    if args.class_id >= num_classes:
-        last = num_classes - 1
-        raise ValueError(f"--class-id must be between 0 and {last}, got {args.class_id}")
-    return np.full(args.num_images, args.class_id)
+    return np.full(args.num_images, class_index(args.class_id, classes))
+
+
+def class_index(text: str, classes: list[str]) -> int:
+    """Index of a class, given by its name or else by its index. Raises ValueError for no class."""
+    number = int(text) if text.isdecimal() and len(text) < 16 else -1
+    for found in (
+        [i for i, name in enumerate(classes) if name == text],
+        [i for i, name in enumerate(classes) if name.casefold() == text.casefold()],
+        [number] if 0 <= number < len(classes) else [],
+    ):
+        if len(found) == 1:
+            return found[0]
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
+    more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+    raise ValueError(f"--class-id {text}: the classes are {names}{more}")
 
 
 def save(path: Path, images: np.ndarray) -> None:

@@ -9,6 +9,10 @@ import torch
 
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli.sampling import SAMPLE
+from conftest import TINY
+from dataset import folders
+from dataset.registry import load_dataset
+from images import save_image
 from sample import sample
 from sampling.classes import SHOWN, ClassNames
 
@@ -149,6 +153,32 @@ def test_a_spelling_does_not_change_what_is_drawn(script, named):
     ]
     assert made_by[0]["--class-id"] == [1]
     assert all(other == made_by[0] for other in made_by)
+
+
+# --- the order of numbers -------------------------------------------------------------------------
+
+
+def test_numbers_are_sorted_by_their_value(tmp_path, script, monkeypatch):
+    for number, name in enumerate(["10", "2", "1", "cat", "02"]):
+        save_image(tmp_path / "images" / name / "a.png", np.full((8, 8, 3), number, np.uint8))
+    data = load_dataset("folder", tmp_path / "images")
+    assert data.classes == ["1", "02", "2", "10", "cat"]
+    of = dict(zip(data.files, data.labels.tolist(), strict=True))
+    assert of == {"1/a.png": 0, "02/a.png": 1, "2/a.png": 2, "10/a.png": 3, "cat/a.png": 4}
+
+    # A run from before keeps the order that it has learned.
+    flags = [*TINY[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
+    flags += ["--class-conditional", "--batch-size", 5]
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "class_order", str)
+        assert script("train", *flags, "--max-steps", 1).code == 0
+    result = script("train", *flags, "--resume", "--max-steps", 2)
+    assert result.code == 0, result.err
+    saved = load_checkpoint("outputs/model_final.pt")
+    assert saved["config"]["data"]["classes"] == ["02", "1", "10", "2", "cat"]
+    old = data.in_order(saved["config"]["data"]["classes"])
+    assert dict(zip(old.files, old.labels.tolist(), strict=True))["10/a.png"] == 2
+    assert data.in_order(["1", "2"]) is data
 
 
 # --- listing --------------------------------------------------------------------------------------

@@ -743,9 +743,22 @@ def test_errors_are_one_line(draw, bad_files, monkeypatch, arguments, code, mess
 
 
 def test_unknown_classes_are_refused(draw, conditional_file):
-    done = draw(conditional_file, "--class-id", "10")
-    assert done.code == 2
-    assert done.err.endswith("error: --class-id must be between 0 and 9, got 10\n")
+    for text in ("10", "-1", "cat"):
+        done = draw(conditional_file, f"--class-id={text}")
+        assert done.code == 2
+        assert f"error: --class-id {text}: the classes are 0 0, 1 1, 2 2" in done.err
+
+
+def test_classes_are_found_by_name_or_else_by_index():
+    assert [sample.class_index(t, ["1", "2", "10"]) for t in ("1", "2", "10", "0")] == [0, 1, 2, 0]
+    assert [sample.class_index(t, ["Cat", "cat", "Dog"]) for t in ("cat", "Cat", "DOG", "2")] == [
+        1,
+        0,
+        2,
+        2,
+    ]
+    with pytest.raises(ValueError, match="CAT: the classes are 0 Cat, 1 cat"):
+        sample.class_index("CAT", ["Cat", "cat"])
 
 
 def test_invalid_model_files_raise_the_documented_errors(tmp_path):
