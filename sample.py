@@ -10,6 +10,7 @@ from cli.sampling import SAMPLE, SamplingRequest
 if __name__ == "__main__":
     REQUEST = SAMPLE.parse()  # before the imports below, which take seconds
 
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import load_checkpoint
 from dataset.image_files import printable
+from dataset.own_files import is_own_picture
 from dataset.registry import load_dataset
 from distributed import barrier, is_main, largest, process_group, say, world_size
 from sampling.draw import (
@@ -266,8 +268,9 @@ def write_trajectory(
 
     A picture is named by its timestep, and 0000 for clean data.
     """
-    for old in [*folder.glob("step_*.png"), *folder.glob("x_0_*.png")]:
-        old.unlink()
+    for old in folder.glob("*.png"):
+        if re.fullmatch(r"(step|x_0)_[0-9]{4,}\.png", old.name) and is_own_picture(old):
+            old.unlink()
     for which, (name, strip) in enumerate([("step", "filmstrip"), ("x_0", "filmstrip_x_0")]):
         moments = {done: pair[which] for done, pair in sorted(frames.items())}
         for done, items in moments.items():

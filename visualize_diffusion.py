@@ -28,6 +28,7 @@ from schedules import Level
 from evaluation.report import learning_rows, write_report
 from schedules import SCHEDULES
 from training.folder import RunFolder
+from training.foreign import foreign_files
 from utils import NoisePerImage, check_writable, choose_device
 from visuals.forward_process import draw_noising, draw_schedules
 from visuals.pictures import image_format, pictures_of, save_figure
@@ -102,6 +103,9 @@ def choose_items(request: VisualizationRequest) -> Tensor:
 def show_run(request: VisualizationRequest, path: Path) -> int:
     """Sample by the checkpoints of a run, and write the picture and the report."""
     check_writable(Path(request.run))
+    folder = RunFolder(request.run)
+    if foreign := {folder.report, path} & set(foreign_files(folder.path)):
+        raise ValueError(f"{min(foreign)} was not written by this command: rename it")
     say = partial(print, file=sys.stderr)
     learning = learning_rows(
         request.run,

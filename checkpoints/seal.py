@@ -14,6 +14,7 @@ from checkpoints.inspection import Refused
 
 MARK = b"sha256:"
 SEAL_LENGTH = len(MARK) + 64
+SEAL = MARK + rb"[0-9a-f]{64}"
 
 
 class SealingFile:
@@ -38,13 +39,20 @@ def require_seal(path: Path) -> None:
     with open(path, "rb") as file:
         found = stream_sha256(file, path.stat().st_size - SEAL_LENGTH)
         seal = file.read(SEAL_LENGTH)
-    if not re.fullmatch(MARK + rb"[0-9a-f]{64}", seal):
+    if not re.fullmatch(SEAL, seal):
         raise Refused(
             "is damaged or is not a checkpoint (it does not end with its SHA-256; checkpoints of "
             "the oldest versions have none)"
         )
     if seal != MARK + found.encode():
         raise Refused("is damaged: its content does not match its SHA-256")
+
+
+def is_sealed(path: Path) -> bool:
+    """Does a file end with a seal, matching or not? Only a checkpoint of this project does."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - SEAL_LENGTH))
+        return re.fullmatch(SEAL, file.read(SEAL_LENGTH)) is not None
 
 
 def file_sha256(path: Path) -> str:

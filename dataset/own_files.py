@@ -10,6 +10,7 @@ from pathlib import Path
 from utils import MARK
 
 SEARCHED = 4096  # bytes at each end of a picture that are searched for the mark
+PAGE_POLICY = b"default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of every report
 SECTIONS = ("data", "model", "diffusion", "train")  # of the configuration of a run
 
 
@@ -33,3 +34,10 @@ def is_run_folder(path: Path) -> bool:
     if not isinstance(config, dict):
         return False
     return all(isinstance(config.get(section), dict) for section in SECTIONS)
+
+
+def is_own_page(path: Path) -> bool:
+    """Is a file a report page of this project?"""
+    with open(path, "rb") as file:
+        head = file.read(SEARCHED)
+    return MARK.encode() in head or PAGE_POLICY in head

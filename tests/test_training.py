@@ -274,8 +274,8 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path):
     assert newest == folder.checkpoint(7)
     assert "model_epoch_008.pt is damaged" in str(damaged[0])
     assert folder.holds_run()
-    for path in (folder.learning, folder.report):
-        path.touch()
+    sections = {key: {} for key in ("data", "model", "diffusion", "train")}
+    folder.config.write_text(json.dumps(sections))
     (tmp_path / "mine.txt").write_text("not of the run")
     folder.clear()
     assert os.listdir(tmp_path) == ["mine.txt"]

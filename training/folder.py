@@ -19,8 +19,10 @@ from checkpoints.checkpoint import (
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
 from checkpoints.shards import read_shard_record, verify_shards
+from training.foreign import CHECKPOINT, foreign_files, partial_files, written
 from utils import save_whole
 
+LOCK = ".lock"
 KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
 
 
@@ -70,7 +72,7 @@ class RunFolder:
         Raises ValueError if another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+        with open(self.path / LOCK, "a+", encoding="utf-8") as file:
             file.seek(0)
             try:
                 lock_file(file)
@@ -88,13 +90,11 @@ class RunFolder:
 
     def delete_partial(self) -> None:
         """Delete the incomplete files of a killed run."""
-        for folder in (self.path, self.checkpoints, self.samples):
-            for partial in folder.glob(".*.partial"):
-                remove(partial)
+        for path in list(partial_files(self.path)):
+            remove(path)
 
     def all_checkpoints(self) -> list[Path]:
-        between = self.checkpoints.glob("model_step_*.shards")
-        return [*self.path.glob(self.final.name), *self.checkpoints.glob("*.pt"), *between]
+        return list(written(self.path, CHECKPOINT))
 
     def steps(self) -> tuple[dict[Path, int], list[CheckpointError]]:
         """The steps of the checkpoints, and the errors of those that cannot be opened."""
@@ -132,17 +132,19 @@ class RunFolder:
 
         Nothing is deleted if the `new` checkpoint is damaged; raises CheckpointError then.
         """
-        between = [p for p in self.checkpoints.glob("model_step_*") if p.suffix != ".aside"]
-        old = sorted(between, key=number_of)[:-KEEP_STEPS]
+        paths = sorted(written(self.path, r"checkpoints/model_.*\.(pt|shards)"), key=number_of)
+        old = [path for path in paths if path.name.startswith("model_step_")][:-KEEP_STEPS]
         if epochs is not None:
-            old += sorted(self.checkpoints.glob("model_epoch_*.pt"), key=number_of)[:-epochs]
+            old += [path for path in paths if path.name.startswith("model_epoch_")][:-epochs]
         if old:
             check(new)
         for path in old:
             remove(path)
 
     def holds_run(self) -> bool:
-        return self.metrics.exists() or bool(self.all_checkpoints())
+        """Are there metrics or checkpoints that a run wrote?"""
+        foreign = foreign_files(self.path)
+        return any(path not in foreign for path in written(self.path, f"metrics.*|{CHECKPOINT}"))
 
     def is_complete(self, steps: int, epoch: int) -> bool:
         """Has a run of so many steps, which ended in that epoch, written its last files?"""
@@ -153,15 +155,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the files of a run, and no other files in the folder."""
-        files = [self.config, self.environment, self.data, self.metrics, self.loss_plot]
-        files += [self.learning, self.report, self.final, self.interrupted, self.best]
-        files += self.samples.glob("epoch_*.png")
-        files += self.checkpoints.glob("model_epoch_*.pt")
-        files += self.checkpoints.glob("model_step_*")
-        files += self.tensorboard.glob("events.out.tfevents.*")
-        files += [*self.checkpoints.glob("*.aside"), *self.path.glob("*.pt.aside")]
-        for file in files:
-            remove(file)
+        foreign = foreign_files(self.path)
+        for path in list(written(self.path)):
+            if path not in foreign and path.name != LOCK:
+                remove(path)
         for folder in (self.samples, self.checkpoints, self.tensorboard):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

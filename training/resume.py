@@ -12,6 +12,7 @@ from dataset.changes import changes, digest_of, read_files
 from distributed import job, restarted, say, world_size
 from training.environment import read_environment
 from training.folder import RunFolder
+from training.foreign import require_no_foreign_files
 from utils import check_writable
 
 DIGESTED = ("count", "classes", "skip_bad_images")  # the digest of an image folder covers these
@@ -32,12 +33,14 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
                 f"{folder.path} already holds a run: resume it (--resume), replace it "
                 "(--overwrite), or choose another --output-dir"
             )
+        require_no_foreign_files(folder.path, deleted=flags.overwrite)
         return flags, None
     if again or flags.resume == "newest":
         path, damaged = folder.newest_checkpoint()
         for error in damaged:
             say(f"skipped: {error}")
         if path is None:
+            require_no_foreign_files(folder.path)
             return start_anew(flags, folder, damaged), None
     else:
         path = Path(flags.resume)
@@ -49,6 +52,7 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
         raise ValueError(
             f"{path} belongs to the run in {home.path}, but {folder.path} holds another run"
         )
+    require_no_foreign_files(Path(flags.output_dir))
     say(f"resuming from {path}, step {checkpoint['step']:,}")
     flags = with_saved_flags(flags, checkpoint["config"])
     return with_same_updates(flags, checkpoint["config"]["train"]), checkpoint

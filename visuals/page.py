@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import StrictUndefined, Template  # torch depends on it
 
+from utils import MARK
 from visuals.pictures import gif, png
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -48,4 +49,4 @@ def render(**content: object) -> str:
     """Fill in the template, which escapes all text; its first lines list the content."""
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     template = Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, **options)
-    return template.render(readable=readable, **content)
+    return template.render(readable=readable, generator=MARK, **content)

@@ -1,0 +1,199 @@
+"""Files that no run wrote: a run never replaces or deletes them, whatever their names."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runs import SMALL
+from training.folder import RunFolder
+from training.foreign import foreign_files
+from visuals.pictures import save_picture
+
+RUN = [*SMALL, "--max-steps", "2", "--output-dir"]
+
+
+def picture(path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(path)
+
+
+def text(content: str):
+    return lambda path: path.write_text(content)
+
+
+def tensors(path: Path) -> None:
+    torch.save({"step": 7, "format": 1, "weights": torch.zeros(3)}, path)
+
+
+# Files of other programs, with the names of a run's files.
+FOREIGN = {
+    "config.json": text('{"model_type": "unet", "model": {}, "data": "x"}'),
+    "env.json": text('{"PATH": "/usr/bin"}'),
+    "data.json": text('{"a.png": "a cat"}'),
+    "metrics.jsonl": text('{"step": 1, "epoch": 0.1, "loss": 2.5, "eval_loss": 3}\n'),
+    "lost_output.log": text("notes\n"),
+    ".lock": text("pid 1234\n"),
+    "training_loss.png": picture,
+    "learning.png": picture,
+    "report.html": text("<!DOCTYPE html><title>Our report</title>"),
+    "samples/epoch_001.png": picture,
+    "samples": text("a list of samples"),
+    "model_final.pt": tensors,
+    "checkpoints/best.pt": tensors,
+    "checkpoints/model_epoch_005.pt": tensors,
+    "checkpoints/model_step_00000100.shards/record.json": text("{}"),
+    "tensorboard/events.out.tfevents.1.host": text("events"),
+}
+# Names that a run does not give.
+OTHERS = {
+    "samples/epoch_cats.png": picture,
+    "samples/epoch_001.jpg": picture,
+    "checkpoints/best_cats.pt": tensors,
+    "checkpoints/model_epoch_x.pt": tensors,
+    "checkpoints/model_step_mine.pt": tensors,
+    "checkpoints/.mine.pt.partial": tensors,
+    ".notes.txt.partial": text("half"),
+    "tensorboard/notes": text("notes"),
+    "mine.pt.aside": tensors,
+}
+
+
+def write(folder: Path, name: str, make) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    make(folder / name)
+    return folder / name
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_with_foreign_files_is_refused(script, tmp_path, name):
+    folder = tmp_path / "mine"
+    write(folder, name, FOREIGN[name])
+    before = contents(folder)
+    for option in ([], ["--overwrite"], ["--resume"]):
+        result = script("train", *RUN, folder, *option)
+        assert result.code == 2, option
+        shown = name.removesuffix("/record.json")
+        assert f"no run wrote: {shown}. Choose another --output-dir" in result.err
+        assert contents(folder) == before
+
+
+def test_other_names_are_never_touched(script, tmp_path):
+    folder = tmp_path / "mine"
+    for name, make in OTHERS.items():
+        write(folder, name, make)
+    before = contents(folder)
+    for option in ([], ["--overwrite"], ["--resume", "--max-steps", 4]):
+        result = script("train", *RUN, folder, *option, "--save-every-steps", 1)
+        assert result.code == 0, result.err
+        assert "skipped" not in result.out
+        assert before.items() <= contents(folder).items()
+    run = RunFolder(folder)
+    assert not {path.name for path in run.all_checkpoints()} & {Path(n).name for n in OTHERS}
+
+
+def test_overwrite_deletes_all_that_a_run_wrote(script, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    assert script("visualize_diffusion", "--run", folder, "--steps", 2).code == 0
+    (folder / "lost_output.log").write_text("Tiny Diffusion: stdout failed\n")
+    assert not foreign_files(folder)
+    (folder / "config.json").rename(tmp_path / "config.json")
+    assert not foreign_files(folder)  # each is recognised by its content
+    RunFolder(folder).clear()
+    assert set(os.listdir(folder)) <= {".lock"}
+
+
+def test_a_run_that_was_killed_early_is_ours(script, trained, tmp_path):
+    for names in ([".lock"], [".lock", "config.json"], [".lock", "config.json", "env.json"]):
+        folder = tmp_path / str(len(names))
+        folder.mkdir()
+        for name in names:
+            shutil.copy(trained / name, folder)
+        assert script("train", *RUN, folder).code == 0
+
+
+def test_pictures_of_older_versions_are_ours(script, trained, tmp_path):
+    """They have no mark; config.json tells."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained, folder.path)
+    for path in [*folder.samples.glob("*.png")]:
+        picture(path)
+    Image.open(folder.loss_plot).save(folder.loss_plot, pnginfo=matplotlib_text())
+    assert not foreign_files(folder.path)
+    assert script("train", *RUN, folder.path, "--overwrite").code == 0
+
+
+def matplotlib_text():
+    from PIL.PngImagePlugin import PngInfo
+
+    found = PngInfo()
+    found.add_text("Software", "Matplotlib version3.8, https://matplotlib.org/")
+    return found
+
+
+def test_a_foreign_report_beside_a_run(script, trained, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained, folder.path)
+    for name in ("report.html", "learning.png"):
+        write(folder.path, name, FOREIGN[name])
+        before = contents(folder.path)
+        for command in (["train", *RUN, folder.path, "--overwrite"],):
+            result = script(*command)
+            assert result.code == 2
+            assert name in result.err
+        result = script("visualize_diffusion", "--run", folder.path, "--steps", 2)
+        assert result.code == 2
+        assert f"{folder.path / name} was not written by this command" in result.err
+        assert contents(folder.path) == before
+        (folder.path / name).unlink()
+
+
+def test_a_run_resumes_beside_a_foreign_report(script, trained, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained, folder.path)
+    write(folder.path, "report.html", FOREIGN["report.html"])
+    result = script("train", "--resume", "--output-dir", folder.path, "--epochs", 3)
+    assert result.code == 0, result.err
+    assert "Our report" in folder.report.read_text()
+
+
+def test_a_foreign_config_beside_a_checkpoint(script, trained, tmp_path):
+    """As in the folder of a model of another library."""
+    shutil.copy(trained / "model_final.pt", tmp_path)
+    config = write(tmp_path, "config.json", FOREIGN["config.json"])
+    result = script("train", "--resume", tmp_path / "model_final.pt", "--epochs", 3)
+    assert result.code == 2
+    assert "no run wrote: config.json" in result.err
+    assert "model_type" in json.loads(config.read_text())
+
+
+def test_a_damaged_config_beside_a_run_is_ours(script, trained, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained, folder.path)
+    folder.config.write_text("{")
+    assert not foreign_files(folder.path)
+
+
+def test_sampling_deletes_only_its_own_pictures(script, trained, tmp_path):
+    folder = tmp_path / "intermediate"
+    folder.mkdir()
+    ours, theirs = folder / "step_0999.png", folder / "x_0_0998.png"
+    save_picture(ours, np.zeros((8, 8, 3), np.uint8))
+    picture(theirs)
+    picture(folder / "step_cats.png")
+    command = ["--checkpoint", trained / "model_final.pt", "--num-images", 2, "--steps", 2]
+    result = script("sample", *command, "--output", tmp_path / "a.png", "--show-intermediate")
+    assert result.code == 0, result.err
+    assert not ours.exists()
+    assert theirs.exists()
+    assert (folder / "step_cats.png").exists()
