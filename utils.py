@@ -1,5 +1,6 @@
 """Device, precision, random numbers and whole files: what the scripts share."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 MARK = "made by Tiny Diffusion"  # in the metadata of every picture that is written
+NAME_BYTES = 255  # in the name of a file, on all usual file systems
+# Errors of file systems, most of them in a network, that lack a function.
+NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -155,6 +159,25 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: no permission")
 
 
+def check_output(path: Path, *read: str | Path | None) -> None:
+    """Raise a ValueError if a file cannot be written, or is one of the files that are `read`.
+
+    Found before the work, because it would otherwise be lost, or replace its own source.
+    """
+    check_writable(path.parent)
+    if path.is_dir():
+        raise ValueError(f"cannot write to {path}: it is a folder; add the name of a file")
+    if len(os.fsencode(partial_of(path).name)) > NAME_BYTES:
+        raise ValueError(f"cannot write to {path}: the name of the file is too long")
+    if path.exists() and any(f and os.path.exists(f) and path.samefile(f) for f in read):
+        raise ValueError(f"cannot write to {path}: it is also read; choose another file")
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which this process writes a file before it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: `write(partial)` writes it under another name first.
 
@@ -162,11 +185,11 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     time, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         write(partial)
         with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -178,9 +201,18 @@ def sync_folder(path: Path) -> None:
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            sync(folder)
         finally:
             os.close(folder)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file or a folder is on the disk, where the file system can tell."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 MAX_INT = 2**63 - 1

@@ -20,7 +20,7 @@ from checkpoints.consistency import RECORD_TYPES, require_config, require_types
 from checkpoints.inspection import PlainCopy
 from checkpoints.seal import file_sha256
 from distributed import barrier, is_main, world_size
-from utils import save_whole, sync_folder
+from utils import save_whole, sync, sync_folder
 
 RECORD_FILE = "record.json"
 
@@ -54,7 +54,7 @@ def save_shards(path: Path, checkpoint: dict) -> None:
     for file in sorted(partial.iterdir()):
         files[file.name] = file_sha256(file)
         with open(file, "rb+") as content:
-            os.fsync(content.fileno())
+            sync(content.fileno())
     record = {"format": CHECKPOINT_FORMAT, **{key: checkpoint[key] for key in RECORD_TYPES}}
     text = json.dumps({**record, "files": files}, indent=2) + "\n"
     save_whole(partial / RECORD_FILE, lambda file: file.write_text(text, encoding="utf-8"))

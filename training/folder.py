@@ -1,5 +1,6 @@
 """The folder of a run: its files, and operations on all of them."""
 
+import errno
 import json
 import os
 import platform
@@ -19,10 +20,13 @@ from checkpoints.checkpoint import (
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
 from checkpoints.shards import read_shard_record, verify_shards
+from distributed import say
 from training.foreign import CHECKPOINT, foreign_files, partial_files, written
 from utils import save_whole
 
 LOCK = ".lock"
+# Errors that mean that another process holds a lock; all others, that there are no locks.
+HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
 
 
@@ -68,14 +72,14 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Lock the folder against other runs until the end, or until this process ends.
 
-        The system releases the lock of a process that dies. The lock file stays.
-        Raises ValueError if another process holds it.
+        The system releases the lock of a process that dies. The lock file stays. On a file system
+        without locks, a line says so. Raises ValueError if another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / LOCK, "a+", encoding="utf-8") as file:
             file.seek(0)
             try:
-                lock_file(file)
+                locked = lock_file(file)
             except OSError:
                 holder = file.read().strip() or "another process"
                 raise ValueError(
@@ -85,7 +89,10 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
-            self.delete_partial()
+            if locked:
+                self.delete_partial()
+            else:  # a partial file may be that of another run
+                say(f"{self.path} cannot be locked: start no second run in it")
             yield
 
     def delete_partial(self) -> None:
@@ -217,14 +224,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def lock_file(file) -> None:
-    """Lock an open file for this process. Raises OSError if another process has locked it."""
-    if os.name == "posix":
-        import fcntl
+def lock_file(file) -> bool:
+    """Lock an open file for this process. False if its file system has no locks.
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        import msvcrt
+    Raises OSError if another process has locked it.
+    """
+    try:
+        if os.name == "posix":
+            import fcntl
 
-        file.seek(2**30)  # a locked byte cannot be read by others, so none of the text is locked
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            file.seek(2**30)  # a locked byte cannot be read by others, so no text is locked
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in HELD:
+            raise
+        return False
+    return True
