@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints.card import read_report
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
@@ -30,7 +31,7 @@ from evaluation.generated import Generated, given_images, sampled_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
 from evaluation.real import RealData, load_real_data
-from utils import DataError, check_writable, choose_device, save_whole
+from utils import DataError, check_output, choose_device, save_whole
 from visuals.pictures import save_picture
 
 BAR = partial(tqdm, disable=None)  # no bar off a terminal
@@ -41,7 +42,8 @@ def main(request: EvaluationRequest) -> int:
     require_one_process()
     source = Path(request.checkpoint or request.samples)
     output = Path(request.output or source.parent / "metrics.json")
-    check_writable(output.parent)
+    check_output(output, *request.read())
+    require_own_report(request, output)
     device = choose_device(request.device)
 
     # Load the checkpoint and the real data, and choose what to measure.
@@ -114,6 +116,15 @@ def require_one_process() -> None:
             "evaluate.py runs in one process. Start sample.py --output samples.npz by torchrun, "
             "then python evaluate.py --samples samples.npz"
         )
+
+
+def require_own_report(request: EvaluationRequest, output: Path) -> None:
+    """Raise ValueError if the default --output is the file of another program."""
+    if request.output is None and output.exists():
+        try:
+            read_report(output)
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another file with --output") from None
 
 
 def require_used(request: EvaluationRequest, metrics: list[str]) -> None:

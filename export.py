@@ -16,13 +16,16 @@ from checkpoints.arrays import save_arrays
 from checkpoints.card import drawing_flags, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.weights import WEIGHT_KINDS, save_weights
-from utils import check_writable, save_whole
+from utils import check_output, save_whole
 
 
 def main(request: ExportRequest) -> int:
     form, output = choose_form(request.to, request.output)
-    check_writable(output.parent)
-    report = None if request.card is None else read_report(Path(request.card))
+    check_output(output, *request.read())
+    try:
+        report = None if request.card is None else read_report(Path(request.card))
+    except ValueError as error:
+        raise ValueError(f"--card {error}") from None
 
     # Load the network, and describe it before anything is written.
     checkpoint = load_checkpoint(request.checkpoint)

@@ -41,7 +41,7 @@ from sampling.draw import (
 from sampling.plan import SamplingPlan
 from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
 from training.stop import REQUESTS, handle_requests
-from utils import check_writable, describe
+from utils import check_output, describe
 from visuals.pictures import image_format, save_animation, save_picture
 
 
@@ -73,7 +73,8 @@ def main(request: SamplingRequest) -> int:
     output = Path(request.output)
     if output.suffix != ".npz":
         image_format(output)  # refuse an ending that cannot be written before the work, not after
-    check_writable(output.parent)
+    for path in [output, output.with_suffix(".gif")] if request.animate else [output]:
+        check_output(path, *request.read())
     job = SamplingJob(request)
     with process_group(job.device):
         say(introduction(job))

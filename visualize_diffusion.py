@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from checkpoints.checkpoint import load_checkpoint, restore
 from dataset.downloads import MissingData
+from dataset.own_files import is_own_picture
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
@@ -29,7 +30,7 @@ from evaluation.report import learning_rows, write_report
 from schedules import SCHEDULES
 from training.folder import RunFolder
 from training.foreign import foreign_files
-from utils import NoisePerImage, check_writable, choose_device
+from utils import NoisePerImage, check_output, check_writable, choose_device
 from visuals.forward_process import draw_noising, draw_schedules
 from visuals.pictures import image_format, pictures_of, save_figure
 from visuals.score_field import draw_score_field, lattice
@@ -41,7 +42,7 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / 
 def main(request: VisualizationRequest) -> int:
     path = Path(request.save_path or default_path(request))
     image_format(path)
-    check_writable(path.parent)
+    check_output(path, *request.read())
     if request.run:
         return show_run(request, path)
     if request.field:
@@ -58,6 +59,11 @@ def default_path(request: VisualizationRequest) -> str | Path:
 
 def show_forward_process(request: VisualizationRequest, path: Path) -> int:
     """Draw data fading into noise, and the noise schedules."""
+    schedules = path.with_stem(path.stem + "_schedules")
+    for picture in (path, schedules) if request.dataset == "folder" else ():
+        inside = picture.resolve().is_relative_to(Path(request.data_dir).resolve())
+        if inside and picture.exists() and not is_own_picture(picture):
+            raise ValueError(f"cannot write to {picture}: it is an image of the data set")
     items = choose_items(request)
     # No network is needed; v is a prediction that suits every schedule.
     processes = {name: GaussianDiffusion(name, TIMESTEPS, prediction="v") for name in SCHEDULES}
@@ -70,7 +76,6 @@ def show_forward_process(request: VisualizationRequest, path: Path) -> int:
         columns.append(diffusion.scaled(x_t, t))  # the network's input: edm's x_t grows too large
     heading = f"q(x_t | x_0), {request.schedule} schedule, T = {TIMESTEPS}"
     save_figure(path, draw_noising(columns, request.timesteps, diffusion.log_snr, heading))
-    schedules = path.with_stem(path.stem + "_schedules")
     log_snr = {name: process.log_snr for name, process in processes.items()}
     save_figure(schedules, draw_schedules(log_snr, highlighted=request.schedule))
     print(f"{path}\n{schedules}")

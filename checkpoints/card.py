@@ -120,8 +120,8 @@ def read_report(path: Path) -> dict:
     """Read a report of evaluate.py. Raises ValueError for any other file."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--card {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(report, dict) or "dataset" not in report:
-        raise ValueError(f"--card {path}: this is not a report of evaluate.py")
+        raise ValueError(f"{path}: this is not a report of evaluate.py")
     return report

@@ -72,6 +72,11 @@ class Flags:
         """The values of some flags."""
         return {name: getattr(self, name) for name in names}
 
+    def read(self) -> list[str]:
+        """The files and folders that the flags name for reading."""
+        names = [e.name for e, d in self.declarations() if d.parse is path and d.group != "output"]
+        return [value for value in self.chosen(names).values() if value]
+
     def check(self) -> None:
         """Raise ValueError for flags that contradict each other."""
         for each, declared in self.declarations():
@@ -143,8 +148,11 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
 def path(text: str) -> str:
     """Parse the name of a file or a folder: `~` is the user's home folder, `~name` that of a user.
 
-    A shell expands `~` only at the beginning of a word, so not in `--output-dir=~/run`.
+    A shell expands `~` only at the beginning of a word, so not in `--output-dir=~/run`. Empty text,
+    which would be the current folder, is what a shell makes of a variable that is not set.
     """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
     return os.path.expanduser(text)
 
 
