@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from checkpoints.card import read_report
 from checkpoints.checkpoint import load_checkpoint
+from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
 from distributed import launched
@@ -40,6 +41,8 @@ SAY = partial(print, flush=True)
 
 def main(request: EvaluationRequest) -> int:
     require_one_process()
+    if request.checkpoint:
+        request.checkpoint = str(find_checkpoint(request.checkpoint, SAY))
     source = Path(request.checkpoint or request.samples)
     output = Path(request.output or source.parent / "metrics.json")
     check_output(output, *request.read())

@@ -15,6 +15,7 @@ from pathlib import Path
 from checkpoints.arrays import save_arrays
 from checkpoints.card import drawing_flags, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS, save_weights
 from utils import check_output, save_whole
 
@@ -28,6 +29,7 @@ def main(request: ExportRequest) -> int:
         raise ValueError(f"--card {error}") from None
 
     # Load the network, and describe it before anything is written.
+    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
     checkpoint = load_checkpoint(request.checkpoint)
     config, step = checkpoint["config"], checkpoint["step"]
     require_exportable(request.checkpoint, config, form)

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import load_checkpoint
+from checkpoints.runs import find_checkpoint
 from dataset.image_files import printable
 from dataset.own_files import is_own_picture
 from dataset.registry import load_dataset
@@ -51,7 +52,7 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
         sample("outputs/model_final.pt", num_images=16, steps=20)
 
     Args:
-        checkpoint: a file of train.py, of `training.fit.fit`, or of export.py.
+        checkpoint: a file of train.py, of `training.fit.fit`, or of export.py, or a run's folder.
         model: the network, where it is not one of this project's.
         flags: of sample.py, but for those of its output.
 
@@ -68,6 +69,7 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
 
 
 def main(request: SamplingRequest) -> int:
+    request.checkpoint = str(find_checkpoint(request.checkpoint, say))
     if request.list_classes:
         return list_classes(request)
     output = Path(request.output)

@@ -257,8 +257,12 @@ def size_text(size: int | Sequence[int]) -> str:
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
+class UnknownName(ValueError):
+    """A name that is not in a table; another version of this project may know it."""
+
+
 def pick(table: dict, name: str, what: str):
-    """`table[name]`, or a ValueError that lists the names there are."""
+    """`table[name]`, or an UnknownName that lists the names there are."""
     if name not in table:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
+        raise UnknownName(f"unknown {what} {name!r}; choose from {', '.join(table)}")
     return table[name]

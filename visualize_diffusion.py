@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.runs import find_checkpoint
 from dataset.downloads import MissingData
 from dataset.own_files import is_own_picture
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
@@ -133,6 +134,7 @@ def show_run(request: VisualizationRequest, path: Path) -> int:
 
 def show_field(request: VisualizationRequest, path: Path) -> int:
     """Draw the score that a model of points has learned, from much noise to little."""
+    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
     content = load_checkpoint(request.checkpoint)
     model, diffusion = restore(content)
     data = content["config"]["data"]

@@ -1,6 +1,9 @@
 """Files that hold trained networks: written whole, and checked before anything in them is used.
 
 checkpoint.py   the checkpoint format: save, load, and restore the network and its process
+reading.py      read the file of a checkpoint or of weights
+runs.py         which checkpoint the folder of a run stands for
+other_programs.py   what a file is that is no checkpoint of this project
 weights.py      the weights alone, as a safetensors file
 arrays.py       a U-Net and its process as an .npz, for mini_diffusion
 shards.py       the checkpoint folder of a run with FSDP, one file per process

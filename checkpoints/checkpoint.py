@@ -39,18 +39,12 @@ from checkpoints.consistency import (
     require_types,
     require_weights,
 )
-from checkpoints.inspection import PlainCopy, Refused, require_plain_archive
-from checkpoints.seal import SealingFile, require_seal
-from checkpoints.weights import holds_weights, load_weights
+from checkpoints.reading import CHECKPOINT_FORMAT, CheckpointError, first_line, read_content
+from checkpoints.runs import find_checkpoint
+from checkpoints.seal import SealingFile
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import existing_path, matches_type, memory_format, save_whole
-
-CHECKPOINT_FORMAT = 3
-
-
-class CheckpointError(OSError):
-    """A file is damaged, is not a checkpoint, or does not fit. The message says why."""
+from utils import UnknownName, memory_format, save_whole
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -69,14 +63,14 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
-    """Load a checkpoint to the CPU. Code in the file is never run.
+    """Load a checkpoint to the CPU, of a file or of a run's folder. Code in it is never run.
 
     A file of weights alone (`checkpoints.weights`), recognised by its content, becomes a checkpoint
     with either "ema" or "model", and without optimizer states. With `mapped`, each tensor is read
     when it is first used, and the SHA-256 is not checked. Raises FileNotFoundError, or
     CheckpointError if the file is damaged or is not a checkpoint of this project.
     """
-    path = existing_path(path)
+    path = find_checkpoint(path)
     checkpoint = read_content(path, mapped=mapped)
     with checkpoint_errors(f"{path} contradicts itself"):
         if checkpoint["format"] == CHECKPOINT_FORMAT:
@@ -93,76 +87,6 @@ def load_resumable(path: str | Path) -> dict:
             f"{path} holds weights alone; training resumes only from a checkpoint of train.py"
         )
     return checkpoint
-
-
-def verify_checkpoint(path: str | Path) -> None:
-    """Check the SHA-256 of a file. Raises the errors of `load_checkpoint`."""
-    with explain_errors(Path(path)):
-        load_weights(Path(path)) if holds_weights(Path(path)) else require_seal(Path(path))
-
-
-def step_of(path: str | Path) -> int:
-    """Step of a checkpoint, without reading its weights or checking its SHA-256."""
-    return read_content(Path(path), mapped=True)["step"]
-
-
-def read_content(path: Path, *, mapped: bool) -> dict:
-    """Read a checkpoint or a file of weights; only "format" and "step" are checked."""
-    with explain_errors(path):
-        if holds_weights(path):
-            content = load_weights(path, verified=not mapped)
-        else:
-            content = read_archive(path, mapped=mapped)
-        if not matches_type(step := content.get("step"), int) or step < 0:
-            raise Refused(f"is not a checkpoint of Tiny Diffusion: its step is {str(step)[:20]}")
-    return content
-
-
-def read_archive(path: Path, *, mapped: bool) -> dict:
-    """Read a file of `save_checkpoint`, if its content is plain and its format is known."""
-    if not mapped:
-        require_seal(path)
-    if path.suffix == ".safetensors":  # PyTorch trusts the name and would not read the archive
-        raise Refused("is not a safetensors file; if it is a checkpoint, name it .pt")
-    require_plain_archive(path)
-    # Always mapped: a tensor then cannot claim more bytes than the file has.
-    with named_in_utf8(path) as name:
-        content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-    content = PlainCopy(path.stat().st_size, mapped=mapped).copy(content)
-    if not isinstance(content, dict) or "format" not in content:
-        raise Refused("is not a checkpoint of Tiny Diffusion")
-    if content["format"] != CHECKPOINT_FORMAT:
-        version = str(content["format"])[:20]
-        raise Refused(f"has checkpoint format {version}; this version reads {CHECKPOINT_FORMAT}")
-    return content
-
-
-@contextmanager
-def named_in_utf8(path: Path) -> Iterator[str]:
-    """A name of an existing file that torch can open: its own, or that of an open descriptor."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8
-        with open(path, "rb") as file:
-            yield f"/dev/fd/{file.fileno()}"
-    else:
-        yield str(path)
-
-
-@contextmanager
-def explain_errors(path: Path) -> Iterator[None]:
-    """Turn any error of reading a file into a FileNotFoundError or CheckpointError."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train.py writes one")
-    if not path.is_file():  # reading a pipe could wait for ever
-        raise CheckpointError(f"{path} is not a file")
-    try:
-        yield
-    except Refused as error:
-        raise CheckpointError(f"{path} {error}") from None
-    except Exception as error:  # a damaged file makes zipfile, pickle and torch raise many types
-        reason = first_line(error).partition(". ")[0]
-        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({reason})") from None
 
 
 def restore(
@@ -224,13 +148,13 @@ def checkpoint_errors(problem: str) -> Iterator[None]:
     """Turn a ValueError into a CheckpointError that begins with the problem."""
     try:
         yield
+    except UnknownName as error:
+        name = problem.removesuffix(" contradicts itself")
+        raise CheckpointError(
+            f"{name} may be of a newer version of this project: {first_line(error)}"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{problem}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error message, cut to 300 characters."""
-    return str(error).strip().partition("\n")[0][:300]
 
 
 def config_differences(saved: dict, wanted: dict) -> list[str]:

@@ -12,7 +12,7 @@ from dataset.items import item_shape, kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
 from models import MODELS, require_within_limit
-from utils import matches_type, pick
+from utils import UnknownName, matches_type, pick
 
 # Types of the fields of a checkpoint; those of a sharded one's record come first.
 RECORD_TYPES = {"step": int, "skipped": int, "seconds": float, "config": dict}
@@ -107,7 +107,10 @@ def require_arguments(function: Callable, arguments: dict, where: str) -> None:
     """Raise ValueError for an argument that the function does not take, or of another type."""
     parameters = inspect.signature(function).parameters
     if unknown := arguments.keys() - parameters.keys():
-        raise ValueError(f"there is no argument {where}{min(unknown, key=str)}")
+        name = min(unknown, key=str)
+        of_others = any(name in inspect.signature(other).parameters for other in MODELS.values())
+        kind = ValueError if of_others else UnknownName  # which another version may know
+        raise kind(f"there is no argument {where}{name}")
     require_types(arguments, {name: parameters[name].annotation for name in arguments}, where)
 
 

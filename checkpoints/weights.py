@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from checkpoints.inspection import PlainCopy, Refused
+from checkpoints.other_programs import of_family
 from utils import save_whole
 
 WEIGHTS_FORMAT = "tiny-diffusion-1"
@@ -52,8 +53,17 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
             raise Refused("is damaged or is not a checkpoint: its header is too long")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != WEIGHTS_FORMAT:
-            raise Refused(f"holds weights, but export.py did not write it ({WEIGHTS_FORMAT})")
+        found = metadata.get("format", "")
+        if found.startswith(WEIGHTS_FORMAT.rstrip("1")) and found != WEIGHTS_FORMAT:
+            raise Refused(
+                "holds weights, but export.py of another version wrote it "
+                f"({found[:40]}; this version reads {WEIGHTS_FORMAT})"
+            )
+        if found != WEIGHTS_FORMAT:
+            raise Refused(
+                f"holds weights, but export.py did not write it: weights{of_family(file.keys())} "
+                "lack the configuration that sampling needs"
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     sha256 = metadata.pop("sha256", "")
     if verified and sha256 != weights_sha256(metadata, tensors):

@@ -97,8 +97,8 @@ def precision_flag(default: str | None, help: str, **nature):
 def checkpoint_flag(*, required: bool = True, **nature):
     """The --checkpoint of a command."""
     return flag(
-        None, "file written by train.py, or by export.py as safetensors", group="checkpoint",
-        metavar="FILE", parse=path, required=required, decides="file", **nature,
+        None, "file of train.py or export.py (safetensors), or the folder of a run",
+        group="checkpoint", metavar="FILE", parse=path, required=required, decides="file", **nature,
     )  # fmt: skip
 
 

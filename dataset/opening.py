@@ -75,8 +75,16 @@ def what_is(path: Path) -> str:
     except OSError as error:
         return f"not readable ({error.strerror or error})"
     if head.startswith(b"PK\x03\x04"):
-        return zip_kind(head) if zipfile.is_zipfile(path) else f"a damaged copy of {zip_kind(head)}"
+        return zip_kind(head) if is_whole_zip(path) else f"a damaged copy of {zip_kind(head)}"
     return kind_of_bytes(head)
+
+
+def is_whole_zip(path: Path) -> bool:
+    """Has a zip archive its directory, at the end?"""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def kind_of_bytes(head: bytes) -> str:

@@ -66,7 +66,8 @@ def make_parser() -> Parser:
     parser.add_argument("--steps", type=POSITIVE, metavar="N",
                         help="number of sampling steps, at most T (default: ddim 50, ddpm 100)")
     parser.add_argument("--class-id", metavar="ID",
-                        help="class of all images, by name or index (default: cycle through all classes)")
+                        help="class of all images, by name or index "
+                        "(default: cycle through all classes)")
     parser.add_argument("--output", type=user_path, metavar="FILE",
                         default=Path("outputs/mini_samples.png"),
                         help="image grid (.png) or uint8 array arr_0 of shape N, H, W, C (.npz) "

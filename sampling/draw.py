@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.runs import find_checkpoint
 from cli.sampling import SamplingRequest
 from distributed import gather, is_main, own_device, rank, world_size
 from sampling import editing
@@ -40,6 +41,7 @@ class SamplingJob:
         self.request = request
         self.device = own_device(choose_device(request.device))
         self.precision = choose_precision(request.precision, self.device)
+        request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
         own = copy.deepcopy(request.model)  # the caller's stays trainable

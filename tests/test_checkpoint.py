@@ -26,10 +26,9 @@ from checkpoints.checkpoint import (
     require_state,
     restore,
     save_checkpoint,
-    step_of,
-    verify_checkpoint,
 )
 from checkpoints.consistency import require_config
+from checkpoints.reading import step_of, verify_checkpoint
 from checkpoints.weights import save_weights
 from conftest import ROOT
 from evaluation.report import config_of
@@ -146,14 +145,16 @@ def test_a_block_of_zeros_is_detected(whole, tmp_path):
     with pytest.raises(CheckpointError, match="damaged: its content does not match its SHA-256"):
         load_checkpoint(tmp_path / "hole.pt")
     (tmp_path / "hole.pt").write_bytes(bytes(len(content)))
-    with pytest.raises(CheckpointError, match=r"hole\.pt is damaged or is not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint: it is filled with zeros"):
         load_checkpoint(tmp_path / "hole.pt")
 
 
 @pytest.mark.parametrize("read", [load_checkpoint, verify_checkpoint, step_of])
 def test_folders_pipes_and_missing_files_are_refused(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.pt")  # reading it would block
-    for path in (tmp_path, tmp_path / "pipe.pt", Path("/dev/zero")):
+    with pytest.raises(CheckpointError, match=r"is not a file|is a folder that holds no run"):
+        read(tmp_path)
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="is not a file"):
             read(path)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
@@ -347,7 +348,8 @@ def test_invalid_configurations_are_refused(checkpoint, tmp_path, section, key, 
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
     message = str(caught.value)
-    assert "contradicts itself" in message or "is not a checkpoint" in message
+    reasons = ("contradicts itself", "is not a checkpoint", "may be of a newer version")
+    assert any(reason in message for reason in reasons)
     assert len(message.splitlines()) == 1
 
 

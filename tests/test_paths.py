@@ -1,12 +1,16 @@
 """Paths that a user gives: the home folder, run folders, endings, sizes of pictures, places."""
 
+import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from checkpoints.checkpoint import load_checkpoint
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
+from checkpoints.runs import find_checkpoint
 from cli.declare import option
 from cli.docs import COMMANDS
 from cli.training import TRAIN
@@ -95,6 +99,83 @@ def test_a_file_of_that_very_name_is_read_first(home):
 
 def test_mini_diffusion_expands_the_home_folder(home):
     assert make_parser().parse_args(["m.npz", "--output=~/x.png"]).output == home / "x.png"
+
+
+# --- the folder of a run --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of a finished run, in the folder `runs`."""
+    return shutil.copytree(trained, tmp_path / "runs" / "digits")
+
+
+DRAW = ["--steps", 1, "--num-images", 2, "--output", "s.png"]
+
+
+def test_a_run_folder_is_a_checkpoint(script, run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    final = f"digits{os.sep}model_final.pt: digits, step"
+    for folder in ("digits", f"digits{os.sep}", "digits/../digits"):
+        assert final in script("sample", "--checkpoint", folder, *DRAW).out.replace(
+            "digits/../", ""
+        )
+    assert "classes" in script("sample", "--checkpoint", "digits", "--list-classes").out
+    assert final in script("evaluate", "--checkpoint", "digits", "--metrics", "bpd", "--num-images",
+                           2, "--ode-steps", 2).out  # fmt: skip
+    assert "model_final.pt" in script("export", "--checkpoint", "digits", "m.safetensors").out
+    assert "is of images" in script("visualize_diffusion", "--field", "--checkpoint", "digits").err
+    assert (
+        sample("digits", num_images=2, steps=1)
+        == sample(final.partition(":")[0], num_images=2, steps=1)
+    ).all()
+    assert load_checkpoint("digits")["step"] == load_checkpoint("digits/model_final.pt")["step"]
+
+
+def test_the_newest_valid_checkpoint_stands_for_an_unfinished_run(script, run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    whole = (run / "model_final.pt").read_bytes()
+    newest = run / "checkpoints" / "model_epoch_002.pt"
+    assert find_checkpoint("digits/checkpoints") == newest.relative_to(run.parent)
+    (run / "model_final.pt").write_bytes(whole[:-100])
+    result = script("sample", "--checkpoint", "digits", *DRAW)
+    assert result.code == 0
+    assert "skipped: digits/model_final.pt is damaged" in result.out
+    assert "digits/checkpoints/" in result.out
+    with pytest.warns(UserWarning, match="skipped: digits/model_final.pt is damaged"):
+        sample("digits", num_images=2, steps=1)
+    for file in run.glob("checkpoints/*.pt"):
+        file.write_bytes(b"x")
+    result = script("sample", "--checkpoint", "digits", *DRAW)
+    assert result.code == 1
+    assert "digits has no valid checkpoint: digits/" in result.err
+
+
+def test_folders_without_a_checkpoint_name_what_there_is(script, run, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)
+    shutil.copytree(run, "runs/a/b")
+    Path("runs/new").mkdir()
+    Path("runs/new/metrics.jsonl").touch()
+    Path("weights").mkdir()
+    Path("weights/m.safetensors").touch()
+    Path("step.shards").mkdir()
+    Path("sharded/checkpoints/model_step_00000004.shards").mkdir(parents=True)
+    for folder, message in [
+        ("runs", "runs holds no run; there are runs in runs/a/b, runs/digits, runs/new"),
+        ("runs/new", "the run in runs/new has no checkpoint yet"),
+        ("weights", "weights holds no run; there are files weights/m.safetensors"),
+        ("runs/digits/samples", "samples is a folder that holds no run of train.py"),
+        ("step.shards", "step.shards is a sharded checkpoint, which only train.py --resume reads"),
+        ("sharded", "sharded has only sharded checkpoints"),
+    ]:
+        for read in (load_checkpoint, lambda path: sample(path, num_images=1)):
+            with pytest.raises(CheckpointError, match=re.escape(message)):
+                read(folder)
+        for name in ("sample", "evaluate", "export"):
+            result = script(name, "--checkpoint", f"{run.parent.parent}/{folder}")
+            assert result.code == 1
+            assert message.partition(" ")[2] in result.err.replace(f"{run.parent.parent}/", "")
+        monkeypatch.chdir(run.parent.parent)
 
 
 # --- keyword arguments ----------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from checkpoints.checkpoint import (
     load_checkpoint,
     restore,
     save_checkpoint,
-    step_of,
 )
+from checkpoints.reading import step_of
 from runs import TrainingProcess
 from training import plan
 from training.ema import EMA, ema_decay

@@ -17,9 +17,8 @@ from checkpoints.checkpoint import (
     load_checkpoint,
     restore,
     save_checkpoint,
-    step_of,
-    verify_checkpoint,
 )
+from checkpoints.reading import step_of, verify_checkpoint
 from checkpoints.weights import save_weights, weights_sha256
 from conftest import ROOT
 from models import MODELS, build_model, model_config

@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from checkpoints.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-    step_of,
-    verify_checkpoint,
-)
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
+from checkpoints.reading import CheckpointError, step_of, verify_checkpoint
+from checkpoints.runs import FINAL, FOLDER
 from checkpoints.shards import read_shard_record, verify_shards
 from distributed import say
 from training.foreign import CHECKPOINT, foreign_files, partial_files, written
@@ -44,17 +40,17 @@ class RunFolder:
         self.learning = self.path / "learning.png"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / FOLDER
         self.interrupted = self.checkpoints / "interrupted.pt"
         self.best = self.checkpoints / "best.pt"
-        self.final = self.path / "model_final.pt"
+        self.final = self.path / FINAL
         self.lost_output = self.path / "lost_output.log"  # what could no longer be printed
 
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder":
         """The folder of the run that a checkpoint belongs to."""
         parent = checkpoint.parent
-        return cls(parent.parent if parent.name == "checkpoints" else parent)
+        return cls(parent.parent if parent.name == FOLDER else parent)
 
     def grid(self, epoch: int) -> Path:
         return self.samples / f"epoch_{epoch:03d}.png"

@@ -1,0 +1,84 @@
+"""Which checkpoint the folder of a training run stands for."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoints.reading import CheckpointError, step_of, verify_checkpoint
+from utils import existing_path
+
+FINAL = "model_final.pt"  # the finished model of a run
+FOLDER = "checkpoints"  # of those in between
+SHOWN = 8  # runs or files in a message, at most
+
+
+def sharded(folder: Path) -> list[Path]:
+    """The sharded checkpoints in a folder."""
+    return list(folder.glob("model_step_*.shards"))
+
+
+def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.warn) -> Path:
+    """The file of a checkpoint: the path, or the one that the folder of a run stands for.
+
+    That is `model_final.pt`, or else the valid checkpoint with the most steps. `say` is called with
+    a line for each damaged one. Raises CheckpointError if a folder has no valid checkpoint.
+    """
+    path = existing_path(path)
+    if not path.is_dir():
+        return path
+    if path.suffix == ".shards":
+        raise CheckpointError(
+            f"{path} is a sharded checkpoint, which only train.py --resume reads; a finished run "
+            f"has a {FINAL}"
+        )
+    steps, damaged = {}, []
+    for file in [*path.glob("*.pt"), *(path / FOLDER).glob("*.pt")]:
+        try:
+            steps[file] = step_of(file)
+        except OSError as error:  # CheckpointError, or deleted meanwhile
+            damaged.append(str(error))
+    order = {file: (file == path / FINAL, step, file.name) for file, step in steps.items()}
+    for file in sorted(order, key=order.get, reverse=True):
+        try:
+            verify_checkpoint(file)
+        except OSError as error:
+            damaged.append(str(error))
+        else:
+            for reason in damaged:
+                say(f"skipped: {reason}")
+            return file
+    raise CheckpointError(why_none(path, damaged))
+
+
+def why_none(path: Path, damaged: list[str]) -> str:
+    """Why a folder stands for no checkpoint, and what to give instead."""
+    if damaged:
+        return f"{path} has no valid checkpoint: {damaged[0]}"
+    if sharded(path) or sharded(path / FOLDER):
+        return (
+            f"{path} has only sharded checkpoints, which only train.py --resume reads; a finished "
+            f"run has a {FINAL}"
+        )
+    if (path / "metrics.jsonl").exists():
+        return (
+            f"the run in {path} has no checkpoint yet: train.py writes one every ten minutes "
+            "(--save-every-minutes), when it is stopped, and at the end"
+        )
+    if runs := runs_below(path):
+        return f"{path} holds no run; there are runs in {listed(runs)}"
+    if files := [file for ending in ("safetensors", "ckpt") for file in path.glob(f"*.{ending}")]:
+        return f"{path} holds no run; there are files {listed(files)}"
+    return f"{path} is a folder that holds no run of train.py and no checkpoint"
+
+
+def runs_below(path: Path) -> list[Path]:
+    """The runs in the folders of a folder, and in the folders of those."""
+    found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{FINAL}")}
+    found |= {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/metrics.jsonl")}
+    return sorted(found)
+
+
+def listed(paths: list[Path]) -> str:
+    """Some paths, in words."""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(str, sorted(paths)[:SHOWN])) + more
