@@ -27,8 +27,11 @@ def is_own_picture(path: Path) -> bool:
 
 def is_run_folder(path: Path) -> bool:
     """Does a folder hold a training run of this project, by its config.json?"""
+    file = path / "config.json"
+    if not file.is_file():  # reading from a pipe would never end
+        return False
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(config, dict):

@@ -123,6 +123,8 @@ def foreign_files(folder: Path) -> list[Path]:
 def is_foreign(folder: Path, path: Path, ours: bool) -> bool:
     """Is a file of a run's name foreign? `ours`: the folder is that of a run."""
     name = path.relative_to(folder).as_posix()
+    if not (path.is_file() or path.is_dir()):  # reading from a pipe would never end
+        return True
     if path.is_dir() != bool(re.fullmatch(r".*\.shards(\.aside)?", name)):
         return True
     if not ours:
