@@ -60,4 +60,8 @@ def explain(error: Exception) -> str:
     ):
         return str(error)
     first = str(error).strip().partition("\n")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:  # sklearn's package has another name
+        return f"{error.name.partition('.')[0]} is not installed: pip install -r requirements.txt"
+    if "operator torchvision::" in first:  # what importing a torchvision that does not fit raises
+        return f"torch and torchvision do not fit together ({first}): install both anew"
     return f"{type(error).__name__}: {first}\n(--debug shows where)"

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
@@ -28,6 +28,7 @@ from utils import NoisePerImage, describe, existing_path, matches_type, save_who
 from visuals.curves import column, draw_loss
 from visuals.page import PagePicture, render
 from visuals.pictures import pictures_of, pixels_of, square
+from visuals.style import Figure, default_style
 
 MAX_CHECKPOINTS = 12  # that sample, unless epochs are chosen
 STEPS = 50  # of sampling
@@ -298,18 +299,25 @@ def curve_pictures(metrics: list[dict], kind: str) -> Iterator[PagePicture]:
         steps, values = column(metrics, name)
         if not steps:
             continue
-        figure = Figure(figsize=(4, 2.8), dpi=180, layout="constrained")
-        axes = figure.subplots()
-        if name == "loss":
-            draw_loss(axes, metrics)
-        else:
-            axes.plot(steps, values, linewidth=1.2, marker="." if len(steps) < 20 else None)
-            axes.grid(alpha=0.25)
-        axes.set(xlabel="step")
         title = title.format(kind=kind)
         alt = f"{title}: {values[0]:.3g} at step {steps[0]:,}, "
         alt += f"{values[-1]:.3g} at step {steps[-1]:,}"
-        yield PagePicture(title, alt, [pixels_of(figure)], is_plot=True)
+        yield PagePicture(title, alt, [curve_picture(metrics, name)], is_plot=True)
+
+
+@default_style()
+def curve_picture(metrics: list[dict], name: str) -> np.ndarray:
+    """The plot (H, W, 3) of a metric over the steps."""
+    figure = Figure(figsize=(4, 2.8), dpi=180, layout="constrained")
+    axes = figure.subplots()
+    if name == "loss":
+        draw_loss(axes, metrics)
+    else:
+        steps, values = column(metrics, name)
+        axes.plot(steps, values, linewidth=1.2, marker="." if len(steps) < 20 else None)
+        axes.grid(alpha=0.25)
+    axes.set(xlabel="step")
+    return pixels_of(figure)
 
 
 def commands_of(folder: RunFolder, newest: dict, total: int | None) -> list[str]:

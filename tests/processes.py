@@ -17,7 +17,6 @@ from unittest import mock
 
 import sklearn.datasets  # noqa: F401  imported here once, not by each process
 import torch
-import torchvision.utils  # noqa: F401
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import sample

@@ -1,4 +1,4 @@
-"""What commands write: never over their own sources; a name that cannot be written is found first."""
+"""What commands write: never over their sources; what cannot be written is found before work."""
 
 import shutil
 

@@ -294,7 +294,7 @@ class Run:
         picture = self.preview.picture()
         if picture is not None:
             path = self.folder.grid(epoch)
-            self.saving.attempt("the grid", lambda: save_picture(path, picture))
+            self.saving.attempt("the grid", lambda: save_picture(path, picture), Exception)
 
     # --- beginning and end ------------------------------------------------------------------------
 

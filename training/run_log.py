@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from torch import Tensor
 
@@ -79,7 +80,8 @@ class RunLog:
         """Plot the losses so far."""
         if is_main():
             metrics, path = self.folder.metrics, self.folder.loss_plot
-            self.attempt("the plot of the loss", lambda: plot_loss(read_metrics(metrics), path))
+            write = partial(plot_loss, read_metrics(metrics), path)
+            self.attempt("the plot of the loss", write, Exception)
 
     def state(self) -> dict:
         """The log's part of a checkpoint."""

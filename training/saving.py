@@ -125,16 +125,18 @@ class Saving:
         if is_main():
             self.saver.run(write)
 
-    def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something that the run can do without, and report a failure."""
+    def attempt(
+        self, what: str, write: Callable[[], None], errors: type[Exception] = OSError
+    ) -> None:
+        """Write something that the run can do without, and report a failure of some kinds."""
         try:
             write()
-        except OSError as error:
+        except errors as error:
             self.report(what, error)
         else:
             self.failing.discard(what)
 
-    def report(self, what: str, error: OSError) -> None:
+    def report(self, what: str, error: Exception) -> None:
         """Say, once, that something cannot be written."""
         if what not in self.failing:
             self.say(f"{what} could not be written ({error}); training continues")

@@ -4,5 +4,6 @@ pictures           grids of images, scatter plots of points, animations, picture
 curves             loss and other metrics over the training steps
 forward_process    data fading into noise, noise schedules
 score_field        learned score of points, as arrows
+style              matplotlib's default style
 page               the report page; its HTML is report.html.j2
 """

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from utils import matches_type
 from visuals.pictures import save_figure
+from visuals.style import Figure, default_style
 
 
 def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -20,6 +19,7 @@ def running_average(average: float, value: float, count: int) -> float:
     return keep * average + (1 - keep) * value
 
 
+@default_style()
 def plot_loss(rows: list[dict], path: Path) -> None:
     """Plot the loss, and the classifier-FID if measured, over the training steps."""
     steps, distances = column(rows, "classifier_fid")

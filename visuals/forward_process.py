@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dataset.items import kind_of, to_uint8
 from visuals.pictures import scatter
+from visuals.style import Figure, default_style
 
 
+@default_style()
 def draw_noising(
     columns: Sequence[Tensor], timesteps: Sequence[int], log_snr: Tensor, heading: str
 ) -> Figure:
@@ -31,6 +32,7 @@ def draw_noising(
     return figure
 
 
+@default_style()
 def draw_schedules(log_snr: dict[str, Tensor], highlighted: str) -> Figure:
     """Draw alphas_cumprod and log-SNR (T,) over t, one line for each schedule, one of them thicker.
 

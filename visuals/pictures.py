@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dataset.items import kind_of, to_uint8
 from utils import MARK, save_whole
+from visuals.style import Figure, FigureCanvasAgg, default_style
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
+LINE = 2  # pixels between the images of a grid
 FILMSTRIP_ROWS = 8  # at most, of images
 
 
@@ -63,6 +63,7 @@ class ImagePictures:
         columns = torch.stack([images[:FILMSTRIP_ROWS] for images in moments], dim=1)
         return self.grid(columns.flatten(0, 1), len(moments))  # from (rows, moments, C, H, W)
 
+    @default_style()
     def comparison(self, named: dict[str, Tensor]) -> Figure:
         """A figure with a row of images for each name; the name is at the left."""
         columns = max(map(len, named.values()))
@@ -88,6 +89,7 @@ class PointPictures:
         """Convert x_0 or x_t to float32 points on the CPU."""
         return x.float().cpu()
 
+    @default_style()
     def grid(self, points: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
         """A picture (H', W', 3): the real points, if given, the points, and their density."""
         named = {"samples": points} if real is None else {"data": real, "samples": points}
@@ -101,12 +103,14 @@ class PointPictures:
         format_axes(density, "density of the samples")
         return pixels_of(figure)
 
+    @default_style()
     def frame(self, points: Tensor, columns: int) -> np.ndarray:
         """A frame of an animation (H', W', 3); `columns` is ignored."""
         figure = Figure(figsize=(3.2, 3.2), layout="constrained")
         scatter(figure.subplots(), points)
         return pixels_of(figure)
 
+    @default_style()
     def filmstrip(self, moments: Sequence[Tensor]) -> np.ndarray:
         """A picture (H', W', 3) with a scatter plot for each moment, from left to right."""
         figure = Figure(figsize=(1.6 * len(moments), 1.6), layout="constrained")
@@ -115,6 +119,7 @@ class PointPictures:
             scatter(axes, points)
         return pixels_of(figure)
 
+    @default_style()
     def comparison(self, named: dict[str, Tensor]) -> Figure:
         """A figure with a scatter plot for each name; the name is the title."""
         columns = min(5, len(named))
@@ -139,12 +144,16 @@ def pictures_of(
 
 
 def tiles(images: Tensor, columns: int) -> Tensor:
-    """uint8 images (N, C, H, W) in rows of `columns`: (3, H', W')."""
-    from torchvision.utils import make_grid
-
-    if len(images) == 1:  # make_grid would leave out the padding
-        return F.pad(enlarged(images)[0].expand(3, -1, -1), (2, 2, 2, 2), value=40)
-    return make_grid(enlarged(images), nrow=columns, padding=2, pad_value=40)
+    """uint8 images (N, C, H, W) in rows of `columns`, with thin lines between them: (3, H', W')."""
+    images = enlarged(images).expand(-1, 3, -1, -1)
+    height, width = (side + LINE for side in images.shape[2:])
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    picture = images.new_full((3, rows * height + LINE, columns * width + LINE), 40)
+    for i, image in enumerate(images):
+        top, left = LINE + i // columns * height, LINE + i % columns * width
+        picture[:, top : top + height - LINE, left : left + width - LINE] = image
+    return picture
 
 
 def enlarged(images: Tensor, size: int = 56) -> Tensor:
@@ -222,6 +231,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     save_whole(Path(path), lambda partial: image.save(partial, format=kind, **mark(kind)))
 
 
+@default_style()
 def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
     """Write a figure in the format of the file name's suffix."""
     kind = image_format(path)

@@ -1,10 +1,10 @@
 """Figure of a score field: grad log p(x_t) as arrows in the plane, at several noise levels."""
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from visuals.pictures import EXTENT, scatter
+from visuals.style import Figure, default_style
 
 ARROWS = 21  # in each direction
 
@@ -15,6 +15,7 @@ def lattice() -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
+@default_style()
 def draw_score_field(panels: dict[str, tuple[Tensor, Tensor]], heading: str) -> Figure:
     """Draw sigma * score at `lattice()` as arrows over noisy data: title -> points (N, 2), arrows.
 

@@ -1,0 +1,124 @@
+"""The surroundings of a command: the user's settings, environment variables, missing packages."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+import torch
+
+from conftest import ROOT
+from runs import SMALL
+from visuals.curves import plot_loss
+from visuals.pictures import PointPictures, tiles
+
+EPOCH = [*SMALL, "--epochs", "1", "--validation", "1700", "--sample-interval", "1"]
+
+
+@pytest.fixture
+def settings():
+    """Changes settings of matplotlib until the end of the test."""
+    with matplotlib.rc_context():
+        yield matplotlib.rcParams.update
+
+
+def test_a_run_does_not_need_latex_because_the_user_asks_for_it(script, settings):
+    settings({"text.usetex": True})
+    assert script("train", *EPOCH, "--output-dir", "run").code == 0
+    assert script("visualize_diffusion", "--run", "run", "--steps", "2").code == 0
+    assert script("visualize_diffusion", "--dataset", "digits", "--no-download").code == 0
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {"font.family": "No Such Font"},
+        {"figure.facecolor": "black", "axes.facecolor": "black", "text.color": "white"},
+        {"figure.autolayout": True, "savefig.bbox": "tight", "savefig.format": "svg"},
+        {"lines.linewidth": 9, "axes.titlesize": 40, "figure.dpi": 300},
+    ],
+)
+def test_pictures_do_not_depend_on_the_users_settings(tmp_path, settings, caplog, users):
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    points = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+
+    def pictures() -> list[bytes]:
+        plot_loss(rows, tmp_path / "loss.png")
+        return [(tmp_path / "loss.png").read_bytes(), PointPictures().grid(points, 5).tobytes()]
+
+    before = pictures()
+    settings(users)
+    with caplog.at_level(logging.WARNING):
+        assert pictures() == before
+    assert not caplog.records
+    assert {name: matplotlib.rcParams[name] for name in users}.keys() == users.keys()
+    for name, value in users.items():
+        assert matplotlib.rcParams[name] in (value, [value])
+
+
+@pytest.mark.parametrize("backend", ["garbage", "module://not.installed", "TkAgg", "", None])
+def test_any_backend_can_be_named_in_the_environment(backend):
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    if backend is not None:
+        environment["MPLBACKEND"] = backend
+    code = "import os, visuals.style as s; figure = s.Figure(); s.FigureCanvasAgg(figure).draw();"
+    code += "print(os.environ.get('MPLBACKEND'))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (str(backend).strip(), "")
+
+
+def test_a_backend_that_matplotlib_knows_is_still_used():
+    code = "import visuals.style, matplotlib; print(matplotlib.rcParams['backend'])"
+    environment = {**os.environ, "MPLBACKEND": "svg"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "svg"
+
+
+def test_a_plot_that_fails_does_not_end_a_run(script, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no fonts here")
+
+    monkeypatch.setattr("training.run_log.plot_loss", fail)
+    result = script("train", *EPOCH, "--output-dir", "run")
+    assert result.code == 0
+    assert result.err.count("the plot of the loss could not be written (no fonts here)") == 1
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+def test_only_downloads_need_torchvision(script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert script("train", *EPOCH, "--output-dir", "run").code == 0
+
+
+@pytest.mark.parametrize("count", [2, 7, 12])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 60, 48)])
+def test_a_grid_equals_torchvisions(count, shape):
+    from torchvision.utils import make_grid
+
+    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+    theirs = make_grid(images, nrow=3, padding=2, pad_value=40)
+    assert torch.equal(tiles(images, 3), theirs)
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it(script, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    result = script("train", *SMALL, "--output-dir", "run")
+    assert result.code == 1
+    assert "sklearn is not installed: pip install -r requirements.txt" in result.err
+
+
+def test_a_torchvision_of_another_torch_is_explained(script, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("train.load_dataset", broken)
+    result = script("train", "--dataset", "cifar10")
+    assert "torch and torchvision do not fit together" in result.err
