@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from checkpoints.card import read_report
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
+from cli.activity import Bar, activity
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
 from distributed import launched
@@ -35,7 +35,6 @@ from evaluation.real import RealData, load_real_data
 from utils import DataError, check_output, choose_device, save_whole
 from visuals.pictures import save_picture
 
-BAR = partial(tqdm, disable=None)  # no bar off a terminal
 SAY = partial(print, flush=True)
 
 
@@ -50,8 +49,9 @@ def main(request: EvaluationRequest) -> int:
     device = choose_device(request.device)
 
     # Load the checkpoint and the real data, and choose what to measure.
-    checkpoint = load_checkpoint(source) if request.checkpoint else None
-    real = load_real_data(request, checkpoint, progress=BAR, say=SAY)
+    with activity(f"loading {source}"):
+        checkpoint = load_checkpoint(source) if request.checkpoint else None
+    real = load_real_data(request, checkpoint, progress=Bar, say=SAY)
     metrics = request.metrics or default_metrics(request, real)
     require_used(request, metrics)
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
@@ -62,7 +62,7 @@ def main(request: EvaluationRequest) -> int:
     if set(metrics) - {"bpd"}:
         require_measurable(request, metrics, real)
         if request.samples:
-            generated = given_images(request, real, progress=BAR, say=SAY)
+            generated = given_images(request, real, progress=Bar, say=SAY)
         else:
             generated = sampled_images(request, real, say=SAY)
         images = generated.sets[0]
@@ -76,7 +76,7 @@ def main(request: EvaluationRequest) -> int:
 
     # Measure the likelihood of held-out items.
     if "bpd" in metrics:
-        report |= bits_per_dimension(request, checkpoint, real, device, progress=BAR, say=SAY)
+        report |= bits_per_dimension(request, checkpoint, real, device, progress=Bar, say=SAY)
 
     text = json.dumps(report, indent=2) + "\n"
     save_whole(output, lambda path: path.write_text(text, encoding="utf-8"))
@@ -178,10 +178,11 @@ def by_classifier(
     folder: Path,
 ) -> dict:
     """Measure images in the features of a classifier."""
-    classifier = classifier_for(real, folder, device, progress=BAR, say=SAY)
-    measures = Reference(classifier, real).measure_sets(
-        generated.sets, generated.labels, request.repeats, request.seed
-    )
+    classifier = classifier_for(real, folder, device, progress=Bar, say=SAY)
+    with activity("measuring in the classifier's features"):
+        measures = Reference(classifier, real).measure_sets(
+            generated.sets, generated.labels, request.repeats, request.seed
+        )
     print(
         f"\nclassifier {classifier.sha256[:12]}, accuracy {100 * classifier.accuracy:.2f} % on "
         f"the {len(real.held_out.items):,} images of the comparison ({real.origin})\n\n"
@@ -196,7 +197,8 @@ def by_classifier(
 
 def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
     """Search images for near-copies of training images, and write a picture of the closest."""
-    found = find_near_copies(images, real.train.items, real.held_out.items)
+    with activity("searching for near-copies"):
+        found = find_near_copies(images, real.train.items, real.held_out.items)
     picture = output.with_name(f"{output.stem}_nearest.png")
     save_picture(picture, picture_of_pairs(images, real.train.items, found))
     print(
@@ -213,7 +215,8 @@ def by_inception(
     """Measure images in Inception's features, or report why this is not possible."""
     print(f"\nInception: {len(images):,} images and {len(real.held_out.items):,} held-out ones")
     try:
-        figures = inception_figures(images, real, Path(request.inception_weights), device)
+        with activity("measuring in Inception's features"):
+            figures = inception_figures(images, real, Path(request.inception_weights), device)
     except DataError as error:
         print(f"evaluate.py: inception is left out: {error}", file=sys.stderr)
         return {"left_out": str(error)}

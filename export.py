@@ -16,6 +16,7 @@ from checkpoints.arrays import save_arrays
 from checkpoints.card import drawing_flags, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
+from cli.activity import activity
 from checkpoints.weights import WEIGHT_KINDS, save_weights
 from utils import check_output, save_whole
 
@@ -30,7 +31,8 @@ def main(request: ExportRequest) -> int:
 
     # Load the network, and describe it before anything is written.
     request.checkpoint = str(find_checkpoint(request.checkpoint, print))
-    checkpoint = load_checkpoint(request.checkpoint)
+    with activity(f"loading {request.checkpoint}"):
+        checkpoint = load_checkpoint(request.checkpoint)
     config, step = checkpoint["config"], checkpoint["step"]
     require_exportable(request.checkpoint, config, form)
     model, diffusion = restore(checkpoint, raw=request.raw)
@@ -41,10 +43,11 @@ def main(request: ExportRequest) -> int:
         card = model_card(output.name, command, config, step, seconds, (which, weights), report)
 
     # Write the network, and its model card.
-    if form == "numpy":
-        save_arrays(output, config, step, which, model, diffusion)
-    else:
-        save_weights(output, config, step, which, weights)
+    with activity(f"writing {output}"):
+        if form == "numpy":
+            save_arrays(output, config, step, which, model, diffusion)
+        else:
+            save_weights(output, config, step, which, weights)
     print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if card is not None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from dataset.image_files import printable
+from cli.activity import activity
 from dataset.own_files import is_own_picture
 from dataset.registry import load_dataset
 from distributed import barrier, is_main, largest, process_group, say, world_size
@@ -77,7 +78,8 @@ def main(request: SamplingRequest) -> int:
         image_format(output)  # refuse an ending that cannot be written before the work, not after
     for path in [output, output.with_suffix(".gif")] if request.animate else [output]:
         check_output(path, *request.read())
-    job = SamplingJob(request)
+    with activity(f"loading {request.checkpoint}"):
+        job = SamplingJob(request)
     with process_group(job.device):
         say(introduction(job))
         if request.invert:
@@ -124,7 +126,8 @@ def introduction(job: SamplingJob) -> str:
 def write_inversion(job: SamplingJob, output: Path) -> None:
     """Write an image and its reconstruction, in the main process."""
     if is_main():
-        images, how_close = reconstruct(job)
+        with activity("inverting and reconstructing"):
+            images, how_close = reconstruct(job)
         say(how_close)
         save(output, job.to_items(images), job.plan)
         say(f"the image and its reconstruction: {output}")
@@ -138,7 +141,8 @@ def write(job: SamplingJob, output: Path) -> None:
     if is_main():
         points = job.plan.kind == "points"
         real = load_dataset(job.config["data"]["dataset"], split="test").items if points else None
-        save(output, drawn.items, job.plan, real)
+        with activity(f"writing {output}"):
+            save(output, drawn.items, job.plan, real)
         say(summary(job, len(drawn.items), seconds, drawn.calls))
         write_frames(job, drawn)
 
@@ -162,7 +166,8 @@ def write_in_parts(job: SamplingJob, output: Path) -> int:
 def draw_parts(job: SamplingJob, parts: Parts) -> None:
     """Draw the batches that are missing, and join all of them into the .npz."""
     plan, start, calls, first = job.plan, time.monotonic(), 0, None
-    missing = missing_parts(job, parts)
+    with activity("looking for the parts that exist"):
+        missing = missing_parts(job, parts)
     for n, batch in draw_batches(job, own_batches(missing)):
         parts.write(n, plan.pictures.array(batch.items))
         calls += batch.calls
@@ -171,7 +176,8 @@ def draw_parts(job: SamplingJob, parts: Parts) -> None:
     seconds = time.monotonic() - start
     if is_main():
         none = plan.pictures.array(job.no_items())
-        parts.join(len(job.plan.batches), (plan.count, *none.shape[1:]), none.dtype)
+        with activity(f"writing {parts.output}"):
+            parts.join(len(job.plan.batches), (plan.count, *none.shape[1:]), none.dtype)
         say(summary(job, sum(len(job.plan.batches[n]) for n in missing), seconds, calls))
         if first is not None:
             write_frames(job, first)
@@ -246,12 +252,14 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
     output, plan, steps = Path(job.request.output), job.plan, len(job.plan.levels) - 1
     if job.request.show_intermediate:
         chosen = {done: drawn.frames[done] for done in evenly_spread(steps, SNAPSHOTS)}
-        folder = write_trajectory(output.parent / "intermediate", chosen, plan)
+        with activity("writing the trajectory"):
+            folder = write_trajectory(output.parent / "intermediate", chosen, plan)
         say(f"the trajectory: {folder}")
     if job.request.animate:
         chosen = [drawn.frames[i][0] for i in sorted(evenly_spread(steps, FRAMES))]
-        grids = [plan.pictures.frame(items, plan.columns) for items in chosen]
-        save_animation(output.with_suffix(".gif"), grids)
+        with activity("writing the animation"):
+            grids = [plan.pictures.frame(items, plan.columns) for items in chosen]
+            save_animation(output.with_suffix(".gif"), grids)
         say(f"the animation: {output.with_suffix('.gif')}")
 
 

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.checkpoint import require_state
+from cli.activity import Bar, activity
 from dataset.items import kind_of, shape_config
 from dataset.registry import DATASETS, load_dataset
 from dataset.types import Data
@@ -57,8 +58,6 @@ from utils import (
     set_deterministic,
     sides,
 )
-
-BAR = partial(tqdm, disable=None)  # no bar off a terminal
 
 
 def train(**flags) -> Trained:
@@ -95,7 +94,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 
         # Load the data, and fill in the defaults that depend on it.
         load = loader(flags)
-        with main_first():
+        with activity("loading the data", has_bar=True), main_first():
             data = load()
         if checkpoint is not None:
             data = data.in_order(checkpoint["config"]["data"]["classes"])
@@ -107,11 +106,13 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 
         with explained_memory(flags, device):
             # Build the network and what trains it.
-            trainer = Trainer(config, device, precision, flags.compile)
+            with activity("building the network"):
+                trainer = Trainer(config, device, precision, flags.compile)
             parameters = sum(p.numel() for p in trainer.model.parameters())
             say(f"network: {flags.model}, {parameters:,} parameters")
             if checkpoint is not None:
-                load_state(trainer, checkpoint)
+                with activity("loading the checkpoint into the network"):
+                    load_state(trainer, checkpoint)
             waited = time.monotonic()
             distance = distance_for(flags, data, load, device) if flags.eval_interval else None
             start += time.monotonic() - waited  # a classifier's training is not the run's time
@@ -165,7 +166,7 @@ def loader(flags: RunConfig) -> Callable[..., Data]:
         fit=flags.fit,
         cache_dir=flags.cache_dir,
         cache_limit=flags.cache_limit,
-        progress=partial(BAR, disable=None if is_main() else True),
+        progress=partial(Bar, shown=is_main()),
     )
 
 
@@ -212,7 +213,7 @@ def distance_for(
         test = partial(load, split="test")
         real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
         folder = Path(flags.output_dir)
-        classifier = classifier_for(real, folder, device, progress=BAR, say=say)
+        classifier = classifier_for(real, folder, device, progress=Bar, say=say)
         return Reference(classifier, real).distance
 
 
@@ -257,7 +258,8 @@ def summary(job: Run) -> str:
     """What a finished run prints."""
     lines, name = [], job.config["data"]["dataset"]
     if job.kind == "points" and job.preview.samples is not None:
-        ours, floor = point_distances(job.preview.samples, name)
+        with activity("energy distance of the samples"):
+            ours, floor = point_distances(job.preview.samples, name)
         lines.append(
             f"energy distance of {len(job.preview.samples):,} samples to fresh {name}: {ours:.2e}, "
             f"{ours / floor:.2f} times that between two fresh sets ({floor:.2e})"

@@ -11,13 +11,12 @@ if __name__ == "__main__":
     REQUEST = VISUALIZE.parse()  # before the imports below, which take seconds
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from cli.activity import Bar, activity, tell
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
 from dataset.downloads import MissingData
@@ -44,11 +43,9 @@ def main(request: VisualizationRequest) -> int:
     path = Path(request.save_path or default_path(request))
     image_format(path)
     check_output(path, *request.read())
-    if request.run:
-        return show_run(request, path)
-    if request.field:
-        return show_field(request, path)
-    return show_forward_process(request, path)
+    show = show_run if request.run else show_field if request.field else show_forward_process
+    with activity("drawing"):
+        return show(request, path)
 
 
 def default_path(request: VisualizationRequest) -> str | Path:
@@ -88,8 +85,8 @@ def choose_items(request: VisualizationRequest) -> Tensor:
 
     def load(name: str, download: bool) -> Tensor:
         names = ["data_dir", "image_size", "skip_bad_images", "fit", "cache_dir", "cache_limit"]
-        bar = partial(tqdm, disable=None)  # no bar off a terminal
-        data = load_dataset(name, download=download, progress=bar, **request.chosen(names))
+        with activity("loading the data", has_bar=True):
+            data = load_dataset(name, download=download, progress=Bar, **request.chosen(names))
         if data.note:
             print(data.note)
         return data.items
@@ -112,18 +109,19 @@ def show_run(request: VisualizationRequest, path: Path) -> int:
     folder = RunFolder(request.run)
     if foreign := {folder.report, path} & set(foreign_files(folder.path)):
         raise ValueError(f"{min(foreign)} was not written by this command: rename it")
-    say = partial(print, file=sys.stderr)
-    learning = learning_rows(
-        request.run,
-        epochs=request.epochs,
-        steps=request.steps,
-        seed=request.seed,
-        device=choose_device(request.device),
-        say=say if sys.stderr.isatty() else lambda line: None,
-    )
-    report = write_report(request.run, learning)
+    with activity("sampling by the checkpoints of the run"):
+        learning = learning_rows(
+            request.run,
+            epochs=request.epochs,
+            steps=request.steps,
+            seed=request.seed,
+            device=choose_device(request.device),
+            say=tell,
+        )
+    with activity("writing the report"):
+        report = write_report(request.run, learning)
     for note in learning.notes:
-        say(note)
+        print(note, file=sys.stderr)
     if learning.samples:
         items = next(iter(learning.samples.values()))
         save_figure(path, pictures_of(items.shape[1:]).comparison(learning.samples))

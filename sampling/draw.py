@@ -5,17 +5,16 @@ because the rounding of a network's output may depend on the batch size.
 """
 
 import copy
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
+from cli.activity import Bar
 from cli.sampling import SamplingRequest
 from distributed import gather, is_main, own_device, rank, world_size
 from sampling import editing
@@ -90,14 +89,13 @@ def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int
     """Draw one batch after the other; yields each with its number."""
     batches = job.plan.batches
     total = sum(len(batches[number]) for number in numbers) * (len(job.plan.levels) - 1)
-    process = f"the first of {world_size()} processes" if world_size() > 1 else None
-    hidden = not (is_main() and sys.stderr.isatty())
-    with tqdm(total=total, unit="step", desc=process, disable=hidden) as bar:
+    process = f"the first of {world_size()} processes" if world_size() > 1 else "sampling"
+    with Bar(total=total, unit="step", desc=process, shown=is_main()) as bar:
         for number in numbers:
             yield number, draw_batch(job, batches[number], bar)
 
 
-def draw_batch(job: SamplingJob, indices: range, bar: tqdm) -> Samples:
+def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
     """Draw the samples with these indices."""
     plan, to_items, frames = job.plan, job.to_items, {}
     noise_like = NoisePerImage(job.request.seed, indices)

@@ -16,7 +16,7 @@ import export
 import sample
 import train
 import visualize_diffusion
-from cli import process
+from cli import activity, process
 from cli.docs import COMMANDS
 from cli.training import TRAIN
 from evaluation import classifier
@@ -25,6 +25,8 @@ from training import preview
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+activity.AFTER = 1e6  # on a slow machine, messages would be other than on a fast one
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

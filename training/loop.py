@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from cli.activity import activity
 from dataset.items import epoch_order, kind_of, on_device, split
 from dataset.types import Data
 from distributed import is_main, largest, share, world_size
@@ -171,14 +172,15 @@ class Run:
         """
         log, saving = self.log, self.saving
         if self.length.plan:
-            self.measure_pauses()
+            with activity("measuring the time that grids and validation take"):
+                self.measure_pauses()
         steps = training_steps(
             self.trainer, self.batches, self.length.learning_rate, lambda: self.length.end
         )
         with log.open(saving.attempt), self.stop, saving:
             saving.catch_up(self.checkpoint(), self.epoch_steps, self.length.total)
             log.restart_clock()
-            for step in steps:
+            for step in self.with_slow_start(steps):
                 self.count(step)
                 logs = step.number % LOG_EVERY == 0 or step.ends_epoch
                 if logs or world_size() == 1:
@@ -197,6 +199,14 @@ class Run:
                 if self.stopping:
                     break
             return self.finish() if self.trainer.step == self.length.total else self.interrupt()
+
+    def with_slow_start(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps; says so if the first takes long, which prepares and may compile."""
+        with activity("first training step"):
+            first = next(steps, None)
+        if first is not None:
+            yield first
+            yield from steps
 
     def agree(self) -> None:
         """Settle with the other processes how long the run is, whether it stops, and whether a
@@ -218,6 +228,7 @@ class Run:
         Raises FloatingPointError after many skipped steps in a row.
         """
         trainer = self.trainer
+        self.log.progress.count(step.number, self.length.total)
         if not trainer.skipped_in_a_row:
             self.log.add(step.loss)
         if trainer.skipped_in_a_row == 1:
@@ -255,7 +266,8 @@ class Run:
         """Measure the loss of the held-out items. Returns the checkpoints to write for it."""
         if not len(self.held_out):
             return {}
-        loss = self.held_out_loss()
+        with activity("validation"):
+            loss = self.held_out_loss()
         self.log.row({"step": self.trainer.step, "epoch": epoch, "validation_loss": loss})
         self.log.progress.validation = loss
         return self.saving.due_if_best(loss)
@@ -268,11 +280,14 @@ class Run:
         """Measure the distance of images by the averaged weights to real ones."""
         if self.distance is None or self.stopping:
             return
-        start, images = time.monotonic(), self.preview.evaluated(EVALUATION_STEPS, EVALUATED)
+        start = time.monotonic()
+        with activity("classifier-FID, sampling"):
+            images = self.preview.evaluated(EVALUATION_STEPS, EVALUATED)
         if images is None:
             return
         if is_main():
-            distance = self.distance(images)
+            with activity("classifier-FID"):
+                distance = self.distance(images)
             self.log.row({"step": self.trainer.step, "epoch": epoch, "classifier_fid": distance})
             self.log.progress.say(f"epoch {epoch}: classifier-FID {distance:.3f}")
         if self.length.plan:
@@ -291,7 +306,8 @@ class Run:
 
     def write_grid(self, epoch: int) -> None:
         """Write the sample grid of an epoch, with a row of real items."""
-        picture = self.preview.picture()
+        with activity("sample grid"):
+            picture = self.preview.picture()
         if picture is not None:
             path = self.folder.grid(epoch)
             self.saving.attempt("the grid", lambda: save_picture(path, picture), Exception)

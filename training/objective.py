@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from cli.activity import tell
 from conditions import Condition, label_condition
 from dataset.items import flipped, to_unit
 from diffusion import GaussianDiffusion
@@ -111,6 +112,7 @@ class DiffusionObjective:
         total = torch.zeros((), device=self.device)
         t = self.diffusion.sample_t(len(items), self.timestep_sampling)
         for first in range(0, len(items), size):
+            tell(f"{first:,} of {len(items):,}")
             rows = slice(first, first + size)
             layout = memory_format(self.device, items)
             x_0 = to_unit(items[rows].to(self.device, memory_format=layout))

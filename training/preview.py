@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cli.activity import tell
 from conditions import label_condition
 from dataset.items import classes_like, item_shape, kind_of
 from distributed import gather, is_main, rank, share, world_size
@@ -49,6 +50,7 @@ class Preview:
         floats = items.ndim == 4 and items.is_floating_point()
         self.data = self.pictures.to_items(items) if floats else items
         self.samples: Tensor | None = None  # of the last grid
+        self.part = ""  # of the images that are sampled now, for the user
         self.at_once = max(1, AT_ONCE * 32**2 // math.prod(self.shape[1:]))
 
     def picture(self) -> np.ndarray | None:
@@ -80,14 +82,17 @@ class Preview:
         Each process samples equally many, as a sharded network needs all of them.
         """
         each = -(-count // world_size())
-        indices, parts = torch.arange(rank() * each, (rank() + 1) * each), []
+        indices, images = torch.arange(rank() * each, (rank() + 1) * each), []
         classes = None if self.labels is None else classes_like(self.labels, indices[-1] + 1)
-        for part in indices.split(self.at_once):
+        parts = indices.split(self.at_once)
+        for number, part in enumerate(parts, start=1):
+            self.part = f"batch {number} of {len(parts)}, " if len(parts) > 1 else ""
             labels = None if classes is None else classes[part]
             if (x := self.sample(steps, part, labels)) is None:
                 return None
-            parts.append(self.pictures.to_items(x))
-        return gather(torch.cat(parts))[:count].cpu()
+            images.append(self.pictures.to_items(x))
+        self.part = ""
+        return gather(torch.cat(images))[:count].cpu()
 
     def sample(self, steps: int, indices: Tensor, labels: Tensor | None) -> Tensor | None:
         """The samples of these indices (N,), of the classes `labels` (N,); None if stopped."""
@@ -97,7 +102,8 @@ class Preview:
         condition = None if labels is None else label_condition(labels.to(trainer.device))
         denoise = diffusion.denoiser(trainer.ema.module, condition, precision=trainer.precision)
         levels = diffusion.levels(min(steps, diffusion.timesteps))
-        for x in generate(denoise, noise, levels, noise_like):  # noqa: B007
+        for done, x in enumerate(generate(denoise, noise, levels, noise_like)):  # noqa: B007
+            tell(f"{self.part}step {done} of {len(levels) - 1}")
             if self.stop.received and world_size() == 1:  # the others would wait for our share
                 return None
         return x

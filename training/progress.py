@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from cli.activity import bar_size
 from visuals.curves import running_average
 
 LINE_EVERY = 15  # seconds between two plain lines
@@ -28,14 +29,24 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.start = self.last_line = time.monotonic()
         if self.shown and sys.stderr.isatty():
-            self.bar = tqdm(
-                initial=self.first_step, unit="step", dynamic_ncols=True, smoothing=0.05
-            )
+            options = {"unit": "step", "smoothing": 0.05, **bar_size()}
+            self.bar = tqdm(initial=self.first_step, **options)
         return self
 
     def __exit__(self, *error) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def count(self, step: int, total: int | None) -> None:
+        """Show that a step was made. `update` shows the figures, which only some steps have."""
+        if self.bar is not None and not sys.stderr.isatty():  # the terminal has gone
+            self.bar.close()
+            self.bar = None
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.last_line >= 2 * LINE_EVERY:  # steps are slow
+            self._line(step, total)
 
     def update(self, total: int | None, row: dict) -> None:
         """Show a row of metrics, its loss smoothed, and the time left to step `total`."""
@@ -48,18 +59,16 @@ class Progress:
             figures["validation"] = f"{self.validation:.4f}"
         if row["skipped"]:
             figures["skipped"] = str(row["skipped"])
-        if self.bar is not None and not sys.stderr.isatty():  # the terminal has gone
-            self.bar.close()
-            self.bar = None
         if self.bar is not None:
-            self.bar.total = total
-            self.bar.set_postfix(figures, refresh=False)
-            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix(figures, refresh=step == total)
         elif time.monotonic() - self.last_line >= LINE_EVERY or step == total:
-            self.last_line = time.monotonic()
-            of = f"/{total:,}" if total else ""
             shown = "  ".join(f"{name} {value}" for name, value in figures.items())
-            self.say(f"step {step:,}{of}  {shown}  {self._left(step, total)}".rstrip())
+            self._line(step, total, f"{shown}  ")
+
+    def _line(self, step: int, total: int | None, figures: str = "") -> None:
+        self.last_line = time.monotonic()
+        of = f"/{total:,}" if total else ""
+        self.say(f"step {step:,}{of}  {figures}{self._left(step, total)}".rstrip())
 
     def _left(self, step: int, total: int | None) -> str:
         if not total or step == total:

@@ -7,6 +7,7 @@ from pathlib import Path
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
 from checkpoints.consistency import CUSTOM
 from checkpoints.shards import read_shard_record
+from cli.activity import activity
 from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
 from distributed import job, restarted, say, world_size
@@ -36,7 +37,8 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
         require_no_foreign_files(folder.path, deleted=flags.overwrite)
         return flags, None
     if again or flags.resume == "newest":
-        path, damaged = folder.newest_checkpoint()
+        with activity("looking for the newest checkpoint"):
+            path, damaged = folder.newest_checkpoint()
         for error in damaged:
             say(f"skipped: {error}")
         if path is None:
@@ -44,7 +46,8 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
             return start_anew(flags, folder, damaged), None
     else:
         path = Path(flags.resume)
-    checkpoint = read_shard_record(path) if path.is_dir() else load_resumable(path)
+    with activity(f"loading {path}"):
+        checkpoint = read_shard_record(path) if path.is_dir() else load_resumable(path)
     home = RunFolder.of(path)
     if "output_dir" not in flags.given:
         flags = replace(flags, output_dir=str(home.path))

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from cli.activity import activity
 from distributed import is_main
 from training.folder import RunFolder
 from training.log import Metrics, read_metrics
@@ -81,7 +82,8 @@ class RunLog:
         if is_main():
             metrics, path = self.folder.metrics, self.folder.loss_plot
             write = partial(plot_loss, read_metrics(metrics), path)
-            self.attempt("the plot of the loss", write, Exception)
+            with activity("plot of the loss"):
+                self.attempt("the plot of the loss", write, Exception)
 
     def state(self) -> dict:
         """The log's part of a checkpoint."""

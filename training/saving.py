@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 
 from checkpoints.shards import save_shards
+from cli.activity import activity
 from distributed import is_main
 from training.folder import RunFolder
 from training.saver import Saver, on_host
@@ -40,7 +41,8 @@ class Saving:
         return self
 
     def __exit__(self, *error) -> None:
-        self.saver.wait()  # whatever ended the run, its last checkpoint is written
+        with activity("waiting for the last checkpoint to be written"):
+            self.saver.wait()  # whatever ended the run, its last checkpoint is written
 
     # --- what is due ------------------------------------------------------------------------------
 
@@ -87,7 +89,8 @@ class Saving:
         """Write a state to files, with something added to each, while training continues."""
         if not files or not (is_main() or self.trainer.sharded):
             return
-        self.saver.wait()  # before memory is taken for another copy
+        with activity("waiting for the last checkpoint to be written"):
+            self.saver.wait()  # before memory is taken for another copy
         state = on_host(state)
         if not is_main():
             return
@@ -112,7 +115,8 @@ class Saving:
             if is_main():
                 self.folder.keep_newest(self.keep, path)
 
-        self.attempt("a checkpoint", write)
+        with activity("writing a checkpoint"):
+            self.attempt("a checkpoint", write)
 
     def save_now(self, path: Path, state: dict) -> None:
         """Write a state to a file, and wait for it. Raises OSError if that fails."""
@@ -123,7 +127,8 @@ class Saving:
             self.folder.keep_newest(self.keep, path)  # a kill may have come before it the last time
 
         if is_main():
-            self.saver.run(write)
+            with activity(f"writing {path}"):
+                self.saver.run(write)
 
     def attempt(
         self, what: str, write: Callable[[], None], errors: type[Exception] = OSError
