@@ -97,7 +97,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         with activity("loading the data", has_bar=True), main_first():
             data = load()
         if checkpoint is not None:
-            data = data.in_order(checkpoint["config"]["data"]["classes"])
+            data = data.as_learned(checkpoint["config"]["data"])
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
         config = make_config(flags, data)
@@ -159,13 +159,8 @@ def loader(flags: RunConfig) -> Callable[..., Data]:
     return partial(
         load_dataset,
         flags.dataset,
-        flags.data_dir,
-        image_size=flags.image_size,
+        **flags.reading(),
         download=not flags.no_download,
-        skip_bad_images=flags.skip_bad_images,
-        fit=flags.fit,
-        cache_dir=flags.cache_dir,
-        cache_limit=flags.cache_limit,
         progress=partial(Bar, shown=is_main()),
     )
 
@@ -186,6 +181,8 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
     flags = with_defaults(flags, data)
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")
+        if "class_conditional" not in flags.given and len(data.classes) < 2:
+            say("the network is unconditional: the data set has no classes to choose from")
     return flags
 
 

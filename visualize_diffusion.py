@@ -84,9 +84,8 @@ def choose_items(request: VisualizationRequest) -> Tensor:
     """uint8 images (N, C, H, W) or points (N, 2) of the data set, chosen by the seed."""
 
     def load(name: str, download: bool) -> Tensor:
-        names = ["data_dir", "image_size", "skip_bad_images", "fit", "cache_dir", "cache_limit"]
         with activity("loading the data", has_bar=True):
-            data = load_dataset(name, download=download, progress=Bar, **request.chosen(names))
+            data = load_dataset(name, download=download, progress=Bar, **request.reading())
         if data.note:
             print(data.note)
         return data.items

@@ -22,7 +22,8 @@ def resolve_dataset(name: str | None) -> str | None:
 
 def data_flag(default: object, help: str, **nature):
     """A flag that says how data are read. It is saved with a run."""
-    return flag(default, help, group="data", section="data", unless=NO_DATA, **nature)
+    nature = {"unless": NO_DATA} | nature
+    return flag(default, help, group="data", section="data", **nature)
 
 
 def size_flag(help: str, **nature):
@@ -54,6 +55,21 @@ class DataFlags(Flags):
         "crop", "other aspect ratios: crop to the centre, or stretch",
         choices=keys("dataset/image_files.py", "FITS"), fixed=True,
     )  # fmt: skip
+    grey: bool = data_flag(
+        False, "folder: convert all images to grey", switch="on", fixed=True,
+        names=("--gray",), unless=(*NO_DATA, "colour"),
+    )  # fmt: skip
+    colour: bool = data_flag(
+        False, "folder: images in colour, even if all are grey", switch="on", fixed=True,
+        names=("--color",),
+    )  # fmt: skip
+    background: str = data_flag(
+        "white", "folder: colour behind transparent pixels, a name or #rrggbb", fixed=True,
+        metavar="COLOUR",
+    )  # fmt: skip
+    follow_links: bool = data_flag(
+        False, "folder: also read what links that lead out of it lead to", switch="on", fixed=True
+    )
     cache_limit: float = data_flag(
         2, "folder: decode more than this into a memory-mapped file", parse=number(float, 0),
         metavar="GB",
@@ -66,6 +82,13 @@ class DataFlags(Flags):
     def check(self) -> None:
         super().check()
         self.dataset = resolve_dataset(self.dataset)
+
+    def reading(self) -> dict[str, object]:
+        """The arguments of `load_dataset` that flags set, but for the data set's name."""
+        return self.chosen([name for name in READING if name != "dataset"])
+
+
+READING = tuple(DataFlags.named(section="data"))  # flags that say how data are read
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.image_files import decode_image, has_colours, printable
+from dataset.image_files import (
+    decode_image,
+    has_colours,
+    own_pictures_note,
+    printable,
+    why_unreadable,
+)
+from dataset.own_files import is_own_picture
 from utils import DataError
 
 
@@ -24,18 +31,31 @@ class ImageFolder(NamedTuple):
     size: tuple[int, int]  # height and width of the decoded images in pixels
     fit: str  # a key of image_files.FITS
     skip_bad: bool  # leave out images that cannot be read
+    channels: int | None = None  # 1 for grey, 3 for colour; None for grey if every image is
+    background: str = "white"  # colour behind transparent pixels
 
     def shape(self) -> tuple[int, int, int, int]:
         """(N, C, H, W) if all images can be read; C is 1 if no image is in colour."""
-        channels = 3 if any(map(has_colours, self.files)) else 1
-        return (len(self.files), channels, *self.size)
+        coloured = (has_colours(file, self.background) for file in self.files)
+        return (len(self.files), self.channels or (3 if any(coloured) else 1), *self.size)
+
+    def without_own_pictures(self) -> "ImageFolder":
+        """The folder without the pictures that this project wrote.
+
+        Raises DataError if there are no others.
+        """
+        files = [file for file in self.files if not is_own_picture(file)]
+        if not files:
+            raise DataError(f"no images in {self.root}: {own_pictures_note(len(self.files))}")
+        return self._replace(files=files)
 
 
 class Decoded(NamedTuple):
     """The decoded images of a folder."""
 
     pixels: Tensor  # uint8 (N, C, H, W), in memory or in a read-only mapped file
-    left_out: list[int]  # indices of the files that could not be read
+    files: list[Path]  # of these images, N
+    unreadable: list[Path]  # files that are left out
     digests: list[str]  # of the pixels of each image, N
     note: str = ""  # where the pixels are, if not in memory
 
@@ -50,7 +70,14 @@ def decode_in_memory(folder: ImageFolder, progress: Callable[..., Iterable]) -> 
         else:
             pixels[len(digests)] = torch.from_numpy(image.pixels)
             digests.append(image.digest)
-    return Decoded(pixels[: len(digests)], left_out, digests)
+    return Decoded(pixels[: len(digests)], *split_files(folder.files, left_out), digests)
+
+
+def split_files(files: list[Path], left_out: Iterable[int]) -> tuple[list[Path], list[Path]]:
+    """The files of a folder in two parts: those that were read, and those at some indices."""
+    bad = set(left_out)
+    read = [file for i, file in enumerate(files) if i not in bad]
+    return read, [files[i] for i in sorted(bad)]
 
 
 class DecodedImage(NamedTuple):
@@ -67,11 +94,12 @@ def decode_each(
 
     def attempt(file: Path) -> tuple[DecodedImage | None, str]:
         try:
-            pixels = decode_image(file, folder.size, folder.fit)
+            pixels = decode_image(file, folder.size, folder.fit, folder.background)
             digest = hashlib.blake2b(pixels, digest_size=8).hexdigest()
-            return DecodedImage(pixels[:channels], digest), ""
+            return DecodedImage(in_grey(pixels) if channels == 1 else pixels, digest), ""
         except Exception as error:  # Pillow's decoders raise almost any exception
-            return None, f"{printable(file.relative_to(folder.root))}: {error}"
+            reason = why_unreadable(file, error)
+            return None, f"{printable(file.relative_to(folder.root))}: {reason}"
 
     count, bad = len(folder.files), []
     attempts = map_ahead(attempt, folder.files)
@@ -85,6 +113,12 @@ def decode_each(
             f"{len(bad)} of {count} images in {folder.root} cannot be read:\n  {shown}\n"
             "Repair or remove them, or leave them out with --skip-bad-images."
         )
+
+
+def in_grey(pixels: np.ndarray) -> np.ndarray:
+    """Convert colours, uint8 (3, H, W), to grey (1, H, W) as Pillow does; shades of grey stay."""
+    red, green, blue = pixels.astype(np.uint32)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)[None]
 
 
 def map_ahead(function: Callable, items: Iterable) -> Iterator:

@@ -6,34 +6,50 @@ from pathlib import Path
 
 import torch
 
+from dataset.changes import first_names
 from dataset.decoding import Decoded, ImageFolder, decode_in_memory
-from dataset.image_files import find_images, no_decompression_bombs
+from dataset.image_files import find_images, own_pictures_note, strict_pillow
 from dataset.pixel_cache import decode_through_cache
 from dataset.types import Data, Request
 
 MAX_DIGITS = 15  # of a class name that counts as a number
 FOLDER_SIZE = 64  # default height and width of the images in pixels
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "holdout"}
 
 
 def load_folder(request: Request) -> Data:
     """Any folder of images, made one size. Subfolders are classes if they hold all images."""
     root, size = request.data_dir, request.image_size or (FOLDER_SIZE, FOLDER_SIZE)
-    files, links_note = find_images(root)
-    folder = ImageFolder(root, files, size, request.fit, request.skip_bad_images)
+    found = find_images(root, follow_links=request.follow_links)
+    channels = 1 if request.grey else 3 if request.colour else None
+    options = request.fit, request.skip_bad_images, channels, request.background
+    folder = ImageFolder(root, found.files, size, *options)
     decoded = decode_folder(folder, request.cache_dir, request.cache_limit, request.progress)
-    bad = set(decoded.left_out)
-    kept = [file.relative_to(root) for i, file in enumerate(files) if i not in bad]
-    bad_note = f"{len(bad)} of {len(files)} images cannot be read and are left out" if bad else ""
+    kept = [file.relative_to(root) for file in decoded.files]
+    bad, count = decoded.unreadable, len(decoded.files) + len(decoded.unreadable)
+    own = found.own + len(found.files) - count
+    notes = [decoded.note, *found.notes]
+    if own:
+        notes.append(own_pictures_note(own))
+    if bad:
+        notes.append(f"{len(bad)} of {count} images cannot be read and are left out")
 
     labels, classes = None, []
-    if all(len(file.parts) > 1 for file in kept):
+    outside = [file.name for file in kept if len(file.parts) == 1]
+    if not outside:
         classes = sorted({file.parts[0] for file in kept}, key=class_order)
         number = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([number[file.parts[0]] for file in kept])
-    note = "\n".join(filter(None, [decoded.note, links_note, bad_note]))
+        notes += class_notes(root, classes, [*found.others, *bad])
+    elif len(outside) < len(kept) / 2:
+        lies, it = ("lies", "it") if len(outside) == 1 else ("lie", "them")
+        notes.append(
+            f"{first_names(outside)} {lies} outside the class folders of {root}, so that the "
+            f"images have no classes; move {it} into a class folder, or elsewhere"
+        )
     names = [file.as_posix() for file in kept]
     digests = dict(zip(names, decoded.digests, strict=True))
-    return Data(decoded.pixels, labels, classes, note, digests)
+    return Data(decoded.pixels, labels, classes, "\n".join(filter(None, notes)), digests)
 
 
 def class_order(name: str) -> tuple:
@@ -43,7 +59,22 @@ def class_order(name: str) -> tuple:
     return 1, 0, name
 
 
-@no_decompression_bombs()
+def class_notes(root: Path, classes: list[str], left_out: list[Path]) -> list[str]:
+    """Lines for the user, on subfolders that are no class or do not look like one."""
+    notes = []
+    paths = [file.relative_to(root).parts for file in left_out]
+    if empty := sorted({parts[0] for parts in paths if len(parts) > 1} - set(classes)):
+        without = "is no class: it has" if len(empty) == 1 else "are no classes: they have"
+        notes.append(f"{first_names(empty)} {without} no images that are read")
+    if {name.lower() for name in classes} <= SPLITS:
+        notes.append(
+            f"the classes are called {', '.join(classes)}: if these are splits, give one of them, "
+            f"such as --data-dir {root / classes[0]}"
+        )
+    return notes
+
+
+@strict_pillow()
 def decode_folder(
     folder: ImageFolder,
     cache_dir: str | Path | None = None,
@@ -55,5 +86,5 @@ def decode_folder(
     `cache_limit` is in gigabytes, all images counted in colour; a `cache_dir` of None is hidden.
     """
     if len(folder.files) * 3 * math.prod(folder.size) <= cache_limit * 1e9:
-        return decode_in_memory(folder, progress)
+        return decode_in_memory(folder.without_own_pictures(), progress)
     return decode_through_cache(folder, cache_dir, progress)

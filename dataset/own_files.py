@@ -17,6 +17,8 @@ SECTIONS = ("data", "model", "diffusion", "train")  # of the configuration of a 
 def is_own_picture(path: Path) -> bool:
     """Does a picture carry the mark that `visuals.pictures` writes? False if it is unreadable."""
     try:
+        if not path.is_file():  # reading from a pipe would never end
+            return False
         with open(path, "rb") as file:
             head = file.read(SEARCHED)
             file.seek(max(len(head), os.fstat(file.fileno()).st_size - SEARCHED))

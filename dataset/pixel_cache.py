@@ -23,8 +23,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from dataset.decoding import Decoded, DecodedImage, ImageFolder, decode_each
-from dataset.image_files import links_out
+from dataset.decoding import Decoded, DecodedImage, ImageFolder, decode_each, split_files
+from dataset.image_files import links_out, rgb
 from utils import DataError, save_whole
 
 CACHE_DIR = ".tiny-diffusion"  # in the folder of images
@@ -39,6 +39,11 @@ def decode_through_cache(
     path, key = cache_file(folder, cache_dir), fingerprint(folder)
     record, note = read_cache_record(path), f"pixels are read from {path}"
     if record.get("fingerprint") != key:
+        # Only now, because looking into every file takes far longer than the rest of a hit. What
+        # was decoded is without them, so that pictures which are new in the folder change nothing.
+        folder = folder.without_own_pictures()
+        key = fingerprint(folder)
+    if record.get("fingerprint") != key:
         stale = path.exists()
         record = write_cache(path, folder, key, progress)
         note = f"decoded into {path} ({gigabytes(math.prod(record['shape']))}); later runs reuse it"
@@ -48,14 +53,19 @@ def decode_through_cache(
         warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
         # Mode "r" maps the file read-only; the system may refuse a writable map of this size.
         pixels = torch.from_numpy(np.memmap(path, np.uint8, "r", shape=tuple(record["shape"])))
-    return Decoded(pixels, record["left_out"], record["digests"], note)
+    parts = split_files(folder.files, record["left_out"])
+    return Decoded(pixels, *parts, record["digests"], note)
 
 
 def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
-    """Path of a folder's cache file: one per folder, size and fit, replaced when images change."""
+    """Path of a folder's cache file: one per folder and settings, replaced when images change."""
     root = folder.root.resolve()
     height, width = folder.size
-    size = height if height == width else f"{height}x{width}"
+    variant = f"{height if height == width else f'{height}x{width}'}_{folder.fit}"
+    if folder.channels:
+        variant += "_grey" if folder.channels == 1 else "_colour"
+    if rgb(folder.background) != rgb("white"):
+        variant += "_{:02x}{:02x}{:02x}".format(*rgb(folder.background))
     if cache_dir is None:
         hidden = folder.root / CACHE_DIR
         if links_out([hidden], root):
@@ -63,16 +73,19 @@ def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
                 f"{hidden} is a symbolic link that leads out of the folder; "
                 "pass its target as --cache-dir"
             )
-        return hidden / f"{size}_{folder.fit}.pixels"
+        return hidden / f"{variant}.pixels"
     digest = hashlib.blake2b(str(root).encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    return Path(cache_dir, f"{root.name}_{size}_{folder.fit}_{digest}.pixels")
+    return Path(cache_dir, f"{root.name}_{variant}_{digest}.pixels")
 
 
 def fingerprint(folder: ImageFolder) -> str:
     """Digest of what the pixels depend on: settings, and name, size and time of each file."""
     height, width = folder.size
-    size = height if height == width else folder.size  # as before there were other shapes
+    size = height if height == width else folder.size
+    # Settings that were added later count where they are not the default: old files stay valid.
     settings = (VERSION, size, folder.fit, folder.skip_bad)
+    if folder.channels or rgb(folder.background) != rgb("white"):
+        settings += (folder.channels, rgb(folder.background))
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for file in folder.files:
         state = (str(file.relative_to(folder.root)),)

@@ -8,7 +8,7 @@ from dataset.cifar10 import load_cifar10
 from dataset.digits import load_sklearn_digits
 from dataset.folders import FOLDER_SIZE, load_folder
 from dataset.idx import FASHION_MNIST, MNIST, load_idx
-from dataset.image_files import FITS
+from dataset.image_files import FITS, rgb
 from dataset.items import kind_of, resized
 from dataset.points import load_points
 from dataset.types import Data, Request, Source
@@ -38,6 +38,10 @@ def load_dataset(
     download: bool = True,
     skip_bad_images: bool = False,
     fit: str = "crop",
+    grey: bool = False,
+    colour: bool = False,
+    background: str = "white",
+    follow_links: bool = False,
     cache_dir: str | Path | None = None,
     cache_limit: float = 2,
     split: str = "train",
@@ -52,6 +56,10 @@ def load_dataset(
             "folder": 64).
         skip_bad_images: "folder" leaves out images that cannot be decoded.
         fit: how images are given another aspect ratio, a key of `image_files.FITS`.
+        grey, colour: "folder" converts all images to grey, or to colour (default: to grey if every
+            image is grey).
+        background: colour behind transparent pixels of "folder", a name or #rrggbb.
+        follow_links: "folder" reads what links that lead out of it lead to.
         cache_dir, cache_limit: as in `folders.decode_folder`.
         progress: wraps the iteration over the files of "folder", as tqdm does.
         split: "train", or "test" for a data set that has one (`Source.has_test`).
@@ -66,9 +74,37 @@ def load_dataset(
         raise ValueError(f"--image-size does not apply to {name}: its items are points")
     if fit != "crop" and name != "folder" and (size is None or size[0] == size[1]):
         raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
-    options = size, download, skip_bad_images, fit, cache_dir, cache_limit, split, progress
-    data = source.load(Request(existing_path(data_dir), *options))
+    if name != "folder":
+        given = {"grey": grey, "colour": colour, "background": background != "white"}
+        require_no_options(name, **given, follow_links=follow_links)
+    elif grey and colour:
+        raise ValueError("--grey and --colour exclude each other")
+    rgb(background)  # raises ValueError for what is none
+    data = source.load(
+        Request(
+            data_dir=existing_path(data_dir),
+            image_size=size,
+            download=download,
+            skip_bad_images=skip_bad_images,
+            fit=fit,
+            grey=grey,
+            colour=colour,
+            background=background,
+            follow_links=follow_links,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+            split=split,
+            progress=progress,
+        )
+    )
     if size and data.items.shape[2:] != size:
         left, top, right, bottom = FITS[fit](*data.items.shape[:1:-1], size)
         data = data._replace(items=resized(data.items[:, :, top:bottom, left:right], size))
     return data
+
+
+def require_no_options(name: str, **options: bool) -> None:
+    """Raise ValueError for an option of "folder" that is given for another data set."""
+    for option in (option for option, given in options.items() if given):
+        flag = option.replace("_", "-")
+        raise ValueError(f"--{flag} applies only to --dataset folder, not to {name}")

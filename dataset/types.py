@@ -18,16 +18,19 @@ class Data(NamedTuple):
     note: str = ""  # lines for the user: which files are left out, where the pixels are stored
     files: Mapping[str, str] = MappingProxyType({})  # of a folder: {file name: digest of pixels}
 
-    def in_order(self, classes: list[str]) -> "Data":
-        """The data with its classes in the order in which a run has learned them.
+    def as_learned(self, saved: Mapping) -> "Data":
+        """The data as the run with this `config["data"]` has learned them.
 
-        Other versions sorted the classes of a folder otherwise. Data of other classes stay as they
-        are.
+        Other versions sorted the classes of a folder otherwise, and read grey images with a palette
+        in colour. Data of other classes stay as they are.
         """
-        if self.classes == classes or sorted(self.classes) != sorted(classes):
-            return self
-        new = torch.tensor([classes.index(name) for name in self.classes])
-        return self._replace(classes=classes, labels=new[self.labels])
+        data, classes = self, saved["classes"]
+        if (data.items.shape[1], saved.get("image_channels")) == (1, 3):
+            data = data._replace(items=data.items.expand(-1, 3, -1, -1))
+        if data.classes == classes or sorted(data.classes) != sorted(classes):
+            return data
+        new = torch.tensor([classes.index(name) for name in data.classes])
+        return data._replace(classes=classes, labels=new[data.labels])
 
 
 class Request(NamedTuple):
@@ -38,6 +41,10 @@ class Request(NamedTuple):
     download: bool
     skip_bad_images: bool
     fit: str  # a key of image_files.FITS
+    grey: bool
+    colour: bool
+    background: str  # colour behind transparent pixels
+    follow_links: bool
     cache_dir: str | Path | None
     cache_limit: float  # gigabytes
     split: str  # "train" or, if the data set has one, "test"

@@ -41,20 +41,18 @@ def load_images(
 
 def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tensor, str]:
     """Read the image files of a folder, which must have the size of the shape."""
-    from PIL import Image
-
-    files, _ = find_images(path)
-    images = []
-    for file in progress(files, desc="reading"):
-        with Image.open(file) as image:
-            size = image.size
-        if size != (shape[2], shape[1]):
+    found, images = find_images(path, data=False), []
+    for file in progress(found.files, desc="reading"):
+        image = read_image(file, None, 3)
+        height, width = image.shape[1:]
+        if (height, width) != tuple(shape[1:]):
             raise DataError(
-                f"{file} has {size[0]} x {size[1]} pixels, but the data set has {shape[2]} x "
+                f"{file} has {width} x {height} pixels, but the data set has {shape[2]} x "
                 f"{shape[1]}; --image-size resizes the data set"
             )
-        images.append(read_image(file, shape[1:], 3))
-    return with_channels(torch.stack(images), shape[0]), f"{len(images):,} files"
+        images.append(image)
+    how = "; ".join([f"{len(images):,} files", *found.notes])
+    return with_channels(torch.stack(images), shape[0]), how
 
 
 def read_array(path: Path) -> np.ndarray:

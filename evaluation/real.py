@@ -8,14 +8,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from checkpoints.consistency import CUSTOM
+from cli.common import READING
 from cli.evaluation import EvaluationRequest
 from dataset.changes import digest_of
 from dataset.items import held_out_count, item_shape, split
 from dataset.registry import DATASETS, load_dataset
 from dataset.types import Data
 from utils import DataError, pick
-
-FOLDER_OPTIONS = ("skip_bad_images", "fit", "cache_dir", "cache_limit")  # saved with a run
 
 
 class RealData(NamedTuple):
@@ -64,17 +63,18 @@ def load_real_data(
             "samples of it, and give --samples and --dataset"
         )
     name, data_dir = config["dataset"], request.data_dir or config["data_dir"]
-    options = {option: config[option] for option in FOLDER_OPTIONS if option in config}
-    options |= {"image_size": config.get("image_size"), "progress": progress}
-    data = load_dataset(name, data_dir, **options)
+    options = {option: config[option] for option in READING if option in config}
+    options |= {"data_dir": data_dir, "progress": progress}
+    del options["dataset"]
+    data = load_dataset(name, **options)
     if data.note:
         say(data.note)
     if checkpoint:
-        data = data.in_order(config["classes"])
+        data = data.as_learned(config)
         require_data_of_network(checkpoint["config"], data)
     if request.split == "validation" and validation == 0:
         raise ValueError("--split validation: this run held nothing out of training")
-    test = partial(load_dataset, name, data_dir, split="test", **options)
+    test = partial(load_dataset, name, split="test", **options)
     if request.split == "validation":
         test = None
     real = real_data(name, data, test, data_dir, validation, seed)

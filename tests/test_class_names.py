@@ -176,9 +176,9 @@ def test_numbers_are_sorted_by_their_value(tmp_path, script, monkeypatch):
     assert result.code == 0, result.err
     saved = load_checkpoint("outputs/model_final.pt")
     assert saved["config"]["data"]["classes"] == ["02", "1", "10", "2", "cat"]
-    old = data.in_order(saved["config"]["data"]["classes"])
+    old = data.as_learned(saved["config"]["data"])
     assert dict(zip(old.files, old.labels.tolist(), strict=True))["10/a.png"] == 2
-    assert data.in_order(["1", "2"]) is data
+    assert data.as_learned({"classes": ["1", "2"]}) is data
 
 
 # --- listing --------------------------------------------------------------------------------------

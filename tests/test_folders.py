@@ -145,11 +145,15 @@ def test_bad_images_are_named_or_left_out(bad_folder, tmp_path, limit):
 def test_unreadable_images_give_their_reasons_and_cannot_all_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.image_files.MAX_PIXELS", 900)
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tiff")
-    Image.fromarray(noise_pixels(8, 8, 3)).save(tmp_path / "ppm.png", format="PPM")
+    Image.fromarray(noise_pixels(8, 8, 3)).save(tmp_path / "icon.png", format="ICO")
     save_image(tmp_path / "large.png", noise_pixels(31, 30))
     with pytest.raises(DataError, match="3 of 3 images") as error:
         load_dataset("folder", tmp_path, skip_bad_images=True)
-    for reason in ("float.tiff: pixels of mode F", "ppm.png: ", "30 x 31 is over 900 pixels"):
+    for reason in (
+        "float.tiff: pixels of mode F",
+        "icon.png: it is an icon",
+        "30 x 31 is over 900 pixels",
+    ):
         assert reason in str(error.value)
 
 
@@ -185,9 +189,8 @@ def test_an_enormous_image_is_named_and_not_decoded(bomb, tmp_path, recwarn, lim
 def test_an_enormous_image_to_start_from_is_rejected(bomb, recwarn):
     with pytest.raises(DataError, match=f"{bomb} cannot be read as an image"):
         read_image(bomb, (16, 16), 3)
-    if "8000" not in bomb.name:  # Pillow opens this one, and its size is all that is needed
-        with pytest.raises(DataError, match=f"{bomb} cannot be read as an image"):
-            require_same_size(bomb, bomb)
+    with pytest.raises(DataError, match=f"{bomb} cannot be read as an image"):
+        require_same_size(bomb, bomb)
     assert not recwarn.list
 
 
@@ -202,7 +205,9 @@ def test_links_that_lead_out_of_the_folder_are_left_out(image_folder, tmp_path):
     (image_folder / "foxes").symlink_to(tmp_path / "nowhere")
     (image_folder / "notes.txt").symlink_to(__file__)  # not an image, so not counted
     found = load_dataset("folder", image_folder, image_size=16)
-    assert found.note == f"5 symbolic links lead out of {image_folder} and are left out"
+    assert found.note == (
+        f"5 symbolic links lead out of {image_folder} and are left out; --follow-links reads them"
+    )
     assert_same_data(found, before)
 
     (tmp_path / "links").mkdir()
@@ -238,7 +243,7 @@ def test_broken_links_and_pipes_are_bad_images(image_folder, tmp_path, limit):
 
 def test_control_characters_in_a_file_name_are_not_printed(image_folder):
     (image_folder / "cats" / "\x1b[2J\n\udcff.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"cats/\?\[2J\?\?\.png: cannot identify"):
+    with pytest.raises(DataError, match=r"cats/\?\[2J\?\?\.png: it is empty"):
         load_dataset("folder", image_folder)
 
 
@@ -260,8 +265,8 @@ def damage_after(image_folder, monkeypatch):
         module, attribute = name.rsplit(".", 1)
         function = getattr(import_module(module), attribute)
 
-        def damaging(*arguments):
-            result = function(*arguments)
+        def damaging(*arguments, **options):
+            result = function(*arguments, **options)
             damage(image_folder / "cats" / "1.png")
             monkeypatch.setattr(name, function)
             return result

@@ -147,7 +147,12 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
     fixed = flags.named(section="train", fixed=True)
     train = {key: config["train"][key] for key in [*fixed, "update_size"]}
     # A run from before a flag was added had its default.
-    saved = {**saved, "train": {**RunConfig().chosen(fixed), **saved["train"]}}
+    of_data = [name for name in flags.named(section="data", fixed=True) if name in data]
+    saved = {
+        **saved,
+        "data": {**RunConfig().chosen(of_data), **saved["data"]},
+        "train": {**RunConfig().chosen(fixed), **saved["train"]},
+    }
     found = config_differences(saved, {**config, "data": data, "train": train})
     if change and not flags.allow_data_change:
         found.append(f"the data has changed: {change}; --allow-data-change resumes anyway")
