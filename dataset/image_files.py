@@ -110,9 +110,10 @@ def own_pictures_note(count: int) -> str:
 def left_out_by_ending(files: list[Path]) -> str:
     """Files of types that are not read, by ending: "3 files are left out: 2 .svg, 1 .heic"."""
     counts = Counter(printable(file.suffix.lower()) or "without an ending" for file in files)
-    parts = [f"{count} {ending}" for ending, count in counts.most_common(SHOWN)]
-    if more := sum(counts.values()) - sum(count for _, count in counts.most_common(SHOWN)):
-        parts.append(f"{more} others")
+    shown = counts.most_common(SHOWN)
+    parts = [f"{count} {ending}" for ending, count in shown]
+    if more := len(files) - sum(count for _, count in shown):
+        parts.append(f"{more} more")
     what = "files are left out" if len(files) > 1 else "file is left out"
     return f"{len(files):,} {what}, of types that are not read: {', '.join(parts)}"
 
@@ -143,12 +144,18 @@ def links_out(paths: Iterable[Path], root: Path) -> set[Path]:
 def folders_to_enter(parent: Path, names: list[str], out: set[Path], root: Path) -> list[str]:
     """The subfolders of a folder below `root` to search, where links out of the root are followed.
 
-    A folder that contains this one is not entered again: the search would never end.
+    A link to a folder that contains this one is not followed: the search would never end.
     """
     depth = len(parent.parts) - len(root.parts)
-    above = {os.path.realpath(p) for p in [parent, *parent.parents[:depth]]}
-    kept = [n for n in names if not (parent / n).is_symlink() or parent / n in out]
-    return [n for n in kept if os.path.realpath(parent / n) not in above]
+    above = {Path(os.path.realpath(p)) for p in [parent, *parent.parents[:depth]]}
+
+    def contains_us(link: Path) -> bool:
+        return any(p.is_relative_to(os.path.realpath(link)) for p in above)
+
+    links = {n for n in names if (parent / n).is_symlink()}
+    return [
+        n for n in names if n not in links or (parent / n in out and not contains_us(parent / n))
+    ]
 
 
 @cache
@@ -306,12 +313,12 @@ def open_upright(file: Path) -> "Image.Image":
     with open_image(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is over {MAX_PIXELS:,} pixels")
+        image.filename = ""  # or Pillow maps an uncompressed TIFF into memory, and turns it wrongly
         image.load()  # some formats store the orientation behind the pixels
-        try:
-            orientation = image.getexif().get(0x0112)
-        except Exception:  # damaged metadata; the pixels are what counts
-            orientation = None
-        turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+        turn = None
+        with suppress(Exception):  # of damaged metadata; the pixels are what counts
+            value = image.getexif().get(0x0112)
+            turn = TURNS.get(value[0] if isinstance(value, bytes) else int(value))
         return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
