@@ -28,7 +28,7 @@ from tqdm import tqdm
 from checkpoints.checkpoint import require_state
 from cli.activity import Bar, activity
 from dataset.items import kind_of, shape_config
-from dataset.registry import DATASETS, load_dataset
+from dataset.registry import DATASETS, READING, load_dataset
 from dataset.types import Data
 from distributed import (
     is_main,
@@ -159,7 +159,7 @@ def loader(flags: RunConfig) -> Callable[..., Data]:
     return partial(
         load_dataset,
         flags.dataset,
-        **flags.reading(),
+        **flags.chosen(READING),
         download=not flags.no_download,
         progress=partial(Bar, shown=is_main()),
     )

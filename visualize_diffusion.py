@@ -22,7 +22,7 @@ from checkpoints.runs import find_checkpoint
 from dataset.downloads import MissingData
 from dataset.own_files import is_own_picture
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
-from dataset.registry import load_dataset
+from dataset.registry import READING, load_dataset
 from diffusion import GaussianDiffusion
 from samplers import Denoise
 from schedules import Level
@@ -85,7 +85,7 @@ def choose_items(request: VisualizationRequest) -> Tensor:
 
     def load(name: str, download: bool) -> Tensor:
         with activity("loading the data", has_bar=True):
-            data = load_dataset(name, download=download, progress=Bar, **request.reading())
+            data = load_dataset(name, download=download, progress=Bar, **request.chosen(READING))
         if data.note:
             print(data.note)
         return data.items

@@ -83,13 +83,6 @@ class DataFlags(Flags):
         super().check()
         self.dataset = resolve_dataset(self.dataset)
 
-    def reading(self) -> dict[str, object]:
-        """The arguments of `load_dataset` that flags set, but for the data set's name."""
-        return self.chosen([name for name in READING if name != "dataset"])
-
-
-READING = tuple(DataFlags.named(section="data"))  # flags that say how data are read
-
 
 @dataclass(kw_only=True)
 class SeedFlags(Flags):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from dataset.cifar10 import load_cifar10
@@ -101,6 +102,10 @@ def load_dataset(
         left, top, right, bottom = FITS[fit](*data.items.shape[:1:-1], size)
         data = data._replace(items=resized(data.items[:, :, top:bottom, left:right], size))
     return data
+
+
+# Options that a run saves: they say which images are read, and how.
+READING = tuple(set(signature(load_dataset).parameters) - {"name", "download", "split", "progress"})
 
 
 def require_no_options(name: str, **options: bool) -> None:

@@ -8,11 +8,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from checkpoints.consistency import CUSTOM
-from cli.common import READING
 from cli.evaluation import EvaluationRequest
 from dataset.changes import digest_of
 from dataset.items import held_out_count, item_shape, split
-from dataset.registry import DATASETS, load_dataset
+from dataset.registry import DATASETS, READING, load_dataset
 from dataset.types import Data
 from utils import DataError, pick
 
@@ -65,7 +64,6 @@ def load_real_data(
     name, data_dir = config["dataset"], request.data_dir or config["data_dir"]
     options = {option: config[option] for option in READING if option in config}
     options |= {"data_dir": data_dir, "progress": progress}
-    del options["dataset"]
     data = load_dataset(name, **options)
     if data.note:
         say(data.note)
