@@ -20,6 +20,7 @@ from dataset.changes import changes, digest_of, read_files
 from dataset.folders import FOLDER_SIZE
 from dataset.image_files import read_image, require_same_size
 from dataset.registry import load_dataset
+from evaluation.images import load_images
 from images import (
     BOMBS,
     assert_images,
@@ -79,11 +80,6 @@ def test_a_folder_of_grey_images_is_grey(tmp_path):
     assert colour.items.shape == (3, 3, 16, 16)
     # The digest of an image does not depend on the other images.
     assert colour.files["a.png"] == grey.files["a.png"] != colour.files["c.png"]
-
-
-def test_transparent_pixels_become_white(tmp_path):
-    save_image(tmp_path / "a.png", np.zeros((8, 8, 4)))
-    assert load_dataset("folder", tmp_path, image_size=8).items.min() == 255
 
 
 def test_images_are_cropped_or_stretched(tmp_path):
@@ -245,6 +241,211 @@ def test_control_characters_in_a_file_name_are_not_printed(image_folder):
     (image_folder / "cats" / "\x1b[2J\n\udcff.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"cats/\?\[2J\?\?\.png: it is empty"):
         load_dataset("folder", image_folder)
+
+
+# --- what is read, and what is left out ----------------------------------------------------------
+
+
+def test_files_of_other_types_are_counted_by_ending(image_folder):
+    for name in ("cats/a.heic", "cats/b.HEIC", "dogs/c.svg", "foxes/d.webm", "foxes/cats.txt"):
+        (image_folder / name).parent.mkdir(exist_ok=True)
+        (image_folder / name).write_bytes(b"hello")
+    found = load_dataset("folder", image_folder, image_size=16)
+    assert_images(found, 12, (3, 16, 16), 2)
+    assert found.note.splitlines() == [
+        "4 files are left out, of types that are not read: 2 .heic, 1 .svg, 1 .webm",
+        "foxes is no class: it has no images that are read",
+    ]
+    save_image(image_folder / "foxes" / "a.png", noise_pixels(16, 16, 3))
+    _, how = load_images(image_folder / "foxes", (3, 16, 16))
+    assert how == "1 files; 1 file is left out, of types that are not read: 1 .webm"
+
+
+def test_what_accompanies_images_is_not_missed(image_folder):
+    names = ["1.txt", "1.json", "README", "Thumbs.db", "desktop.ini", "labels.csv", ".DS_Store"]
+    for name in [*names, "._1.png", "notes.md", "list.xml", "model.pt"]:
+        (image_folder / "cats" / name).write_text("hello")
+    assert not load_dataset("folder", image_folder, image_size=16).note
+
+
+def test_images_without_an_ending_are_missed(image_folder):
+    shutil.copy(image_folder / "dogs" / "0.png", image_folder / "dogs" / "image")
+    note = load_dataset("folder", image_folder, image_size=16).note
+    assert note == "1 file is left out, of types that are not read: 1 without an ending"
+
+
+def test_pictures_outside_the_class_folders_are_named(script, image_folder):
+    for name in ("stray.png", "b.png"):
+        save_image(image_folder / name, noise_pixels(9, 9, 3))
+        found = load_dataset("folder", image_folder, image_size=16)
+        assert found.classes == []
+        assert f"stray.png {'lie' if name == 'b.png' else 'lies'} outside the class" in found.note
+    result = script(*TRAIN, "--preset", "fast", "--channels", 8, "--max-steps", 1)
+    assert result.code == 0, result.err
+    assert "b.png, stray.png lie outside the class folders of images, so that" in result.out
+    assert "the network is unconditional" in result.out
+    result = script(*TRAIN, "--class-conditional", "--overwrite")
+    assert "stray.png" in result.out
+    assert "has no classes here" in result.err
+
+
+def test_a_flat_folder_with_a_few_images_below_has_no_note(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "old/d.png"):
+        save_image(tmp_path / name, noise_pixels(9, 9, 3))
+    assert not load_dataset("folder", tmp_path, image_size=8).note
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"), [(["train", "Val"], True), (["train"], True), (["train", "car"], False)]
+)
+def test_classes_that_look_like_splits_are_pointed_out(tmp_path, names, hint):
+    for name in names:
+        save_image(tmp_path / name / "a.png", noise_pixels(9, 9, 3))
+    found = load_dataset("folder", tmp_path, image_size=8)
+    assert set(found.classes) == set(names)
+    assert ("splits" in found.note) == hint
+    assert (f"--data-dir {tmp_path}/{found.classes[0]}" in found.note) == hint
+
+
+def test_a_folder_that_cannot_be_opened_is_named(image_folder):
+    (image_folder / "cats").chmod(0)
+    try:
+        if os.access(image_folder / "cats", os.R_OK):
+            pytest.skip("root may read everything")
+        note = load_dataset("folder", image_folder, image_size=16).note
+    finally:
+        (image_folder / "cats").chmod(0o755)
+    assert f"{image_folder / 'cats'} cannot be opened (Permission denied)" in note
+
+
+def test_names_that_are_not_utf8_are_files_and_classes(script, image_folder):
+    os.rename(image_folder / "cats", os.fsencode(image_folder) + b"/caf\xe9")
+    os.rename(image_folder / "dogs" / "0.png", os.fsencode(image_folder) + b"/dogs/\xff.png")
+    (image_folder / "dogs" / "bad.png").write_bytes(b"")
+    flags = [*DIT, "--class-conditional", "--skip-bad-images", "--cache-limit", 0]
+    assert script(*TRAIN, *flags, "--max-steps", 1).code == 0
+    assert script("train", "--resume", "--max-steps", 2).code == 0
+    saved = load_checkpoint("outputs/model_final.pt")["config"]["data"]["classes"]
+    assert saved == ["caf\udce9", "dogs"]
+    assert "dogs/\udcff.png" in json.loads(Path("outputs/data.json").read_text())
+
+
+# --- links that lead out of the folder -----------------------------------------------------------
+
+
+def test_links_that_lead_out_can_be_followed(script, image_folder, tmp_path):
+    outside = tmp_path / "outside"
+    save_image(outside / "wolves" / "deep" / "a.png", noise_pixels(16, 16, 3))
+    (image_folder / "wolves").symlink_to(outside / "wolves")
+    (image_folder / "cats" / "new.png").symlink_to(outside / "wolves" / "deep" / "a.png")
+    (image_folder / "again").symlink_to("cats")  # a second time the same images
+    (outside / "wolves" / "round").symlink_to(image_folder)
+    (outside / "wolves" / "deep" / "up").symlink_to("../..")
+    (outside / "wolves" / "deep" / "self").symlink_to(".")
+    (outside / "wolves" / "deep" / "all").symlink_to("/")
+    found = load_dataset("folder", image_folder, image_size=16, follow_links=True)
+    assert_images(found, 14, (3, 16, 16), 3)
+    assert not found.note
+    (image_folder / "gone.png").symlink_to(outside / "nothing.png")
+    with pytest.raises(DataError, match=r"1 of 15 .*\n  gone.png: it is missing"):
+        load_dataset("folder", image_folder, image_size=16, follow_links=True)
+    (image_folder / "gone.png").unlink()
+
+    assert script(*TRAIN, *DIT, "--follow-links", "--max-steps", 1).code == 0
+    result = script("train", "--resume", "--max-steps", 2)
+    assert result.code == 0, result.err
+    assert "14 images" in result.out
+
+
+# --- grey, colour and transparency ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [2, 0])
+def test_images_are_read_in_grey_or_in_colour(image_folder, tmp_path, limit):
+    options = {"image_size": 16, "cache_limit": limit}
+    colour = load_dataset("folder", image_folder, **options)
+    grey = load_dataset("folder", image_folder, grey=True, **options)
+    assert grey.items.shape == (12, 1, 16, 16)
+    assert grey.files == colour.files
+    first = Image.fromarray(colour.items[0].permute(1, 2, 0).numpy()).convert("L")
+    assert (grey.items[0, 0].numpy() == np.asarray(first)).all()
+    save_image(tmp_path / "greys" / "a.png", noise_pixels(16, 16))
+    plain = load_dataset("folder", tmp_path / "greys", **options)
+    assert torch.equal(
+        load_dataset("folder", tmp_path / "greys", grey=True, **options).items, plain.items
+    )
+    coloured = load_dataset("folder", tmp_path / "greys", colour=True, **options)
+    assert torch.equal(coloured.items, plain.items.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("limit", [2, 0])
+def test_transparent_pixels_get_the_colour_of_the_background(tmp_path, limit):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    save_image(tmp_path / "a.png", pixels)
+    for name, value in [("white", 255), ("black", 0), ("#808080", 128), ("white", 255)]:
+        options = {"image_size": 8, "cache_limit": limit, "background": name}
+        assert (load_dataset("folder", tmp_path, **options).items == value).all()
+
+
+@pytest.mark.parametrize("name", ["#ff", "transparent", "#00000000", "no colour", ""])
+def test_a_background_is_an_opaque_colour(tmp_path, name):
+    with pytest.raises(ValueError, match="not an opaque colour"):
+        load_dataset("folder", tmp_path, background=name)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--gray"], ["--color"], ["--colour"], ["--background", "red"], ["--follow-links"]]
+)
+def test_flags_of_folders_are_errors_for_other_data_sets(script, flags):
+    result = script("train", *TINY, *flags)
+    assert result.code == 2
+    assert "applies only to --dataset folder, not to digits" in result.err
+
+
+def test_how_a_folder_is_read_is_saved_and_fixed(script, image_folder):
+    flags = [*DIT, "--grey", "--background", "black", "--max-steps"]
+    assert script(*TRAIN, *flags, 1).code == 0
+    data = load_checkpoint("outputs/model_final.pt")["config"]["data"]
+    assert (data["grey"], data["colour"], data["background"]) == (True, False, "black")
+    result = script("train", "--resume", "--max-steps", 2)
+    assert result.code == 0, result.err
+    assert "12 images of 1 x 16 x 16" in result.out
+    result = script("train", "--resume", "--background", "red", "--max-steps", 3)
+    assert "data.background: black in the checkpoint, red now" in result.err
+    assert "has no effect with --colour" in script(*TRAIN, "--grey", "--colour").err
+    result = script(
+        "evaluate",
+        "--checkpoint",
+        "outputs/model_final.pt",
+        "--metrics",
+        "copies",
+        "--num-images",
+        2,
+        "--steps",
+        1,
+        "--repeats",
+        1,
+    )
+    assert result.code == 0, result.err
+
+
+def test_a_run_from_before_these_flags_continues(script, tmp_path):
+    """It has read grey palettes in colour."""
+    for i in range(4):
+        picture = Image.fromarray(noise_pixels(16, 16 + i)).quantize(16)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        picture.save(tmp_path / "images" / f"{i}.png")
+    assert script(*TRAIN, *DIT, "--colour", "--max-steps", 1).code == 0
+    path = Path("outputs/model_final.pt")
+    checkpoint = load_checkpoint(path)
+    for name in ("grey", "colour", "background", "follow_links"):
+        del checkpoint["config"]["data"][name]
+    save_checkpoint(path, checkpoint)
+    result = script("train", "--resume", "--max-steps", 2)
+    assert result.code == 0, result.err
+    assert "4 images of 3 x 16 x 16" in result.out
+    flags = ["--metrics", "copies", "--num-images", 2, "--steps", 1, "--repeats", 1]
+    assert script("evaluate", "--checkpoint", path, *flags).code == 0
 
 
 # --- images that become unreadable while the folder is read --------------------------------------
