@@ -28,7 +28,8 @@ from tqdm import tqdm
 from checkpoints.checkpoint import require_state
 from cli.activity import Bar, activity
 from dataset.items import kind_of, shape_config
-from dataset.registry import DATASETS, READING, load_dataset
+from dataset.image_files import printable
+from dataset.registry import DATASETS, READING, explained_folder, load_dataset
 from dataset.types import Data
 from distributed import (
     is_main,
@@ -46,7 +47,7 @@ from evaluation.real import real_data
 from models import MODELS, cost, model_config
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
-from training.loop import Run, Trained
+from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, planned_steps, require_same_run
 from training.trainer import Trainer
@@ -58,6 +59,9 @@ from utils import (
     set_deterministic,
     sides,
 )
+
+SHOWN = 10  # classes that are printed
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def train(**flags) -> Trained:
@@ -94,7 +98,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 
         # Load the data, and fill in the defaults that depend on it.
         load = loader(flags)
-        with activity("loading the data", has_bar=True), main_first():
+        saved = None if checkpoint is None or "data_dir" in flags.given else flags.data_dir
+        with activity("loading the data", has_bar=True), main_first(), explained_folder(saved):
             data = load()
         if checkpoint is not None:
             data = data.as_learned(checkpoint["config"]["data"])
@@ -120,7 +125,12 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             # Train, and write the run's folder.
             folder, total = RunFolder(flags.output_dir), planned_steps(flags, checkpoint)
             options = {"tensorboard": flags.tensorboard, "distance": distance}
-            job = Run(config, trainer, data, folder, total=total, start=start, **options)
+            try:
+                job = Run(config, trainer, data, folder, total=total, start=start, **options)
+            except Finished as finished:  # a scheduler may run the same command again
+                trained = trained_before(folder, finished)
+                say(f"{finished}\n{next_command(folder)}")
+                return trained
             announce_steps(flags, config, job)
             with session(job, checkpoint, overwrite=flags.overwrite, files=data.files):
                 keep_lost_output(folder.lost_output)
@@ -171,6 +181,25 @@ def announce_data(flags: RunConfig, data: Data) -> None:
     say(f"data: {flags.dataset}, {len(data.items):,} {kind_of(data.items.shape[1:])} of {shape}")
     if data.note:
         say(data.note)
+    if data.classes and data.labels is not None:
+        say(class_counts(data))
+        splits = [name for name in data.classes if name.lower() in SPLITS]
+        if len(splits) == len(data.classes) > 1:
+            one = min(splits, key=lambda name: not name.lower().startswith("train"))
+            say(
+                "these classes look like the splits of a data set; --data-dir "
+                f"{shlex.quote(str(Path(flags.data_dir) / one))} trains on one of them"
+            )
+
+
+def class_counts(data: Data) -> str:
+    """The first classes with the number of their items."""
+    counts = data.labels.bincount(minlength=len(data.classes)).tolist()
+    shown = [
+        f"{printable(name)} ({count:,})" for name, count in zip(data.classes, counts, strict=True)
+    ]
+    more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
+    return f"classes: {', '.join(shown[:SHOWN])}{more}"
 
 
 def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
@@ -178,7 +207,10 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
     if flags.preset and resumed:
         say("--preset is for a new run: the resumed run keeps its flags")
         flags.preset = None
+    flips = flags.flip
     flags = with_defaults(flags, data)
+    if flags.flip and flips is None and not resumed:
+        say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")
         if "class_conditional" not in flags.given and len(data.classes) < 2:
@@ -266,8 +298,12 @@ def summary(job: Run) -> str:
         f"done: {job.trainer.step:,} steps in {tqdm.format_interval(job.log.seconds)}; "
         f"pictures in {folder.samples}, loss in {folder.loss_plot}"
     )
-    lines.append(f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}")
-    return "\n".join(lines)
+    return "\n".join([*lines, next_command(folder)])
+
+
+def next_command(folder: RunFolder) -> str:
+    """The command to run after a finished run."""
+    return f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
 
 
 def stopped(job: Run) -> str:

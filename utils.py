@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
@@ -182,7 +182,7 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: `write(partial)` writes it under another name first.
 
     It is renamed to `path` once it is on the disk. `path` is the old file or the new one at any
-    time, even after a power cut.
+    time, even after a power cut. An OSError has its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
@@ -191,8 +191,13 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb+") as file:
             sync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None:  # of the system, which may not name the file, or not this one
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to report
+            partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -163,8 +163,8 @@ class RunConfig(DataFlags, MachineFlags):
     tensorboard: bool = flag(
         False, "also log for TensorBoard, in the run's folder", group="output", switch="on")
     resume: str | None = flag(
-        None, "resume the run in --output-dir, or this checkpoint; else start it", group="output",
-        nargs="?", const="newest", metavar="CHECKPOINT", parse=path)
+        None, "resume the run in --output-dir, or this run or checkpoint; else start it",
+        group="output", nargs="?", const="newest", metavar="PATH", parse=path)
     overwrite: bool = flag(False, "replace the run in --output-dir", group="output", switch="on")
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """The data sets, by name. Each is loaded as one tensor, so training never decodes an image."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -13,7 +14,7 @@ from dataset.image_files import FITS, rgb
 from dataset.items import kind_of, resized
 from dataset.points import load_points
 from dataset.types import Data, Request, Source
-from utils import existing_path, pick, sides
+from utils import DataError, existing_path, pick, sides
 
 DATASETS: dict[str, Source] = {
     "mnist": Source(partial(load_idx, MNIST), (1, 28, 28), has_test=True),
@@ -29,6 +30,23 @@ DATASETS: dict[str, Source] = {
     "checkerboard": Source(partial(load_points, "checkerboard"), (2,), has_test=True),
     "gaussians": Source(partial(load_points, "gaussians"), (2,), has_test=True),
 }
+
+
+@contextmanager
+def explained_folder(saved: str | None) -> Iterator[None]:
+    """Explain why the data of a run is not found from another working folder.
+
+    `saved` is the data folder as the run has saved it, or None if it was not taken from the run.
+    """
+    try:
+        yield
+    except DataError as error:
+        if saved is None or Path(saved).is_absolute() or Path(saved).exists():
+            raise
+        raise type(error)(
+            f"{str(error).partition(chr(10))[0]}\nThe run has saved the relative path {saved}, and "
+            f"{Path.cwd()} has no such folder: give --data-dir"
+        ) from None
 
 
 def load_dataset(

@@ -11,7 +11,7 @@ from checkpoints.consistency import CUSTOM
 from cli.evaluation import EvaluationRequest
 from dataset.changes import digest_of
 from dataset.items import held_out_count, item_shape, split
-from dataset.registry import DATASETS, READING, load_dataset
+from dataset.registry import DATASETS, READING, explained_folder, load_dataset
 from dataset.types import Data
 from utils import DataError, pick
 
@@ -64,7 +64,8 @@ def load_real_data(
     name, data_dir = config["dataset"], request.data_dir or config["data_dir"]
     options = {option: config[option] for option in READING if option in config}
     options |= {"data_dir": data_dir, "progress": progress}
-    data = load_dataset(name, **options)
+    with explained_folder(None if request.data_dir else data_dir):
+        data = load_dataset(name, **options)
     if data.note:
         say(data.note)
     if checkpoint:

@@ -15,8 +15,7 @@ from dataset.types import Data
 from distributed import own_device, process_group
 from training.config import process_config, train_config, with_defaults
 from training.folder import RunFolder
-from training.log import read_metrics
-from training.loop import Finished, Run, Trained
+from training.loop import Finished, Run, Trained, trained_before
 from training.resume import checkpoint_to_resume, planned_steps, require_same_run
 from training.session import session
 from training.trainer import Trainer
@@ -83,9 +82,8 @@ def fit(
             run = Run(
                 config, trainer, dataset, run_folder, total=total, start=start, tensorboard=board
             )
-        except Finished:
-            rows = read_metrics(run_folder.metrics)
-            return Trained(run_folder.path, run_folder.final, rows, 0)
+        except Finished as finished:
+            return trained_before(run_folder, finished)
         with session(run, checkpoint):
             signal = run.train()
     if signal:

@@ -34,7 +34,11 @@ class Metrics:
 
     def write(self, row: dict) -> None:
         """Add a row; a value None is not shown on the board."""
-        self._file.write(json.dumps(row) + "\n")
+        try:
+            self._file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            error.filename = self._file.name
+            raise
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("step", "epoch") and value is not None:

@@ -353,6 +353,13 @@ class Run:
         return self.stopping
 
 
+def trained_before(folder: RunFolder, finished: Finished) -> Trained:
+    """The result of a run that had finished before. Raises `finished` if its model is missing."""
+    if not folder.final.exists():
+        raise finished
+    return Trained(folder.path, folder.final, read_metrics(folder.metrics), 0)
+
+
 def update_size(train: dict, count: int) -> int:
     """Items of a training step in all processes; at most the whole set of `count` items."""
     parts = train["grad_accum"] * train["processes"]

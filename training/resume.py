@@ -6,7 +6,8 @@ from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
 from checkpoints.consistency import CUSTOM
-from checkpoints.shards import read_shard_record
+from checkpoints.runs import why_none
+from checkpoints.shards import RECORD_FILE, read_shard_record
 from cli.activity import activity
 from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
@@ -25,6 +26,9 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
     The checkpoint is None for a run from the beginning: without --resume, or if the run has no
     checkpoint yet. Raises ValueError if the folder holds a run that is not to be resumed.
     """
+    source = run_of(flags.resume)
+    if source is not None and "output_dir" not in flags.given:
+        flags = replace(flags, output_dir=str(source.path))
     folder = RunFolder(flags.output_dir)
     check_writable(folder.path)
     again = is_restarted(folder)
@@ -36,12 +40,15 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
             )
         require_no_foreign_files(folder.path, deleted=flags.overwrite)
         return flags, None
-    if again or flags.resume == "newest":
+    if again or flags.resume == "newest" or source is not None:
+        named, source = source is not None and not again, folder if again else source or folder
         with activity("looking for the newest checkpoint"):
-            path, damaged = folder.newest_checkpoint()
+            path, damaged = source.newest_checkpoint()
         for error in damaged:
             say(f"skipped: {error}")
         if path is None:
+            if named and source.saved_config() is None:
+                raise CheckpointError(why_none(source.path, [str(error) for error in damaged]))
             require_no_foreign_files(folder.path)
             return start_anew(flags, folder, damaged), None
     else:
@@ -59,6 +66,16 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
     say(f"resuming from {path}, step {checkpoint['step']:,}")
     flags = with_saved_flags(flags, checkpoint["config"])
     return with_same_updates(flags, checkpoint["config"]["train"]), checkpoint
+
+
+def run_of(resume: str | None) -> RunFolder | None:
+    """The run whose folder, or folder of checkpoints, is the value of --resume; None for others."""
+    path = Path(resume or "")
+    if resume in (None, "newest") or not path.is_dir() or (path / RECORD_FILE).exists():
+        return None
+    if path.suffix == ".shards":
+        return None
+    return RunFolder.of(path / "any") if path.name == "checkpoints" else RunFolder(path)
 
 
 def is_restarted(folder: RunFolder) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
+from checkpoints.checkpoint import CheckpointError
 from checkpoints.shards import save_shards
 from cli.activity import activity
 from distributed import is_main
@@ -127,8 +128,16 @@ class Saving:
             self.folder.keep_newest(self.keep, path)  # a kill may have come before it the last time
 
         if is_main():
-            with activity(f"writing {path}"):
-                self.saver.run(write)
+            try:
+                with activity(f"writing {path}"):
+                    self.saver.run(write)
+            except CheckpointError:
+                raise
+            except OSError as error:
+                raise type(error)(
+                    f"{path} cannot be written ({error.strerror or error}). Once there is space or "
+                    "permission, --resume continues from the newest checkpoint"
+                ) from None
 
     def attempt(
         self, what: str, write: Callable[[], None], errors: type[Exception] = OSError
