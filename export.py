@@ -15,6 +15,7 @@ from pathlib import Path
 from checkpoints.arrays import save_arrays
 from checkpoints.card import drawing_flags, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from cli.activity import activity
 from checkpoints.weights import WEIGHT_KINDS, save_weights
@@ -52,7 +53,8 @@ def main(request: ExportRequest) -> int:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if card is not None:
         path = output.with_suffix(".md")
-        save_whole(path, lambda partial: partial.write_text(card, encoding="utf-8"))
+        content = card.encode(errors="replace")  # names of files may not be UTF-8
+        save_whole(path, lambda partial: partial.write_bytes(content))
         print(f"model card: {path}")
     return 0
 
@@ -60,10 +62,11 @@ def main(request: ExportRequest) -> int:
 def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     """The form and the file: one decides the other. Raises ValueError if they differ."""
     path = Path(output or f"outputs/model{ENDINGS[form or 'numpy']}")
-    if form is None and path.suffix not in ENDINGS.values():
+    ending = path.suffix.lower()
+    if form is None and ending not in ENDINGS.values():
         raise ValueError(f"{path}: the name must end in {' or '.join(ENDINGS.values())}")
-    form = form or next(name for name, ending in ENDINGS.items() if ending == path.suffix)
-    if path.suffix != ENDINGS[form]:
+    form = form or next(name for name, one in ENDINGS.items() if one == ending)
+    if ending != ENDINGS[form]:
         raise ValueError(f"{path}: the name of the file must end in {ENDINGS[form]}")
     return form, path
 
@@ -71,6 +74,13 @@ def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
 def require_exportable(path: str, config: dict, form: str) -> None:
     """Raise ValueError for a network that cannot be written in this form."""
     name = config["model"]["name"]
+    if name == CUSTOM:
+        network = config["model"]["class"]
+        raise ValueError(
+            f"{path} holds a network of your own (class {network}): pass it, "
+            f"restore(checkpoint, model={network}(...)), in Python, with checkpoint = "
+            "load_checkpoint(path), and save its state_dict(); export.py cannot rebuild it"
+        )
     if form == "numpy" and name != "unet":
         raise ValueError(f"{path} contains the network {name}; only unet can be exported to numpy")
 

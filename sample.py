@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from sampling.plan import SamplingPlan
 from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
 from training.stop import REQUESTS, handle_requests
 from utils import check_output, describe
-from visuals.pictures import image_format, save_animation, save_picture
+from visuals.pictures import image_format, require_size, save_animation, save_picture
 
 
 def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> np.ndarray:
@@ -74,21 +75,45 @@ def main(request: SamplingRequest) -> int:
     if request.list_classes:
         return list_classes(request)
     output = Path(request.output)
-    if output.suffix != ".npz":
-        image_format(output)  # refuse an ending that cannot be written before the work, not after
     for path in [output, output.with_suffix(".gif")] if request.animate else [output]:
         check_output(path, *request.read())
+    require_ending(output)
     with activity(f"loading {request.checkpoint}"):
         job = SamplingJob(request)
+    require_sizes(job, output)
     with process_group(job.device):
         say(introduction(job))
         if request.invert:
             write_inversion(job, output)
-        elif output.suffix == ".npz" and len(job.plan.batches) > 1:
+        elif is_array(output) and len(job.plan.batches) > 1:
             return write_in_parts(job, output)
         else:
             write(job, output)
     return 0
+
+
+def is_array(output: Path) -> bool:
+    """Is --output a file of all samples, not a picture?"""
+    return output.suffix.lower() == ".npz"
+
+
+def require_ending(output: Path) -> None:
+    """Raise ValueError for an ending of --output that cannot be written, before the work."""
+    if not is_array(output):
+        try:
+            image_format(output)
+        except ValueError as error:
+            raise ValueError(f"{error}, or .npz for an array of all samples") from None
+
+
+def require_sizes(job: SamplingJob, output: Path) -> None:
+    """Raise ValueError for pictures that their format cannot hold, before they are drawn."""
+    plan = job.plan
+    size = partial(plan.pictures.size, plan.shape, columns=plan.columns)
+    if not is_array(output):
+        require_size(output, *size(count=plan.count))
+    if job.request.animate:
+        require_size(output.with_suffix(".gif"), *size(count=len(plan.batches[0])))
 
 
 def list_classes(request: SamplingRequest) -> int:
@@ -265,7 +290,7 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
 
 def save(output: Path, drawn: Tensor, plan: SamplingPlan, real: Tensor | None = None) -> None:
     """Write samples as a picture, with real ones if given, or as an .npz."""
-    if output.suffix == ".npz":
+    if is_array(output):
         array = plan.pictures.array(drawn)
         save_npz(output, array.shape, array.dtype, [array.tobytes()])
     else:

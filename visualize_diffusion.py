@@ -32,7 +32,7 @@ from training.folder import RunFolder
 from training.foreign import foreign_files
 from utils import NoisePerImage, check_output, check_writable, choose_device
 from visuals.forward_process import draw_noising, draw_schedules
-from visuals.pictures import image_format, pictures_of, save_figure
+from visuals.pictures import image_format, pictures_of, require_size, save_figure
 from visuals.score_field import draw_score_field, lattice
 
 NUM_POINTS = 2000  # of a scatter plot
@@ -105,6 +105,7 @@ def choose_items(request: VisualizationRequest) -> Tensor:
 def show_run(request: VisualizationRequest, path: Path) -> int:
     """Sample by the checkpoints of a run, and write the picture and the report."""
     check_writable(Path(request.run))
+    require_size(path, 100 * len(set(request.epochs or ())), 0)  # a row of 100 pixels for each
     folder = RunFolder(request.run)
     if foreign := {folder.report, path} & set(foreign_files(folder.path)):
         raise ValueError(f"{min(foreign)} was not written by this command: rename it")

@@ -1,9 +1,11 @@
 """Model cards: Markdown pages on the data, training and measured quality of exported weights."""
 
+import html
 import json
 from pathlib import Path
 
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
+from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 
 MEASURES = {  # key in a report of evaluate.py: name in the card
@@ -38,6 +40,7 @@ def model_card(
     shape = item_shape(data)
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
     epochs = step * train["update_size"] / (data["count"] - train["validation"])
+    classes = ", ".join(html.escape(printable(c), quote=False) for c in data["classes"]) or "none"
     conditional = "" if config["model"].get("num_classes") else "not "
     parameters = sum(tensor.numel() for tensor in tensors.values())
     minutes = f", {seconds / 60:.1f} minutes of training" if seconds else ""
@@ -55,7 +58,7 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 
 The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
 {train["validation"]:,} were held out for validation. Classes:
-{", ".join(data["classes"]) or "none"}. The network is {conditional}conditioned on the class.
+{classes}. The network is {conditional}conditioned on the class.
 
 ## Recipe
 

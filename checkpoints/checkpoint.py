@@ -36,6 +36,7 @@ from checkpoints.consistency import (
     CUSTOM,
     require_config,
     require_optimizer,
+    require_tensors,
     require_types,
     require_weights,
 )
@@ -75,6 +76,7 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     with checkpoint_errors(f"{path} contradicts itself"):
         if checkpoint["format"] == CHECKPOINT_FORMAT:
             require_types(checkpoint, CHECKPOINT_TYPES)
+            require_tensors(checkpoint["model"] | checkpoint["ema"])
         require_config(checkpoint["config"])
     return checkpoint
 
@@ -111,7 +113,8 @@ def restore(
         name = config["model"]["class"]
         raise ValueError(
             f"the checkpoint holds a network of your own (class {name}): pass it, "
-            f"restore(checkpoint, model={name}(...))"
+            f"restore(checkpoint, model={name}(...)). No command can; in Python, "
+            f"sample(checkpoint, model={name}(...)) does what sample.py does"
         )
     with checkpoint_errors("the checkpoint contradicts itself"):
         diffusion = GaussianDiffusion(**config["diffusion"])

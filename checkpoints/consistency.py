@@ -114,6 +114,13 @@ def require_arguments(function: Callable, arguments: dict, where: str) -> None:
     require_types(arguments, {name: parameters[name].annotation for name in arguments}, where)
 
 
+def require_tensors(weights: dict) -> None:
+    """Raise ValueError for a weight that is no tensor."""
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"the weight {name} is not a tensor")
+
+
 def require_weights(weights: dict, model: nn.Module) -> None:
     """Raise ValueError unless the weights have the names, types and shapes of the network's."""
     expected = model.state_dict()

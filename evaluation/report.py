@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
 from conditions import label_condition
+from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
@@ -217,7 +218,8 @@ def write_report(run_folder: str | Path, learning: Learning | None = None) -> Pa
         config=config,
         report_facts={**software(), **learning.settings},
     )
-    save_whole(folder.report, lambda partial: partial.write_text(html, encoding="utf-8"))
+    content = html.encode(errors="replace")  # names of folders may not be UTF-8
+    save_whole(folder.report, lambda partial: partial.write_bytes(content))
     return folder.report
 
 
@@ -242,7 +244,7 @@ def facts_of(config: dict, metrics: list[dict], kind: str) -> dict[str, object]:
             facts["data set"] += f" {data['data_dir']}"
         shape = " x ".join(map(str, item_shape(data)))
         facts["items"] = f"{data['count']:,} {kind} of {shape}"
-        facts["classes"] = data["classes"]
+        facts["classes"] = list(map(printable, data["classes"]))
     if epochs := column(metrics, "epoch")[1]:
         facts["epochs"] = max(epochs)
     steps, losses = column(metrics, "validation_loss")

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> None:
     """Sample images and write them to `args.output`. Raises ValueError for invalid arguments."""
-    if args.output.suffix not in (".png", ".npz"):
+    if args.output.suffix.lower() not in (".png", ".npz"):
         raise ValueError(f"--output must end in .png or .npz, got {args.output}")
     config = read_model(args.model).config
     model, scheduler = UNet.load(args.model), NoiseScheduler.load(args.model)
@@ -118,7 +118,8 @@ def generate(args: argparse.Namespace) -> None:
     print(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
     print(f"{args.sampler}, {steps} steps, NumPy {np.__version__}", flush=True)
     if args.class_id is not None:
-        print(f"class {labels[0]}: {config['classes'][labels[0]]}")
+        name = config["classes"][labels[0]]
+        print(f"class {labels[0]}: {''.join(c if c.isprintable() else '?' for c in name)}")
     rng, start, batches = np.random.default_rng(args.seed), time.monotonic(), []
     for first in range(0, args.num_images, BATCH):
         count = min(BATCH, args.num_images - first)
@@ -165,7 +166,7 @@ def class_index(text: str, classes: list[str]) -> int:
 
 def save(path: Path, images: np.ndarray) -> None:
     """Write uint8 images (N, H, W, C) as a grid (.png) or as an array (.npz)."""
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         data = png(grid(images))
     else:
         buffer = io.BytesIO()

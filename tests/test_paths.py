@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint
 from checkpoints.runs import find_checkpoint
@@ -21,6 +22,7 @@ from sample import sample
 from train import train
 from training.fit import fit
 from utils import existing_path
+from visuals.pictures import ImagePictures, require_size, save_picture
 
 PATHS = {"FILE", "DIR", "IMAGE", "PATH", "OUTPUT", "CHECKPOINT"}  # how --help shows a path
 
@@ -176,6 +178,86 @@ def test_folders_without_a_checkpoint_name_what_there_is(script, run, monkeypatc
             assert result.code == 1
             assert message.partition(" ")[2] in result.err.replace(f"{run.parent.parent}/", "")
         monkeypatch.chdir(run.parent.parent)
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "s.npy"], "use one of .png, .jpg, .jpeg, .webp, or .npz for an array of all"),
+        (["--output", "s"], "or .npz for an array of all samples"),
+        (["--output", "runs/"], "runs: it is a folder; add the name of a file"),
+        (
+            ["--interpolate", "--num-images", 283, "--output", "w.webp"],
+            "wide and 60 high, and WEBP",
+        ),
+        (
+            ["--interpolate", "--num-images", 1130, "--output", "w.jpg"],
+            "at most 65,500; write a .png",
+        ),
+        (["--num-images", 80000, "--output", "w.webp"], "16,416 pixels wide and"),
+        (["--interpolate", "--num-images", 1130, "--animate", "--batch-size", 1130], "s.gif: the"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_drawing(script, run, flags, message):
+    final = run / "model_final.pt"
+    flags = [*flags, *([] if "--output" in flags else ["--output", "s.png"])]
+    result = script("sample", "--checkpoint", final, "--steps", 1, *flags)
+    assert result.code == 2
+    assert message in result.err
+    assert result.out == ""
+
+
+def test_pictures_of_the_largest_size_fit(tmp_path):
+    images = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+    pictures = ImagePictures()
+    for count, columns in [(5, 2), (1, 1), (4, 4), (3, 9)]:
+        size = pictures.size((1, 8, 8), count, columns)
+        assert pictures.grid(images[:count], columns).shape[:2] == size
+    for name, side in {"a.webp": 16383, "a.jpg": 65500, "a.gif": 65535, "a.png": 10**6}.items():
+        require_size(tmp_path / name, 2, side)
+    for name, side in {"a.webp": 16383, "a.JPG": 65500}.items():
+        save_picture(tmp_path / name, np.zeros((2, side, 3), np.uint8))
+        with pytest.raises(ValueError, match=r"write a \.png or fewer images"):
+            save_picture(tmp_path / name, np.zeros((side + 1, 2, 3), np.uint8))
+
+
+def test_endings_of_outputs_in_any_case(script, run):
+    final = run / "model_final.pt"
+    for name in ("S.NPZ", "S.Png", "S.WEBP", "S.JPeG"):
+        output = ["--num-images", 2, "--steps", 1, "--batch-size", 1, "--output", name]
+        assert script("sample", "--checkpoint", final, *output).code == 0
+        assert Path(name).is_file()
+    assert np.load("S.NPZ")["arr_0"].shape == (2, 8, 8, 1)
+    for name in ("m.NPZ", "m.SafeTensors"):
+        assert script("export", "--checkpoint", final, name).code == 0
+        assert Path(name).is_file()
+
+
+def test_names_that_are_not_text_reach_the_report_and_the_card(script, tmp_path):
+    """A class that is not UTF-8, one with control characters, and one in HTML."""
+    names = [os.fsdecode(b"caf\xe9"), "a\x1b[2J\nb", "<b>&"]
+    for name in names:
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            folder = tmp_path / "images" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{i}.png", "wb") as file:
+                Image.fromarray(pixels).save(file, format="PNG")
+    flags = [*TINY[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
+    result = script("train", *flags, "--max-steps", 1, "--class-conditional")
+    assert result.code == 0, result.err
+    result = script("visualize_diffusion", "--run", "outputs", "--steps", 2)
+    assert result.code == 0, result.err
+    page = Path("outputs/report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;, a?[2J?b, caf?" in page
+    measured = ["--metrics", "copies", "--num-images", 4, "--repeats", 1, "--steps", 1]
+    assert script("evaluate", "--checkpoint", "outputs", *measured).code == 0
+    card = ["--card", "outputs/metrics.json", "m.safetensors"]
+    assert script("export", "--checkpoint", "outputs", *card).code == 0
+    assert "&lt;b&gt;&amp;, a?[2J?b, caf?." in Path("m.md").read_text(encoding="utf-8")
 
 
 # --- keyword arguments ----------------------------------------------------------------------------

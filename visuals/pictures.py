@@ -20,6 +20,7 @@ from visuals.style import Figure, FigureCanvasAgg, default_style
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
 LINE = 2  # pixels between the images of a grid
 FILMSTRIP_ROWS = 8  # at most, of images
+LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels of a side; a PNG has no limit
 
 
 class ImagePictures:
@@ -53,6 +54,12 @@ class ImagePictures:
             row[: len(shown)] = shown  # blank where there are too few
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
+
+    def size(self, shape: Sequence[int], count: int, columns: int) -> tuple[int, int]:
+        """Height and width of the grid of `count` images of a shape (C, H, W)."""
+        height, width = (side * factor_of(shape) + LINE for side in shape[1:])
+        rows = math.ceil(count / columns)
+        return rows * height + LINE, min(columns, count) * width + LINE
 
     def frame(self, images: Tensor, columns: int) -> np.ndarray:
         """A frame of an animation (H', W', 3)."""
@@ -102,6 +109,10 @@ class PointPictures:
         density.hist2d(x, y, bins=60, range=[[-EXTENT, EXTENT]] * 2, cmap="magma")
         format_axes(density, "density of the samples")
         return pixels_of(figure)
+
+    def size(self, shape: Sequence[int], count: int, columns: int) -> tuple[int, int]:
+        """Height and width of the largest picture of points, which does not grow with them."""
+        return 340, 960
 
     @default_style()
     def frame(self, points: Tensor, columns: int) -> np.ndarray:
@@ -158,8 +169,12 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 
 def enlarged(images: Tensor, size: int = 56) -> Tensor:
     """Repeat the pixels of small uint8 images, up to about `size` of them on the larger side."""
-    factor = max(1, round(size / max(images.shape[2:])))
-    return F.interpolate(images, scale_factor=factor, mode="nearest")
+    return F.interpolate(images, scale_factor=factor_of(images.shape[1:], size), mode="nearest")
+
+
+def factor_of(shape: Sequence[int], size: int = 56) -> int:
+    """How often pixels of images (C, H, W) are repeated: to about `size` on the larger side."""
+    return max(1, round(size / max(shape[1:])))
 
 
 def square(count: int) -> int:
@@ -227,6 +242,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture (H, W, 3) uint8 in the format of the file name's suffix."""
     from PIL import Image
 
+    require_size(Path(path), *picture.shape[:2])
     kind, image = image_format(Path(path)), Image.fromarray(picture)
     save_whole(Path(path), lambda partial: image.save(partial, format=kind, **mark(kind)))
 
@@ -234,6 +250,8 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
 @default_style()
 def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
     """Write a figure in the format of the file name's suffix."""
+    width, height = figure.get_size_inches() * dpi
+    require_size(path, round(height), round(width))
     kind = image_format(path)
     options = {"dpi": dpi, "format": kind.lower(), "pil_kwargs": mark(kind)}
     save_whole(path, lambda partial: figure.savefig(partial, **options))
@@ -256,6 +274,17 @@ def mark(kind: str) -> dict:
         exif[0x131] = MARK  # Software
         return {"exif": exif}
     return {"comment": MARK}  # GIF, JPEG
+
+
+def require_size(path: Path, height: int, width: int) -> None:
+    """Raise ValueError if the format of a picture's file name takes no picture of this size."""
+    kind = "GIF" if path.suffix.lower() == ".gif" else image_format(path)
+    if max(height, width) > LARGEST.get(kind, math.inf):
+        way = "take fewer images" if kind == "GIF" else "write a .png or fewer images"
+        raise ValueError(
+            f"{path}: the picture would be {width:,} pixels wide and {height:,} high, and {kind} "
+            f"takes at most {LARGEST[kind]:,}; {way}"
+        )
 
 
 def image_format(path: Path) -> str:
