@@ -7,7 +7,7 @@ have any shape, and tables are computed once in float64 and stored as float32 bu
 in `schedules.py`, and what a network's output means in `objectives.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, log
 
 import torch
@@ -21,6 +21,7 @@ from objectives import (
     NOISE_ASSIGNMENTS,
     PREDICTIONS,
     TIMESTEP_SAMPLINGS,
+    Prediction,
     discretized_gaussian_nll,
     gaussian_kl,
     gaussian_nll,
@@ -72,8 +73,9 @@ class GaussianDiffusion(nn.Module):
             raise ValueError(f"timesteps can be at most {MAX_TIMESTEPS:,}, not {timesteps:,}")
         if not 0 < sigma_data < inf:
             raise ValueError(f"sigma_data must be positive, not {sigma_data}")
-        self.prediction = pick(PREDICTIONS, prediction, "prediction")
-        self.weight = pick(LOSS_WEIGHTS, loss_weight, "loss weight")
+        pick(PREDICTIONS, prediction, "prediction")
+        pick(LOSS_WEIGHTS, loss_weight, "loss weight")
+        self.named = prediction, loss_weight  # names, because formulas cannot be pickled
         self.is_bound = loss_weight == "vlb"
         self.timesteps, self.clip = timesteps, clip
         self.sigma_data, self.learn_sigma = sigma_data, learn_sigma
@@ -125,6 +127,16 @@ class GaussianDiffusion(nn.Module):
         self._ratio = sigma / alpha  # float64 and on the CPU, as the samplers' coefficients are
         rows = zip(range(timesteps), alpha.tolist(), sigma.tolist(), strict=True)
         self._levels = [Level(*row) for row in rows]
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network's output means."""
+        return PREDICTIONS[self.named[0]]
+
+    @property
+    def weight(self) -> Callable[[Tensor], Tensor] | None:
+        """The weight of the error, by the signal-to-noise ratio; None for the plain error."""
+        return LOSS_WEIGHTS[self.named[1]]
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noisy data x_t, of x_0's shape, at the timesteps t (B,). Eq. 4."""
@@ -362,6 +374,8 @@ class DDPM(nn.Module):
 
     def forward(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
         """The training loss of clean data (B, ...), a scalar."""
+        if not x_0.is_floating_point():
+            raise ValueError(f"x_0 must be floats, not {x_0.dtype}; to_unit converts uint8 images")
         return self.diffusion.loss(self.network, x_0, condition)
 
     @torch.no_grad()

@@ -44,10 +44,11 @@ from sampling.draw import (
 from sampling.plan import SamplingPlan
 from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
 from training.stop import REQUESTS, handle_requests
-from utils import check_output, describe
+from utils import check_output, describe, torch_defaults
 from visuals.pictures import image_format, require_size, save_animation, save_picture
 
 
+@torch_defaults()
 def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> np.ndarray:
     """Sample as `python sample.py` does, with its flags as keyword arguments, for use in notebooks.
 

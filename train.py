@@ -58,6 +58,7 @@ from utils import (
     out_of_memory,
     set_deterministic,
     sides,
+    torch_defaults,
 )
 
 SHOWN = 10  # classes that are printed
@@ -85,6 +86,7 @@ def main(flags: RunConfig) -> int:
     return list_models(flags) if flags.list_models else train_run(flags, START).exit_code
 
 
+@torch_defaults()
 def train_run(flags: RunConfig, start: float) -> Trained:
     """Train; --max-minutes counts from `start`, a reading of `time.monotonic()`."""
     device = own_device(choose_device(flags.device))

@@ -3,14 +3,20 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MARK = "made by Tiny Diffusion"  # in the metadata of every picture that is written
 NAME_BYTES = 255  # in the name of a file, on all usual file systems
@@ -97,6 +103,38 @@ def set_deterministic(wanted: bool | None) -> None:
     if bool(wanted) != torch.are_deterministic_algorithms_enabled():  # setting it takes 2 seconds
         torch.use_deterministic_algorithms(bool(wanted))
     torch.backends.cudnn.deterministic = bool(wanted)
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """While open, or in a function that it decorates, PyTorch's global settings are its defaults.
+
+    They are: float32 and the CPU for new tensors, gradients, no autocast. At the end, these, the
+    random state and the choice of algorithms are those of the caller again.
+    """
+    with ExitStack() as stack:
+        dtype, cudnn = torch.get_default_dtype(), torch.backends.cudnn
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.callback(set_deterministic, torch.are_deterministic_algorithms_enabled())
+        stack.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network in torch.compile's, DataParallel's or DistributedDataParallel's wrapper."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    return unwrapped(model._orig_mod) if hasattr(model, "_orig_mod") else model
 
 
 def out_of_memory(error: Exception) -> bool:

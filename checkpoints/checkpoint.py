@@ -45,7 +45,7 @@ from checkpoints.runs import find_checkpoint
 from checkpoints.seal import SealingFile
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import UnknownName, memory_format, save_whole
+from utils import UnknownName, memory_format, save_whole, unwrapped
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -122,6 +122,8 @@ def restore(
             with torch.device("meta"):  # no memory is allocated before the weights are checked
                 require_weights(checkpoint[which], build_model(config["model"]))
             model = build_model(config["model"])
+    if checkpoint[which].keys() != model.state_dict().keys():
+        model = unwrapped(model)
     with checkpoint_errors("the checkpoint does not fit this network"):
         require_weights(checkpoint[which], model)
     model.load_state_dict(checkpoint[which])

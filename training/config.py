@@ -110,10 +110,17 @@ def train_config(flags: RunConfig) -> dict:
 def process_config(flags: RunConfig, data: Data) -> dict:
     """The arguments of the diffusion process. Raises ValueError for an unstable choice."""
     is_image = kind_of(data.items.shape[1:]) == "images"
+    edm = flags.prediction == "edm"
+    sigma_data = standard_deviation(data.items) if edm else 1.0
+    if not sigma_data > 0:
+        raise ValueError(
+            "all values of the data are equal, and --prediction edm, which --schedule edm uses, "
+            "divides by their standard deviation: use another schedule and prediction"
+        )
     process = {
         **flags.chosen(flags.named(section="diffusion")),
         "clip": is_image,  # points have no bounds
-        "sigma_data": standard_deviation(data.items) if flags.prediction == "edm" else 1.0,
+        "sigma_data": sigma_data,
     }
     ratio = float(GaussianDiffusion(**process).ratio[-1])
     if flags.prediction == "eps" and not is_image and ratio > MAX_RATIO:

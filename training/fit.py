@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,21 +16,29 @@ from dataset.types import Data
 from distributed import own_device, process_group
 from training.config import process_config, train_config, with_defaults
 from training.folder import RunFolder
+from training.given import (
+    is_compiled,
+    prepare_items,
+    prepare_labels,
+    require_prediction,
+    require_trainable,
+)
 from training.loop import Finished, Run, Trained, trained_before
 from training.resume import checkpoint_to_resume, planned_steps, require_same_run
 from training.session import session
 from training.trainer import Trainer
-from utils import choose_device, choose_precision, set_deterministic
+from utils import choose_device, choose_precision, set_deterministic, torch_defaults
 
 # Flags of train.py about what `fit` is given, or that are for this project's networks.
 NOT_FLAGS = {"output_dir", "resume", "overwrite", "preset", "list_models", "eval_interval"}
 NOT_FLAGS |= {"class_conditional", "learn_sigma", "fsdp", "allow_data_change", "no_download"}
 
 
+@torch_defaults()
 def fit(
     model: nn.Module,
-    data: Tensor,
-    labels: Tensor | None = None,
+    data: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | None = None,
     *,
     folder: str | Path = "outputs",
     value_range: tuple[float, float] | None = None,
@@ -44,22 +53,24 @@ def fit(
         model: maps (x_t, t), or (x_t, t, condition) where there are labels, to a tensor of x_t's
             shape. x_t is (B, C, H, W) or (B, D), and t int64 (B,). It is trained in place. The
             checkpoint also has the moving average of its weights.
-        data: images (N, C, H, W), uint8 or floats, or points (N, D), floats of about unit size.
+        data: images (N, C, H, W), uint8 or other numbers, or points (N, D) of about unit size.
         labels: class labels (N,) from 0, for a conditional network. It receives them as
             `condition.label` (B,), with -1 for "any class".
         folder: of the run: checkpoints, metrics and sample grids, as train.py writes them.
-        value_range: lowest and highest value of images in floats, which are scaled to [-1, 1].
+        value_range: lowest and highest value of images other than uint8, which are scaled to
+            [-1, 1].
         flags: of train.py, for the process, the length, the training, the machine and the output,
             such as `max_minutes=10`, `schedule="cosine"`, `batch_size=64`, `save_every_minutes=5`.
 
     Returns the result, with the path of the trained `checkpoint`.
 
     Raises:
-        ValueError: data, labels or flags that cannot be used.
+        ValueError: a network, data, labels or flags that cannot be used.
         CheckpointError: the folder holds the run of another network or of other data.
         KeyboardInterrupt: Ctrl-C, once the run is saved.
     """
     start, folder = time.monotonic(), os.path.expanduser(folder)
+    compiled, model = is_compiled(model), require_trainable(model)
     items = prepare_items(data, value_range)
     dataset = Data(items, *prepare_labels(labels, len(items)))
     device, run_folder = own_device(choose_device(flags.get("device", "auto"))), RunFolder(folder)
@@ -73,7 +84,9 @@ def fit(
         if checkpoint is not None:
             require_same_run(checkpoint["config"], config, {}, wanted)
         torch.manual_seed(wanted.seed)
-        trainer = Trainer(config, device, precision, wanted.compile, model=model)
+        mode = wanted.compile or ("default" if compiled else None)
+        trainer = Trainer(config, device, precision, mode, model=model)
+        require_prediction(trainer, dataset)
         if checkpoint is not None:
             require_state(checkpoint, trainer.model, trainer.optimizers)
             trainer.load(checkpoint)
@@ -141,49 +154,3 @@ def make_custom_config(
         "diffusion": process_config(flags, data),
         "train": train_config(flags),
     }
-
-
-def prepare_items(data: Tensor, value_range: tuple[float, float] | None) -> Tensor:
-    """The data as training takes it: uint8 images, or floats in [-1, 1], or points.
-
-    Raises ValueError for another shape or type, numbers outside the range, or no range.
-    """
-    if data.ndim not in (2, 4) or not len(data):
-        raise ValueError(
-            f"data must be images (N, C, H, W) or points (N, D), not of shape {tuple(data.shape)}"
-        )
-    if data.dtype == torch.uint8 and data.ndim == 4:
-        if value_range is not None:
-            raise ValueError("value_range is for images in floats; uint8 images have 0 to 255")
-        return data.cpu()
-    if not data.is_floating_point():
-        kinds = "uint8 or floats" if data.ndim == 4 else "floats"
-        raise ValueError(f"data of this shape must be {kinds}, not {data.dtype}")
-    data = data.detach().float().cpu()
-    if not data.isfinite().all():
-        raise ValueError("data has values that are not finite")
-    if data.ndim == 2:
-        if value_range is not None:
-            raise ValueError("value_range is for images; scale points to about unit size yourself")
-        return data
-    low, high = data.min().item(), data.max().item()
-    if value_range is None:
-        raise ValueError(
-            f"images in floats need value_range=(lowest, highest); these are in {low:.3g} to "
-            f"{high:.3g}"
-        )
-    lowest, highest = value_range
-    if not lowest < highest or low < lowest or high > highest:
-        raise ValueError(f"data in {low:.3g} to {high:.3g} exceeds value_range {value_range}")
-    return (data - lowest) / (highest - lowest) * 2 - 1
-
-
-def prepare_labels(labels: Tensor | None, count: int) -> tuple[Tensor | None, list[str]]:
-    """Labels int64 (N,) and the names of their classes. Raises ValueError for other labels."""
-    if labels is None:
-        return None, []
-    labels = torch.as_tensor(labels)
-    if labels.shape != (count,) or labels.is_floating_point() or labels.min() < 0:
-        raise ValueError(f"labels must be {count} whole numbers from 0, not {labels.shape}")
-    classes = int(labels.max()) + 1
-    return labels.long().cpu(), [str(label) for label in range(classes)]
