@@ -37,9 +37,10 @@ COMPANIONS |= {".py", ".ipynb", ".sh", ".bat", ".npy", ".npz", ".pt", ".pth", ".
 COMPANIONS |= {".safetensors", ".parquet", ".mat", ".h5", ".lock", ".md5", ".sha256"}
 COMPANIONS |= {".partial", ".aside"}
 # Pictures that earlier versions of this project wrote to the folder of a run, without a mark.
-RUN_PICTURES = ("training_loss.png", "learning.png", "generated_samples.*", "forward_process*.png")
-RUN_PICTURES += ("score_field.png", "metrics_nearest.png", "samples/epoch_*.png")
-RUN_PICTURES += ("intermediate/step_*.png", "intermediate/x_0_*.png", "intermediate/filmstrip*.png")
+RUN_PICTURES = ("training_loss.png", "learning.png", "generated_samples.*", "mini_samples.png")
+RUN_PICTURES += ("forward_process*.png", "score_field.png", "metrics_nearest.png")
+RUN_PICTURES += ("samples/epoch_*.png", "intermediate/step_*.png", "intermediate/x_0_*.png")
+RUN_PICTURES += ("intermediate/filmstrip*.png",)
 SHOWN = 6  # endings in a message
 
 

@@ -24,6 +24,7 @@ from cli.export import EXPORT
 from conditions import label_condition
 from conftest import ROOT
 from dataset.items import to_uint8
+from dataset.own_files import is_own_picture
 from diffusion import GaussianDiffusion
 from mini_diffusion import (
     Attention,
@@ -782,3 +783,4 @@ def test_pictures(rng, tmp_path, size, channels, count):
     (tmp_path / "picture.png").write_bytes(png(picture))
     with Image.open(tmp_path / "picture.png") as decoded:
         assert (np.asarray(decoded) == picture).all()
+    assert is_own_picture(tmp_path / "picture.png")
