@@ -40,6 +40,9 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / 
 
 
 def main(request: VisualizationRequest) -> int:
+    if request.run:  # which a checkpoint, or the folder of these, stands for too
+        run = Path(request.run)
+        request.run = str(RunFolder.of(run if run.is_file() else run / "any").path)
     path = Path(request.save_path or default_path(request))
     image_format(path)
     check_output(path, *request.read())

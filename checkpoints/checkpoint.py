@@ -76,7 +76,8 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     with checkpoint_errors(f"{path} contradicts itself"):
         if checkpoint["format"] == CHECKPOINT_FORMAT:
             require_types(checkpoint, CHECKPOINT_TYPES)
-            require_tensors(checkpoint["model"] | checkpoint["ema"])
+            require_tensors(checkpoint["model"])
+            require_tensors(checkpoint["ema"])
         require_config(checkpoint["config"])
     return checkpoint
 

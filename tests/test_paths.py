@@ -134,6 +134,13 @@ def test_a_run_folder_is_a_checkpoint(script, run, monkeypatch):
     assert load_checkpoint("digits")["step"] == load_checkpoint("digits/model_final.pt")["step"]
 
 
+def test_a_checkpoint_names_its_run(script, run):
+    for name in ("runs/digits/model_final.pt", "runs/digits/checkpoints", "runs/digits/"):
+        result = script("visualize_diffusion", "--run", name, "--steps", 2, "--epochs", 1)
+        assert result.code == 0, result.err
+        assert result.out.splitlines()[-1] == str(Path("runs/digits/report.html"))
+
+
 def test_the_newest_valid_checkpoint_stands_for_an_unfinished_run(script, run, monkeypatch):
     monkeypatch.chdir(run.parent)
     whole = (run / "model_final.pt").read_bytes()
