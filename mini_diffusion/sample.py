@@ -115,11 +115,11 @@ def generate(args: argparse.Namespace) -> None:
     labels = choose_labels(args, model.num_classes, config["classes"])
     args.output.parent.mkdir(parents=True, exist_ok=True)  # fails before sampling
 
-    print(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
-    print(f"{args.sampler}, {steps} steps, NumPy {np.__version__}", flush=True)
+    say(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
+    say(f"{args.sampler}, {steps} steps, NumPy {np.__version__}")
     if args.class_id is not None:
         name = config["classes"][labels[0]]
-        print(f"class {labels[0]}: {''.join(c if c.isprintable() else '?' for c in name)}")
+        say(f"class {labels[0]}: {''.join(c if c.isprintable() else '?' for c in name)}")
     rng, start, batches = np.random.default_rng(args.seed), time.monotonic(), []
     for first in range(0, args.num_images, BATCH):
         count = min(BATCH, args.num_images - first)
@@ -128,7 +128,15 @@ def generate(args: argparse.Namespace) -> None:
         batches.append(to_uint8(sampler.sample(partial(model, y=y), shape, rng)))
     images = np.concatenate(batches)
     save(args.output, images)
-    print(f"{len(images)} images in {time.monotonic() - start:.1f} s: {args.output}")
+    say(f"{len(images)} images in {time.monotonic() - start:.1f} s: {args.output}")
+
+
+def say(text: str) -> None:
+    """Print a line. If nobody reads it any more, or the disk is full, later lines go nowhere."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def image_sides(size: int | list[int]) -> tuple[int, int]:

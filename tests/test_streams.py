@@ -202,3 +202,13 @@ def test_a_path_that_is_not_utf_8(tmp_path):
         assert job.wait() == 0, job.text()
     assert f"{tmp_path}/caf\\udce9" in job.text()
     assert load_checkpoint(folder.final)["step"] == 8
+
+
+def test_the_package_without_pytorch_goes_on_without_its_output(script, trained, tmp_path):
+    model, output = tmp_path / "model.npz", tmp_path / "a.png"
+    assert script("export", "--checkpoint", trained / "model_final.pt", model).code == 0
+    command = ["-m", "mini_diffusion.sample", model, "--num-images", 2, "--steps", 2]
+    with open("/dev/full", "w") as full:
+        process = started(*command, "--output", output, encoding="utf-8", stdout=full)
+        assert process.wait(TIMEOUT) == 0
+    assert output.exists()
