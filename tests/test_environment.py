@@ -122,3 +122,32 @@ def test_a_torchvision_of_another_torch_is_explained(script, monkeypatch):
     monkeypatch.setattr("train.load_dataset", broken)
     result = script("train", "--dataset", "cifar10")
     assert "torch and torchvision do not fit together" in result.err
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["utils.py", "models/__init__.py", "dataset.py"])
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_users_module_of_the_same_name_is_named(tmp_path, name, imported):
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("")
+    module = name.partition("/")[0].removesuffix(".py")
+    code = f"import sys; sys.path.append({str(ROOT)!r})\n"
+    code += f"import {module}\n" * imported + "from cli.training import TRAIN"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    message = done.stderr.splitlines()[-1]
+    assert str(own) in message
+    assert "rename it" in message
+
+
+def test_a_users_modules_do_not_matter_where_ours_come_first(tmp_path):
+    for name in ("utils", "models", "dataset"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, ROOT / "train.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
