@@ -190,7 +190,12 @@ def existing_path(path: str | Path) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raise a ValueError if files cannot be written to a folder, which may not exist yet."""
-    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    existing = next(p for p in [folder, *folder.absolute().parents] if os.path.lexists(p))
+    if not existing.exists():
+        raise ValueError(
+            f"cannot write to {folder}: {existing} is a link to {os.readlink(existing)}, which "
+            "does not exist"
+        )
     if not existing.is_dir():
         raise ValueError(f"cannot write to {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK):

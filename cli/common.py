@@ -1,6 +1,7 @@
 """Flags that several commands share: data, machine, checkpoint."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cli.declare import Flags, device_name, flag, image_size, joined_sides, keys, number, path
 
@@ -82,6 +83,25 @@ class DataFlags(Flags):
     def check(self) -> None:
         super().check()
         self.dataset = resolve_dataset(self.dataset)
+        implied = "dataset" in self.given or self.in_use("resume") or self.in_use("run")
+        if "data_dir" in self.given and not implied and holds_images(Path(self.data_dir)):
+            raise ValueError(
+                f"--data-dir {self.data_dir} holds images, and the default data set is mnist: add "
+                "--dataset folder, or --dataset mnist"
+            )
+
+
+def holds_images(folder: Path) -> bool:
+    """Does a folder hold images, itself or in a subfolder, and no downloaded data set?"""
+    endings = keys("dataset/image_files.py", "FORMATS")
+    try:
+        if (folder / "MNIST").exists():
+            return False
+        subfolders = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+        files = (file for place in [folder, *subfolders] for file in place.iterdir())
+        return any(file.suffix.lower() in endings for file in files)
+    except OSError:  # reading the data set reports it
+        return False
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,10 @@
 """MNIST and Fashion-MNIST, in LeCun's IDX format: a short header, then one byte a value."""
 
 import gzip
+import hashlib
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +62,14 @@ def load_idx(spec: IdxSet, request: Request) -> Data:
     raw = request.data_dir / spec.torchvision_name / "raw"
     folders = [raw, *spec.package[:1]]
 
-    def find(name: str) -> Path | None:
-        candidates = [folder / n for folder in folders for n in (name, f"{name}.gz")]
-        return next((path for path in candidates if path.exists()), None)
-
     start = {"train": "train", "test": "t10k"}[request.split]
     md5s = {name: md5 for name, md5 in spec.md5s.items() if name.startswith(start)}
+
+    def find(name: str) -> Path | None:
+        candidates = [folder / n for folder in folders for n in (name, f"{name}.gz")]
+        found = next((path for path in candidates if path.is_file()), None)
+        return found or find_elsewhere(request.data_dir, spec.torchvision_name, name, md5s[name])
+
     if missing := [name for name in md5s if find(name) is None]:
         import torchvision
 
@@ -84,6 +88,23 @@ def load_idx(spec: IdxSet, request: Request) -> Data:
     images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer(contents[1], np.uint8, offset=8).astype(np.int64)
     return Data(torch.from_numpy(images.copy()), torch.from_numpy(labels), spec.classes)
+
+
+def find_elsewhere(data_dir: Path, folder: str, name: str, md5: str) -> Path | None:
+    """A file in another place in or near `data_dir`, or with the name that it has on Kaggle.
+
+    Other data sets have files of these names, so that the MD5 decides. None if there is none.
+    """
+    dotted = name.replace("-idx", ".idx")
+    names = [
+        form for n in (name, dotted) for form in (n, f"{n}.gz", f"{name}/{n}", f"{dotted}/{n}")
+    ]
+    for place in (data_dir / folder / "raw", data_dir / folder, data_dir / "raw", data_dir):
+        for path in map(place.joinpath, names):
+            with suppress(OSError):  # not there, or damaged
+                if hashlib.md5(read_uncompressed(path)).hexdigest() == md5:
+                    return path
+    return None
 
 
 def read_uncompressed(path: Path) -> bytes:

@@ -41,6 +41,9 @@ RUN_PICTURES = ("training_loss.png", "learning.png", "generated_samples.*", "min
 RUN_PICTURES += ("forward_process*.png", "score_field.png", "metrics_nearest.png")
 RUN_PICTURES += ("samples/epoch_*.png", "intermediate/step_*.png", "intermediate/x_0_*.png")
 RUN_PICTURES += ("intermediate/filmstrip*.png",)
+# Folders that systems make among a user's files, in lower case: thumbnails, deleted files, copies.
+OF_SYSTEMS = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "__macosx"}
+OF_SYSTEMS |= {"$recycle.bin", "recycler", "system volume information", "lost+found"}
 SHOWN = 6  # endings in a message
 
 
@@ -56,9 +59,9 @@ class Found(NamedTuple):
 def find_images(root: Path, *, follow_links: bool = False, data: bool = True) -> Found:
     """Find the image files in a folder and its subfolders.
 
-    Hidden files and folders are ignored, and so are links to subfolders, whose images would count
-    twice, and links that lead out of the folder. A broken link counts as a file: decoding reports
-    it.
+    Hidden files and folders are ignored, and so are folders that systems make (`OF_SYSTEMS`), links
+    to subfolders, whose images would count twice, and links that lead out of the folder. A broken
+    link counts as a file: decoding reports it.
 
     Args:
         follow_links: read what links that lead out of the folder lead to.
@@ -71,7 +74,7 @@ def find_images(root: Path, *, follow_links: bool = False, data: bool = True) ->
     files, others, own, outside, closed, runs = [], [], 0, 0, [], set()
     real_root = root.resolve()
     for parent, folders, names in os.walk(root, onerror=closed.append, followlinks=follow_links):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+        folders[:] = [f for f in folders if f[0] != "." and f.lower() not in OF_SYSTEMS]
         found = [Path(parent, n) for n in names if not n.startswith(".")]
         out = links_out([*found, *(Path(parent, f) for f in folders)], real_root)
         if follow_links:

@@ -188,7 +188,7 @@ class RunFolder:
         try:
             if not self.config.is_file():
                 raise ValueError("it is not a file")
-            config = PlainCopy(0).copy(json.loads(self.config.read_text(encoding="utf-8")))
+            config = PlainCopy(0).copy(json.loads(self.config.read_text(encoding="utf-8-sig")))
             require_config(config)
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.config} cannot be read: {error}") from None

@@ -171,6 +171,8 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
         "train": {**RunConfig().chosen(fixed), **saved["train"]},
     }
     found = config_differences(saved, {**config, "data": data, "train": train})
+    explained = "items of a training step (--batch-size x --grad-accum x processes)"
+    found = [line.replace("train.update_size", explained) for line in found]
     if change and not flags.allow_data_change:
         found.append(f"the data has changed: {change}; --allow-data-change resumes anyway")
     if found:
