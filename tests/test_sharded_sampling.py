@@ -305,7 +305,7 @@ def test_a_damaged_record_is_refused(script, conditional, begun):
 def test_every_flag_decides_the_samples_or_is_known_not_to(conditional):
     """A new flag must be assigned, or parts sampled with different values would be mixed."""
     others = {"debug", "output", "show_intermediate", "animate"}
-    others |= {"invert"}  # one image
+    others |= {"invert", "list_classes"}  # one image; none
     others |= {"timesteps"}  # checked, and without an effect
     decisive = set()
     for sampler in SAMPLERS:  # their options are among the flags
