@@ -7,6 +7,7 @@ have any shape, and tables are computed once in float64 and stored as float32 bu
 in `schedules.py`, and what a network's output means in `objectives.py`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from math import inf, log
 
@@ -371,11 +372,13 @@ class DDPM(nn.Module):
         super().__init__()
         self.network = network
         self.diffusion = GaussianDiffusion(schedule, timesteps, prediction, **process)
+        self.seen = False  # data
 
     def forward(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
         """The training loss of clean data (B, ...), a scalar."""
-        if not x_0.is_floating_point():
-            raise ValueError(f"x_0 must be floats, not {x_0.dtype}; to_unit converts uint8 images")
+        if not (self.seen or torch.compiler.is_compiling()):
+            self.seen = True
+            require_data(x_0, self.diffusion.clip)
         return self.diffusion.loss(self.network, x_0, condition)
 
     @torch.no_grad()
@@ -406,6 +409,18 @@ class DDPM(nn.Module):
         *_, x_0 = generate(denoise, noise, levels, noise_like, pick(SAMPLERS, sampler, "sampler"))
         self.network.train(training)
         return x_0
+
+
+def require_data(x_0: Tensor, clip: bool) -> None:
+    """Raise ValueError for data that are no floats; warn of images that are not in [-1, 1]."""
+    if not x_0.is_floating_point():
+        raise ValueError(f"x_0 must be floats, not {x_0.dtype}; to_unit converts uint8 images")
+    if clip and x_0.numel() and x_0.abs().max() > 1.01:
+        warnings.warn(
+            f"x_0 is in {x_0.min():.3g} to {x_0.max():.3g}, and samples are clipped to [-1, 1]: "
+            "scale images to that range, or pass clip=False for other data",
+            stacklevel=3,
+        )
 
 
 def call(model: nn.Module, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:

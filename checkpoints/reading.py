@@ -88,6 +88,8 @@ def explain_errors(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is not a file")
     try:
         yield
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file makes zipfile, pickle and torch raise many types
         other = what_else(path)
         if isinstance(error, Refused) and not other:

@@ -121,9 +121,16 @@ def in_grey(pixels: np.ndarray) -> np.ndarray:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)[None]
 
 
+def usable_cores() -> int:
+    """The processor cores that this process may use; a job scheduler may have set them aside."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def map_ahead(function: Callable, items: Iterable) -> Iterator:
     """`map` with threads, a few results ahead; `ThreadPoolExecutor.map` would store all results."""
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()
         for item in items:

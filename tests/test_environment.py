@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from dataset.decoding import usable_cores
 from runs import SMALL
 from visuals.curves import plot_loss
 from visuals.pictures import PointPictures, tiles
@@ -122,6 +123,19 @@ def test_a_torchvision_of_another_torch_is_explained(script, monkeypatch):
     monkeypatch.setattr("train.load_dataset", broken)
     result = script("train", "--dataset", "cifar10")
     assert "torch and torchvision do not fit together" in result.err
+
+
+# --- processor cores ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
+def test_only_the_cores_of_this_process_decode_images():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 # --- modules --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Runs on file systems that lack a function: most of these are in a network."""
 
+import builtins
 import errno
 import fcntl
 import os
@@ -7,6 +8,8 @@ import stat
 
 import pytest
 
+from checkpoints.checkpoint import load_checkpoint
+from checkpoints.reading import CheckpointError
 from runs import SMALL
 from training.folder import RunFolder
 from utils import save_whole
@@ -61,3 +64,17 @@ def test_a_disk_that_fails_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         save_whole(tmp_path / "a.txt", lambda partial: partial.write_text("whole"))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path, usual = tmp_path / "model.pt", open
+    path.write_bytes(b"whole")
+
+    def forbid(name, *arguments, **options):  # the tests may run as root, whom no permission stops
+        if name == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", forbid)
+    with pytest.raises(CheckpointError, match=r"model\.pt cannot be read: Permission denied"):
+        load_checkpoint(path)

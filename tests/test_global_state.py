@@ -1,6 +1,7 @@
 """What train(), fit() and sample() find in a notebook, and what they leave behind."""
 
 import pickle
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -124,3 +125,14 @@ def test_a_ddpm_can_be_pickled_and_copied():
 def test_a_ddpm_says_that_bytes_are_no_data():
     with pytest.raises(ValueError, match="to_unit"):
         DDPM(MLP(2))(torch.zeros(3, 2, dtype=torch.uint8))
+
+
+def test_a_ddpm_warns_once_of_data_that_samples_cannot_reach():
+    ddpm = DDPM(MLP(2))
+    with pytest.warns(UserWarning, match=r"in 255 to 255, and samples are clipped to \[-1, 1\]"):
+        ddpm(torch.full((3, 2), 255.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddpm(torch.full((3, 2), 255.0))
+        DDPM(MLP(2), clip=False)(torch.full((3, 2), 255.0))
+        DDPM(MLP(2))(torch.ones(3, 2))
