@@ -62,7 +62,6 @@ from utils import (
 )
 
 SHOWN = 10  # classes that are printed
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def train(**flags) -> Trained:
@@ -185,13 +184,6 @@ def announce_data(flags: RunConfig, data: Data) -> None:
         say(data.note)
     if data.classes and data.labels is not None:
         say(class_counts(data))
-        splits = [name for name in data.classes if name.lower() in SPLITS]
-        if len(splits) == len(data.classes) > 1:
-            one = min(splits, key=lambda name: not name.lower().startswith("train"))
-            say(
-                "these classes look like the splits of a data set; --data-dir "
-                f"{shlex.quote(str(Path(flags.data_dir) / one))} trains on one of them"
-            )
 
 
 def class_counts(data: Data) -> str:

@@ -1,6 +1,7 @@
 """A folder of image files as a data set. Its subfolders are the classes."""
 
 import math
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from dataset.types import Data, Request
 
 MAX_DIGITS = 15  # of a class name that counts as a number
 FOLDER_SIZE = 64  # default height and width of the images in pixels
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "holdout"}
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+SPLITS |= {"holdout"}
 
 
 def load_folder(request: Request) -> Data:
@@ -67,9 +69,10 @@ def class_notes(root: Path, classes: list[str], left_out: list[Path]) -> list[st
         without = "is no class: it has" if len(empty) == 1 else "are no classes: they have"
         notes.append(f"{first_names(empty)} {without} no images that are read")
     if {name.lower() for name in classes} <= SPLITS:
+        one = min(classes, key=lambda name: not name.lower().startswith("train"))
         notes.append(
             f"the classes are called {', '.join(classes)}: if these are splits, give one of them, "
-            f"such as --data-dir {root / classes[0]}"
+            f"such as --data-dir {shlex.quote(str(root / one))}"
         )
     return notes
 

@@ -296,7 +296,7 @@ def test_a_flat_folder_with_a_few_images_below_has_no_note(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "hint"), [(["train", "Val"], True), (["train"], True), (["train", "car"], False)]
+    ("names", "hint"), [(["test", "Train"], True), (["train"], True), (["train", "car"], False)]
 )
 def test_classes_that_look_like_splits_are_pointed_out(tmp_path, names, hint):
     for name in names:
@@ -304,7 +304,7 @@ def test_classes_that_look_like_splits_are_pointed_out(tmp_path, names, hint):
     found = load_dataset("folder", tmp_path, image_size=8)
     assert set(found.classes) == set(names)
     assert ("splits" in found.note) == hint
-    assert (f"--data-dir {tmp_path}/{found.classes[0]}" in found.note) == hint
+    assert (f"--data-dir {tmp_path}/{names[-1]}" in found.note) == hint
 
 
 def test_a_folder_that_cannot_be_opened_is_named(image_folder):

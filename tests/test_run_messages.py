@@ -49,14 +49,6 @@ def test_only_the_first_of_many_classes_are_printed(script):
     assert "class 09 (1) and 3 more\n" in result.out
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Val", "test")])
-def test_classes_that_look_like_splits(script, names):
-    make_classes(Path("images"), dict.fromkeys(names, 2))
-    result = script("train", *FOLDER, "--data-dir", "images")
-    assert result.code == 0
-    assert f"look like the splits of a data set; --data-dir images/{names[0]} " in result.out
-
-
 def test_a_finished_run_is_no_failure(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
