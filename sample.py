@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from dataset.image_files import printable
+from dataset.items import item_shape, kind_of
 from cli.activity import activity
 from dataset.own_files import is_own_picture
 from dataset.registry import load_dataset
@@ -118,7 +119,7 @@ def require_sizes(job: SamplingJob, output: Path) -> None:
 
 
 def list_classes(request: SamplingRequest) -> int:
-    """Print the classes of a checkpoint, one a line, with index and name."""
+    """Print the classes of a checkpoint, one a line: index, name, and number of items."""
     config = load_checkpoint(request.checkpoint, mapped=True)["config"]
     if config["model"].get("num_classes") is None:
         say(
@@ -126,10 +127,12 @@ def list_classes(request: SamplingRequest) -> int:
             "train.py --class-conditional trains a conditional one"
         )
         return 0
-    classes = config["data"]["classes"]
+    classes, kind = config["data"]["classes"], kind_of(item_shape(config["data"]))
+    counts = config["data"].get("class_counts")  # earlier versions did not save them
     width = len(str(len(classes) - 1))
     for index, name in enumerate(classes):
-        say(f"{index:>{width}}  {printable(name)}")
+        count = f"  ({counts[index]:,} {kind})" if counts else ""
+        say(f"{index:>{width}}  {printable(name)}{count}")
     return 0
 
 

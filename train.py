@@ -188,10 +188,8 @@ def announce_data(flags: RunConfig, data: Data) -> None:
 
 def class_counts(data: Data) -> str:
     """The first classes with the number of their items."""
-    counts = data.labels.bincount(minlength=len(data.classes)).tolist()
-    shown = [
-        f"{printable(name)} ({count:,})" for name, count in zip(data.classes, counts, strict=True)
-    ]
+    numbered = zip(data.classes, data.class_counts, strict=True)
+    shown = [f"{printable(name)} ({count:,})" for name, count in numbered]
     more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
     return f"classes: {', '.join(shown[:SHOWN])}{more}"
 

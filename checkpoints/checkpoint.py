@@ -10,7 +10,7 @@ seconds           training time so far
 unlogged_loss     sum of the losses since the last row of metrics.jsonl
 unlogged_updates  number of these losses
 config            how to rebuild the network and the process, by section:
-    data            the data set, the shape of an item, the names of the classes
+    data            the data set, the shape of an item, the names and counts of classes
     model           "name", a key of `MODELS`, and the arguments of that network
     diffusion       the arguments of `GaussianDiffusion`
     train           the options of the training

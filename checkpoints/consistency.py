@@ -63,6 +63,10 @@ def require_config(config: dict) -> None:
         require_known(data, model, process)
     if model.get("num_classes") not in (None, len(data["classes"])):
         raise ValueError("the network and the data differ in the number of classes")
+    counts = data.get("class_counts", [])  # earlier versions did not save them
+    require_types({"class_counts": counts}, {"class_counts": list[int]}, "data.")
+    if counts and len(counts) != len(data["classes"]):
+        raise ValueError("the data differ in the number of classes and of their counts")
 
 
 def require_known(data: dict, model: dict, process: dict) -> None:

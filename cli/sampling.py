@@ -89,7 +89,7 @@ class SamplingRequest(SamplerFlags, MachineFlags):
     checkpoint: str | None = checkpoint_flag()
     raw: bool = raw_flag()
     list_classes: bool = flag(
-        False, "print the names of the checkpoint's classes, and exit", group=CLASSES, switch="on")
+        False, "print the classes that the checkpoint knows, and exit", group=CLASSES, switch="on")
     num_images: int | None = flag(
         None, "number of samples (default: 64; several classes 8 of each; points 2000)",
         group="checkpoint", parse=number(int, 1, 10**6), names=("--num-samples",),

@@ -18,6 +18,13 @@ class Data(NamedTuple):
     note: str = ""  # lines for the user: which files are left out, where the pixels are stored
     files: Mapping[str, str] = MappingProxyType({})  # of a folder: {file name: digest of pixels}
 
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of items of each class; none for data without classes."""
+        if self.labels is None:
+            return []
+        return self.labels.bincount(minlength=len(self.classes)).tolist()
+
     def as_learned(self, saved: Mapping) -> "Data":
         """The data as the run with this `config["data"]` has learned them.
 

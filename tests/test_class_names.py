@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.consistency import require_config
 from cli.sampling import SAMPLE
 from conftest import TINY
 from dataset import folders
@@ -184,14 +185,26 @@ def test_numbers_are_sorted_by_their_value(tmp_path, script, monkeypatch):
 # --- listing --------------------------------------------------------------------------------------
 
 
-def test_the_classes_are_listed(script, named, trained):
-    pets = named([*PETS[:6], "x\x1b[2J", "\udcff", "<b>", "last"])
+def test_the_classes_are_listed_with_their_counts(script, conditional, named, trained, tmp_path):
+    names = [*PETS[:6], "x\x1b[2J", "\udcff", "<b>", "last"]
+    shown = [*PETS[:6], "x?[2J", "?", "<b>", "last"]
+    counts = load_dataset("digits").labels.bincount().tolist()
+    pets = named(names)
     result = script("sample", "--checkpoint", pets, "--list-classes")
     assert result.code == 0
-    assert result.out.splitlines() == [
-        "0  Ankle boot", "1  cat", "2  cat, big", "3  dog", "4  T-shirt/top", "5  É", "6  x?[2J",
-        "7  ?", "8  <b>", "9  last",
-    ]  # fmt: skip
+    lines = [f"{i}  {shown[i]}  ({counts[i]} images)" for i in range(10)]
+    assert result.out.splitlines() == lines
+
+    content = load_checkpoint(pets)
+    del content["config"]["data"]["class_counts"]  # earlier versions did not save them
+    save_checkpoint(tmp_path / "old.pt", content)
+    result = script("sample", "--checkpoint", tmp_path / "old.pt", "--list-classes")
+    assert result.out.splitlines() == [f"{i}  {shown[i]}" for i in range(10)]
+    for wrong in ([1], ["one"] * 10):
+        content["config"]["data"]["class_counts"] = wrong
+        with pytest.raises(ValueError, match="count"):
+            require_config(content["config"])
+
     result = script("sample", "--checkpoint", trained / "model_final.pt", "--list-classes")
     assert result.code == 0
     assert "is unconditional" in result.out

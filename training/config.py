@@ -89,6 +89,7 @@ def make_config(flags: RunConfig, data: Data) -> dict:
             **shape,
             "count": len(data.items),
             "classes": data.classes,
+            "class_counts": data.class_counts,
             "digest": digest_of(data.files),
         },
         "model": model_config(name, shape, flags.timesteps, options),

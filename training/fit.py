@@ -143,6 +143,7 @@ def make_custom_config(
             "range": None if value_range is None else [float(value) for value in value_range],
             "count": len(data.items),
             "classes": data.classes,
+            "class_counts": data.class_counts,
             "digest": None,
             "flip": False,
         },

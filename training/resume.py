@@ -157,7 +157,7 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
         config["diffusion"]["sigma_data"] = saved["diffusion"]["sigma_data"]
     change = data_change(saved, config, files, RunFolder(flags.output_dir).data)
     free = set(flags.named(section="data")) - set(flags.named(section="data", fixed=True))
-    ignored = {"digest", *free}
+    ignored = {"digest", "class_counts", *free}
     if saved["data"].get("digest") and config["data"]["digest"]:
         ignored |= set(DIGESTED)
     data = {key: value for key, value in config["data"].items() if key not in ignored}
