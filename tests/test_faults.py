@@ -497,12 +497,18 @@ def test_torchrun_resumes_only_runs_of_its_own_job(script, monkeypatch):
 
 
 def test_deterministic_algorithms_are_kept_over_a_resume(script):
-    assert script("train", *SMALL, "--max-steps", 1, "--deterministic").code == 0
-    assert torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    assert script("train", "--resume", "--max-steps", 2).code == 0
-    assert torch.are_deterministic_algorithms_enabled()
-    assert script("train", *SMALL, "--max-steps", 1, "--overwrite").code == 0
+    found = []
+
+    def look():
+        found.append(torch.are_deterministic_algorithms_enabled())
+
+    with in_step(1, look):
+        assert script("train", *SMALL, "--max-steps", 1, "--deterministic").code == 0
+    with in_step(2, look):
+        assert script("train", "--resume", "--max-steps", 2).code == 0
+    with in_step(1, look):
+        assert script("train", *SMALL, "--max-steps", 1, "--overwrite").code == 0
+    assert found == [True, True, False]
     assert not torch.are_deterministic_algorithms_enabled()
 
 

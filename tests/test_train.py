@@ -358,7 +358,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder
                 "diffusion.schedule: cosine in the checkpoint, linear now",
                 "diffusion.timesteps: 1000 in the checkpoint, 500 now",
                 "data.image_size: 8 in the checkpoint, 16 now",
-                "train.update_size: 128 in the checkpoint, 32 now",
+                "items of a training step (--batch-size x --grad-accum x processes): 128 in the",
                 "train.seed: 0 in the checkpoint, 5 now",
             ],
         ),
