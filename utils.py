@@ -225,15 +225,21 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: `write(partial)` writes it under another name first.
 
     It is renamed to `path` once it is on the disk. `path` is the old file or the new one at any
-    time, even after a power cut. An OSError has its name.
+    time, even after a power cut. A link stays, and the file that it leads to is replaced. A device
+    or a pipe is written to as it is: a file in the place of /dev/null would damage the system. An
+    OSError has the name of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
+    if path.exists() and not path.is_file():
+        write(path)
+        return
+    real = Path(os.path.realpath(path))
+    partial = partial_of(real)
     try:
         write(partial)
         with open(partial, "rb+") as file:
             sync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, real)
     except OSError as error:
         if error.errno is not None:  # of the system, which may not name the file, or not this one
             error.filename, error.filename2 = str(path), None
@@ -241,7 +247,7 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_folder(real.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Command lines: spelling, help and errors of the flags that a dataclass declares."""
 
 import argparse
+import importlib.util
 import os
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from cli.streams import guard_output
 
 WIDTH, HELP_COLUMN = 118, 38  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
+PACKAGES = ("torch", "numpy", "matplotlib", "PIL", "tqdm", "safetensors")  # of every command
 SHORT = 26  # characters of a list of choices that is shown beside the flag
 
 
@@ -46,10 +48,14 @@ class Command:
             guard_output()  # before --help is printed
         parser = self.parser()
         try:
-            return self.parsed(parser, sys.argv[1:] if argv is None else argv)
+            flags = self.parsed(parser, sys.argv[1:] if argv is None else argv)
         except ValueError as error:
             message = f"{parser.prog}: error: {error}\n{parser.prog} --help lists the flags.\n"
             parser.exit(2, message)
+        if argv is None and (missing := [name for name in PACKAGES if not is_installed(name)]):
+            message = f"not installed: {', '.join(missing)}: pip install -r requirements.txt"
+            parser.exit(1, f"{parser.prog}: error: {message}\n")
+        return flags
 
     def keywords(self, **values: object) -> Flags:
         """Parse keyword arguments as a command line with these flags would be parsed.
@@ -138,6 +144,14 @@ class Command:
             else:  # with "=", because the value may begin with a hyphen
                 words.append(str(value) if declared.positional else f"{option(name)}={value}")
         return words
+
+
+def is_installed(package: str) -> bool:
+    """Can a package be imported? It is not, because that may take seconds."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # something has put a module without a specification in its place
+        return package in sys.modules
 
 
 def plain(value: object) -> object:

@@ -116,6 +116,14 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(script, monkeypat
     assert "sklearn is not installed: pip install -r requirements.txt" in result.err
 
 
+def test_packages_that_every_command_needs_are_looked_for_first(script, monkeypatch):
+    monkeypatch.setattr("cli.parser.is_installed", lambda name: name not in ("torch", "tqdm"))
+    result = script("sample", "--checkpoint", "model.pt")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert "not installed: torch, tqdm: pip install -r requirements.txt" in result.err
+
+
 def test_a_torchvision_of_another_torch_is_explained(script, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("operator torchvision::nms does not exist")

@@ -95,12 +95,14 @@ def test_in_autocast(tmp_path, usual):
 
 
 def test_another_default_device(tmp_path, usual, restored):
-    torch.set_default_device("meta")  # as "cuda" elsewhere
     flags = {**QUICK, "device": "cpu", "precision": "fp32", "channels": 8, "blocks": 1}
+    torch.set_default_device("meta")  # as "cuda" elsewhere
     trained = train(dataset="moons", output_dir=tmp_path, **flags)
     assert trained.metrics[0]["loss"] == usual[0][0]
-    assert (sample(trained.checkpoint, num_images=4, steps=2) == usual[1]).all()
     assert torch.get_default_device().type == "meta"
+    torch.set_default_device(None)
+    with torch.device("meta"):
+        assert (sample(trained.checkpoint, num_images=4, steps=2) == usual[1]).all()
 
 
 def test_random_state_and_algorithms_stay_the_callers(tmp_path, usual, restored):

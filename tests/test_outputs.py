@@ -1,12 +1,15 @@
 """What commands write: never over their sources; what cannot be written is found before work."""
 
+import os
 import shutil
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from conftest import TINY
 from images import noise_pixels, save_image
+from utils import save_whole
 
 QUICK = ["--num-images", "2", "--steps", "1"]
 
@@ -40,6 +43,31 @@ def test_a_file_that_is_read_is_not_replaced(script, tmp_path, trained, name, wo
     assert result.code == 2
     assert "cannot write to" in result.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name, target in [("old", "disk/there"), ("new", "disk/not_yet")]:
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "disk" / "there").write_text("before")
+    for name in ("old", "new"):
+        save_whole(tmp_path / name, lambda partial: partial.write_text("after"))
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "after"
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["not_yet", "there"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """And so is a device: root could replace /dev/null."""
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    save_whole(pipe, lambda partial: partial.write_text("text"))
+    reader.join(10)
+    assert received == ["text"]
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("output", ["there.png", f"{'x' * 250}.png"])
