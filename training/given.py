@@ -31,7 +31,7 @@ def require_trainable(model: nn.Module) -> nn.Module:
     if not weights:
         raise ValueError(f"{name} cannot be trained: it has no parameters")
     if not any(weight.requires_grad for weight in weights):
-        raise ValueError(f"{name} cannot be trained: model.requires_grad_() makes it trainable")
+        raise ValueError(f"all weights of {name} are frozen; model.requires_grad_() changes that")
     return model
 
 
@@ -138,7 +138,10 @@ def prepare_labels(labels: Tensor | None, count: int) -> tuple[Tensor | None, li
         return None, []
     labels = as_tensor(labels, "labels")
     if labels.shape != (count,):
-        hint = "; labels.argmax(1) gives those of one-hot rows" if labels.ndim == 2 else ""
+        hint = ""
+        if labels.ndim == 2:
+            column = "labels[:, 0]" if labels.shape[1] == 1 else "labels.argmax(1), if one-hot"
+            hint = f": pass {column}"
         raise ValueError(f"labels must have the shape ({count},), not {tuple(labels.shape)}{hint}")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels must be whole numbers, not {labels.dtype}: labels.long()")
