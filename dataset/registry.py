@@ -110,7 +110,7 @@ def load_dataset(
             colour=colour,
             background=background,
             follow_links=follow_links,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else existing_path(cache_dir),
             cache_limit=cache_limit,
             split=split,
             progress=progress,

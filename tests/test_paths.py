@@ -88,6 +88,9 @@ def test_notebooks_below_the_home_folder(home):
     assert fit(Own(), points, folder="~/own", max_steps=1).checkpoint.parent == home / "own"
     with pytest.raises(OSError, match=str(home / "nothing")):
         load_dataset("folder", "~/nothing")
+    Image.new("L", (8, 8)).save(home / "a.png")
+    load_dataset("folder", "~", image_size=8, cache_dir="~/cache", cache_limit=0)
+    assert list((home / "cache").iterdir())
     assert list(Path.cwd().iterdir()) == []
 
 
