@@ -105,8 +105,8 @@ class SamplingRequest(SamplerFlags, MachineFlags):
         None, "keep this image where --mask is white, and sample the rest", group=EDITING,
         metavar="IMAGE", parse=path, decides="file")
     mask: str | None = flag(
-        None, "white: keep; black: sample", group=EDITING, metavar="IMAGE", parse=path,
-        needs=("inpaint",), decides="file")
+        None, "white: keep; black or transparent: sample", group=EDITING, metavar="IMAGE",
+        parse=path, needs=("inpaint",), decides="file")
     resamplings: int = flag(
         10, "--inpaint: repetitions of each step", group=EDITING, parse=number(int, 1, 1000),
         needs=("inpaint",), decides="value")

@@ -201,15 +201,17 @@ def strict_pillow() -> Iterator[None]:
 
 
 @strict_pillow()
-def read_image(file: Path, size: tuple[int, int] | None, channels: int) -> Tensor:
+def read_image(
+    file: Path, size: tuple[int, int] | None, channels: int, background: str = "white"
+) -> Tensor:
     """Central part of an image file, uint8 (C, *size), in grey or in colour.
 
-    Without a size, it is the whole image.
+    Without a size, it is the whole image. Transparent pixels get the colour of the background.
     """
     if not file.is_file():
         raise DataError(f"there is no image {file}")
     try:
-        image = torch.from_numpy(decode_image(file, size))  # (3, H, W)
+        image = torch.from_numpy(decode_image(file, size, background=background))  # (3, H, W)
     except Exception as error:  # Pillow's decoders raise almost any exception
         raise unreadable(file, error) from None
     if channels == 1:
@@ -238,8 +240,10 @@ def unreadable(file: Path, error: Exception) -> DataError:
 
 def why_unreadable(file: Path, error: Exception) -> str:
     """Why an image cannot be read, in words: the decoder's, or what the file really is."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it claims more than {MAX_PIXELS:,} pixels"
     if not isinstance(error, UnidentifiedImageError):
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
     kind = what_is(file)

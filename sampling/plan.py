@@ -85,8 +85,8 @@ class SamplingPlan:
             self.name = f"{request.start_from} with {self.name}"
         elif request.inpaint:
             require_same_size(Path(request.inpaint), Path(request.mask))
-            known, mask = self.read(request.inpaint), (self.read(request.mask)[:, :1] + 1) / 2
-            self.name = f"repaint of {request.inpaint}"
+            known, mask = self.read(request.inpaint), self.read_mask(request.mask)
+            self.name = f"repaint of {request.inpaint}{without_effect(mask, request.mask)}"
             options = {**options, "known": known, "mask": mask}
             self.sampler = partial(editing.repaint, resamplings=request.resamplings, **options)
         elif request.invert:
@@ -106,6 +106,17 @@ class SamplingPlan:
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
         return to_unit(read_image(Path(path), self.shape[1:], self.shape[0])[None]).to(self.device)
+
+    def read_mask(self, path: str) -> Tensor:
+        """A mask file as (1, 1, H, W) in [0, 1], where 1 is white.
+
+        Transparent pixels are black; in a mask that is white nowhere else, they are white.
+        """
+        for background in ("black", "white"):
+            mask = read_image(Path(path), self.shape[1:], 1, background)[None].to(self.device) / 255
+            if (mask > 0.5).any():
+                break
+        return mask
 
     def noise(self, indices: range, noise_like: NoisePerImage) -> Tensor:
         """The noise (B, ...) that the samples with these indices start from."""
@@ -132,6 +143,13 @@ class SamplingPlan:
             values["class_id"] = self.class_ids  # the same samples, however they are spelled
         found = {**values, **files, **self.chosen, "batch_size": len(self.batches[0])}
         return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+
+
+def without_effect(mask: Tensor, name: str) -> str:
+    """The words that say that a mask keeps nothing or everything; "" for any other mask."""
+    if not (mask > 0.5).any():
+        return f" ({name} is white nowhere: nothing is kept)"
+    return f" ({name} is white everywhere: nothing is sampled)" if (mask > 0.5).all() else ""
 
 
 def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tuple[str, dict]:

@@ -313,6 +313,36 @@ def test_a_mask_of_another_size(script, checkpoint, picture, tmp_path):
     assert "wide.png is 9 x 8 pixels, and image.png 8 x 8" in result.err
 
 
+@pytest.mark.parametrize("strokes", [255, 0])
+def test_a_transparent_part_of_a_mask_is_the_opposite_of_its_strokes(
+    script, checkpoint, picture, strokes
+):
+    """White strokes keep, as in editors of images; black strokes are what is sampled."""
+    pixels = np.full((8, 8, 2), [strokes, 0], np.uint8)
+    part = np.s_[:, :4] if strokes else np.s_[:, 4:]
+    pixels[(*part, 1)] = 255
+    Image.fromarray(pixels).save("mask.png")
+    flags = ["--checkpoint", checkpoint, "--num-images", 2, "--steps", 2, "--resamplings", 1]
+    flags += ["--inpaint", "image.png", "--mask", "mask.png", "--output", "a.npz"]
+    result = script("sample", *flags)
+    assert "white" not in result.out
+    drawn = pixels_of("a.npz")[..., 0]
+    assert (drawn[:, :, :4] == picture[:, :4]).all()
+    assert (drawn[:, :, 4:] != picture[:, 4:]).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "white nowhere: nothing is kept"), (1, "nothing is kept"), (255, "nothing is sampled")],
+)
+def test_a_mask_without_effect_is_pointed_out(script, checkpoint, picture, value, words):
+    Image.new("L", (8, 8), value).save("mask.png")
+    flags = ["--checkpoint", checkpoint, "--num-images", 1, "--steps", 1]
+    result = script("sample", *flags, "--inpaint", "image.png", "--mask", "mask.png")
+    assert result.code == 0, result.err
+    assert words in result.out
+
+
 def test_interpolation_starts_and_ends_at_two_noises(script, checkpoint, tmp_path):
     flags = ["--checkpoint", checkpoint, "--steps", 5]
     ends = ["--num-images", 2, "--sampler", "dpmpp_2m", "--output", "ends.npz"]
