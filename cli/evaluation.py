@@ -52,6 +52,13 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
     image_size: int | list[int] | None = size_flag(
         "--samples: resize the data set to N or HEIGHTxWIDTH pixels", needs=("samples",))
 
+    skip_bad_images: bool = flag(
+        False, "folders of images: skip files that cannot be read", group="data", switch="on",
+        needs=("samples",))
+    follow_links: bool = flag(
+        False, "folders of images: also read what links that lead out of them lead to",
+        group="data", switch="on", needs=("samples",))
+
     ode_steps: int = flag(
         100, "steps of the ODE, at most T; the bound takes all T", group="bits per dimension",
         parse=number(int, 2), needs=("checkpoint",), use="likelihood")

@@ -39,7 +39,8 @@ def given_images(
         DataError: the images cannot be read, or are too few.
         ValueError: there are fewer than --num-images.
     """
-    images, how = load_images(Path(request.samples), real.shape, progress)
+    options = request.chosen(("skip_bad_images", "follow_links"))
+    images, how = load_images(Path(request.samples), real.shape, progress, **options)
     if len(images) <= NEIGHBOURS_OF_DENSITY:
         raise DataError(f"{request.samples} has only {len(images)} images: too few to compare")
     count = request.num_images or len(images)

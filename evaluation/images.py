@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.image_files import find_images, read_image
+from dataset.image_files import Found, find_images, read_image
 from dataset.items import to_uint8
 from dataset.opening import NPY, NPZ, PICKLED_ARRAY, what_is
-from utils import DataError
+from utils import DataError, size_of, size_text
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's grey (ITU-R 601)
 
@@ -19,6 +19,9 @@ def load_images(
     path: Path,
     shape: tuple[int, int, int],
     progress: Callable[..., Iterable] = lambda items, **_: items,
+    *,
+    skip_bad_images: bool = False,
+    follow_links: bool = False,
 ) -> tuple[Tensor, str]:
     """Read a file or a folder as uint8 images (N, C, H, W); also says how its numbers were read.
 
@@ -30,29 +33,48 @@ def load_images(
         path: an .npz (the array `arr_0`, or its only one), an .npy, or a folder.
         shape: the (C, H, W) that is needed. The images must have this size.
         progress: wraps the iteration over files, as tqdm does.
+        skip_bad_images: leave out the files of a folder that cannot be read.
+        follow_links: read what links that lead out of a folder lead to.
 
     Raises DataError for images that are missing, or that cannot be read.
     """
     if path.is_dir():
-        return read_folder(path, shape, progress)
+        found = find_images(path, follow_links=follow_links, data=False)
+        return read_files(found, shape, progress, skip_bad_images)
     x, how = to_bytes(torch.from_numpy(plain_numbers(read_array(path), path)), path)
     return with_channels(channels_first(x, shape, path), shape[0]), how
 
 
-def read_folder(path: Path, shape: tuple[int, int, int], progress) -> tuple[Tensor, str]:
+def read_files(
+    found: Found, shape: tuple[int, int, int], progress: Callable[..., Iterable], skip_bad: bool
+) -> tuple[Tensor, str]:
     """Read the image files of a folder, which must have the size of the shape."""
-    found, images = find_images(path, data=False), []
+    images, notes = [], list(found.notes)
     for file in progress(found.files, desc="reading"):
-        image = read_image(file, None, 3)
+        try:
+            image = read_image(file, None, 3)
+        except DataError as error:
+            if not skip_bad:
+                raise DataError(f"{error}; --skip-bad-images leaves it out") from None
+            continue
         height, width = image.shape[1:]
         if (height, width) != tuple(shape[1:]):
-            raise DataError(
-                f"{file} has {width} x {height} pixels, but the data set has {shape[2]} x "
-                f"{shape[1]}; --image-size resizes the data set"
-            )
+            wanted = f"the data set has {shape[2]} x {shape[1]}; {resizing(height, width)}"
+            if images:
+                wanted = f"{found.files[0]} {shape[2]} x {shape[1]}; all need the same size"
+            raise DataError(f"{file} has {width} x {height} pixels, but {wanted}")
         images.append(image)
-    how = "; ".join([f"{len(images):,} files", *found.notes])
+    if bad := len(found.files) - len(images):
+        notes.append(f"{bad} of {len(found.files)} cannot be read and are left out")
+    if not images:
+        raise DataError(f"{found.files[0].parent}: {'; '.join(notes)}")
+    how = "; ".join([f"{len(images):,} files", *notes])
     return with_channels(torch.stack(images), shape[0]), how
+
+
+def resizing(height: int, width: int) -> str:
+    """The way out if images have another size than the data set."""
+    return f"--image-size {size_text(size_of(height, width))} resizes the data set"
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -68,7 +90,10 @@ def read_array(path: Path) -> np.ndarray:
         with content:
             names = content.files
             if "arr_0" not in names and len(names) != 1:
-                raise DataError(f"{path} contains {', '.join(names) or 'nothing'}, but no arr_0")
+                raise DataError(
+                    f"{path} contains {', '.join(names) or 'nothing'}, but no arr_0, which is the "
+                    "name of the images"
+                )
             return content["arr_0" if "arr_0" in names else names[0]]
     except DataError:
         raise
@@ -122,9 +147,15 @@ def channels_first(x: Tensor, shape: tuple[int, int, int], path: Path) -> Tensor
         return x
     if x.ndim == 4 and x.shape[1:3] == size and x.shape[3] in (1, 3):
         return x.movedim(-1, 1)
+    has = None
+    if x.ndim == 3:
+        has = x.shape[1:]
+    elif x.ndim == 4 and {x.shape[1], x.shape[3]} & {1, 3}:
+        has = x.shape[2:] if x.shape[1] in (1, 3) else x.shape[1:3]
     raise DataError(
         f"{path} has the shape {tuple(x.shape)}, but the data set has images of {size[0]} x "
-        f"{size[1]}: (N, H, W, C), (N, C, H, W) or (N, H, W); --image-size resizes the data set"
+        f"{size[1]}: (N, H, W, C), (N, C, H, W) or (N, H, W), with C 1 or 3"
+        + (f"; {resizing(*has)}" if has else "")
     )
 
 

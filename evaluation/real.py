@@ -53,6 +53,8 @@ def load_real_data(
     """
     validation, seed = None, request.seed
     config = {"dataset": request.dataset, "data_dir": "data", "image_size": request.image_size}
+    if request.dataset == "folder":
+        config |= request.chosen(("skip_bad_images", "follow_links"))
     if checkpoint:
         config, train = checkpoint["config"]["data"], checkpoint["config"]["train"]
         validation, seed = train["validation"], train["seed"]

@@ -23,6 +23,7 @@ from evaluation.features import classifier_for, classifier_key
 from evaluation.images import load_images, with_channels
 from evaluation.measures import Reference
 from evaluation.real import RealData, subset
+from images import noise_pixels, save_image
 from training import loop, preview
 from training.log import read_metrics
 from utils import DataError
@@ -273,10 +274,54 @@ def test_files_without_images_are_refused(tmp_path):
         ("cut.npz", "cut.npz is a damaged copy of a file of NumPy arrays"),
         ("none.npz", "does not exist"),
         ("empty", "no image"),
-        (".", "9 x 8"),
+        (".", "wide.png has 9 x 8 pixels, but the data set has 8 x 8; --image-size 8x9 resizes"),
     ]:
         with pytest.raises(DataError, match=message):
             load_images(tmp_path / path, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [
+        ((6, 8, 12), "--image-size 8x12 resizes"),
+        ((6, 3, 8, 12), "--image-size 8x12 resizes"),
+        ((6, 12, 8, 1), "--image-size 12x8 resizes"),
+        ((6, 8, 8, 4), "with C 1 or 3$"),
+        ((6, 64), "with C 1 or 3$"),
+    ],
+)
+def test_arrays_of_other_shapes_say_the_way_out(tmp_path, shape, way):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match=way):
+        load_images(tmp_path / "x.npy", (1, 8, 8))
+
+
+def test_samples_behind_links_and_beside_bad_files(script, tmp_path):
+    for i in range(6):
+        save_image(tmp_path / "far" / f"{i}.png", noise_pixels(8, 8))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "far").symlink_to("../far")
+    flags = ["--samples", "links", "--dataset", "folder", "--image-size", 8, "--output", "m.json"]
+    for data in ("far", "links"):
+        result = script("evaluate", *flags, "--data-dir", data)
+        assert result.code == 1
+        assert "1 symbolic link leads out of links" in result.err
+        assert "--follow-links" in result.err
+    flags += ["--metrics", "copies", "--data-dir", "links", "--follow-links"]
+    (tmp_path / "links" / "bad.png").write_text("<html>")
+    assert "--skip-bad-images" in script("evaluate", *flags).err
+    with pytest.raises(DataError, match=r"links/bad.png cannot .*; --skip-bad-images leaves"):
+        load_images(Path("links"), (1, 8, 8), follow_links=True)
+    result = script("evaluate", *flags, "--skip-bad-images")
+    assert result.code == 0, result.err
+    assert "6 images, 6 files; 1 of 7 cannot be read and are left out" in result.out
+
+
+def test_samples_need_one_size(tmp_path):
+    save_image(tmp_path / "a.png", noise_pixels(8, 8))
+    save_image(tmp_path / "b.png", noise_pixels(8, 9))
+    with pytest.raises(DataError, match=r"b.png has 9 x 8 pixels, but .*a.png 8 x 8; all"):
+        load_images(tmp_path, (1, 8, 8))
 
 
 # --- the command ----------------------------------------------------------------------------------
