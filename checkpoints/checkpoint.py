@@ -45,7 +45,7 @@ from checkpoints.runs import find_checkpoint
 from checkpoints.seal import SealingFile
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils import UnknownName, memory_format, save_whole, unwrapped
+from utils import UnknownName, memory_format, save_whole, size_text, unwrapped
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -165,8 +165,13 @@ def checkpoint_errors(problem: str) -> Iterator[None]:
 
 def config_differences(saved: dict, wanted: dict) -> list[str]:
     """Differences in the fields of `wanted`: "model.channels: 64 in the checkpoint, 32 now"."""
+
+    def shown(key: str, value: object) -> object:
+        return size_text(value) if key == "image_size" and value else value
+
     return [
-        f"{section}.{key}: {saved.get(section, {}).get(key)} in the checkpoint, {value} now"
+        f"{section}.{key}: {shown(key, saved.get(section, {}).get(key))} in the checkpoint, "
+        f"{shown(key, value)} now"
         for section, fields in wanted.items()
         for key, value in fields.items()
         if saved.get(section, {}).get(key) != value

@@ -61,7 +61,7 @@ def test_a_run_is_trained_resumed_and_sampled(script, folder):
     checkpoint = load_checkpoint(run / "model_final.pt")
     assert checkpoint["config"]["data"]["image_size"] == [*SIZE]
     refused = script("train", "--resume", "--image-size", 16, "--output-dir", run)
-    assert "data.image_size: [12, 20] in the checkpoint, 16 now" in refused.err
+    assert "data.image_size: 12x20 in the checkpoint, 16 now" in refused.err
 
     assert sample(run / "model_final.pt", num_images=2, steps=2).shape == (2, *SIZE, 3)
     image = next((folder / "images").iterdir())

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cli.training import RunConfig
 from dataset.changes import digest_of
+from dataset.image_files import printable
 from dataset.items import held_out_count, kind_of, shape_config, standard_deviation
 from dataset.registry import DATASETS
 from dataset.types import Data
@@ -80,7 +81,7 @@ def make_config(flags: RunConfig, data: Data) -> dict:
     if flags.class_conditional:
         options["num_classes"] = len(data.classes)
         if len(data.classes) < 2:
-            raise ValueError(f"--class-conditional: {flags.dataset} has no classes here")
+            raise ValueError(f"--class-conditional: {why_no_classes(flags, data.classes)}")
     of_data = flags.chosen(flags.named(section="data"))
     of_data.pop("image_size")  # `shape` has it
     return {
@@ -96,6 +97,15 @@ def make_config(flags: RunConfig, data: Data) -> dict:
         "diffusion": process_config(flags, data),
         "train": train_config(flags),
     }
+
+
+def why_no_classes(flags: RunConfig, classes: list[str]) -> str:
+    """Why a data set has no classes to choose from, and what to do."""
+    found = f"only one class here, {printable(classes[0])}" if classes else "no classes here"
+    if flags.dataset != "folder":
+        return f"{flags.dataset} has {found}"
+    way = f"its classes are the subfolders of {flags.data_dir}, if all images lie in them"
+    return f"folder has {found}; {way}"
 
 
 def train_config(flags: RunConfig) -> dict:

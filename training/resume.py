@@ -108,11 +108,13 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
     if config["model"]["name"] == CUSTOM != flags.model:
         raise CheckpointError("this run trains a network of your own: resume it with fit()")
     limits, found = flags.named(limit=True), {}
+    rivals = {n for each, d in flags.declarations() if each.name in flags.given for n in d.unless}
     for field, declared in flags.declarations():
         name, section = field.name, config.get(declared.section or "", {})
         key = "name" if name == "model" else name
         replaced = name in limits and flags.given & set(limits)  # a new limit replaces all
-        if key not in section or name in flags.given or replaced:
+        excluded = name in rivals or flags.given & set(declared.unless)  # --grey and --colour
+        if key not in section or name in flags.given or replaced or excluded:
             continue
         try:
             TRAIN.require_valid(name, section[key])
