@@ -140,8 +140,9 @@ def test_held_out_images_are_the_test_split(real_data):
 def test_held_out_images_may_be_the_validation_set_of_the_run(real_data):
     request = EVALUATE.parse(["--checkpoint", "x.pt", "--split", "validation"])
     data = load_dataset("mnist", real_data, download=False)
+    of_data = {"dataset": "mnist", "data_dir": str(real_data), "classes": data.classes}
     config = {
-        "data": {"dataset": "mnist", "data_dir": str(real_data), **shape_config((1, 28, 28))},
+        "data": {**of_data, **shape_config((1, 28, 28))},
         "model": {},
         "train": {"validation": 500, "seed": 3},
     }

@@ -385,7 +385,7 @@ def test_write_report_samples_by_itself(conditional, monkeypatch):
     [
         (["--run", "nowhere"], "nowhere holds no run: no metrics. There is no checkpoint yet"),
         (["--run", "."], "There are runs in a, b, run."),
-        (["--run", "a/model_final.pt"], "a/model_final.pt is a file"),
+        (["--run", "a/model_final.pt"], "a/model_final.pt is damaged or is not a checkpoint"),
         (["--run", "torn"], "torn/model_final.pt is damaged"),
         (["--run", "a", "--save-path", "x.doc"], "unknown image format"),
         (["--run", "a", "--field", "--checkpoint", "x"], "--run has no effect with --field"),
