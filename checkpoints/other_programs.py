@@ -13,7 +13,7 @@ UNKNOWN = ("a PyTorch file", "a safetensors file")  # which may be a checkpoint,
 LIGHTNING = "pytorch-lightning_version"
 STATES = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 
-# The beginning of a weight's name, and whose network has it.
+# The beginning of a weight's name, and the network that has it.
 FAMILIES = {
     "model.diffusion_model.": "Stable Diffusion",
     "down_blocks.": "a U-Net of diffusers",
@@ -63,7 +63,7 @@ def foreign_archive(path: Path) -> str:
 
 
 def of_family(names) -> str:
-    """Whose network has weights of these names, as " of ..."."""
+    """The network that has weights of these names, as " of ..."; "" if it is unknown."""
     for start, family in FAMILIES.items():
         if any(str(name).startswith(start) for name in names):
             return f" of {family}"

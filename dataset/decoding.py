@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.finding import own_pictures_note
 from dataset.image_files import (
     decode_image,
     has_colours,
-    own_pictures_note,
     printable,
     why_unreadable,
 )

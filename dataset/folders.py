@@ -9,7 +9,8 @@ import torch
 
 from dataset.changes import first_names
 from dataset.decoding import Decoded, ImageFolder, decode_in_memory
-from dataset.image_files import find_images, own_pictures_note, strict_pillow
+from dataset.finding import find_images, own_pictures_note
+from dataset.image_files import strict_pillow
 from dataset.pixel_cache import decode_through_cache
 from dataset.types import Data, Request
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from dataset.decoding import Decoded, DecodedImage, ImageFolder, decode_each, split_files
-from dataset.image_files import links_out, rgb
+from dataset.finding import links_out
+from dataset.image_files import rgb
 from utils import DataError, save_whole
 
 CACHE_DIR = ".tiny-diffusion"  # in the folder of images

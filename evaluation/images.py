@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.image_files import Found, find_images, read_image
+from dataset.finding import Found, find_images
+from dataset.image_files import read_image
 from dataset.items import to_uint8
 from dataset.opening import NPY, NPZ, PICKLED_ARRAY, what_is
 from utils import DataError, size_of, size_text

@@ -132,7 +132,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line. If nobody reads it any more, or the disk is full, later lines go nowhere."""
+    """Print a line. If it cannot be written (`| head`, a full disk), later lines go nowhere."""
     try:
         print(text, flush=True)
     except OSError:
