@@ -63,7 +63,7 @@ def foreign_archive(path: Path) -> str:
 
 
 def of_family(names) -> str:
-    """The network that has weights of these names, as " of ..."; "" if it is unknown."""
+    """The network that has weights of these names, in words: " of ..."."""
     for start, family in FAMILIES.items():
         if any(str(name).startswith(start) for name in names):
             return f" of {family}"

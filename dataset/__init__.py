@@ -3,10 +3,10 @@
 registry     names of the data sets, and `load_dataset`
 types        `Data`, `Request` and `Source`
 idx, cifar10, digits, points    data sets with a name
-folders      data set of a user's image files, with image_files, decoding, pixel_cache and changes
+folders      data set of a user's image files: finding, image_files, decoding, pixel_cache, changes
+own_files    what this project wrote, which is never data
+opening      what a file really is, by its first bytes
 downloads    downloads and checksums
-opening      what a file really is, by its first bytes
-opening      what a file really is, by its first bytes
 items        arithmetic on items: shape, scaling, order, train/held-out split
 
 To add a data set, write a function `Request -> Data` and add a line to `registry.DATASETS`.
