@@ -6,6 +6,7 @@ python sample.py --checkpoint outputs/model_final.pt --sampler ddim --steps 20
 
 from cli.process import leave, run
 from cli.sampling import SAMPLE, SamplingRequest
+from cli.streams import unfailing_output
 
 if __name__ == "__main__":
     REQUEST = SAMPLE.parse()  # before the imports below, which take seconds
@@ -49,6 +50,7 @@ from utils import check_output, describe, torch_defaults
 from visuals.pictures import image_format, require_size, save_animation, save_picture
 
 
+@unfailing_output()
 @torch_defaults()
 def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> np.ndarray:
     """Sample as `python sample.py` does, with its flags as keyword arguments, for use in notebooks.

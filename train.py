@@ -10,7 +10,7 @@ import time
 START = time.monotonic()  # --max-minutes counts from here
 
 from cli.process import leave, run
-from cli.streams import keep_lost_output
+from cli.streams import unfailing_output
 from cli.training import TRAIN, RunConfig
 
 if __name__ == "__main__":
@@ -85,6 +85,7 @@ def main(flags: RunConfig) -> int:
     return list_models(flags) if flags.list_models else train_run(flags, START).exit_code
 
 
+@unfailing_output()
 @torch_defaults()
 def train_run(flags: RunConfig, start: float) -> Trained:
     """Train; --max-minutes counts from `start`, a reading of `time.monotonic()`."""
@@ -134,7 +135,6 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 return trained
             announce_steps(flags, config, job)
             with session(job, checkpoint, overwrite=flags.overwrite, files=data.files):
-                keep_lost_output(folder.lost_output)
                 signal = job.train()
                 say(stopped(job) if signal else summary(job))
     return job.result(signal)

@@ -22,7 +22,7 @@ SHOWN: dict[str, float] = {}  # when a line of an activity was last printed
 
 def bar_size() -> dict[str, object]:
     """Options of tqdm: it shows nothing on a terminal that does not tell its size."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
             return {"ncols": 80, "nrows": 24}
     return {"dynamic_ncols": True}

@@ -5,6 +5,7 @@ from cli.evaluation import EVALUATE
 from cli.export import EXPORT
 from cli.parser import Command, default_of, metavar_of, position
 from cli.sampling import SAMPLE
+from cli.streams import guard_output
 from cli.training import TRAIN
 from cli.visualization import VISUALIZE
 
@@ -71,5 +72,6 @@ def nature(declared: Declaration) -> str:
 
 
 if __name__ == "__main__":
+    guard_output()
     FILE.write_text(page(), encoding="utf-8")
     print(FILE.relative_to(ROOT))

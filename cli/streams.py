@@ -10,8 +10,10 @@ import os
 import select
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 ESCAPING = {"backslashreplace", "namereplace", "xmlcharrefreplace", "replace", "ignore"}
 HEADING = "Tiny Diffusion: "  # begins a log file
@@ -68,13 +70,13 @@ class UnfailingWriter(io.RawIOBase):
         """Set the log file. If the stream has failed already, its output goes there from now on."""
         if not self.reason:
             self.log = path
-        elif self.is_lost():
+        elif path != self.log:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             heading = (
                 f"{HEADING}{now}: {self.stream_name} failed ({self.reason}) and continues here"
             )
             with suppress(OSError):
-                self.redirect(path)
+                self.redirect(path)  # from the log of an earlier run, too
                 self.log, unsaved, self.unsaved = path, self.unsaved, b""
                 self.write(f"{heading}\n".encode() + unsaved)
 
@@ -98,41 +100,102 @@ class UnfailingWriter(io.RawIOBase):
         return os.isatty(self.number)
 
 
-GUARDED: dict[str, UnfailingWriter] = {}
+class ShelteredStream:
+    """A stream of another program, such as a notebook or a logger; its failures are ignored.
+
+    `sys.stderr` is None in a program without a console.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        return hasattr(self.stream, "isatty") and self.stream.isatty()
 
 
-def guard_output() -> None:
+GUARDED: dict[str, io.TextIOWrapper] = {}  # by name: what stands in for a stream
+CALLS, COUNTING = [], Lock()  # of functions that print, in all threads
+
+
+def guard_output() -> dict[str, io.TextIOBase | None]:
     """Let `sys.stdout` and `sys.stderr` write through an `UnfailingWriter`.
 
-    Streams that something else has replaced (a notebook, a test) are left alone.
+    Streams that something else has replaced (a notebook, a test) are left alone. Returns those that
+    were replaced, by name.
     """
+    replaced = {}
     for number, name in [(1, "stdout"), (2, "stderr")]:
         stream = getattr(sys, name)
-        if stream is not getattr(sys, f"__{name}__") or name in GUARDED:
-            continue
-        if stream is None and is_open(number):  # another file has taken the descriptor
-            number = os.open(os.devnull, os.O_WRONLY)
-        raw = None
-        if stream is not None:
-            with suppress(OSError):
-                stream.flush()
-            raw = getattr(stream.buffer, "raw", stream.buffer)
-        GUARDED[name] = UnfailingWriter(number, name, raw)
-        errors = getattr(stream, "errors", None)
-        guarded = io.TextIOWrapper(
-            GUARDED[name],
-            encoding=getattr(stream, "encoding", "utf-8"),
-            errors=errors if errors in ESCAPING else "backslashreplace",
-            line_buffering=getattr(stream, "line_buffering", True),
-            write_through=getattr(stream, "write_through", False),
-        )
-        setattr(sys, name, guarded)
+        if stream is getattr(sys, f"__{name}__"):
+            GUARDED[name] = GUARDED.get(name) or guarded(stream, number, name)
+            replaced[name] = stream
+            setattr(sys, name, GUARDED[name])
+    return replaced
+
+
+def guarded(stream: io.TextIOBase | None, number: int, name: str) -> io.TextIOWrapper:
+    """What writes to a stream, or to its file descriptor, through an `UnfailingWriter`."""
+    raw, closed = None, stream is None or stream.closed
+    if closed and is_open(number):  # another file has taken the descriptor
+        number = os.open(os.devnull, os.O_WRONLY)
+    if not closed:
+        with suppress(OSError):
+            stream.flush()
+        raw = getattr(stream.buffer, "raw", stream.buffer)
+    errors = getattr(stream, "errors", None)
+    return io.TextIOWrapper(
+        UnfailingWriter(number, name, raw),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors=errors if errors in ESCAPING else "backslashreplace",
+        line_buffering=getattr(stream, "line_buffering", True),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+@contextmanager
+def unfailing_output() -> Iterator[None]:
+    """While open, or in a function that it decorates, printing cannot fail.
+
+    The streams of a notebook or of a logger still receive what is printed.
+    """
+    with COUNTING:
+        CALLS.append(guard_output() if CALLS else guard_output() | shelter_output())
+    try:
+        yield
+    finally:
+        with COUNTING:  # the last to leave restores what the first has replaced
+            for name, stream in CALLS.pop(len(CALLS) > 1).items():
+                getattr(sys, name).flush()
+                setattr(sys, name, stream)
+
+
+def shelter_output() -> dict[str, object]:
+    """Ignore the failures of streams that something else has put in place. Returns these."""
+    replaced = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not GUARDED.get(name):
+            replaced[name] = stream
+            setattr(sys, name, ShelteredStream(stream))
+    return replaced
 
 
 def keep_lost_output(path: Path) -> None:
     """Continue the output of a stream that fails, or has failed, at the end of a file."""
-    for writer in GUARDED.values():
-        writer.continue_in(path)
+    for stream in GUARDED.values():
+        stream.buffer.continue_in(path)
 
 
 def is_open(number: int) -> bool:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpoints.checkpoint import load_checkpoint
 from cli import streams
@@ -15,6 +16,8 @@ from cli.streams import HEADING, UnfailingWriter
 from conftest import ROOT
 from processes import TIMEOUT
 from runs import SMALL, TrainingProcess
+from sample import sample
+from training.fit import fit
 from training.folder import RunFolder
 
 SHORT = [*SMALL, "--max-steps", "20"]
@@ -119,6 +122,69 @@ def test_streams_of_a_notebook_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", theirs)
     streams.guard_output()
     assert sys.stdout is theirs
+
+
+class Lost:
+    """A logger's stream, whose file has gone. It has no more methods than print needs."""
+
+    def __init__(self):
+        self.texts = []
+
+    def write(self, text: str) -> None:
+        self.texts.append(text)
+        raise OSError("gone")
+
+
+class Linear(torch.nn.Linear):
+    def forward(self, x, t):
+        return super().forward(x)
+
+
+def fit_points(folder: Path):
+    flags = {"batch_size": 16, "sample_interval": 0, "save_interval": 0, "validation": 0}
+    return fit(Linear(2, 2), torch.randn(64, 2), folder=folder, max_steps=3, **flags)
+
+
+@pytest.mark.parametrize("stream", [Lost(), None], ids=["lost", "none"])
+def test_a_function_does_not_fail_because_it_prints(monkeypatch, tmp_path, stream):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    result = fit_points(tmp_path / "run")
+    assert result.exit_code == 0
+    assert len(sample(result.checkpoint, model=Linear(2, 2), num_images=2, steps=2)) == 2
+    assert sys.stdout is sys.stderr is stream
+    assert stream is None or "step 3/3" in "".join(stream.texts)
+
+
+def test_the_output_of_a_function_continues_in_its_log(monkeypatch, tmp_path):
+    plain = open(broken_pipe(), "w", encoding="utf-8")  # noqa: SIM115
+    for name in ("stderr", "__stderr__"):
+        monkeypatch.setattr(sys, name, plain)
+    monkeypatch.setattr(streams, "GUARDED", {})
+    make = UnfailingWriter
+    monkeypatch.setattr(
+        streams, "UnfailingWriter", lambda n, *rest: make(plain.fileno() if n == 2 else n, *rest)
+    )
+    for name in ("first", "second"):
+        fit_points(tmp_path / name)
+        assert sys.stderr is plain
+        text = (tmp_path / name / "lost_output.log").read_text()
+        assert text.startswith(HEADING)
+        assert text.count("step 3/3") == 1
+
+
+def test_the_last_of_two_threads_restores_the_streams(monkeypatch):
+    theirs = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", theirs)
+    first, second = streams.unfailing_output(), streams.unfailing_output()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    print("still sheltered")
+    assert sys.stdout is not theirs
+    second.__exit__(None, None, None)
+    assert sys.stdout is theirs
+    assert theirs.getvalue() == "still sheltered\n"
 
 
 # --- whole runs -----------------------------------------------------------------------------------

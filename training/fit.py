@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import require_state
 from checkpoints.consistency import CUSTOM, require_config
+from cli.streams import unfailing_output
 from cli.training import TRAIN, RunConfig
 from dataset.types import Data
 from distributed import own_device, process_group
@@ -34,6 +35,7 @@ NOT_FLAGS = {"output_dir", "resume", "overwrite", "preset", "list_models", "eval
 NOT_FLAGS |= {"class_conditional", "learn_sigma", "fsdp", "allow_data_change", "no_download"}
 
 
+@unfailing_output()
 @torch_defaults()
 def fit(
     model: nn.Module,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
+from cli.streams import keep_lost_output
 from dataset.changes import save_files
 from distributed import barrier, is_main, say
 from training.environment import append_environment, environment
@@ -25,6 +26,7 @@ def session(
     """
     folder, trainer = run.folder, run.trainer
     with folder.lock() if is_main() else nullcontext():
+        keep_lost_output(folder.lost_output)
         if checkpoint is not None:
             run.load(checkpoint)
         if is_main():
