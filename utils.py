@@ -182,6 +182,24 @@ class DataError(OSError):
     """Data that is missing, damaged or unusable; the message says what to do."""
 
 
+class WriteError(OSError):
+    """A file that the system cannot write: the disk is full, say."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Raise errors of the system, which may not name the file, or not this one, as WriteError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, WriteError):
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+
+
 def existing_path(path: str | Path) -> Path:
     """A path to read from; `~` is the home folder, unless a file of that very name exists."""
     path = Path(path)
@@ -226,24 +244,23 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     It is renamed to `path` once it is on the disk. `path` is the old file or the new one at any
     time, even after a power cut. A link stays, and the file that it leads to is replaced. A device
-    or a pipe is written to as it is: a file in the place of /dev/null would damage the system. An
-    OSError has the name of the file.
+    or a pipe is written to as it is: a file in the place of /dev/null would damage the system.
+
+    Raises WriteError if the system cannot write it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        write(path)
+        with write_errors(path):
+            write(path)
         return
     real = Path(os.path.realpath(path))
     partial = partial_of(real)
     try:
-        write(partial)
-        with open(partial, "rb+") as file:
-            sync(file.fileno())
-        os.replace(partial, real)
-    except OSError as error:
-        if error.errno is not None:  # of the system, which may not name the file, or not this one
-            error.filename, error.filename2 = str(path), None
-        raise
+        with write_errors(path):
+            write(partial)
+            with open(partial, "rb+") as file:
+                sync(file.fileno())
+            os.replace(partial, real)
     finally:
         with suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)

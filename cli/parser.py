@@ -10,7 +10,7 @@ from dataclasses import Field
 from functools import partial
 
 from cli.declare import Declaration, Flags, option, path
-from cli.streams import guard_output
+from cli.process import prepare
 
 WIDTH, HELP_COLUMN = 118, 38  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
@@ -45,7 +45,7 @@ class Command:
     def parse(self, argv: Sequence[str] | None = None) -> Flags:
         """Parse a command line (default: this process's). A usage error exits with code 2."""
         if argv is None:
-            guard_output()  # before --help is printed
+            prepare()  # before --help is printed
         parser = self.parser()
         try:
             flags = self.parsed(parser, sys.argv[1:] if argv is None else argv)

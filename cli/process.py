@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from cli.declare import Flags
@@ -19,12 +20,12 @@ def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
     The code is 2 for a value that cannot be used (ValueError), 130 for Ctrl-C, and 1 for all else.
     The traceback is shown only with --debug.
     """
-    guard_output()
+    prepare()
     script = Path(sys.argv[0]).name
     try:
         return main(flags) or 0
     except KeyboardInterrupt:
-        print(f"\n{script}: interrupted", file=sys.stderr)
+        report_interrupt()
         return 128 + signal.SIGINT
     except Exception as error:
         if flags.debug:
@@ -35,6 +36,24 @@ def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
                 which = f" (process {process})" if process else ""
                 print(f"{script}: error{which}: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def prepare() -> None:
+    """Let printing never fail, and Ctrl-C print no traceback, while modules are imported, say."""
+    guard_output()
+    sys.excepthook = show_error
+
+
+def show_error(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """Show an exception that nothing has caught. The system adds the exit code of Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt):
+        report_interrupt()
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def report_interrupt() -> None:
+    print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from mini_diffusion.sample import say
 from mini_diffusion.sampler import Sampler
 from mini_diffusion.scheduler import NoiseScheduler, ScheduleType
 from mini_diffusion.tensor import Tensor
@@ -29,40 +30,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tensors(rng: np.random.Generator) -> None:
-    print("1. Tensors")
-    print(f"   noise, 4 images                         {Tensor.randn(4, 3, 32, 32, rng=rng)}")
-    print(f"   Xavier weights (expected std: 0.088)    {Tensor.xavier(128, 128, rng=rng)}")
-    print(f"   Kaiming weights (expected std: 0.042)   {Tensor.kaiming(128, 128, 3, 3, rng=rng)}")
+    say("1. Tensors")
+    say(f"   noise, 4 images                         {Tensor.randn(4, 3, 32, 32, rng=rng)}")
+    say(f"   Xavier weights (expected std: 0.088)    {Tensor.xavier(128, 128, rng=rng)}")
+    say(f"   Kaiming weights (expected std: 0.042)   {Tensor.kaiming(128, 128, 3, 3, rng=rng)}")
     x = Tensor([-2, -1, 0, 1, 2])
-    print(f"   x        {row(x)}")
+    say(f"   x        {row(x)}")
     for name in ("relu", "sigmoid", "silu", "gelu"):
-        print(f"   {name:8} {row(getattr(x, name)())}")
+        say(f"   {name:8} {row(getattr(x, name)())}")
 
 
 def schedules(rng: np.random.Generator) -> None:
     """Print alpha and sigma of each noise schedule, and the statistics of a noisy image."""
-    print("\n2. Schedules: x_t = alpha x_0 + sigma noise, over 1,000 timesteps")
+    say("\n2. Schedules: x_t = alpha x_0 + sigma noise, over 1,000 timesteps")
     shown = [0, 250, 500, 750, 999]
-    print(f"   t                {' '.join(f'{t:6}' for t in shown)}")
+    say(f"   t                {' '.join(f'{t:6}' for t in shown)}")
     for kind in ScheduleType:
         scheduler = NoiseScheduler.of_type(kind, 1000)
-        print(f"   {kind.value:9} alpha  {row(scheduler.alpha[shown])}")
-        print(f"             sigma  {row(scheduler.sigma[shown])}")
+        say(f"   {kind.value:9} alpha  {row(scheduler.alpha[shown])}")
+        say(f"             sigma  {row(scheduler.sigma[shown])}")
     scheduler, image = NoiseScheduler.cosine(1000), MEAN * Tensor.ones(1, 1, 64, 64)
     noisy = scheduler.add_noise(image, Tensor.randn(image.shape, rng=rng), 500)
-    print(f"   constant image {MEAN} at t = 500, cosine schedule: {noisy}")
+    say(f"   constant image {MEAN} at t = 500, cosine schedule: {noisy}")
 
 
 def network(rng: np.random.Generator) -> None:
-    print("\n3. U-Net: 64 channels, 28x28 images, random weights")
+    say("\n3. U-Net: 64 channels, 28x28 images, random weights")
     model = UNet(1, 1, 64, rng)
-    print(f"   {model.parameter_count():,} parameters")
+    say(f"   {model.parameter_count():,} parameters")
     for n in (1, 4):
         x = Tensor.randn(n, 1, 28, 28, rng=rng)
         start = time.perf_counter()
         out = model(x, 500)
         milliseconds = (time.perf_counter() - start) * 1000
-        print(f"   {n} images: {x.shape} -> {out.shape} in {milliseconds:.0f} ms")
+        say(f"   {n} images: {x.shape} -> {out.shape} in {milliseconds:.0f} ms")
 
 
 def sampling(rng: np.random.Generator) -> None:
@@ -75,17 +76,17 @@ def sampling(rng: np.random.Generator) -> None:
 
     def show(step: int, total: int, timestep: int, current: Tensor) -> None:
         if step % (total // 5) == 0:
-            print(f"   step {step:4} of {total:4}, from t = {timestep:3}: {current}")
+            say(f"   step {step:4} of {total:4}, from t = {timestep:3}: {current}")
 
     for title, sampler in [
         ("4. DDIM", Sampler.ddim(scheduler, 50)),
         ("5. DDPM", Sampler.ddpm(scheduler, 1000)),
     ]:
-        print(f"\n{title} with an optimal model of pixels with mean {MEAN} and std {STD}")
+        say(f"\n{title} with an optimal model of pixels with mean {MEAN} and std {STD}")
         sampler.sample(optimal, (4, 1, 28, 28), rng, show)
 
-    print("\nTo sample from a trained network, export it with the project's export.py and run")
-    print("python -m mini_diffusion.sample model.npz")
+    say("\nTo sample from a trained network, export it with the project's export.py and run")
+    say("python -m mini_diffusion.sample model.npz")
 
 
 def row(numbers: Tensor | np.ndarray) -> str:

@@ -48,10 +48,15 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: to a temporary name in the same folder, which is then renamed."""
+    """Write a file atomically: to a temporary name in the same folder, which is then renamed.
+
+    An OSError has the name of the file.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +35,7 @@ def save_npz(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterab
             for block in blocks:
                 array.write(block)
 
-    save_named(path, write)
-
-
-def save_named(path: Path, write: Callable[[Path], object]) -> None:
-    """`save_whole`, with the file's name in error messages."""
-    try:
-        save_whole(path, write)
-    except OSError as error:
-        if error.errno is None:  # our own error already names the file
-            raise
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    save_whole(path, write)
 
 
 class Parts:
@@ -91,12 +81,12 @@ class Parts:
         """Create the folder if it does not exist."""
         if not self.record.exists():
             self.delete()  # parts are left if a finished job was killed while deleting them
-            save_named(self.record, lambda partial: partial.write_text(self.made_by, "utf-8"))
+            save_whole(self.record, lambda partial: partial.write_text(self.made_by, "utf-8"))
 
     def write(self, number: int, array: np.ndarray) -> None:
         content = array.tobytes()
         whole = self.digest(number, content) + content
-        save_named(self.path(number), lambda partial: partial.write_bytes(whole))
+        save_whole(self.path(number), lambda partial: partial.write_bytes(whole))
 
     def read(self, number: int) -> bytes | None:
         """The bytes of a part, or None if it is missing or damaged."""

@@ -109,7 +109,7 @@ def start(number, count, port, folder, target, arguments, options) -> None:
 def run_sample(*arguments: str, stuck: int | None = None, limit: int | None = None) -> int:
     """sample.py. It blocks after `stuck` parts; no file may exceed `limit` bytes."""
     if stuck is not None:
-        parts.save_named = blocking_after(stuck)
+        parts.save_whole = blocking_after(stuck)
     if limit is not None:
         import resource
 
@@ -157,8 +157,8 @@ def run_worker(worker: Callable, arguments: list[str], options: dict) -> None:
 
 
 def blocking_after(count: int) -> Callable:
-    """A `save_named` that writes `count` parts, and stays in the middle of the next one."""
-    save_named, written = parts.save_named, []
+    """A `save_whole` that writes `count` parts, and stays in the middle of the next one."""
+    save_whole, written = parts.save_whole, []
 
     def save(path: Path, write) -> None:
         if path.suffix == ".part":
@@ -167,7 +167,7 @@ def blocking_after(count: int) -> Callable:
                 Path(f"{rank()}.stuck").touch()
                 time.sleep(600)
             written.append(path)
-        save_named(path, write)
+        save_whole(path, write)
 
     return save
 

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import termios
 import threading
@@ -16,7 +17,8 @@ import pytest
 
 import sample
 from checkpoints.checkpoint import load_checkpoint
-from processes import Processes, run_sample
+from conftest import ROOT
+from processes import TIMEOUT, Processes, run_sample
 from runs import SMALL, TrainingProcess, wait_for
 from train import train
 from training import progress
@@ -99,6 +101,26 @@ def test_sampling_in_parts_continues_after_sighup(trained, tmp_path):
     os.kill(job.all[0].pid, signal.SIGHUP)
     assert job.wait() == [HANGUP]
     assert "2 of 4 images are in" in job.text("err")
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path):
+    words = [sys.executable, "-c", INTERRUPTED, "train.py", "--max-steps", "1"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr == "\ntrain.py: interrupted\n"
+
+
+# Runs train.py as a script, and is interrupted at its import of torch.
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *rest):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+sys.argv = sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 # --- the handlers ---------------------------------------------------------------------------------

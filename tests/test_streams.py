@@ -273,8 +273,9 @@ def test_a_path_that_is_not_utf_8(tmp_path):
 def test_the_package_without_pytorch_goes_on_without_its_output(script, trained, tmp_path):
     model, output = tmp_path / "model.npz", tmp_path / "a.png"
     assert script("export", "--checkpoint", trained / "model_final.pt", model).code == 0
-    command = ["-m", "mini_diffusion.sample", model, "--num-images", 2, "--steps", 2]
-    with open("/dev/full", "w") as full:
-        process = started(*command, "--output", output, encoding="utf-8", stdout=full)
-        assert process.wait(TIMEOUT) == 0
+    sampling = ["mini_diffusion.sample", model, "--num-images", 2, "--steps", 2, "--output", output]
+    for command in (sampling, ["mini_diffusion.demo"]):
+        with open("/dev/full", "w") as full:
+            process = started("-m", *command, encoding="utf-8", stdout=full)
+            assert process.wait(TIMEOUT) == 0
     assert output.exists()

@@ -18,7 +18,7 @@ from checkpoints.runs import FINAL, FOLDER
 from checkpoints.shards import read_shard_record, verify_shards
 from distributed import say
 from training.foreign import CHECKPOINT, foreign_files, partial_files, written
-from utils import save_whole
+from utils import save_whole, write_errors
 
 LOCK = ".lock"
 # Errors that mean that another process holds a lock; all others, that there are no locks.
@@ -72,19 +72,19 @@ class RunFolder:
         without locks, a line says so. Raises ValueError if another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / LOCK, "a+", encoding="utf-8") as file:
+        with open(self.path / LOCK, "a+b", buffering=0) as file:
             file.seek(0)
             try:
                 locked = lock_file(file)
             except OSError:
-                holder = file.read().strip() or "another process"
+                holder = file.read().decode(errors="replace").strip() or "another process"
                 raise ValueError(
                     f"a run is writing to {self.path} ({holder}): wait for it or stop it, or "
                     "choose another --output-dir"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+            with write_errors(self.path / LOCK):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
             if locked:
                 self.delete_partial()
             else:  # a partial file may be that of another run

@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from utils import matches_type, save_whole
+from utils import matches_type, save_whole, write_errors
 
 
 class Metrics:
@@ -34,11 +34,8 @@ class Metrics:
 
     def write(self, row: dict) -> None:
         """Add a row; a value None is not shown on the board."""
-        try:
+        with write_errors(Path(self._file.name)):
             self._file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            error.filename = self._file.name
-            raise
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("step", "epoch") and value is not None:
