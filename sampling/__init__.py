@@ -1,6 +1,6 @@
 """Sampling from a checkpoint: from a request to items.
 
-`plan` resolves a request for one checkpoint, `classes` the names of classes, `draw` samples batch by
-batch, `editing` starts from given images, and `parts` writes large arrays that an interrupted
+`plan` resolves a request for one checkpoint, `classes` the names of classes, `draw` samples batch
+by batch, `editing` starts from given images, and `parts` writes large arrays that an interrupted
 command can continue.
 """
