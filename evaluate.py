@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import json
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from checkpoints.runs import find_checkpoint
 from cli.activity import Bar, activity
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
+from dataset.own_files import is_own_picture, require_own
 from distributed import launched
 from evaluation.bits import bits_per_dimension
 from evaluation.copies import RARE, find_near_copies, picture_of_pairs
@@ -45,7 +47,8 @@ def main(request: EvaluationRequest) -> int:
     source = Path(request.checkpoint or request.samples)
     output = Path(request.output or source.parent / "metrics.json")
     check_output(output, *request.read())
-    require_own_report(request, output)
+    if request.output is None:
+        require_own(output, is_report, "another file with --output")
     device = choose_device(request.device)
 
     # Load the checkpoint and the real data, and choose what to measure.
@@ -57,6 +60,10 @@ def main(request: EvaluationRequest) -> int:
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}
+
+    if "copies" in metrics:
+        ours = is_report(output)  # then the picture next to it is ours too
+        require_own(pairs_picture(output), lambda p: ours or is_own_picture(p), "another --output")
 
     # Sample or read the images, and measure them.
     if set(metrics) - {"bpd"}:
@@ -121,13 +128,12 @@ def require_one_process() -> None:
         )
 
 
-def require_own_report(request: EvaluationRequest, output: Path) -> None:
-    """Raise ValueError if the default --output is the file of another program."""
-    if request.output is None and output.exists():
-        try:
-            read_report(output)
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another file with --output") from None
+def is_report(path: Path) -> bool:
+    """Is a file a report of this command?"""
+    with suppress(ValueError):
+        read_report(path)
+        return True
+    return False
 
 
 def require_used(request: EvaluationRequest, metrics: list[str]) -> None:
@@ -199,7 +205,7 @@ def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
     """Search images for near-copies of training images, and write a picture of the closest."""
     with activity("searching for near-copies"):
         found = find_near_copies(images, real.train.items, real.held_out.items)
-    picture = output.with_name(f"{output.stem}_nearest.png")
+    picture = pairs_picture(output)
     save_picture(picture, picture_of_pairs(images, real.train.items, found))
     print(
         f"\nnear-copies: {100 * found.fraction:.2f} % of the images are closer to a training image "
@@ -207,6 +213,11 @@ def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
         f"the ten closest, each above its training image: {picture}"
     )
     return found.record()
+
+
+def pairs_picture(output: Path) -> Path:
+    """The picture of the closest images, next to the report."""
+    return output.with_name(f"{output.stem}_nearest.png")
 
 
 def by_inception(

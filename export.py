@@ -13,18 +13,23 @@ import sys
 from pathlib import Path
 
 from checkpoints.arrays import save_arrays
-from checkpoints.card import drawing_flags, model_card, read_report
+from checkpoints.card import drawing_flags, is_card, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from cli.activity import activity
 from checkpoints.weights import WEIGHT_KINDS, save_weights
+from dataset.own_files import head_of, require_own
 from utils import check_output, save_whole
 
 
 def main(request: ExportRequest) -> int:
     form, output = choose_form(request.to, request.output)
     check_output(output, *request.read())
+    if request.output is None:
+        require_own(output, is_export, "another OUTPUT")
+    if request.card is not None:
+        require_own(output.with_suffix(".md"), is_card, "another OUTPUT")
     try:
         report = None if request.card is None else read_report(Path(request.card))
     except ValueError as error:
@@ -69,6 +74,12 @@ def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     if ending != ENDINGS[form]:
         raise ValueError(f"{path}: the name of the file must end in {ENDINGS[form]}")
     return form, path
+
+
+def is_export(path: Path) -> bool:
+    """Is a file an export of a network, in either form?"""
+    head = head_of(path)
+    return b"tiny-diffusion-" in head or b"config.npy" in head
 
 
 def require_exportable(path: str, config: dict, form: str) -> None:

@@ -28,7 +28,7 @@ from checkpoints.runs import find_checkpoint
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from cli.activity import activity
-from dataset.own_files import is_own_picture
+from dataset.own_files import is_own_picture, is_run_folder, require_own
 from dataset.registry import load_dataset
 from distributed import barrier, is_main, largest, process_group, say, world_size
 from sampling.draw import (
@@ -48,6 +48,8 @@ from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
 from training.stop import REQUESTS, handle_requests
 from utils import check_output, describe, torch_defaults
 from visuals.pictures import image_format, require_size, save_animation, save_picture
+
+STRIPS = {"step": "filmstrip", "x_0": "filmstrip_x_0"}  # of --show-intermediate: x_t and x_0
 
 
 @unfailing_output()
@@ -85,6 +87,7 @@ def main(request: SamplingRequest) -> int:
     with activity(f"loading {request.checkpoint}"):
         job = SamplingJob(request)
     require_sizes(job, output)
+    require_own_files(job, output)
     with process_group(job.device):
         say(introduction(job))
         if request.invert:
@@ -118,6 +121,31 @@ def require_sizes(job: SamplingJob, output: Path) -> None:
         require_size(output, *size(count=plan.count))
     if job.request.animate:
         require_size(output.with_suffix(".gif"), *size(count=len(plan.batches[0])))
+
+
+def require_own_files(job: SamplingJob, output: Path) -> None:
+    """Raise ValueError if a file that no flag names would replace one of another program."""
+    paths = []
+    if "output" not in job.request.given and not is_run_folder(output.parent):
+        paths.append(output)
+    if job.request.animate:
+        paths.append(output.with_suffix(".gif"))
+    if job.request.show_intermediate:
+        paths += [trajectory(output) / name for name in trajectory_names(job.plan)]
+    for path in paths:
+        require_own(path, is_own_picture, "another --output")
+
+
+def trajectory(output: Path) -> Path:
+    """The folder of --show-intermediate."""
+    return output.parent / "intermediate"
+
+
+def trajectory_names(plan: SamplingPlan) -> list[str]:
+    """The names of the pictures of --show-intermediate."""
+    steps = evenly_spread(len(plan.levels) - 1, SNAPSHOTS)
+    names = [f"{name}_{plan.levels[done].t + 1:04d}" for name in STRIPS for done in steps]
+    return [f"{name}.png" for name in [*names, *STRIPS.values()]]
 
 
 def list_classes(request: SamplingRequest) -> int:
@@ -284,7 +312,7 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
     if job.request.show_intermediate:
         chosen = {done: drawn.frames[done] for done in evenly_spread(steps, SNAPSHOTS)}
         with activity("writing the trajectory"):
-            folder = write_trajectory(output.parent / "intermediate", chosen, plan)
+            folder = write_trajectory(trajectory(output), chosen, plan)
         say(f"the trajectory: {folder}")
     if job.request.animate:
         chosen = [drawn.frames[i][0] for i in sorted(evenly_spread(steps, FRAMES))]
@@ -313,7 +341,7 @@ def write_trajectory(
     for old in folder.glob("*.png"):
         if re.fullmatch(r"(step|x_0)_[0-9]{4,}\.png", old.name) and is_own_picture(old):
             old.unlink()
-    for which, (name, strip) in enumerate([("step", "filmstrip"), ("x_0", "filmstrip_x_0")]):
+    for which, (name, strip) in enumerate(STRIPS.items()):
         moments = {done: pair[which] for done, pair in sorted(frames.items())}
         for done, items in moments.items():
             t = plan.levels[done].t + 1

@@ -20,7 +20,7 @@ from cli.activity import Bar, activity, tell
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
 from dataset.downloads import MissingData
-from dataset.own_files import is_own_picture
+from dataset.own_files import is_own_figure, require_own
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
 from dataset.registry import READING, load_dataset
 from diffusion import GaussianDiffusion
@@ -46,6 +46,8 @@ def main(request: VisualizationRequest) -> int:
     path = Path(request.save_path or default_path(request))
     image_format(path)
     check_output(path, *request.read())
+    if request.save_path is None and not request.run:  # show_run() looks at all of the run's files
+        require_own(path, is_own_figure, "another --save-path")
     show = show_run if request.run else show_field if request.field else show_forward_process
     with activity("drawing"):
         return show(request, path)
@@ -61,10 +63,11 @@ def default_path(request: VisualizationRequest) -> str | Path:
 def show_forward_process(request: VisualizationRequest, path: Path) -> int:
     """Draw data fading into noise, and the noise schedules."""
     schedules = path.with_stem(path.stem + "_schedules")
-    for picture in (path, schedules) if request.dataset == "folder" else ():
-        inside = picture.resolve().is_relative_to(Path(request.data_dir).resolve())
-        if inside and picture.exists() and not is_own_picture(picture):
-            raise ValueError(f"cannot write to {picture}: it is an image of the data set")
+    require_own(schedules, is_own_figure, "another --save-path")
+    if request.dataset == "folder" and path.resolve().is_relative_to(
+        Path(request.data_dir).resolve()
+    ):
+        require_own(path, is_own_figure, "a --save-path outside the data set")
     items = choose_items(request)
     # No network is needed; v is a prediction that suits every schedule.
     processes = {name: GaussianDiffusion(name, TIMESTEPS, prediction="v") for name in SCHEDULES}

@@ -81,6 +81,11 @@ pixel, which does not find shifted or altered ones.
 """
 
 
+def is_card(path: Path) -> bool:
+    """Is a file a model card?"""
+    return "\n\nA diffusion model of " in path.read_text(encoding="utf-8", errors="replace")
+
+
 def drawing_flags(report: dict) -> str:
     """Flags of sample.py that sample as the report's images were sampled."""
     flags = [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
@@ -125,6 +130,8 @@ def read_report(path: Path) -> dict:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if not isinstance(report, dict) or "dataset" not in report:
+    if not isinstance(report, dict) or not (
+        "dataset" in report and {"checkpoint", "samples"} & report.keys()
+    ):
         raise ValueError(f"{path}: this is not a report of evaluate.py")
     return report

@@ -1,10 +1,12 @@
 """Files that this project wrote: pictures that carry its mark, and the folders of its runs.
 
-They are never data, whatever their folder is called, and only they are replaced or deleted.
+They are never data, whatever their folder is called. Only they, and files that a flag names, are
+replaced or deleted.
 """
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import MARK
@@ -43,6 +45,28 @@ def is_run_folder(path: Path) -> bool:
 
 def is_own_page(path: Path) -> bool:
     """Is a file a report page of this project?"""
-    with open(path, "rb") as file:
-        head = file.read(SEARCHED)
+    head = head_of(path)
     return MARK.encode() in head or PAGE_POLICY in head
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(SEARCHED)
+
+
+def is_own_figure(path: Path) -> bool:
+    """Is a file a figure of this project? Older versions left Matplotlib's mark alone."""
+    return is_own_picture(path) or (path.is_file() and b"Matplotlib" in head_of(path))
+
+
+def require_own(path: Path, is_own: Callable[[Path], bool], instead: str) -> None:
+    """Raise ValueError if a file that no flag names exists and this project did not write it.
+
+    `instead` is what the user may choose: "another --output".
+    """
+    if path.exists() and not (path.is_file() and is_own(path)):
+        raise ValueError(
+            f"cannot write to {path}: it exists, and this command did not write it. Move it, or "
+            f"choose {instead}"
+        )

@@ -62,7 +62,9 @@ class Parts:
         try:
             text = self.record.read_text(encoding="utf-8")
             before = json.loads(text)
-        except ValueError:
+            if not isinstance(before, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
             raise ValueError(f"{self.record} is damaged; delete {self.folder}") from None
         now = json.loads(self.made_by)
         changes = [
@@ -119,7 +121,8 @@ class Parts:
     def delete(self) -> None:
         """Delete the parts, and the folder if it is empty then."""
         # The record first: parts without it are never continued.
-        files = [self.record, *self.folder.glob("*.part"), *self.folder.glob(".*.partial")]
+        part = f"{'[0-9]' * 6}.part"
+        files = [self.record, *self.folder.glob(part), *self.folder.glob(f".{part}.*.partial")]
         files += self.output.parent.glob(f".{glob.escape(self.output.name)}.*.partial")
         for file in files:
             file.unlink(missing_ok=True)

@@ -197,3 +197,62 @@ def test_sampling_deletes_only_its_own_pictures(script, trained, tmp_path):
     assert not ours.exists()
     assert theirs.exists()
     assert (folder / "step_cats.png").exists()
+
+
+# Commands, and the file of each that no flag names.
+BESIDE = {
+    "intermediate/step_0000.png": ["sample", "--output", "a.png", "--show-intermediate"],
+    "intermediate/filmstrip_x_0.png": ["sample", "--output", "a.png", "--show-intermediate"],
+    "a.gif": ["sample", "--output", "a.png", "--animate"],
+    "outputs/generated_samples.png": ["sample"],
+    "metrics.json": ["evaluate"],
+    "n_nearest.png": ["evaluate", "--output", "n.json"],
+    "outputs/model.npz": ["export"],
+    "outputs/model.safetensors": ["export", "--to", "safetensors"],
+    "m.md": ["export", "--card", "metrics.json", "m.npz"],
+    "outputs/forward_process.png": ["visualize_diffusion"],
+    "v_schedules.png": ["visualize_diffusion", "--save-path", "v.png"],
+}
+MORE = {
+    "sample": ["--num-images", 2, "--steps", 2],
+    "evaluate": ["--metrics", "copies", "--num-images", 4, "--repeats", 1, "--steps", 2],
+    "visualize_diffusion": ["--dataset", "digits"],
+}
+
+
+def test_only_a_file_that_a_flag_names_is_replaced(script, trained, tmp_path):
+    shutil.copy(trained / "model_final.pt", tmp_path)
+    for name, (command, *flags) in BESIDE.items():
+        words = [command, *MORE.get(command, [])]
+        if command != "visualize_diffusion":
+            words += ["--checkpoint", "model_final.pt"]
+        picture(write(tmp_path, name, lambda path: path.touch()).with_name("red.png"))
+        foreign = Path(name).with_name("red.png").rename(name)
+        before = foreign.read_bytes()
+        result = script(*words, *flags)
+        assert result.code == 2, name
+        assert f"cannot write to {name}: it exists, and this command did not" in result.err
+        assert foreign.read_bytes() == before
+        foreign.unlink()
+        for _ in range(2):  # the second time it is the command's own
+            assert script(*words, *flags).code == 0, name
+        assert foreign.read_bytes() != before
+    for name in ("outputs/generated_samples.png", "outputs/forward_process.png"):
+        command, flag = ("sample", "--output") if "gen" in name else (*BESIDE[name], "--save-path")
+        words = ["--checkpoint", "model_final.pt"] if command == "sample" else []
+        picture(Path(name))
+        assert script(command, *MORE[command], *words, flag, name).code == 0
+
+
+def test_parts_beside_foreign_files(script, trained, tmp_path):
+    write(tmp_path, "s.npz.parts/holiday.part", text("film"))
+    write(tmp_path, "s.npz.parts/.notes.partial", text("half"))
+    before = contents(tmp_path / "s.npz.parts")
+    command = ["--checkpoint", trained / "model_final.pt", "--num-images", 2, "--steps", 2]
+    command += ["--batch-size", 1, "--output", "s.npz"]
+    assert script("sample", *command).code == 0
+    assert contents(tmp_path / "s.npz.parts") == before
+    write(tmp_path, "s.npz.parts/made_by.json", text("[]"))
+    result = script("sample", *command)
+    assert result.code == 2
+    assert "made_by.json is damaged" in result.err

@@ -14,7 +14,7 @@ from checkpoints.seal import is_sealed
 from checkpoints.shards import read_shard_record
 from cli.streams import HEADING
 from dataset.changes import read_files
-from dataset.own_files import is_own_page, is_own_picture, is_run_folder
+from dataset.own_files import is_own_figure, is_own_page, is_own_picture, is_run_folder
 from training.environment import read_environment
 from training.log import read_metrics
 
@@ -129,9 +129,9 @@ def is_foreign(folder: Path, path: Path, ours: bool) -> bool:
         return True
     if not ours:
         return not check_of(name)(path)
-    if not re.fullmatch(ALWAYS_CHECKED, name) or check_of(name)(path):
+    if not re.fullmatch(ALWAYS_CHECKED, name):
         return False
-    return path.suffix == ".html" or b"Matplotlib" not in path.read_bytes()[:4096]
+    return not (is_own_page(path) if path.suffix == ".html" else is_own_figure(path))
 
 
 def is_other_than_folder(path: Path) -> bool:
