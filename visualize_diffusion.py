@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cli.activity import Bar, activity, tell
 from checkpoints.checkpoint import load_checkpoint, restore
-from checkpoints.runs import find_checkpoint
+from checkpoints.runs import find_checkpoint, run_path
 from dataset.downloads import MissingData
 from dataset.own_files import is_own_figure, require_own
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
@@ -42,7 +42,7 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / 
 def main(request: VisualizationRequest) -> int:
     if request.run:  # which a checkpoint, or the folder of these, stands for too
         run = Path(request.run)
-        request.run = str(RunFolder.of(run if run.is_file() else run / "any").path)
+        request.run = str(RunFolder.of(run).path if run.is_file() else run_path(run))
     path = Path(request.save_path or default_path(request))
     image_format(path)
     check_output(path, *request.read())

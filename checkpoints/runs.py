@@ -1,5 +1,6 @@
 """Which checkpoint the folder of a training run stands for."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,26 @@ from utils import existing_path
 
 FINAL = "model_final.pt"  # the finished model of a run
 FOLDER = "checkpoints"  # of those in between
+# The files of checkpoints in the folder of a run. Others may be of other runs.
+WRITTEN = (
+    rf"{re.escape(FINAL)}|"
+    rf"{FOLDER}/(interrupted|best|model_epoch_[0-9]{{3,}}|model_step_[0-9]{{8,}})\.pt"
+)
+OF_A_RUN = (FINAL, "config.json", "metrics.jsonl")  # one of them is in its folder
 SHOWN = 8  # runs or files in a message, at most
 
 
 def sharded(folder: Path) -> list[Path]:
     """The sharded checkpoints in a folder."""
     return list(folder.glob("model_step_*.shards"))
+
+
+def run_path(folder: Path) -> Path:
+    """The folder of the run that a folder, which may be that of its checkpoints, belongs to."""
+    real = folder.resolve()
+    if real.name != FOLDER or any((folder / name).exists() for name in OF_A_RUN):
+        return folder
+    return folder.parent if folder.name == FOLDER else real.parent
 
 
 def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.warn) -> Path:
@@ -31,8 +46,11 @@ def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.wa
             f"{path} is a sharded checkpoint, which only train.py --resume reads; a finished run "
             f"has a {FINAL}"
         )
+    named, path = path, run_path(path)
     steps, damaged = {}, []
     for file in [*path.glob("*.pt"), *(path / FOLDER).glob("*.pt")]:
+        if not re.fullmatch(WRITTEN, file.relative_to(path).as_posix()):
+            continue
         try:
             steps[file] = step_of(file)
         except OSError as error:  # CheckpointError, or deleted meanwhile
@@ -47,7 +65,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.wa
             for reason in damaged:
                 say(f"skipped: {reason}")
             return file
-    raise CheckpointError(why_none(path, damaged))
+    raise CheckpointError(why_none(named, damaged))
 
 
 def why_none(path: Path, damaged: list[str]) -> str:
@@ -59,14 +77,16 @@ def why_none(path: Path, damaged: list[str]) -> str:
             f"{path} has only sharded checkpoints, which only train.py --resume reads; a finished "
             f"run has a {FINAL}"
         )
-    if (path / "metrics.jsonl").exists():
+    run = run_path(path)
+    if (run / "metrics.jsonl").exists():
         return (
-            f"the run in {path} has no checkpoint yet: train.py writes one every ten minutes "
+            f"the run in {run} has no checkpoint yet: train.py writes one every ten minutes "
             "(--save-every-minutes), when it is stopped, and at the end"
         )
     if runs := runs_below(path):
         return f"{path} holds no run; there are runs in {listed(runs)}"
-    if files := [file for ending in ("safetensors", "ckpt") for file in path.glob(f"*.{ending}")]:
+    endings = ("*.pt", "*.safetensors", "*.ckpt")
+    if files := [file for ending in endings for file in path.glob(ending)]:
         return f"{path} holds no run; there are files {listed(files)}"
     return f"{path} is a folder that holds no run of train.py and no checkpoint"
 

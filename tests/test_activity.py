@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +18,7 @@ from cli.activity import Bar, tell
 from evaluation import report
 from runs import SMALL, TrainingProcess, wait_for
 from sampling import draw
-from training import objective
+from training import loop, objective, progress
 from training.preview import Preview
 
 
@@ -48,6 +50,41 @@ def test_what_is_fast_says_nothing(stderr):
             pass
     assert shown.getvalue() == ""
     assert threading.active_count() < 10
+
+
+def test_slow_steps_say_so(stderr, monkeypatch):
+    """The first one, and each that comes after a slow one."""
+
+    def made(seconds: list[float]):
+        for number, each in enumerate(seconds):
+            time.sleep(each)
+            yield number
+
+    shown = stderr(io.StringIO())
+    monkeypatch.setattr(loop, "SLOW_STEP", 0.1)
+    assert list(loop.with_signs_of_life(made([0, 0.15, 0.01]))) == [0, 1, 2]
+    assert shown.getvalue() == ""
+    assert list(loop.with_signs_of_life(made([0.15, 0.15, 0, 0.15]))) == [0, 1, 2, 3]
+    assert shown.getvalue() == "first training step ...\ntraining step ...\n"
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1, 4, 11, 40])
+def test_progress_off_a_terminal_is_neither_silent_nor_a_flood(stderr, monkeypatch, seconds):
+    shown, clock, lines = stderr(io.StringIO()), [0.0], [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    row = {"loss": 1.0, "images_per_second": 10.0, "skipped": 0}
+    with progress.Progress(0) as bar:
+        for step in range(1, 101):
+            clock[0] += seconds
+            before = len(shown.getvalue())
+            bar.count(step, 1000)
+            if step % 10 == 0:
+                bar.update(1000, {**row, "step": step})
+            lines += [clock[0]] * (len(shown.getvalue()) > before)
+    gaps = [after - before for before, after in pairwise([*lines, clock[0]])]
+    assert max(gaps) < 18 + seconds + 0.01
+    assert len(lines) <= clock[0] / 15 * 2 + 1
+    assert "loss 1.0" in shown.getvalue() or clock[0] < 15
 
 
 def test_what_takes_long_says_so_once(stderr):

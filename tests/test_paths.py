@@ -21,6 +21,7 @@ from mini_diffusion.sample import make_parser
 from sample import sample
 from train import train
 from training.fit import fit
+from training.resume import run_of
 from utils import existing_path
 from visuals.pictures import ImagePictures, require_size, save_picture
 
@@ -147,8 +148,8 @@ def test_a_checkpoint_names_its_run(script, run):
 def test_the_newest_valid_checkpoint_stands_for_an_unfinished_run(script, run, monkeypatch):
     monkeypatch.chdir(run.parent)
     whole = (run / "model_final.pt").read_bytes()
-    newest = run / "checkpoints" / "model_epoch_002.pt"
-    assert find_checkpoint("digits/checkpoints") == newest.relative_to(run.parent)
+    final = Path("digits/model_final.pt")
+    assert find_checkpoint("digits") == find_checkpoint("digits/checkpoints") == final
     (run / "model_final.pt").write_bytes(whole[:-100])
     result = script("sample", "--checkpoint", "digits", *DRAW)
     assert result.code == 0
@@ -188,6 +189,46 @@ def test_folders_without_a_checkpoint_name_what_there_is(script, run, monkeypatc
             assert result.code == 1
             assert message.partition(" ")[2] in result.err.replace(f"{run.parent.parent}/", "")
         monkeypatch.chdir(run.parent.parent)
+
+
+def test_a_run_has_one_newest_checkpoint(script, run, monkeypatch):
+    """The same for --resume and --checkpoint, from everywhere; other names do not count."""
+    for name in ("mine.pt", "checkpoints/best_cats.pt"):
+        shutil.copy(run / "model_final.pt", run / name)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    newest = (run / "model_final.pt").rename(run / "checkpoints" / "interrupted.pt")
+    for place, names in [
+        (run.parent, ["digits", "digits/checkpoints"]),
+        (run, [".", "checkpoints"]),
+        (run / "checkpoints", ["..", "."]),
+    ]:
+        monkeypatch.chdir(place)
+        for name in names:
+            assert find_checkpoint(name).resolve() == newest
+            assert run_of(name).newest_checkpoint()[0].resolve() == newest
+    newest.unlink()
+    for name in ("..", "."):
+        assert "has no checkpoint yet" in script("sample", "--checkpoint", name).err
+
+
+def test_files_of_other_names_are_listed(script, trained):
+    Path("mine").mkdir()
+    shutil.copy(trained / "model_final.pt", "mine/cats.pt")
+    for command in (["train", "--resume"], ["sample", "--checkpoint"]):
+        assert "there are files mine/cats.pt" in script(*command, "mine").err
+    assert "mine/cats.pt: digits" in script("sample", "--checkpoint", "mine/cats.pt", *DRAW).out
+
+
+def test_a_run_in_a_folder_that_is_called_checkpoints(script, trained, tmp_path):
+    shutil.copytree(trained, "checkpoints")
+    Path("newest.pt").symlink_to("checkpoints/model_final.pt")
+    for name, steps in [("checkpoints", 27), ("checkpoints/model_final.pt", 28), ("newest.pt", 29)]:
+        result = script("train", "--resume", name, "--max-steps", steps, "--sample-interval", 0)
+        assert result.code == 0, result.err
+        assert load_checkpoint("checkpoints")["step"] == steps
+    assert script("visualize_diffusion", "--run", "checkpoints", "--steps", 1).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "newest.pt"]
 
 
 # --- outputs --------------------------------------------------------------------------------------

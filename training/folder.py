@@ -14,8 +14,9 @@ from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
 from checkpoints.reading import CheckpointError, step_of, verify_checkpoint
-from checkpoints.runs import FINAL, FOLDER
+from checkpoints.runs import FINAL, FOLDER, run_path
 from checkpoints.shards import read_shard_record, verify_shards
+from dataset.own_files import is_run_folder
 from distributed import say
 from training.foreign import CHECKPOINT, foreign_files, partial_files, written
 from utils import save_whole, write_errors
@@ -48,9 +49,11 @@ class RunFolder:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder":
-        """The folder of the run that a checkpoint belongs to."""
-        parent = checkpoint.parent
-        return cls(parent.parent if parent.name == FOLDER else parent)
+        """The folder of the run that a checkpoint, or a link to one, belongs to."""
+        path = run_path(checkpoint.parent)
+        if checkpoint.is_symlink() and not is_run_folder(path):
+            path = run_path(checkpoint.resolve().parent)
+        return cls(path)
 
     def grid(self, epoch: int) -> Path:
         return self.samples / f"epoch_{epoch:03d}.png"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from checkpoints import runs
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.seal import is_sealed
 from checkpoints.shards import read_shard_record
@@ -76,10 +77,7 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     r"(training_loss|learning)\.png": is_own_picture,
     r"report\.html": is_own_page,
     r"samples/epoch_[0-9]{3,}\.png": is_own_picture,
-    r"model_final\.pt(\.aside)?": is_sealed,
-    r"checkpoints/(interrupted|best|model_epoch_[0-9]{3,}|model_step_[0-9]{8,})\.pt(\.aside)?": (
-        is_sealed
-    ),
+    rf"({runs.WRITTEN})(\.aside)?": is_sealed,
     r"checkpoints/model_step_[0-9]{8,}\.shards(\.aside)?": is_sharded,
     r"tensorboard/events\.out\.tfevents\..+": lambda path: is_run_folder(path.parent.parent),
 }

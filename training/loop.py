@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from training.trainer import Trainer
 from visuals.pictures import save_picture
 
 LOG_EVERY = 10  # steps between two rows of metrics
+SLOW_STEP = 5  # seconds of a step after which the next one shows that it is being made
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
 
 
@@ -88,6 +89,19 @@ def training_steps(
         lr = learning_rate(trainer.step)
         loss, norm = trainer.train_step(items, labels, lr)
         yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr)
+
+
+def with_signs_of_life(steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps; says so if the first, which prepares and may compile, or others take long."""
+    name, slow = "first training step", True
+    while True:
+        start = time.monotonic()
+        with activity(name) if slow else nullcontext():
+            step = next(steps, None)
+        if step is None:
+            return
+        name, slow = "training step", time.monotonic() - start > SLOW_STEP
+        yield step
 
 
 class Finished(ValueError):
@@ -180,7 +194,7 @@ class Run:
         with log.open(saving.attempt), self.stop, saving:
             saving.catch_up(self.checkpoint(), self.epoch_steps, self.length.total)
             log.restart_clock()
-            for step in self.with_slow_start(steps):
+            for step in with_signs_of_life(steps):
                 self.count(step)
                 logs = step.number % LOG_EVERY == 0 or step.ends_epoch
                 if logs or world_size() == 1:
@@ -199,14 +213,6 @@ class Run:
                 if self.stopping:
                     break
             return self.finish() if self.trainer.step == self.length.total else self.interrupt()
-
-    def with_slow_start(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps; says so if the first takes long, which prepares and may compile."""
-        with activity("first training step"):
-            first = next(steps, None)
-        if first is not None:
-            yield first
-            yield from steps
 
     def agree(self) -> None:
         """Settle with the other processes how long the run is, whether it stops, and whether a

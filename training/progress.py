@@ -9,6 +9,7 @@ from cli.activity import bar_size
 from visuals.curves import running_average
 
 LINE_EVERY = 15  # seconds between two plain lines
+SLOW = 18  # seconds without a line after which one without figures is printed
 
 
 class Progress:
@@ -27,7 +28,7 @@ class Progress:
         self.validation: float | None = None  # the last validation loss
 
     def __enter__(self) -> "Progress":
-        self.start = self.last_line = time.monotonic()
+        self.start = self.last_line = self.last_figures = time.monotonic()
         if self.shown and sys.stderr.isatty():
             options = {"unit": "step", "smoothing": 0.05, **bar_size()}
             self.bar = tqdm(initial=self.first_step, **options)
@@ -45,7 +46,7 @@ class Progress:
         if self.bar is not None:
             self.bar.total = total
             self.bar.update(step - self.bar.n)
-        elif time.monotonic() - self.last_line >= 2 * LINE_EVERY:  # steps are slow
+        elif time.monotonic() - self.last_line >= SLOW:
             self._line(step, total)
 
     def update(self, total: int | None, row: dict) -> None:
@@ -61,7 +62,8 @@ class Progress:
             figures["skipped"] = str(row["skipped"])
         if self.bar is not None:
             self.bar.set_postfix(figures, refresh=step == total)
-        elif time.monotonic() - self.last_line >= LINE_EVERY or step == total:
+        elif time.monotonic() - self.last_figures >= LINE_EVERY or step == total:
+            self.last_figures = time.monotonic()
             shown = "  ".join(f"{name} {value}" for name, value in figures.items())
             self._line(step, total, f"{shown}  ")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
 from checkpoints.consistency import CUSTOM
-from checkpoints.runs import why_none
+from checkpoints.runs import run_path, why_none
 from checkpoints.shards import RECORD_FILE, read_shard_record
 from cli.activity import activity
 from cli.training import TRAIN, RunConfig
@@ -48,7 +48,9 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
             say(f"skipped: {error}")
         if path is None:
             if named and source.saved_config() is None:
-                raise CheckpointError(why_none(source.path, [str(error) for error in damaged]))
+                raise CheckpointError(
+                    why_none(Path(flags.resume), [str(error) for error in damaged])
+                )
             require_no_foreign_files(folder.path)
             return start_anew(flags, folder, damaged), None
     else:
@@ -75,7 +77,7 @@ def run_of(resume: str | None) -> RunFolder | None:
         return None
     if path.suffix == ".shards":
         return None
-    return RunFolder.of(path / "any") if path.name == "checkpoints" else RunFolder(path)
+    return RunFolder(run_path(path))
 
 
 def is_restarted(folder: RunFolder) -> bool:
