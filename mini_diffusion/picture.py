@@ -4,6 +4,7 @@ import math
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,4 +60,5 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to report
+            partial.unlink(missing_ok=True)

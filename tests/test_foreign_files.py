@@ -113,6 +113,19 @@ def test_overwrite_deletes_all_that_a_run_wrote(script, trained, tmp_path):
     assert set(os.listdir(folder)) <= {".lock"}
 
 
+def test_overwrite_keeps_the_links_to_folders(script, tmp_path):
+    """As to a larger disk."""
+    for name in ("checkpoints", "samples"):
+        (tmp_path / name).mkdir()
+        write(tmp_path, f"run/{name}", lambda path: path.symlink_to(f"../{path.name}"))
+    for option in ([], ["--overwrite"]):
+        result = script("train", *RUN, "run", "--save-every-steps", 1, *option)
+        assert result.code == 0, result.err
+    assert os.listdir("checkpoints") == ["model_step_00000001.pt"]
+    assert Path("run/checkpoints").is_symlink()
+    assert Path("run/samples").is_symlink()
+
+
 def test_a_run_that_was_killed_early_is_ours(script, trained, tmp_path):
     for names in ([".lock"], [".lock", "config.json"], [".lock", "config.json", "env.json"]):
         folder = tmp_path / str(len(names))

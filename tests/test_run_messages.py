@@ -16,7 +16,7 @@ from training import folder
 from training.fit import fit
 from training.folder import RunFolder
 from training.log import Metrics
-from utils import save_whole
+from utils import save_whole, write_errors
 
 FOLDER = ["--dataset", "folder", "--image-size", "8", "--channels", "8", "--model", "dit"]
 FOLDER += ["--blocks", "1", "--patch-size", "4", "--device", "cpu", "--save-interval", "0"]
@@ -122,7 +122,8 @@ def test_an_error_of_writing_names_the_file(tmp_path, number):
 
 def test_a_full_disk_at_the_end(script, monkeypatch):
     def full(path: Path, checkpoint: dict) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with write_errors(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(folder, "save_checkpoint", full)
     result = script("train", *SMALL, "--max-steps", 2)

@@ -166,7 +166,7 @@ class RunFolder:
             if path not in foreign and path.name != LOCK:
                 remove(path)
         for folder in (self.samples, self.checkpoints, self.tensorboard):
-            if folder.is_dir() and not any(folder.iterdir()):
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def set_aside(self, after: int) -> list[Path]:

@@ -134,7 +134,7 @@ class Saving:
             except CheckpointError:
                 raise
             except OSError as error:
-                raise type(error)(
+                raise OSError(
                     f"{path} cannot be written ({error.strerror or error}). Once there is space or "
                     "permission, --resume continues from the newest checkpoint"
                 ) from None
