@@ -28,7 +28,7 @@ from checkpoints.runs import find_checkpoint
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from cli.activity import activity
-from dataset.own_files import is_own_picture, is_run_folder, require_own
+from dataset.own_files import is_own_picture, require_own
 from dataset.registry import load_dataset
 from distributed import barrier, is_main, largest, process_group, say, world_size
 from sampling.draw import (
@@ -50,6 +50,7 @@ from utils import check_output, describe, torch_defaults
 from visuals.pictures import image_format, require_size, save_animation, save_picture
 
 STRIPS = {"step": "filmstrip", "x_0": "filmstrip_x_0"}  # of --show-intermediate: x_t and x_0
+STRIP_NAMES = [f"{name}.png" for name in STRIPS.values()]
 
 
 @unfailing_output()
@@ -125,13 +126,11 @@ def require_sizes(job: SamplingJob, output: Path) -> None:
 
 def require_own_files(job: SamplingJob, output: Path) -> None:
     """Raise ValueError if a file that no flag names would replace one of another program."""
-    paths = []
-    if "output" not in job.request.given and not is_run_folder(output.parent):
-        paths.append(output)
+    paths, folder = [], trajectory(output)
     if job.request.animate:
         paths.append(output.with_suffix(".gif"))
-    if job.request.show_intermediate:
-        paths += [trajectory(output) / name for name in trajectory_names(job.plan)]
+    if job.request.show_intermediate and not is_old_trajectory(folder):
+        paths += [folder / name for name in trajectory_names(job.plan)]
     for path in paths:
         require_own(path, is_own_picture, "another --output")
 
@@ -141,11 +140,22 @@ def trajectory(output: Path) -> Path:
     return output.parent / "intermediate"
 
 
+def is_old_trajectory(folder: Path) -> bool:
+    """Is everything in a folder of --show-intermediate in an older version, which left no mark?"""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    ours = all(is_trajectory_name(path.name) and not is_own_picture(path) for path in paths)
+    return ours and set(STRIP_NAMES) <= {path.name for path in paths}
+
+
+def is_trajectory_name(name: str) -> bool:
+    return name in STRIP_NAMES or re.fullmatch(r"(step|x_0)_[0-9]{4,}\.png", name) is not None
+
+
 def trajectory_names(plan: SamplingPlan) -> list[str]:
     """The names of the pictures of --show-intermediate."""
     steps = evenly_spread(len(plan.levels) - 1, SNAPSHOTS)
     names = [f"{name}_{plan.levels[done].t + 1:04d}" for name in STRIPS for done in steps]
-    return [f"{name}.png" for name in [*names, *STRIPS.values()]]
+    return [*(f"{name}.png" for name in names), *STRIP_NAMES]
 
 
 def list_classes(request: SamplingRequest) -> int:
@@ -338,8 +348,9 @@ def write_trajectory(
 
     A picture is named by its timestep, and 0000 for clean data.
     """
+    every = is_old_trajectory(folder)
     for old in folder.glob("*.png"):
-        if re.fullmatch(r"(step|x_0)_[0-9]{4,}\.png", old.name) and is_own_picture(old):
+        if is_trajectory_name(old.name) and (every or is_own_picture(old)):
             old.unlink()
     for which, (name, strip) in enumerate(STRIPS.items()):
         moments = {done: pair[which] for done, pair in sorted(frames.items())}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.own_files import is_own_picture
 from runs import SMALL
 from training.folder import RunFolder
 from training.foreign import foreign_files
@@ -217,7 +218,6 @@ BESIDE = {
     "intermediate/step_0000.png": ["sample", "--output", "a.png", "--show-intermediate"],
     "intermediate/filmstrip_x_0.png": ["sample", "--output", "a.png", "--show-intermediate"],
     "a.gif": ["sample", "--output", "a.png", "--animate"],
-    "outputs/generated_samples.png": ["sample"],
     "metrics.json": ["evaluate"],
     "n_nearest.png": ["evaluate", "--output", "n.json"],
     "outputs/model.npz": ["export"],
@@ -250,11 +250,22 @@ def test_only_a_file_that_a_flag_names_is_replaced(script, trained, tmp_path):
         for _ in range(2):  # the second time it is the command's own
             assert script(*words, *flags).code == 0, name
         assert foreign.read_bytes() != before
-    for name in ("outputs/generated_samples.png", "outputs/forward_process.png"):
-        command, flag = ("sample", "--output") if "gen" in name else (*BESIDE[name], "--save-path")
-        words = ["--checkpoint", "model_final.pt"] if command == "sample" else []
-        picture(Path(name))
-        assert script(command, *MORE[command], *words, flag, name).code == 0
+    name = "outputs/forward_process.png"
+    picture(Path(name))
+    visualize = ["visualize_diffusion", *MORE["visualize_diffusion"]]
+    assert script(*visualize, "--save-path", name).code == 0
+
+
+def test_a_trajectory_of_an_older_version_without_marks_is_replaced(script, trained, tmp_path):
+    folder = tmp_path / "intermediate"
+    folder.mkdir()
+    for name in ("filmstrip.png", "filmstrip_x_0.png", "step_0000.png", "x_0_0998.png"):
+        picture(folder / name)
+    command = ["--checkpoint", trained / "model_final.pt", "--num-images", 2, "--steps", 2]
+    result = script("sample", *command, "--output", tmp_path / "a.png", "--show-intermediate")
+    assert result.code == 0, result.err
+    assert all(is_own_picture(path) for path in folder.iterdir())
+    assert not (folder / "x_0_0998.png").exists()
 
 
 def test_parts_beside_foreign_files(script, trained, tmp_path):
