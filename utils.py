@@ -12,6 +12,7 @@ from contextlib import (
     suppress,
 )
 from pathlib import Path
+from threading import Lock, RLock
 from types import NoneType, UnionType
 from typing import get_args, get_origin
 
@@ -112,14 +113,7 @@ def torch_defaults() -> Iterator[None]:
     They are: float32 and the CPU for new tensors, gradients, no autocast. At the end, these, the
     random state and the choice of algorithms are those of the caller again.
     """
-    with ExitStack() as stack:
-        dtype, cudnn = torch.get_default_dtype(), torch.backends.cudnn
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        stack.callback(set_deterministic, torch.are_deterministic_algorithms_enabled())
-        stack.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        stack.enter_context(torch.random.fork_rng(devices))
+    with shared_defaults(), ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda", "mps"):
@@ -128,6 +122,31 @@ def torch_defaults() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+SHARED: list[ExitStack] = []  # what restores the settings, once for each call in any thread
+COUNTING = Lock()
+
+
+@contextmanager
+def shared_defaults() -> Iterator[None]:
+    """The part of `torch_defaults` that all threads share: the last to leave restores it."""
+    with COUNTING:
+        stack = ExitStack()
+        if not SHARED:
+            dtype, cudnn = torch.get_default_dtype(), torch.backends.cudnn
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+            stack.callback(set_deterministic, torch.are_deterministic_algorithms_enabled())
+            stack.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+            stack.enter_context(torch.random.fork_rng(devices))
+        SHARED.append(stack)
+    try:
+        yield
+    finally:
+        with COUNTING:
+            SHARED.pop(len(SHARED) > 1).close()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -145,6 +164,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 # --- random numbers ------------------------------------------------------------------------------
+
+# Threads share PyTorch's random state: a run that seeds it holds this until it has drawn.
+RANDOM_STATE = RLock()
 
 
 def derive_seed(stream: str, *words: int) -> int:

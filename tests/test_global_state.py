@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from checkpoints.checkpoint import load_checkpoint
 from diffusion import DDPM
 from models.mlp import MLP
 from sample import sample
@@ -138,3 +140,30 @@ def test_a_ddpm_warns_once_of_data_that_samples_cannot_reach():
         ddpm(torch.full((3, 2), 255.0))
         DDPM(MLP(2), clip=False)(torch.full((3, 2), 255.0))
         DDPM(MLP(2))(torch.ones(3, 2))
+
+
+def test_runs_in_two_threads_do_not_mix_their_random_numbers(tmp_path):
+    """Nor does a sampler that ends while a run goes on."""
+
+    def run(folder, seed: int) -> list[np.ndarray]:
+        flags = {"max_steps": 40, "sample_interval": 0, "device": "cpu", "precision": "fp32"}
+        flags |= {"dropout": 0.1, "channels": 8, "blocks": 1, "seed": seed}
+        trained = train(dataset="moons", output_dir=folder / str(seed), **flags)
+        weights = load_checkpoint(trained.checkpoint)["model"].values()
+        return [weight.numpy() for weight in weights] + [
+            sample(trained.checkpoint, num_images=2, steps=2) for _ in range(5)
+        ]
+
+    alone = [run(tmp_path / "alone", seed) for seed in (1, 2)]
+    torch.set_default_dtype(torch.float64)
+    state = torch.get_rng_state()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(run, [tmp_path / "both"] * 2, (1, 2)))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (torch.get_rng_state() == state).all()
+    for one, other in zip(alone, both, strict=True):
+        for left, right in zip(one, other, strict=True):
+            np.testing.assert_array_equal(left, right)

@@ -17,7 +17,7 @@ from training.ema import EMA
 from training.objective import DiffusionObjective, Objective
 from training.optimizers import OPTIMIZERS
 from training.sharding import alone, placed, shard, unsharded
-from utils import autocast, memory_format
+from utils import RANDOM_STATE, autocast, memory_format
 
 
 class Diverged(FloatingPointError):
@@ -55,8 +55,9 @@ class Trainer:
         self.max_norm = train["grad_clip"] or float("inf")
         self.device, self.precision = device, precision
         if model is None:
-            torch.manual_seed(self.seed)
-            model = build_model(config["model"])
+            with RANDOM_STATE:
+                torch.manual_seed(self.seed)
+                model = build_model(config["model"])
         self.model = model.to(device, memory_format=memory_format(device)).train()
         self.diffusion = self.objective = None
         if objective is None:
@@ -89,8 +90,9 @@ class Trainer:
         Returns the loss and the gradient's norm. If one of them is not finite, only the step number
         changes. Raises Diverged if the step makes the weights infinite.
         """
-        batch = self.objective.batch(items, labels, self.step)
-        loss = self.forward_backward(batch, len(items))
+        with RANDOM_STATE:
+            batch = self.objective.batch(items, labels, self.step)
+            loss = self.forward_backward(batch, len(items))
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = unsharded(clip_grad_norm_(self.model.parameters(), self.max_norm))
@@ -137,9 +139,9 @@ class Trainer:
 
     def held_out_loss(self, items: Tensor, labels: Tensor | None) -> float:
         """The loss of held-out items (N, ...) by the averaged weights."""
-        return self.objective.held_out_loss(
-            self.ema.module, items, labels, self.batch_size, self.precision
-        )
+        network, size = self.ema.module, self.batch_size
+        with RANDOM_STATE:
+            return self.objective.held_out_loss(network, items, labels, size, self.precision)
 
     def state(self) -> dict:
         """The trainer's part of a checkpoint."""
