@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 import threading
 import time
@@ -223,7 +224,8 @@ def test_sampling_evaluating_and_exporting_say_what_they_do(script, trained, tmp
     assert "sampling ..." in result.err
 
     monkeypatch.setattr(report, "trajectory", slow(report.trajectory))
-    result = script("visualize_diffusion", "--run", trained, "--steps", 2)
+    shutil.copytree(trained, tmp_path / "run")  # the report is written into it
+    result = script("visualize_diffusion", "--run", tmp_path / "run", "--steps", 2)
     assert result.code == 0
     assert "sampling by the checkpoints of the run" in result.err
 

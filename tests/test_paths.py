@@ -122,13 +122,11 @@ DRAW = ["--steps", 1, "--num-images", 2, "--output", "s.png"]
 def test_a_run_folder_is_a_checkpoint(script, run, monkeypatch):
     monkeypatch.chdir(run.parent)
     final = f"digits{os.sep}model_final.pt: digits, step"
-    for folder in ("digits", f"digits{os.sep}", "digits/../digits"):
-        assert final in script("sample", "--checkpoint", folder, *DRAW).out.replace(
-            "digits/../", ""
-        )
+    for folder in ("digits", f"digits{os.sep}"):
+        assert final in script("sample", "--checkpoint", folder, *DRAW).out
     assert "classes" in script("sample", "--checkpoint", "digits", "--list-classes").out
-    assert final in script("evaluate", "--checkpoint", "digits", "--metrics", "bpd", "--num-images",
-                           2, "--ode-steps", 2).out  # fmt: skip
+    measure = ["--metrics", "copies", "--num-images", 2, "--repeats", 1, "--steps", 2]
+    assert final in script("evaluate", "--checkpoint", "digits", *measure).out
     assert "model_final.pt" in script("export", "--checkpoint", "digits", "m.safetensors").out
     assert "is of images" in script("visualize_diffusion", "--field", "--checkpoint", "digits").err
     assert (
@@ -139,7 +137,7 @@ def test_a_run_folder_is_a_checkpoint(script, run, monkeypatch):
 
 
 def test_a_checkpoint_names_its_run(script, run):
-    for name in ("runs/digits/model_final.pt", "runs/digits/checkpoints", "runs/digits/"):
+    for name in ("runs/digits/model_final.pt", "runs/digits/checkpoints"):
         result = script("visualize_diffusion", "--run", name, "--steps", 2, "--epochs", 1)
         assert result.code == 0, result.err
         assert result.out.splitlines()[-1] == str(Path("runs/digits/report.html"))
