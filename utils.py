@@ -146,7 +146,8 @@ def shared_defaults() -> Iterator[None]:
         yield
     finally:
         with COUNTING:
-            SHARED.pop(len(SHARED) > 1).close()
+            first_is_last = len(SHARED) == 1
+            SHARED.pop(0 if first_is_last else -1).close()  # the first restores, and goes last
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
