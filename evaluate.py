@@ -34,10 +34,12 @@ from evaluation.generated import Generated, given_images, sampled_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
 from evaluation.real import RealData, load_real_data
+from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from utils import DataError, check_output, choose_device, save_whole
 from visuals.pictures import save_picture
 
 SAY = partial(print, flush=True)
+PICTURES = {"two-sample": "two_sample", "copies": "nearest"}  # how their names end
 
 
 def main(request: EvaluationRequest) -> int:
@@ -61,9 +63,10 @@ def main(request: EvaluationRequest) -> int:
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}
 
-    if "copies" in metrics:
-        ours = is_report(output)  # then the picture next to it is ours too
-        require_own(pairs_picture(output), lambda p: ours or is_own_picture(p), "another --output")
+    ours = is_report(output)  # then the pictures next to it are ours too
+    for metric in PICTURES.keys() & set(metrics):
+        path = picture_of(output, metric)
+        require_own(path, lambda p: ours or is_own_picture(p), "another --output")
 
     # Sample or read the images, and measure them.
     if set(metrics) - {"bpd"}:
@@ -76,6 +79,8 @@ def main(request: EvaluationRequest) -> int:
         report |= {"num_images": len(images), **generated.record}
         if "classifier" in metrics:
             report["classifier"] = by_classifier(request, real, generated, device, output.parent)
+        if "two-sample" in metrics:
+            report["two_sample"] = by_two_samples(real, generated, device, output)
         if "copies" in metrics:
             report["copies"] = by_copies(real, images, output)
         if "inception" in metrics:
@@ -201,11 +206,33 @@ def by_classifier(
     }
 
 
+def by_two_samples(
+    real: RealData, generated: Generated, device: torch.device, output: Path
+) -> dict:
+    """Train networks to tell images from real ones, and compare grey levels."""
+    test = two_sample_test(generated.sets, real, device, Bar)
+    levels = compare_grey_levels(torch.cat(generated.sets), real.train.items)
+    picture = picture_of(output, "two-sample")
+    save_picture(picture, test.picture())
+    print(
+        f"\ntwo-sample test: 0.5 if a network cannot tell images from real ones, 1 if it always "
+        f"can\n\n{measures_table(test.measures)}\n\n"
+        f"almost background (1 to {ALMOST} grey levels from {levels.background}): "
+        f"{100 * levels.almost_background:.2f} % of the pixels; training images: "
+        f"{100 * levels.almost_background_of_real:.2f} %\n"
+        f"grey levels: {100 * levels.difference:.2f} % of the pixels would have to change\n"
+        f"the most and the least real-looking images, in all their levels and in {COARSE}: "
+        f"{picture}"
+    )
+    figures = {name: measure.record() for name, measure in test.measures.items()}
+    return {**figures, "grey_levels": levels._asdict()}
+
+
 def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
     """Search images for near-copies of training images, and write a picture of the closest."""
     with activity("searching for near-copies"):
         found = find_near_copies(images, real.train.items, real.held_out.items)
-    picture = pairs_picture(output)
+    picture = picture_of(output, "copies")
     save_picture(picture, picture_of_pairs(images, real.train.items, found))
     print(
         f"\nnear-copies: {100 * found.fraction:.2f} % of the images are closer to a training image "
@@ -215,9 +242,9 @@ def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
     return found.record()
 
 
-def pairs_picture(output: Path) -> Path:
-    """The picture of the closest images, next to the report."""
-    return output.with_name(f"{output.stem}_nearest.png")
+def picture_of(output: Path, metric: str) -> Path:
+    """The picture of a metric, next to the report."""
+    return output.with_name(f"{output.stem}_{PICTURES[metric]}.png")
 
 
 def by_inception(

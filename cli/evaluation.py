@@ -15,7 +15,7 @@ from cli.declare import flag, number, path
 from cli.parser import Command
 from cli.sampling import SamplerFlags
 
-METRICS = ("classifier", "copies", "inception", "bpd")
+METRICS = ("classifier", "two-sample", "copies", "inception", "bpd")
 
 
 # fmt: off
@@ -88,8 +88,9 @@ class EvaluationRequest(SamplerFlags, MachineFlags):
 
 EVALUATE = Command(
     EvaluationRequest,
-    "Measure generated images against real ones: by the features of a classifier, by their\n"
-    "nearest training images, by Inception's features, and by bits per dimension.",
+    "Measure generated images against real ones: by the features of a classifier, by whether a\n"
+    "fresh network can tell them apart, by their nearest training images, by Inception's\n"
+    "features, and by bits per dimension.",
     [
         "python evaluate.py --checkpoint outputs/model_final.pt",
         "python evaluate.py --samples samples.npz --dataset mnist",

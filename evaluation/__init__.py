@@ -10,6 +10,7 @@ How it is compared:
     features        the trained classifier of a data set, stored next to it
     measures        measures of features, each with that of real images
     distances       mathematics: distances between two sets
+    two_sample      whether a network can tell images from real ones; grey levels
     copies          near-copies of training images
     inception       FID, IS and KID by torch-fidelity
     likelihood      mathematics: bits per dimension of a batch

@@ -3,7 +3,8 @@
 It is trained from its own seed, so that it does not depend on the model that is measured.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.items import flipped, to_unit
+from dataset.types import Data
 from distributed import as_single_process
 from evaluation.real import RealData
 from training.loop import Batches, training_steps
@@ -41,11 +43,18 @@ class Classifier(nn.Module):
     Args:
         image_channels, num_classes: of the data set.
         larger: use `LARGER_CHANNELS` with max pooling, and not `CHANNELS` with strides.
+        channels: of each level, instead of these.
     """
 
-    def __init__(self, image_channels: int, num_classes: int, larger: bool = False):
+    def __init__(
+        self,
+        image_channels: int,
+        num_classes: int,
+        larger: bool = False,
+        channels: Sequence[int] | None = None,
+    ):
         super().__init__()
-        channels = LARGER_CHANNELS if larger else CHANNELS
+        channels = channels or (LARGER_CHANNELS if larger else CHANNELS)
         self.stem = convolution(image_channels * FOLD**2, channels[0])
         levels: list[nn.Module] = []
         for here, below in pairwise(channels):
@@ -161,10 +170,34 @@ def train_classifier(
         device: what computes.
         progress: wraps the iteration over training steps, as tqdm does.
     """
-    data, total = real.train, HARDER.get(real.name, 1) * STEPS
+    total, seed = HARDER.get(real.name, 1) * STEPS, derive_seed("classifier", 0)
+    make = partial(new_classifier, real)
+    return learn(make, real.train, total, seed, real.flip, device, progress)
+
+
+def learn(
+    make: Callable[[], Classifier],
+    data: Data,
+    total: int,
+    seed: int,
+    flip: bool,
+    device: torch.device,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+) -> Classifier:
+    """Train a new classifier on labelled images; a pure function of its arguments.
+
+    Args:
+        make: makes the network, by the global random numbers.
+        data: images with labels.
+        total: training steps.
+        seed: of the network, of shifts and mirrorings.
+        flip: mirror images at random.
+        device: what computes.
+        progress: wraps the iteration over training steps, as tqdm does.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed("classifier", 0))
-        model = new_classifier(real)
+        torch.default_generator.manual_seed(seed)
+        model = make()
         generator = torch.Generator()
         generator.set_state(torch.get_rng_state())
     batch_size = min(BATCH_SIZE, len(data.items))
@@ -176,7 +209,7 @@ def train_classifier(
             device,
             choose_precision("auto", device),
             model=model,
-            objective=ClassifierObjective(generator, real.flip, device),
+            objective=ClassifierObjective(generator, flip, device),
         )
         indices = torch.arange(len(data.items))
         batches = Batches(data.items, data.labels, indices, batch_size, trainer.seed)
