@@ -19,7 +19,7 @@ import visualize_diffusion
 from cli import activity, process
 from cli.docs import COMMANDS
 from cli.training import TRAIN
-from evaluation import classifier
+from evaluation import classifier, two_sample
 from images import make_image_folder
 from training import preview
 
@@ -59,6 +59,7 @@ def script(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preview, "GRID_STEPS", 5)  # these grids are looked at for their size alone
     monkeypatch.setattr(classifier, "STEPS", 30)  # and this one is of use all the same
+    monkeypatch.setattr(two_sample, "STEPS", 2)
 
     def call(name: str, *arguments) -> Result:
         module: ModuleType = SCRIPTS[name]

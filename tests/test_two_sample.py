@@ -78,8 +78,7 @@ def test_each_half_is_as_large_as_the_data_allow(digits):
         half_size([images[:3]], digits)
 
 
-def test_the_command_reports_it(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(two_sample, "STEPS", 2)
+def test_the_command_reports_it(script, tmp_path):
     images = load_dataset("digits").items[:64].permute(0, 2, 3, 1).numpy()
     np.save(tmp_path / "samples.npy", images)
     flags = ["--samples", "samples.npy", "--dataset", "digits", "--metrics", "two-sample"]
