@@ -59,7 +59,7 @@ def two_sample_test(
     device: torch.device,
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> TwoSample:
-    """The areas under the ROC curve: 0.5 if images cannot be told from real ones, 1 if all can.
+    """Areas under the ROC curve: 0.5 for images that look real to a network, 1 for none that do.
 
     Half of the images and as many training images train a network; the other half is tested against
     as many held-out images. For the floor, training images take the place of the generated ones.
