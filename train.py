@@ -49,7 +49,7 @@ from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
-from training.resume import checkpoint_to_resume, planned_steps, require_same_run
+from training.resume import checkpoint_to_resume, plan_of, require_same_run
 from training.trainer import Trainer
 from utils import (
     choose_device,
@@ -125,10 +125,11 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             start += time.monotonic() - waited  # a classifier's training is not the run's time
 
             # Train, and write the run's folder.
-            folder, total = RunFolder(flags.output_dir), planned_steps(flags, checkpoint)
+            folder = RunFolder(flags.output_dir)
+            config["train"] |= plan_of(flags, checkpoint)
             options = {"tensorboard": flags.tensorboard, "distance": distance}
             try:
-                job = Run(config, trainer, data, folder, total=total, start=start, **options)
+                job = Run(config, trainer, data, folder, start=start, **options)
             except Finished as finished:  # a scheduler may run the same command again
                 trained = trained_before(folder, finished)
                 say(f"{finished}\n{next_command(folder)}")

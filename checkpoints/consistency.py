@@ -67,6 +67,10 @@ def require_config(config: dict) -> None:
     require_types({"class_counts": counts}, {"class_counts": list[int]}, "data.")
     if counts and len(counts) != len(data["classes"]):
         raise ValueError("the data differ in the number of classes and of their counts")
+    decay_from = config["train"].get("decay_from")
+    require_types({"decay_from": decay_from}, {"decay_from": list[float] | None}, "train.")
+    if decay_from is not None and (len(decay_from) != 2 or not 0 <= decay_from[1] <= 1):
+        raise ValueError(f"train.decay_from cannot be {decay_from!r}")
 
 
 def require_known(data: dict, model: dict, process: dict) -> None:

@@ -319,6 +319,7 @@ INVALID = [
     *[("data", "count", n) for n in (None, "many", 1.5)],
     *[("train", "label_dropout", n) for n in (None, "0.1", float("nan"))],
     *[("train", "total_steps", n) for n in ("9", 1.5, [9])],
+    *[("train", "decay_from", n) for n in (9, [9], [9, 1.5])],
     *[("train", "extra", n) for n in (torch.zeros(0), torch.zeros(3), [{"a": float("nan")}])],
     *[
         (section, None, n)

@@ -25,7 +25,7 @@ from training import plan
 from training.ema import EMA, ema_decay
 from training.folder import RunFolder
 from training.log import Metrics, read_metrics
-from training.plan import LR_DECAYS, TimePlan, learning_rate
+from training.plan import LR_DECAYS, RunLength, TimePlan, learning_rate
 from utils import save_whole
 from visuals.curves import column, draw_loss, plot_loss, running_average
 
@@ -81,7 +81,7 @@ def test_the_learning_rate_warms_up_and_decays(decay):
     assert learning_rate(0, 100, {**train, "warmup_steps": 0}) == 2.0
 
 
-@pytest.mark.parametrize(("minutes", "per_step"), [(0.5, 0.1), (10, 0.1), (600, 1.0)])
+@pytest.mark.parametrize(("minutes", "per_step"), [(0.5, 0.1), (10, 0.1), (100, 1.0)])
 @pytest.mark.parametrize(("grid", "evaluation"), [(0.5, 0.0), (0.5, 1.5), (8.0, 0.0), (8.0, 1.5)])
 @pytest.mark.parametrize("drift", [1.0, 0.8, 1.25])
 def test_a_time_plan_ends_within_five_percent(
@@ -108,6 +108,38 @@ def test_a_time_plan_ends_within_five_percent(
             timer.pause(evaluation)
     now += grid + evaluation
     assert abs((now - start) / (60 * minutes) - 1) < 0.05
+
+
+TIMED = {"lr": 1.0, "warmup_steps": 100, "lr_decay": "cosine", "epochs": None, "max_steps": None}
+TIMED |= {"max_minutes": 10, "sample_interval": 0, "eval_interval": 0, "total_steps": None}
+
+
+@pytest.mark.parametrize(
+    "paces",
+    [[0.1], [0.1, 0.04], [0.1, 0.25], [0.1, 0.25, 0.05], [0.05, 0.25, 0.05], [0.3, 0.3, 4.0]],
+    ids=str,
+)
+def test_the_learning_rate_of_a_timed_run_never_rises_again(monkeypatch, paces):
+    """A simulated run whose speed changes, and what it is like if it is resumed on the way."""
+    now, rates, plans = 0.0, [], []
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now)
+    length = RunLength(dict(TIMED), 500, first_step=0, start=0.0)
+    while len(rates) != length.end:
+        rates.append(length.learning_rate(len(rates)))
+        now += paces[min(len(paces) - 1, int(now / 600 * len(paces)))]
+        if (total := length.proposed(len(rates))) not in (0, length.total):
+            length.correct(total, len(rates))
+            plans.append((len(rates), dict(length.train)))  # as a checkpoint keeps it
+    assert 590 < now < 610
+    assert rates[:101] == pytest.approx([min(1.0, (i + 1) / 100) for i in range(101)])
+    falls = [a - b for a, b in pairwise(rates[100:])]
+    assert min(falls) >= 0
+    assert max(falls) < (0.06 if 4.0 in paces else 0.004)
+    assert rates[-1] < 0.01
+    assert len(plans) > 1
+    for (step, train), (until, _) in pairwise([*plans, (len(rates), None)]):
+        resumed = RunLength(json.loads(json.dumps(train)), 500, first_step=step, start=now)
+        assert [resumed.learning_rate(s) for s in range(step, until)] == rates[step:until]
 
 
 def test_a_time_plan_that_is_updated_now_and_then(monkeypatch):

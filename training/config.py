@@ -114,7 +114,8 @@ def train_config(flags: RunConfig) -> dict:
         **flags.chosen(flags.named(section="train")),
         "processes": world_size(),
         "update_size": flags.batch_size * flags.grad_accum * world_size(),
-        "total_steps": None,
+        "total_steps": None,  # and where the decay continues after a correction; set by RunLength
+        "decay_from": None,
     }
 
 

@@ -25,7 +25,7 @@ from training.given import (
     require_trainable,
 )
 from training.loop import Finished, Run, Trained, trained_before
-from training.resume import checkpoint_to_resume, planned_steps, require_same_run
+from training.resume import checkpoint_to_resume, plan_of, require_same_run
 from training.session import session
 from training.trainer import Trainer
 from utils import choose_device, choose_precision, set_deterministic, torch_defaults
@@ -92,11 +92,10 @@ def fit(
         if checkpoint is not None:
             require_state(checkpoint, trainer.model, trainer.optimizers)
             trainer.load(checkpoint)
-        total, board = planned_steps(wanted, checkpoint), wanted.tensorboard
+        config["train"] |= plan_of(wanted, checkpoint)
+        board = wanted.tensorboard
         try:
-            run = Run(
-                config, trainer, dataset, run_folder, total=total, start=start, tensorboard=board
-            )
+            run = Run(config, trainer, dataset, run_folder, start=start, tensorboard=board)
         except Finished as finished:
             return trained_before(run_folder, finished)
         with session(run, checkpoint):

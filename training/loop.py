@@ -125,7 +125,6 @@ class Run:
         trainer: made from it, with the state of a checkpoint if the run is resumed.
         data: the data set.
         folder: where files are written.
-        total: steps of the whole run, if they are known already.
         start: a reading of `time.monotonic()` from which a limit of minutes counts.
         tensorboard: also log for TensorBoard.
         distance: of uint8 images (N, C, H, W) to real ones, for --eval-interval.
@@ -142,7 +141,6 @@ class Run:
         data: Data,
         folder: RunFolder,
         *,
-        total: int | None = None,
         start: float,
         tensorboard: bool = False,
         distance: Callable[[Tensor], float] | None = None,
@@ -164,7 +162,7 @@ class Run:
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
         self.preview = Preview(trainer, config, data.items, labels, self.stop)
-        self.length = RunLength(train, self.epoch_steps, trainer.step, start, total, trainer.lr)
+        self.length = RunLength(train, self.epoch_steps, trainer.step, start, trainer.lr)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.batches.last_epoch(end)):
             self.length.fix(end)  # the run was killed while it wrote its last files
@@ -226,7 +224,7 @@ class Run:
             if self.length.total is None:
                 epochs = total / self.epoch_steps
                 self.log.progress.say(f"the time allows {total:,} steps, {epochs:.1f} epochs")
-            self.length.fix(total)
+            self.length.correct(total, self.trainer.step)
 
     def count(self, step: Step) -> None:
         """Add the loss of a step to the log, or report that it was skipped.

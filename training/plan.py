@@ -14,13 +14,26 @@ LR_DECAYS: dict[str, Callable[[float], float]] = {  # progress 0 ... 1 -> fracti
 def learning_rate(step: int, total: int | None, train: dict) -> float:
     """The learning rate at a step (from 0): a linear warm-up to `lr`, then a decay to 0 at `total`.
 
-    `train` has lr, warmup_steps and lr_decay. There is no decay while `total` is unknown.
+    `train` has lr, warmup_steps, lr_decay, and decay_from if the plan was corrected. There is no
+    decay while `total` is unknown.
     """
     lr, warmup = train["lr"], train["warmup_steps"]
     if step < warmup:
         return lr * (step + 1) / warmup
-    progress = 0.0 if total is None else (step - warmup) / max(1, total - warmup)
-    return lr * LR_DECAYS[train["lr_decay"]](min(1.0, progress))
+    return lr * LR_DECAYS[train["lr_decay"]](decay_progress(step, total, train))
+
+
+def decay_progress(step: int, total: int | None, train: dict) -> float:
+    """The progress of the decay, 0 ... 1, at a step after the warm-up.
+
+    It grows linearly to 1 at `total`, from `decay_from`: the step and the progress at which the
+    number of steps was last corrected. A correction changes how fast progress grows from there on,
+    so progress neither jumps nor falls.
+    """
+    if total is None:
+        return 0.0
+    first, before = train.get("decay_from") or (train["warmup_steps"], 0.0)
+    return min(1.0, before + (1 - before) * ((step - first) / max(1, total - first)))
 
 
 DEFAULT_EPOCHS = 20
@@ -39,11 +52,11 @@ class RunLength:
     """The number of steps of a run: known from the start, or once a time plan has measured.
 
     Args:
-        train: the configuration of the training. `total_steps` is written to it.
+        train: the configuration of the training. Its `total_steps` is the length of a resumed run,
+            or None. The plan is written to it: `total_steps` and `decay_from`.
         epoch_steps: steps of an epoch.
         first_step: the step that the run starts or resumes from.
         start: a reading of `time.monotonic()` from which --max-minutes counts.
-        total: the steps of the whole run, if they are known already.
         last_lr: the learning rate that a resumed run ended with.
     """
 
@@ -53,14 +66,13 @@ class RunLength:
         epoch_steps: int,
         first_step: int,
         start: float,
-        total: int | None,
         last_lr: float = math.inf,
     ):
         self.train, self.last_lr = train, last_lr
         self.total, self.plan = None, None
         self.limit = step_limit(train, epoch_steps)
-        if total is not None:
-            self.fix(total)
+        if train["total_steps"] is not None:
+            self.fix(train["total_steps"])
         elif train["max_minutes"]:
             grid_steps = epoch_steps * (train["sample_interval"] or 10**9)
             self.plan = TimePlan(train["max_minutes"], start, first_step, grid_steps)
@@ -77,6 +89,13 @@ class RunLength:
         """Set the number of steps, within the limit."""
         self.total = min(total, self.limit or total)
         self.train["total_steps"] = self.total
+
+    def correct(self, total: int, step: int) -> None:
+        """Change the number of steps after `step`. The decay continues from its progress there."""
+        before = self.total
+        self.fix(total)
+        if before not in (None, self.total) and step > self.train["warmup_steps"]:
+            self.train["decay_from"] = [step, decay_progress(step, before, self.train)]
 
     def proposed(self, step: int) -> int:
         """The number of steps as seen after `step`; 0 while it is unknown."""

@@ -208,8 +208,12 @@ def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Pat
     return changes(known, files)
 
 
-def planned_steps(flags: RunConfig, checkpoint: dict | None) -> int | None:
-    """The number of steps that a resumed run had planned, unless a new limit is given."""
+def plan_of(flags: RunConfig, checkpoint: dict | None) -> dict:
+    """The length that a resumed run had planned, for its configuration of the training.
+
+    Empty for a new run, or if a new limit is given.
+    """
     if checkpoint is None or flags.given & set(flags.named(limit=True)):
-        return None
-    return checkpoint["config"]["train"]["total_steps"]
+        return {}
+    saved = checkpoint["config"]["train"]
+    return {"total_steps": saved["total_steps"], "decay_from": saved.get("decay_from")}
