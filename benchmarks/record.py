@@ -1,17 +1,25 @@
 """The results of train.py in a given time: each recipe is trained, measured, sampled and exported.
 
-    python benchmarks/record.py                            # all recipes for this machine
+    python benchmarks/record.py --list                     # what --all would run, and how long
+    python benchmarks/record.py --all                      # hours; may be interrupted and repeated
     python benchmarks/record.py --only "mnist, 10 minutes"
+    python benchmarks/record.py --check                    # figures in README and docs
 
 For each recipe: train.py, evaluate.py on three sets of 2,000 images, a grid of the first 64 images
 by sample.py, and, for published recipes, weights and model card by export.py. The row of a recipe
-in docs/results.json is replaced, and docs/results.md is written from all rows. Runs stay in
---output-dir.
+in docs/results.json is replaced. docs/results.md and the figures that other pages quote (see
+figures.py) are written from all rows.
+
+A row that the present code and flags have made is skipped. Code means the modules that matter (see
+code_digest.py); if only those of sampling and measuring have changed, the network is kept.
+--output-dir holds the runs, and next to each a .json that says how far it has come: an interrupted
+training is resumed, within the time that it had planned, unless the code has changed.
 """
 
 import json
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.code_digest import code_digest
 from benchmarks.common import ROOT, command_line
+from benchmarks.figures import (
+    UnknownSource,
+    all_quotes,
+    corrected,
+    wrong_lines_of_card,
+)
+from benchmarks.results_page import METRICS, page
+from benchmarks.sessions import train_to_the_end
 from checkpoints.checkpoint import load_checkpoint
 from training.environment import read_environment
 from training.log import read_metrics
@@ -31,6 +48,7 @@ from utils import save_whole
 from visuals.curves import column
 
 ROWS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+PRECISION = ["--precision", "bf16", "--batch-size", "250"]
 
 
 class Recipe(NamedTuple):
@@ -45,8 +63,15 @@ class Recipe(NamedTuple):
 
 GUIDED = "--steps 20 --guidance-scale 1.3"
 CIFAR10 = "--dataset cifar10 --preset quality --compile reduce-overhead --sample-interval 0"
-RECIPES = {
+RECIPES = {  # changed flags make a row outdated
+    "mnist, the main command": Recipe("--dataset mnist"),
     "mnist, 20 epochs": Recipe("--dataset mnist --preset fast --sample-interval 5", GUIDED),
+    "mnist, 2 minutes": Recipe(
+        "--dataset mnist --preset laptop --max-minutes 2 --sample-interval 0", GUIDED
+    ),
+    "mnist, 5 minutes": Recipe(
+        "--dataset mnist --preset laptop --max-minutes 5 --sample-interval 0", GUIDED
+    ),
     "mnist, 10 minutes": Recipe(
         "--dataset mnist --preset laptop --max-minutes 10 --sample-interval 0", GUIDED, "mnist"
     ),
@@ -63,23 +88,109 @@ RECIPES = {
         "--steps 20",  # after an hour closer to the training images than with guidance
         "fashion_mnist",
     ),
+    "cifar10, 60 minutes": Recipe(
+        "--dataset cifar10 --preset laptop --max-minutes 60 --sample-interval 0", GUIDED
+    ),
+    "cifar10, a night": Recipe(
+        "--dataset cifar10 --preset laptop --max-minutes 480 --sample-interval 0", GUIDED
+    ),
     "cifar10, 10 minutes on a GPU": Recipe(f"{CIFAR10} --max-minutes 10", GUIDED, needs_gpu=True),
     "cifar10, 40 minutes on a GPU, in parts of 10": Recipe(
         f"{CIFAR10} --max-minutes 40", GUIDED, part=10, needs_gpu=True
     ),
 }
-PROTOCOL = """\
-Written by `python benchmarks/record.py`. The commands of each row reproduce it.
 
-- **Minutes** are those of the whole `train.py`, with imports, data, validation and pictures.
-- **classifier-FID** is measured between 2,000 samples by the averaged weights and the whole test
-  split, in the features of the data set's classifier (`evaluate.py`; it is not the FID). The
-  **floor** is the classifier-FID of 2,000 training images. Both are the mean, and in brackets the
-  lowest and highest, of three seeds of sampling, not of training. Figures can be compared only if
-  they are from the same classifier.
-- No test image is trained on. The presets were chosen by runs that were measured on the same test
-  split ([presets.md](presets.md)), by differences far above chance. These runs were made later.
-- **Seconds** are those of `sample.py` for 64 images in bf16, without starting Python."""
+
+# --- what has been done, and by which code --------------------------------------------------------
+
+
+class Code(NamedTuple):
+    """Digests of the code that rows depend on."""
+
+    training: str
+    measuring: str
+
+    @classmethod
+    def now(cls) -> "Code":
+        """Those of the working tree."""
+        return cls(
+            code_digest(ROOT, "train", without={"evaluation"}),
+            code_digest(ROOT, "evaluate", "sample"),
+        )
+
+
+def commit() -> str | None:
+    """The commit of the code, with "+" if it has changed since; None without git."""
+    git = ["git", "-C", str(ROOT)]
+    sources = ["--", "*.py"]  # this script itself writes pages and weights
+    try:
+        head = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno", *sources])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.decode().strip() + ("+" if changed.strip() else "")
+
+
+class Work:
+    """How far a recipe's run has come: a .json next to its folder.
+
+    Args:
+        recipe: the recipe.
+        folder: of the run.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.path = folder.with_name(f"{folder.name}.json")
+        self.state = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def interrupted(self) -> bool:
+        """Has a training begun, and not finished?"""
+        training = self.state.get("training", {})
+        return bool(training.get("sessions")) and not training.get("finished")
+
+    def of_stage(self, stage: str, key: list[str]) -> dict:
+        """The state of a stage; a new one if it was made by other code or with other flags."""
+        found = self.state.get(stage, {})
+        if found.get("key") != key:
+            found = {"key": key, "commit": commit()}
+        self.state[stage] = found
+        self.save()
+        return found
+
+    def training(self, code: Code) -> dict:
+        """The state of the training: its sessions, and whether it has finished."""
+        state = self.of_stage("training", [code.training, self.recipe.train])
+        if state.get("finished") and not (self.folder / "model_final.pt").exists():
+            state.update(sessions=[], finished=False)
+        state.setdefault("sessions", [])
+        return state
+
+    def measuring(self, code: Code) -> dict:
+        """The state of sampling and measuring: the figures of each finished command."""
+        begun = self.state["training"]["sessions"][0]["start"]  # another network, other figures
+        key = [code.measuring, self.recipe.draw, self.recipe.weights, str(begun)]
+        return self.of_stage("measuring", key)
+
+    def save(self) -> None:
+        text = json.dumps(self.state, indent=1) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_whole(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def outdated(row: dict, code: Code) -> str:
+    """Why a row is not what today's code and flags make; "" if it is."""
+    recipe, made = RECIPES[row["recipe"]], row.get("code", {})
+    if row["train"] != train_command(recipe):
+        return "older flags"
+    if made.get("training") != code.training:
+        return "older code"
+    if row["draw"] != drawing(recipe):
+        return "older flags of sampling"
+    return "" if made.get("measuring") == code.measuring else "older code of measuring"
+
+
+# --- running --------------------------------------------------------------------------------------
 
 
 def execute(name: str, *flags: str) -> str:
@@ -91,72 +202,91 @@ def execute(name: str, *flags: str) -> str:
     return result.stdout
 
 
-def train_in_parts(flags: list[str], folder: Path, minutes: float | None) -> None:
-    """Run train.py to its end; stop and resume it after so many minutes each time, if given."""
-    rest = [*flags, "--overwrite"]
-    while True:
-        command = [sys.executable, "train.py", *rest, "--output-dir", str(folder)]
-        print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(minutes and 60 * minutes)
-            break
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()  # it saves a checkpoint
-        rest = ["--resume"]
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+def run(name: str, work: Work, data_dir: str) -> dict:
+    """Train and measure a recipe, as far as this is not done yet; returns its row."""
+    slug, recipe, folder, data = slug_of(name), work.recipe, work.folder, ["--data-dir", data_dir]
+    training = work.training(Code.now())
+    if not training.get("finished"):
+        flags, sessions = [*shlex.split(recipe.train), *data], training["sessions"]
+        train_to_the_end(flags, folder, sessions, work.save, recipe.part)
+        training["finished"] = True
+        work.save()
 
-
-def run(name: str, recipe: Recipe, args) -> dict:
-    """Train and measure a recipe; returns its row."""
-    slug = re.sub(r"\W+", "_", name)
-    folder = args.output_dir / slug
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
-    draw = ["--checkpoint", str(checkpoint), *shlex.split(recipe.draw), "--precision", "bf16"]
-    draw += ["--batch-size", "250"]
-    data = ["--data-dir", args.data_dir]
-
-    if not args.trained:
-        start = time.monotonic()
-        train_in_parts([*shlex.split(recipe.train), *data], folder, recipe.part)
-        (folder / "minutes").write_text(str((time.monotonic() - start) / 60))
-    execute("evaluate", *draw, *data)
+    draw = ["--checkpoint", str(checkpoint), *shlex.split(recipe.draw), *PRECISION]
+    measuring = work.measuring(Code.now())
+    start = time.monotonic()
+    if "report" not in measuring:
+        execute("evaluate", *draw, *data, "--metrics", *METRICS.split())
+        measuring["report"] = json.loads(report.read_text())
+        measuring["minutes"] = (time.monotonic() - start) / 60
+        work.save()
     grid = f"results_{slug}.png"
-    drawn = execute("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
+    if "seconds" not in measuring:
+        drawn = execute("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
+        measuring["seconds"] = float(re.search(r"images in ([\d.]+) s", drawn)[1])
+        work.save()
     if recipe.weights:
         weights = f"weights/{recipe.weights}.safetensors"
         execute("export", "--checkpoint", str(checkpoint), "--card", str(report), weights)
+    return row_of(name, recipe, folder, training, measuring, grid)
 
-    found, rows = json.loads(report.read_text()), read_metrics(folder / "metrics.jsonl")
+
+def row_of(
+    name: str, recipe: Recipe, folder: Path, training: dict, measuring: dict, grid: str
+) -> dict:
+    """The row of a recipe that was trained and measured."""
+    found, rows = measuring["report"], read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text())
-    train = config["train"]
-    session, distance = read_environment(folder / "env.json")[-1], found["classifier"]
-    machine = session["device"].get("name") or (
-        f"{session['cpu']['name']}, {session['threads']} threads"
-    )
+    train, sessions = config["train"], training["sessions"]
+    last, distance = read_environment(folder / "env.json")[-1], found["classifier"]
+    machine = last["device"].get("name") or f"{last['cpu']['name']}, {last['threads']} threads"
     updates = rows[-1]["step"]
     return {
         "recipe": name,
         "train": train_command(recipe),
-        "draw": f"--checkpoint outputs/model_final.pt {recipe.draw} --precision bf16 "
-        "--batch-size 250",
-        "date": session["time"][:10],
+        "draw": drawing(recipe),
+        "date": last["time"][:10],
+        "code": {
+            "commit": training["commit"],
+            "training": training["key"][0],
+            "measuring": measuring["key"][0],
+        },
         "machine": machine,
-        "precision": session["precision"],
-        "torch": session["packages"]["torch"],
-        "minutes": float((folder / "minutes").read_text()),
+        "precision": last["precision"],
+        "torch": last["packages"]["torch"],
+        "minutes": sum(each["seconds"] for each in sessions) / 60,
+        "sessions": len(sessions),
+        "measuring_minutes": measuring["minutes"],
+        "start": sessions[0].get("begin"),
+        "memory": max((each.get("memory") or 0 for each in sessions), default=0) or None,
         "updates": updates,
         "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
         "images_per_second": statistics.median(column(rows, "images_per_second")[1]),
-        "parameters": sum(w.numel() for w in load_checkpoint(checkpoint)["ema"].values()),
+        "parameters": parameters_of(folder / "model_final.pt"),
         "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
         "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
+        "two_sample": found["two_sample"],
         "near_copies": found["copies"]["near_copies"],
-        "seconds": float(re.search(r"images in ([\d.]+) s", drawn)[1]),
+        "seconds": measuring["seconds"],
         "grid": grid,
     }
+
+
+def parameters_of(checkpoint: Path) -> int:
+    """The number of weights in a checkpoint."""
+    return sum(weight.numel() for weight in load_checkpoint(checkpoint)["ema"].values())
+
+
+def slug_of(name: str) -> str:
+    """A name for use in file names: "mnist, 2 minutes" becomes "mnist_2_minutes"."""
+    return re.sub(r"\W+", "_", name)
+
+
+def drawing(recipe: Recipe) -> str:
+    """The flags of evaluate.py and sample.py that a reader types."""
+    words = f"--checkpoint outputs/model_final.pt {recipe.draw} {shlex.join(PRECISION)}"
+    return " ".join(words.split())
 
 
 def train_command(recipe: Recipe) -> str:
@@ -168,71 +298,143 @@ def train_command(recipe: Recipe) -> str:
     return f"{timeout} {command}\n{timeout} python train.py --resume  # repeat until finished"
 
 
-def page(rows: list[dict]) -> str:
-    """The content of docs/results.md."""
-    head = "recipe | minutes | epochs | images/s | parameters | classifier-FID | floor | ratio | "
-    head += "precision, recall | near-copies | seconds"
-    lines = ["# Results", "", PROTOCOL, "", f"| {head} |", "| --- " * 11 + "|"]
-    for row in rows:
-        measures = row["measures"]
-        distance = measures["classifier_fid"]
-        floor = f"{distance['floor']:.3f} ({spread(distance['floor_values'])})"
-        close = ", ".join(f"{measures[key]['mean']:.2f}" for key in ("precision", "recall"))
-        cells = [
-            row["recipe"],
-            f"{row['minutes']:.1f}",
-            f"{row['epochs']:.1f}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['parameters']:,}",
-            f"{distance['mean']:.3f} ({spread(distance['values'])})",
-            floor,
-            f"**{distance['ratio']:.2f}**",
-            close,
-            f"{100 * row['near_copies']:.2f} %",
-            f"{row['seconds']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    for row in rows:
-        classifier = row["classifier"]
-        lines += ["", f"## {row['recipe']}", "", "```", row["train"]]
-        lines += [f"python {name}.py {row['draw']}" for name in ("evaluate", "sample")]
-        lines += ["```", ""]
-        lines += [
-            f"{row['date']}, {row['machine']}, {row['precision']}, torch {row['torch']}. "
-            f"Classifier `{classifier['sha256'][:12]}`, accuracy on the test split "
-            f"{100 * classifier['accuracy']:.2f} %. The first 64 samples of seed 0, not selected:",
-            "",
-            f"![{row['recipe']}]({row['grid']})",
-        ]
-    return "\n".join(lines) + "\n"
+# --- the record -----------------------------------------------------------------------------------
 
 
-def write(rows: list[dict]) -> None:
-    """Write docs/results.json and docs/results.md."""
-    for path, text in [(ROWS, json.dumps(rows, indent=1) + "\n"), (PAGE, page(rows))]:
-        save_whole(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+def read() -> dict[str, dict]:
+    """The rows of docs/results.json, by recipe."""
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    return {row["recipe"]: row for row in rows if row["recipe"] in RECIPES}
 
 
-def spread(values: list[float]) -> str:
-    """The lowest and the highest value."""
-    return f"{min(values):.3f} to {max(values):.3f}"
+def write(rows: dict[str, dict]) -> None:
+    """Write docs/results.json, docs/results.md, and the figures that other pages quote."""
+    ordered, code = [rows[name] for name in RECIPES if name in rows], Code.now()
+    for row in ordered:
+        row["outdated"] = outdated(row, code)
+    save(ROWS, json.dumps(ordered, indent=1) + "\n")
+    save(PAGE, page(ordered))
+    quotes = all_quotes(ROOT, ordered, list(RECIPES))
+    for path in {quote.page for quote in quotes}:
+        mine = [q for q in quotes if q.page == path and q.expected is not None and not q.holds()]
+        if mine:
+            save(ROOT / path, corrected((ROOT / path).read_text(encoding="utf-8"), mine))
+            print(*(f"corrected: {quote}" for quote in mine), sep="\n")
 
 
-def main() -> None:
+def save(path: Path, text: str) -> None:
+    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def check(rows: dict[str, dict]) -> list[str]:
+    """The figures of all pages that are not those of the record; prints those without a record."""
+    try:
+        quotes = all_quotes(ROOT, list(rows.values()), list(RECIPES))
+    except UnknownSource as error:
+        return [str(error)]
+    wrong = [str(quote) for quote in quotes if quote.expected is not None and not quote.holds()]
+    for quote in quotes:
+        if quote.expected is None:
+            print(quote)
+    for name, row in rows.items():
+        card = Path("weights") / f"{RECIPES[name].weights}.md"
+        if RECIPES[name].weights:
+            wrong += wrong_lines_of_card(ROOT, card, row)
+    if PAGE.read_text(encoding="utf-8") != page(list(rows.values())):
+        wrong.append(f"{PAGE.relative_to(ROOT)}: not written from {ROWS.name}; run --write")
+    return wrong
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def plan_of(
+    names: list[str], rows: dict[str, dict], output_dir: Path, again: bool
+) -> dict[str, str]:
+    """Why each recipe is run, or "skipped: " and why it is not."""
+    code, gpu, found = Code.now(), torch.cuda.is_available(), {}
+    for name in names:
+        if RECIPES[name].needs_gpu and not gpu:
+            found[name] = "skipped: needs a GPU"
+        elif name not in rows:
+            found[name] = "not recorded yet"
+        elif again:
+            found[name] = "again"
+        elif reason := outdated(rows[name], code):
+            found[name] = reason
+        elif Work(RECIPES[name], output_dir / slug_of(name)).interrupted():
+            found[name] = "was interrupted"
+        else:
+            found[name] = "skipped: code and flags have not changed"
+    return found
+
+
+def show(planned: dict[str, str], rows: dict[str, dict]) -> None:
+    """Print a plan, with the minutes that each recipe took the last time."""
+    for name, reason in planned.items():
+        row = rows.get(name, {})
+        minutes = sum(row.get(key) or 0 for key in ("minutes", "measuring_minutes"))
+        took = f"{row['date']}: {minutes:.0f} min" if row else ""
+        print(f"{name:<46} {took:<22} {reason}")
+
+
+def run_all(planned: dict[str, str], rows: dict[str, dict], args) -> list[str]:
+    """Run the recipes of a plan that are not skipped. Returns the names of those that failed."""
+    failed = []
+    for name, reason in planned.items():
+        if reason.startswith("skipped"):
+            continue
+        work = Work(RECIPES[name], args.output_dir / slug_of(name))
+        if args.again and not work.interrupted():
+            work.state = {}
+        print(f"{name}: {reason}", flush=True)
+        try:
+            rows[name] = run(name, work, args.data_dir)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
+        write(rows)
+    return failed
+
+
+def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--only", nargs="*", choices=RECIPES, help="none: only write the page")
-    parser.add_argument("--trained", action="store_true", help="measure finished runs")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--all", action="store_true", help="run all recipes for this machine")
+    what.add_argument("--only", nargs="+", choices=RECIPES, metavar="RECIPE", help="run these")
+    what.add_argument("--list", action="store_true", help="what --all would run, and how long")
+    what.add_argument("--write", action="store_true", help="write the pages from results.json")
+    what.add_argument("--check", action="store_true", help="compare quoted figures with the record")
+    parser.add_argument("--again", action="store_true", help="do not skip what has not changed")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / "record")
     args = parser.parse_args()
-    found = {row["recipe"]: row for row in json.loads(ROWS.read_text())} if ROWS.exists() else {}
-    here = [name for name in RECIPES if torch.cuda.is_available() or not RECIPES[name].needs_gpu]
-    for name in here if args.only is None else args.only:
-        found[name] = run(name, RECIPES[name], args)
-        write([found[recipe] for recipe in RECIPES if recipe in found])
-    write([found[recipe] for recipe in RECIPES if recipe in found])
+    args.output_dir = ROOT / args.output_dir
+    rows = read()
+    if args.check:
+        wrong = check(rows)
+        print(*wrong, sep="\n", file=sys.stderr)
+        return 1 if wrong else 0
+    if args.write:
+        write(rows)
+        print(PAGE)
+        return 0
+    planned = plan_of(args.only or list(RECIPES), rows, args.output_dir, args.again)
+    show(planned, rows)
+    if args.list:
+        return 0
+    for name in ("SIGTERM", "SIGHUP"):  # train.py is stopped and saves, as after Ctrl-C
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    failed = run_all(planned, rows, args)
+    write(rows)
     print(PAGE)
+    if failed:
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,5 @@
 """Tests of the benchmarks."""
 
-import json
-import subprocess
 import sys
 from functools import cache, partial
 from types import SimpleNamespace
@@ -17,7 +15,6 @@ from benchmarks import (
     contenders,
     contest,
     profile_step,
-    record,
     samplers,
     throughput,
     time_to_quality,
@@ -301,60 +298,6 @@ def test_throughput_compares_contenders_on_the_requested_data(monkeypatch, tmp_p
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         throughput.main()
-
-
-def test_the_page_of_results_shows_its_rows():
-    rows = json.loads(record.ROWS.read_text())
-    assert record.PAGE.read_text() == record.page(rows)
-    for row in rows:
-        recipe = record.RECIPES[row["recipe"]]
-        assert row["train"] == record.train_command(recipe)
-        assert recipe.draw in row["draw"]
-        assert (record.PAGE.parent / row["grid"]).is_file()
-
-
-def test_a_recipe_in_parts_is_resumed_until_it_finishes(tmp_path, capsys, monkeypatch):
-    made = []
-
-    class Process:
-        """A process that must be stopped the first two times."""
-
-        def __init__(self, command, **_):
-            self.returncode, self.waits = None, []
-            made.append((command, self.waits))
-
-        def wait(self, timeout=None):
-            self.waits.append(timeout)
-            if timeout and len(made) < 3:
-                raise subprocess.TimeoutExpired("train.py", timeout)
-            self.returncode = 0
-
-        def terminate(self):
-            self.waits.append("terminated")
-
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    record.train_in_parts(["--channels", "8"], tmp_path, minutes=10)
-    words = ["--output-dir", str(tmp_path)]
-    assert made == [
-        (
-            [sys.executable, "train.py", "--channels", "8", "--overwrite", *words],
-            [600, "terminated", None],
-        ),
-        ([sys.executable, "train.py", "--resume", *words], [600, "terminated", None]),
-        ([sys.executable, "train.py", "--resume", *words], [600]),
-    ]
-
-
-def test_a_recipe_that_fails_is_an_error(tmp_path):
-    with pytest.raises(subprocess.CalledProcessError):
-        record.train_in_parts(["--channels", "0"], tmp_path, None)
-
-
-def test_the_command_of_a_recipe_in_parts_shows_how_to_resume():
-    recipe = record.RECIPES["cifar10, 40 minutes on a GPU, in parts of 10"]
-    first, second = record.train_command(recipe).splitlines()
-    assert first.startswith("timeout 10m python train.py --dataset cifar10 --preset quality")
-    assert second.startswith("timeout 10m python train.py --resume")
 
 
 def test_the_parts_of_a_step_add_up_to_its_time(capsys):

@@ -1,0 +1,129 @@
+"""The page docs/results.md, from the rows of docs/results.json."""
+
+METRICS = "classifier two-sample copies"  # of evaluate.py
+PROTOCOL = """\
+Written by `python benchmarks/record.py --all`. The commands of each row reproduce it.
+
+- **classifier-FID** is measured between 2,000 samples by the averaged weights and the whole test
+  split, in the features of the data set's classifier (`evaluate.py`; it is not the FID). The
+  **floor** is the classifier-FID of 2,000 training images. Both are the mean, and in brackets the
+  lowest and highest, of three seeds of sampling, not of training. **Ratio** is the classifier-FID
+  divided by the floor. Figures can be compared only if they are from the same classifier.
+- **AUC** is that of the two-sample test ([evaluation.md](evaluation.md)): 0.5 if a network that is
+  trained for it cannot tell samples from real images, 1 if it always can; on all grey levels and
+  on 16. In brackets, the lowest and highest of three networks, and the floor (training images in
+  the place of the samples). **Almost background** is the share of pixels of 1 to 10 grey levels
+  from the background; in brackets, that of training images.
+- No test image is trained on. The presets were chosen by runs that were measured on the same test
+  split ([presets.md](presets.md)), by differences far above chance. These runs were made later.
+- **Minutes** are those of the whole `train.py`, with imports, data, validation and pictures; of
+  all sessions, if the run was interrupted and resumed. **Start** is the time in seconds from the
+  start of the process to its first training step, and **memory** its peak of resident memory.
+- **64 images** is the time in seconds of `sample.py` for 64 images in bf16, without starting
+  Python.
+- **Code** is the commit that trained the network. "Older code": modules that matter for the row
+  have changed since then (`benchmarks/code_digest.py`). "Older flags": today's recipe has others.
+- An empty cell was not measured."""
+
+
+def page(rows: list[dict]) -> str:
+    """The content of docs/results.md."""
+    lines = ["# Results", "", PROTOCOL, ""]
+    lines += table(["recipe", *QUALITY], [[row["recipe"], *quality(row)] for row in rows])
+    lines += ["", *table(["recipe", *COST], [[row["recipe"], *cost(row)] for row in rows])]
+    for row in rows:
+        classifier = row["classifier"]
+        lines += ["", f"## {row['recipe']}", "", "```", row["train"]]
+        lines += [f"python evaluate.py {row['draw']}{metrics_of(row)}"]
+        lines += [f"python sample.py {row['draw']}", "```", ""]
+        reason = f" ({row['outdated']})" if row.get("outdated") else ""
+        lines += [
+            f"{row['date']}{made_by(row)}{reason}, {row['machine']}, {row['precision']}, torch "
+            f"{row['torch']}. Classifier `{classifier['sha256'][:12]}`, accuracy on the "
+            f"test split {100 * classifier['accuracy']:.2f} %. The first 64 samples of seed 0, not "
+            "selected:",
+            "",
+            f"![{row['recipe']}]({row['grid']})",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+QUALITY = ("classifier-FID", "floor", "ratio", "precision, recall", "near-copies", "AUC")
+QUALITY += ("AUC, 16 levels", "almost background")
+COST = ("minutes", "epochs", "updates", "images/s", "parameters", "start", "memory", "64 images")
+COST += ("date", "code")
+
+
+def quality(row: dict) -> list[str]:
+    """The cells of a row on its samples."""
+    distance, tests = row["measures"]["classifier_fid"], row.get("two_sample", {})
+    return [
+        f"{distance['mean']:.3f} ({spread(distance['values'])})",
+        f"{distance['floor']:.3f} ({spread(distance['floor_values'])})",
+        f"**{distance['ratio']:.2f}**",
+        ", ".join(f"{row['measures'][key]['mean']:.2f}" for key in ("precision", "recall")),
+        f"{100 * row['near_copies']:.2f} %",
+        *(area(tests.get(key)) for key in ("auc", "auc_16_levels")),
+        almost_background(tests.get("grey_levels")),
+    ]
+
+
+def area(found: dict | None) -> str:
+    """The cell of a two-sample test."""
+    if found is None:
+        return ""
+    return f"{found['mean']:.3f} ({spread(found['values'])}; floor {found['floor']:.3f})"
+
+
+def almost_background(levels: dict | None) -> str:
+    """The cell of the pixels that are almost background."""
+    if levels is None:
+        return ""
+    ours, real = levels["almost_background"], levels["almost_background_of_real"]
+    return f"{100 * ours:.2f} % ({100 * real:.2f} %)"
+
+
+def cost(row: dict) -> list[str]:
+    """The cells of a row on its training."""
+    sessions = row.get("sessions", 1)
+    commit = row.get("code", {}).get("commit")
+    code = [f"`{short(commit)}`" if commit else "", row.get("outdated", "")]
+    return [
+        f"{row['minutes']:.1f}" + (f" in {sessions} sessions" if sessions > 1 else ""),
+        f"{row['epochs']:.1f}",
+        f"{row['updates']:,}",
+        f"{row['images_per_second']:,.0f}",
+        f"{row['parameters']:,}",
+        "" if row.get("start") is None else f"{row['start']:.1f}",
+        "" if row.get("memory") is None else f"{row['memory']:,.0f} MB",
+        f"{row['seconds']:.1f}",
+        row["date"],
+        ", ".join(filter(None, code)),
+    ]
+
+
+def made_by(row: dict) -> str:
+    """The commit of a row's code, in words."""
+    commit = row.get("code", {}).get("commit")
+    return f", commit {short(commit)}" if commit else ""
+
+
+def short(commit: str) -> str:
+    """The first digits of a commit; "+" if files had changed."""
+    return commit[:9] + "+" * commit.endswith("+")
+
+
+def metrics_of(row: dict) -> str:
+    """The flag of evaluate.py for a row's measures."""
+    return f" --metrics {METRICS}" if "two_sample" in row else ""
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def spread(values: list[float]) -> str:
+    """The lowest and the highest value."""
+    return f"{min(values):.3f} to {max(values):.3f}"
