@@ -19,7 +19,7 @@ from cli.sampling import SamplingRequest
 from distributed import gather, is_main, own_device, rank, world_size
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
-from utils import NoisePerImage, choose_device, choose_precision
+from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
 
 SNAPSHOTS = 10  # pictures that --show-intermediate writes
 FRAMES = 60  # of an animation, at most
@@ -40,6 +40,7 @@ class SamplingJob:
         self.request = request
         self.device = own_device(choose_device(request.device))
         self.precision = choose_precision(request.precision, self.device)
+        keep_freed_memory()
         request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]

@@ -17,7 +17,7 @@ from training.ema import EMA
 from training.objective import DiffusionObjective, Objective
 from training.optimizers import OPTIMIZERS
 from training.sharding import alone, placed, shard, unsharded
-from utils import RANDOM_STATE, autocast, memory_format
+from utils import RANDOM_STATE, autocast, keep_freed_memory, memory_format
 
 
 class Diverged(FloatingPointError):
@@ -54,6 +54,7 @@ class Trainer:
         self.batch_size = train["batch_size"]  # of one forward pass
         self.max_norm = train["grad_clip"] or float("inf")
         self.device, self.precision = device, precision
+        keep_freed_memory()
         if model is None:
             with RANDOM_STATE:
                 torch.manual_seed(self.seed)
