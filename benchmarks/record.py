@@ -314,7 +314,11 @@ def write(rows: dict[str, dict]) -> None:
         row["outdated"] = outdated(row, code)
     save(ROWS, json.dumps(ordered, indent=1) + "\n")
     save(PAGE, page(ordered))
-    quotes = all_quotes(ROOT, ordered, list(RECIPES))
+    try:
+        quotes = all_quotes(ROOT, ordered, list(RECIPES))
+    except UnknownSource as error:  # no reason to end hours of work
+        print(error, file=sys.stderr, flush=True)
+        quotes = []
     for path in {quote.page for quote in quotes}:
         mine = [q for q in quotes if q.page == path and q.expected is not None and not q.holds()]
         if mine:

@@ -137,6 +137,12 @@ def test_a_row_is_made_once_for_each_version_of_the_code_that_matters(project, c
     (project / "evaluation" / "measure.py").write_text("b = 2")
     assert call("--all").ran == ["evaluate"]
     assert "older code" not in record.PAGE.read_text()
+    (project / "README.md").write_text("Once 5<!-- results.json: tiny: updates --> steps.")
+    call("--write")
+    assert (project / "README.md").read_text().startswith("Once 10<")
+    (project / "README.md").write_text("Once 5<!-- results.json: none: updates --> steps.")
+    assert "no recipe 'none'" in call("--write").err
+    assert call("--check").code == 1
     (project / "recipe.py").write_text("a = 2")
     assert "2026-01-02: 0 min      older code" in call("--list").out
     call("--write")
