@@ -173,7 +173,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.suffix == ".pt":
+        if path.suffix in (".pt", ".safetensors"):
             found |= {f"{name} {key}": value for key, value in leaves(load_checkpoint(path))}
         elif path.suffix == ".png" or path.name == "config.json":
             found[name] = path.read_bytes()

@@ -10,11 +10,13 @@ from utils import existing_path
 
 FINAL = "model_final.pt"  # the finished model of a run
 FOLDER = "checkpoints"  # of those in between
+SNAPSHOTS = "snapshots"  # folder of weights files from during the training
 # The files of checkpoints in the folder of a run. Others may be of other runs.
 WRITTEN = (
     rf"{re.escape(FINAL)}|"
     rf"{FOLDER}/(interrupted|best|model_epoch_[0-9]{{3,}}|model_step_[0-9]{{8,}})\.pt"
 )
+SNAPSHOT = rf"{SNAPSHOTS}/step_[0-9]{{6,}}\.safetensors"
 OF_A_RUN = (FINAL, "config.json", "metrics.jsonl")  # one of them is in its folder
 SHOWN = 8  # runs or files in a message, at most
 
@@ -25,18 +27,28 @@ def sharded(folder: Path) -> list[Path]:
 
 
 def run_path(folder: Path) -> Path:
-    """The folder of the run that a folder, which may be that of its checkpoints, belongs to."""
-    real = folder.resolve()
-    if real.name != FOLDER or any((folder / name).exists() for name in OF_A_RUN):
+    """The folder of the run that a folder, which may be that of its checkpoints or snapshots,
+    belongs to.
+    """
+    real, within = folder.resolve(), (FOLDER, SNAPSHOTS)
+    if real.name not in within or any((folder / name).exists() for name in OF_A_RUN):
         return folder
-    return folder.parent if folder.name == FOLDER else real.parent
+    return folder.parent if folder.name in within else real.parent
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots in the folder of a run, oldest first."""
+    files = (folder / SNAPSHOTS).glob("*.safetensors")
+    ours = [p for p in files if re.fullmatch(SNAPSHOT, p.relative_to(folder).as_posix())]
+    return sorted(ours, key=lambda path: (len(path.name), path.name))
 
 
 def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.warn) -> Path:
     """The file of a checkpoint: the path, or the one that the folder of a run stands for.
 
-    That is `model_final.pt`, or else the valid checkpoint with the most steps. `say` is called with
-    a line for each damaged one. Raises CheckpointError if a folder has no valid checkpoint.
+    That is `model_final.pt`, or else the valid checkpoint with the most steps, or else the newest
+    snapshot. `say` is called with a line for each damaged one. Raises CheckpointError if a folder
+    has none of them.
     """
     path = existing_path(path)
     if not path.is_dir():
@@ -56,7 +68,8 @@ def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.wa
         except OSError as error:  # CheckpointError, or deleted meanwhile
             damaged.append(str(error))
     order = {file: (file == path / FINAL, step, file.name) for file, step in steps.items()}
-    for file in sorted(order, key=order.get, reverse=True):
+    files = sorted(order, key=order.get, reverse=True)
+    for file in [*files, *reversed(snapshots(path))]:
         try:
             verify_checkpoint(file)
         except OSError as error:

@@ -160,6 +160,9 @@ class RunConfig(DataFlags, MachineFlags):
     save_every_minutes: float = train_flag(
         10, "minutes between checkpoints of which 3 are kept; 0: none", "output",
         parse=number(float, 0), metavar="M")
+    snapshots: int = train_flag(
+        12, "weights files from during the training, the newest N kept; 0: none", "output",
+        parse=number(int, 0), metavar="N")
     tensorboard: bool = flag(
         False, "also log for TensorBoard, in the run's folder", group="output", switch="on")
     resume: str | None = flag(

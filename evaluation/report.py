@@ -1,5 +1,6 @@
 """Report of a run: samples of its checkpoints, curves of its metrics, and an HTML page of both."""
 
+import math
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
+from checkpoints.runs import snapshots
 from conditions import label_condition
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
@@ -38,13 +40,17 @@ CURVES = {"loss": "loss", "classifier_fid": "classifier-FID", "lr": "learning ra
 CURVES |= {"gradient_norm": "gradient norm", "images_per_second": "{kind}/s"}
 
 
-class Snapshot(NamedTuple):
-    """A checkpoint of a run."""
+class SavedStep(NamedTuple):
+    """A checkpoint, or a snapshot, of a run."""
 
     step: int
     label: str  # "step N, epoch E"
     path: Path
     ended_epoch: int | None  # the epoch that ends with this step
+
+    @property
+    def is_snapshot(self) -> bool:
+        return self.path.suffix == ".safetensors"
 
 
 class Learning(NamedTuple):
@@ -66,40 +72,40 @@ def learning_rows(
     device: torch.device | str = "cpu",
     say: Callable[[str], object] = lambda line: None,
 ) -> Learning:
-    """Sample from the same noise by the checkpoints of a run, oldest first.
+    """Sample from the same noise by the checkpoints and snapshots of a run, oldest first.
 
-    A checkpoint that cannot be read is left out and noted. Raises ValueError for too many steps, or
+    A file that cannot be read is left out and noted. Raises ValueError for too many steps, or
     an epoch that has no checkpoint.
 
     Args:
-        epochs: use the checkpoints at the end of these (default: 12, evenly spaced).
+        epochs: use the checkpoints at the end of these (default: 12 steps, evenly spaced, or by
+            their logarithm where there are snapshots).
         steps: sampling steps, at most the run's T (default: 50, or T).
         say: called with a line for each checkpoint.
     """
     device = torch.device(device)
-    snapshots, notes = snapshots_of(RunFolder(existing_path(run_folder)))
+    saved, notes = saved_steps(RunFolder(existing_path(run_folder)))
     if epochs is not None:
-        chosen = at_epochs(snapshots, epochs)
+        chosen = at_epochs(saved, epochs)
     else:
-        indices = evenly_spread(len(snapshots) - 1, MAX_CHECKPOINTS) if snapshots else ()
-        chosen = [snapshots[i] for i in sorted(indices)]
-        if len(chosen) < len(snapshots):
-            notes.append(f"{len(chosen)} of {len(snapshots)} checkpoints are shown, evenly spaced.")
+        chosen = evenly_chosen(saved)
+        if len(chosen) < len(saved) and not any(each.is_snapshot for each in saved):
+            notes.append(f"{len(chosen)} of {len(saved)} checkpoints are shown, evenly spaced.")
         if not chosen and not notes:
             notes.append(
                 "There is no checkpoint yet: train.py writes one every few epochs "
                 "(--save-interval), when it is stopped (Ctrl-C), and at the end."
             )
     samples, frames, newest, settings = {}, [], {}, {"device": describe(device, "fp32")}
-    for number, snapshot in enumerate(chosen, start=1):
-        say(f"checkpoint {number} of {len(chosen)}: {snapshot.label}")
+    for number, each in enumerate(chosen, start=1):
+        say(f"checkpoint {number} of {len(chosen)}: {each.label}")
         try:
-            checkpoint = load_checkpoint(snapshot.path)
+            checkpoint = load_checkpoint(each.path)
             model, diffusion = restore(checkpoint, device)
             config = checkpoint["config"]
             shape = item_shape(config["data"])
             if samples and shape != next(iter(samples.values())).shape[1:]:
-                raise CheckpointError(f"{snapshot.path} is of another run")
+                raise CheckpointError(f"{each.path} is of another run")
         except (OSError, ValueError) as error:  # ValueError: without the weights' moving average
             notes.append(f"Left out: {error}.")
             continue
@@ -108,9 +114,9 @@ def learning_rows(
             samples["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
         used = {"steps": steps or min(STEPS, diffusion.timesteps), "seed": seed}
         sampled = partial(trajectory, model, diffusion, config, device=device, **used)
-        samples[snapshot.label] = deque(sampled(in_row), maxlen=1).pop()
+        samples[each.label] = deque(sampled(in_row), maxlen=1).pop()
         newest = {key: checkpoint[key] for key in ("step", "seconds", "config")}
-        newest["path"] = snapshot.path
+        newest["path"] = each.path
     if newest:
         shown = evenly_spread(used["steps"], FRAMES)
         frames = [x for done, x in enumerate(sampled(in_grid)) if done in shown]
@@ -118,8 +124,10 @@ def learning_rows(
     return Learning(samples, frames, newest, settings, notes)
 
 
-def snapshots_of(folder: RunFolder) -> tuple[list[Snapshot], list[str]]:
-    """The checkpoints of a run, one for each step, oldest first; and notes on damaged ones."""
+def saved_steps(folder: RunFolder) -> tuple[list[SavedStep], list[str]]:
+    """The checkpoints of a run and its snapshots at other steps, oldest first; and notes on damaged
+    checkpoints.
+    """
     steps, damaged = folder.steps()
     named = {steps[path]: number_of(path) for path in steps if path.match("model_epoch_*.pt")}
     rows = read_metrics(folder.metrics)
@@ -130,18 +138,36 @@ def snapshots_of(folder: RunFolder) -> tuple[list[Snapshot], list[str]]:
     ended_epochs = last_steps.keys() - {max(last_steps, default=None)}
     ended_epochs |= {epochs.get(step) for step in [*named, steps.get(folder.final)]}
     regular = {path: step for path, step in steps.items() if path != folder.best}
-    snapshots = {}
-    for path, step in (regular or steps).items():
+    light = {path: number_of(path) for path in snapshots(folder.path)}
+    saved = {}
+    for path, step in [*(regular or steps).items(), *light.items()]:
         epoch = epochs.get(step)
+        if path in light:  # most have no row of metrics; the next row is of the same epoch
+            epoch = min((row for row in epochs.items() if row[0] >= step), default=(0, epoch))[1]
         label = f"step {step:,}" + (f", epoch {epoch}" if epoch else "")
         ended = epoch if epoch in ended_epochs and last_steps.get(epoch) == step else None
-        snapshots.setdefault(step, Snapshot(step, label, path, ended))
-    return sorted(snapshots.values()), [f"Left out: {error}." for error in damaged]
+        saved.setdefault(step, SavedStep(step, label, path, ended))
+    return sorted(saved.values()), [f"Left out: {error}." for error in damaged]
 
 
-def at_epochs(snapshots: list[Snapshot], epochs: Sequence[int]) -> list[Snapshot]:
-    """The snapshots at the end of these epochs. Raises ValueError for an epoch without one."""
-    found = {s.ended_epoch: s for s in snapshots if s.ended_epoch is not None}
+def evenly_chosen(saved: list[SavedStep]) -> list[SavedStep]:
+    """At most `MAX_CHECKPOINTS` of them: the first, the last, and others evenly spaced.
+
+    Snapshots follow the logarithm of the step. Where there are some, the steps are chosen by that.
+    """
+    if len(saved) <= MAX_CHECKPOINTS:
+        return saved
+    if not any(each.is_snapshot for each in saved):
+        return [saved[i] for i in sorted(evenly_spread(len(saved) - 1, MAX_CHECKPOINTS))]
+    places = [math.log(max(1, each.step)) for each in saved]
+    wanted = np.linspace(places[0], places[-1], MAX_CHECKPOINTS)
+    nearest = {int(np.abs(np.array(places) - place).argmin()) for place in wanted}
+    return [saved[i] for i in sorted(nearest)]
+
+
+def at_epochs(saved: list[SavedStep], epochs: Sequence[int]) -> list[SavedStep]:
+    """The files of the end of these epochs. Raises ValueError for an epoch without one."""
+    found = {s.ended_epoch: s for s in saved if s.ended_epoch is not None}
     if missing := sorted(set(epochs) - found.keys()):
         wanted, known = (", ".join(map(str, numbers)) or "none" for numbers in (missing, found))
         raise ValueError(f"epochs without a checkpoint: {wanted}; epochs with one: {known}")

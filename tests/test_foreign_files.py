@@ -48,6 +48,7 @@ FOREIGN = {
     "checkpoints/best.pt": tensors,
     "checkpoints/model_epoch_005.pt": tensors,
     "checkpoints/model_step_00000100.shards/record.json": text("{}"),
+    "snapshots/step_000016.safetensors": tensors,
     "tensorboard/events.out.tfevents.1.host": text("events"),
 }
 # Names that a run does not give.
@@ -59,6 +60,7 @@ OTHERS = {
     "checkpoints/model_step_mine.pt": tensors,
     "checkpoints/.mine.pt.partial": tensors,
     ".notes.txt.partial": text("half"),
+    "snapshots/step_mine.safetensors": tensors,
     "tensorboard/notes": text("notes"),
     "mine.pt.aside": tensors,
 }

@@ -24,7 +24,7 @@ from evaluation import report
 from evaluation.report import (
     Learning,
     learning_rows,
-    snapshots_of,
+    saved_steps,
     trajectory,
     write_report,
 )
@@ -45,7 +45,7 @@ def moons(tmp_path_factory) -> RunFolder:
     """A tiny run on points."""
     folder = RunFolder(tmp_path_factory.mktemp("moons"))
     arguments = ["--dataset", "moons", "--channels", "16", "--max-steps", "20", "--device", "cpu"]
-    arguments += ["--sample-interval", "0", "--output-dir", str(folder.path)]
+    arguments += ["--sample-interval", "0", "--snapshots", "0", "--output-dir", str(folder.path)]
     assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return folder
 
@@ -169,7 +169,7 @@ def test_checkpoints_are_evenly_spaced_and_the_rest_is_noted(run, monkeypatch):
     run.checkpoint(99).write_bytes(run.final.read_bytes()[:5000])
     monkeypatch.setattr(report, "MAX_CHECKPOINTS", 3)
     learning = learning_rows(run.path, steps=1)
-    first = snapshots_of(run)[0][0].label
+    first = saved_steps(run)[0][0].label
     assert list(learning.samples) == [first, f"step {last + 1}", f"step {last + 3}"]
     damaged, shown = learning.notes
     assert f"Left out: {run.checkpoint(99)} is damaged" in damaged

@@ -68,6 +68,12 @@ def test_checkpoints_between_epochs_are_sharded(runs):
     assert max(sizes) < 1.6 * min(sizes)
 
 
+def test_snapshots_are_whole(runs):
+    snapshot = load_checkpoint(runs / "sharded" / "snapshots" / "step_000008.safetensors")
+    whole = load_checkpoint(runs / "whole" / "checkpoints" / "model_step_00000008.pt")
+    assert_close(snapshot["ema"], whole["ema"], rtol=1e-3, atol=1e-4)
+
+
 def test_a_resumed_sharded_run_has_the_same_bits(runs):
     """By Muon, with AdamW for what is no matrix, and with dropout and gradient accumulation."""
     assert_same_training(final(runs / "muon"), final(runs / "muon_resumed"))

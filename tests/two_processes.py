@@ -14,6 +14,7 @@ from dataset.types import Data
 from distributed import gather, is_main, process_group, rank, share, world_size
 from models import MODELS
 from processes import run_train
+from training import plan
 from training.config import make_config, with_defaults
 from training.plan import learning_rate
 from training.preview import Preview
@@ -130,9 +131,10 @@ def train_sharded(*flags: str) -> None:
     mlp = [*small, "--dataset", "moons", "--precision", "bf16"]
     step_8 = "whole/checkpoints/model_step_00000008.pt"
     step_4 = "muon/checkpoints/model_step_00000004.shards"
+    plan.FIRST_SNAPSHOT = 8
     train.process_group = lambda device: nullcontext()  # one for all of the runs
     with process_group(CPU):
-        run(*unet, "--fsdp", "--output-dir", "sharded")
+        run(*unet, "--fsdp", "--snapshots", "12", "--output-dir", "sharded")
         run("--resume", step_8, "--fsdp", "--output-dir", "mixed")
         run(*muon, "--output-dir", "muon")
         run("--resume", step_4, "--optimizer", "muon", "--output-dir", "muon_resumed")

@@ -14,7 +14,7 @@ from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
 from checkpoints.reading import CheckpointError, step_of, verify_checkpoint
-from checkpoints.runs import FINAL, FOLDER, run_path
+from checkpoints.runs import FINAL, FOLDER, SNAPSHOTS, run_path, snapshots
 from checkpoints.shards import read_shard_record, verify_shards
 from dataset.own_files import is_run_folder
 from distributed import say
@@ -42,6 +42,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / FOLDER
+        self.snapshots = self.path / SNAPSHOTS
         self.interrupted = self.checkpoints / "interrupted.pt"
         self.best = self.checkpoints / "best.pt"
         self.final = self.path / FINAL
@@ -63,6 +64,9 @@ class RunFolder:
 
     def step_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"model_step_{step:08d}.pt"
+
+    def snapshot(self, step: int) -> Path:
+        return self.snapshots / f"step_{step:06d}.safetensors"
 
     def sharded_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"model_step_{step:08d}.shards"
@@ -147,6 +151,11 @@ class RunFolder:
         for path in old:
             remove(path)
 
+    def keep_newest_snapshots(self, count: int) -> None:
+        """Delete all snapshots but the newest."""
+        for path in snapshots(self.path)[:-count]:
+            remove(path)
+
     def holds_run(self) -> bool:
         """Are there metrics or checkpoints that a run wrote?"""
         foreign = foreign_files(self.path)
@@ -165,15 +174,22 @@ class RunFolder:
         for path in list(written(self.path)):
             if path not in foreign and path.name != LOCK:
                 remove(path)
-        for folder in (self.samples, self.checkpoints, self.tensorboard):
+        for folder in (self.samples, self.checkpoints, self.snapshots, self.tensorboard):
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def set_aside(self, after: int) -> list[Path]:
-        """Rename the checkpoints of later steps, so that none is resumed from."""
+        """Rename the checkpoints of later steps, so that none is resumed from, with the snapshots.
+
+        Returns the checkpoints. Where there are none, later snapshots are those of a session that
+        was killed, and are deleted: the run writes the same again.
+        """
         later = [path for path, step in self.steps()[0].items() if step > after]
-        for path in later:
+        light = [path for path in snapshots(self.path) if number_of(path) > after]
+        for path in [*later, *light]:
             remove(path.with_name(f"{path.name}.aside"))
+        for path in light:
+            path.rename(path.with_name(f"{path.name}.aside")) if later else remove(path)
         return [path.rename(path.with_name(f"{path.name}.aside")) for path in later]
 
     def save(self, path: Path, checkpoint: dict) -> None:

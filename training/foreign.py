@@ -13,6 +13,7 @@ from checkpoints import runs
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.seal import is_sealed
 from checkpoints.shards import read_shard_record
+from checkpoints.weights import is_own_weights
 from cli.streams import HEADING
 from dataset.changes import read_files
 from dataset.own_files import is_own_figure, is_own_page, is_own_picture, is_run_folder
@@ -79,10 +80,11 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     r"samples/epoch_[0-9]{3,}\.png": is_own_picture,
     rf"({runs.WRITTEN})(\.aside)?": is_sealed,
     r"checkpoints/model_step_[0-9]{8,}\.shards(\.aside)?": is_sharded,
+    rf"({runs.SNAPSHOT})(\.aside)?": is_own_weights,
     r"tensorboard/events\.out\.tfevents\..+": lambda path: is_run_folder(path.parent.parent),
 }
 REPORT = ("learning.png", "report.html")  # of visualize_diffusion.py
-FOLDERS = ("samples", "checkpoints", "tensorboard")
+FOLDERS = ("samples", "checkpoints", "snapshots", "tensorboard")
 CHECKPOINT = r".*\.(pt|shards)"
 # In the folder of a run, too: older versions wrote them with something to recognise.
 ALWAYS_CHECKED = r"(training_loss|learning)\.png|report\.html"

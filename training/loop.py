@@ -200,6 +200,8 @@ class Run:
                 last = step.number == self.length.total
                 if logs or last or self.stopping:
                     log.step_row(step.epoch, step.lr, step.norm, self.length.total)
+                if saving.snapshot_due:
+                    saving.save_snapshot(self.config)
                 if step.ends_epoch:
                     self.end_epoch(step.epoch)
                     log.restart_clock()

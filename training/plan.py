@@ -36,6 +36,14 @@ def decay_progress(step: int, total: int | None, train: dict) -> float:
     return min(1.0, before + (1 - before) * ((step - first) / max(1, total - first)))
 
 
+FIRST_SNAPSHOT = 16  # step; before it, samples are noise
+
+
+def is_snapshot_step(step: int) -> bool:
+    """Is a snapshot due after so many steps? At 16, 23, 32, 45, 64, ...: powers of sqrt(2)."""
+    return step >= FIRST_SNAPSHOT and step == round(2 ** (round(2 * math.log2(step)) / 2))
+
+
 DEFAULT_EPOCHS = 20
 
 

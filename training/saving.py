@@ -7,9 +7,11 @@ from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.shards import save_shards
+from checkpoints.weights import save_weights
 from cli.activity import activity
 from distributed import is_main
 from training.folder import RunFolder
+from training.plan import is_snapshot_step
 from training.saver import Saver, on_host
 from training.trainer import Trainer
 
@@ -30,11 +32,10 @@ class Saving:
         self.trainer, self.folder, self.say = trainer, folder, say
         self.keep, self.epochs = train["keep"], train["save_interval"]
         self.steps, self.minutes = train["save_every_steps"], train["save_every_minutes"]
+        self.snapshots = train["snapshots"]
         self.saver = Saver(lambda error: self.report("a checkpoint", error))
-        self.last_save, self.late = (
-            time.monotonic(),
-            False,
-        )  # late: a checkpoint is due by the clock
+        self.last_save = time.monotonic()
+        self.late = False  # a checkpoint is due by the clock
         self.best = inf  # the lowest validation loss
         self.failing: set[str] = set()  # what could not be written the last time
 
@@ -51,6 +52,11 @@ class Saving:
     def due(self) -> bool:
         """Is a checkpoint due between those of the epochs?"""
         return self.late or bool(self.steps and self.trainer.step % self.steps == 0)
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Is a snapshot due after this step?"""
+        return bool(self.snapshots) and is_snapshot_step(self.trainer.step)
 
     def is_late(self) -> bool:
         """Is a checkpoint due by the clock, and none being written?"""
@@ -90,9 +96,7 @@ class Saving:
         """Write a state to files, with something added to each, while training continues."""
         if not files or not (is_main() or self.trainer.sharded):
             return
-        with activity("waiting for the last checkpoint to be written"):
-            self.saver.wait()  # before memory is taken for another copy
-        state = on_host(state)
+        state = self.copied(state)
         if not is_main():
             return
 
@@ -102,6 +106,30 @@ class Saving:
             self.folder.keep_newest(self.keep, path)
 
         self.saver.start(write)
+
+    def copied(self, state: dict) -> dict:
+        """A copy of a state on the CPU, once the last file is written: two would take memory."""
+        with activity("waiting for the last checkpoint to be written"):
+            self.saver.wait()
+        return on_host(state)
+
+    def save_snapshot(self, config: dict) -> None:
+        """Write the averaged weights alone, while training continues, and keep the newest files.
+
+        The same thread writes checkpoints, so one on the disk has its earlier snapshots there too.
+        """
+        if not (is_main() or self.trainer.sharded):
+            return
+        step, path = self.trainer.step, self.folder.snapshot(self.trainer.step)
+        state = self.copied({"config": config, "ema": self.trainer.ema.module.state_dict()})
+        if not is_main():
+            return
+
+        def write() -> None:
+            save_weights(path, state["config"], step, "ema", state["ema"], half=True)
+            self.folder.keep_newest_snapshots(self.snapshots)
+
+        self.saver.start(lambda: self.attempt("a snapshot", write))
 
     def save_between(self, state: dict) -> None:
         """Write the checkpoint that is due between those of the epochs."""
@@ -117,6 +145,7 @@ class Saving:
                 self.folder.keep_newest(self.keep, path)
 
         with activity("writing a checkpoint"):
+            self.saver.wait()  # for a snapshot
             self.attempt("a checkpoint", write)
 
     def save_now(self, path: Path, state: dict) -> None:
