@@ -35,15 +35,18 @@ from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
 from evaluation.real import RealData, load_real_data
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
-from utils import DataError, check_output, choose_device, save_whole
+from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
 from visuals.pictures import save_picture
 
 SAY = partial(print, flush=True)
 PICTURES = {"two-sample": "two_sample", "copies": "nearest"}  # how their names end
 
 
+@kept_threads()
 def main(request: EvaluationRequest) -> int:
     require_one_process()
+    if request.threads != "auto":
+        use_threads(request.threads)
     if request.checkpoint:
         request.checkpoint = str(find_checkpoint(request.checkpoint, SAY))
     source = Path(request.checkpoint or request.samples)
@@ -74,7 +77,7 @@ def main(request: EvaluationRequest) -> int:
         if request.samples:
             generated = given_images(request, real, progress=Bar, say=SAY)
         else:
-            generated = sampled_images(request, real, say=SAY)
+            generated = sampled_images(request, real, say=SAY)  # chooses the number of threads
         images = generated.sets[0]
         report |= {"num_images": len(images), **generated.record}
         if "classifier" in metrics:

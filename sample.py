@@ -45,8 +45,9 @@ from sampling.draw import (
 )
 from sampling.plan import SamplingPlan
 from sampling.parts import DAMAGED, WHOLE, Parts, save_npz
+from sampling.threads import choose_threads
 from training.stop import REQUESTS, handle_requests
-from utils import check_output, describe, torch_defaults
+from utils import check_output, describe, kept_threads, torch_defaults
 from visuals.pictures import image_format, require_size, save_animation, save_picture
 
 STRIPS = {"step": "filmstrip", "x_0": "filmstrip_x_0"}  # of --show-intermediate: x_t and x_0
@@ -74,9 +75,11 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
     request = SAMPLE.keywords(checkpoint=checkpoint, **flags)
     request.model = model
     job = SamplingJob(request)
+    choose_threads(job)
     return job.plan.pictures.array(draw(job).items)
 
 
+@kept_threads()
 def main(request: SamplingRequest) -> int:
     request.checkpoint = str(find_checkpoint(request.checkpoint, say))
     if request.list_classes:
@@ -90,7 +93,8 @@ def main(request: SamplingRequest) -> int:
     require_sizes(job, output)
     require_own_files(job, output)
     with process_group(job.device):
-        say(introduction(job))
+        threads = choose_threads(job)
+        say("\n".join(filter(None, [introduction(job), threads])))
         if request.invert:
             write_inversion(job, output)
         elif is_array(output) and len(job.plan.batches) > 1:

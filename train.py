@@ -96,7 +96,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         precision = choose_precision(flags.precision, device)
         require_possible(flags, device, precision)
         set_deterministic(flags.deterministic)
-        say(f"device: {describe(device, precision)}")
+        say(f"device: {describe(device, precision, threads=False)}")
 
         # Load the data, and fill in the defaults that depend on it.
         load = loader(flags)

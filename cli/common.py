@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.declare import Flags, device_name, flag, image_size, joined_sides, keys, number, path
+from cli.declare import (
+    Flags,
+    device_name,
+    flag,
+    image_size,
+    joined_sides,
+    keys,
+    number,
+    path,
+    thread_count,
+)
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
@@ -121,6 +131,16 @@ class MachineFlags(SeedFlags):
     device: str = flag(
         "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
         parse=device_name, metavar="NAME",
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ThreadFlags(MachineFlags):
+    """What computes, and with how many threads."""
+
+    threads: str | int = flag(
+        "auto", "threads on the CPU; auto measures which number is fastest", group="machine",
+        parse=thread_count, section="train",
     )  # fmt: skip
 
 

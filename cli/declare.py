@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_THREADS = 1024
 LARGEST = {int: 10**9, float: 1e30}  # accepted by a flag without an upper limit of its own
 
 
@@ -161,6 +162,14 @@ def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def thread_count(text: str) -> str | int:
+    """Parse auto, or a number of threads."""
+    return text if text == "auto" else number(int, 1, MAX_THREADS)(text)
+
+
+thread_count.metavar = "N"
 
 
 def image_size(text: str) -> int | list[int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import (
-    MachineFlags,
+    ThreadFlags,
     checkpoint_flag,
     dataset_flag,
     precision_flag,
@@ -20,7 +20,7 @@ METRICS = ("classifier", "two-sample", "copies", "inception", "bpd")
 
 # fmt: off
 @dataclass(kw_only=True)
-class EvaluationRequest(SamplerFlags, MachineFlags):
+class EvaluationRequest(SamplerFlags, ThreadFlags):
     """What to measure: a checkpoint's samples, or given images."""
 
     checkpoint: str | None = checkpoint_flag(required=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cli.common import MachineFlags, checkpoint_flag, precision_flag, raw_flag
+from cli.common import ThreadFlags, checkpoint_flag, precision_flag, raw_flag
 from cli.declare import Flags, class_names, flag, keys, number, option, path, quoted
 from cli.parser import Command
 
@@ -83,7 +83,7 @@ class SamplerFlags(Flags):
 
 
 @dataclass(kw_only=True)
-class SamplingRequest(SamplerFlags, MachineFlags):
+class SamplingRequest(SamplerFlags, ThreadFlags):
     """What to sample, from which checkpoint, and how. None stands for a default."""
 
     checkpoint: str | None = checkpoint_flag()

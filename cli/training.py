@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cli.common import DataFlags, MachineFlags, data_flag, precision_flag
+from cli.common import DataFlags, ThreadFlags, data_flag, precision_flag
 from cli.declare import flag, keys, number, path
 from cli.parser import Command
 
@@ -35,7 +35,7 @@ def train_flag(default: object, help: str, group: str = "training", **nature):
 
 # fmt: off
 @dataclass(kw_only=True)
-class RunConfig(DataFlags, MachineFlags):
+class RunConfig(DataFlags, ThreadFlags):
     """The flags of a training run. None stands for a default that depends on the data."""
 
     flip: bool | None = data_flag(

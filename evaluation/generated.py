@@ -13,6 +13,7 @@ from evaluation.images import load_images
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
 from evaluation.real import RealData
 from sampling.draw import SamplingJob, draw
+from sampling.threads import choose_threads
 from utils import DataError, describe
 
 COUNT = 2000  # default number of samples of a set
@@ -64,12 +65,15 @@ def sampled_images(
             num_images=request.num_images or COUNT,
             precision=request.precision or "auto",
             device=request.device,
+            threads=request.threads,
             seed=request.seed,
             given=request.given,
         )
     )
     plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
     plan.use_class_frequencies(real.train.labels)
+    if threads := choose_threads(job, request.repeats):
+        say(threads)
     say(
         f"sampling {request.repeats} x {plan.count:,} images: {plan.name}, {plan.steps} steps, "
         f"{describe(job.device, job.precision)}"

@@ -116,6 +116,7 @@ def train_config(flags: RunConfig) -> dict:
         "update_size": flags.batch_size * flags.grad_accum * world_size(),
         "total_steps": None,  # and where the decay continues after a correction; set by RunLength
         "decay_from": None,
+        "thread_count": None,  # that `threads` has led to
     }
 
 

@@ -19,6 +19,7 @@ from training.preview import EVALUATED, EVALUATION_STEPS, Preview
 from training.run_log import RunLog
 from training.saving import Saving
 from training.stop import StopSignals
+from training.threads import Threads
 from training.trainer import Trainer
 from visuals.pictures import save_picture
 
@@ -161,6 +162,7 @@ class Run:
         self.stopping: int | None = None  # the signal that all processes stop for
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
+        self.threads = Threads(trainer, train, self.batches.of_step, batch_size, self.kind)
         self.preview = Preview(trainer, config, data.items, labels, self.stop)
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, trainer.lr)
         end = self.length.end
@@ -192,7 +194,7 @@ class Run:
         with log.open(saving.attempt), self.stop, saving:
             saving.catch_up(self.checkpoint(), self.epoch_steps, self.length.total)
             log.restart_clock()
-            for step in with_signs_of_life(steps):
+            for step in self.threads.timed(with_signs_of_life(steps)):
                 self.count(step)
                 logs = step.number % LOG_EVERY == 0 or step.ends_epoch
                 if logs or world_size() == 1:
@@ -208,6 +210,8 @@ class Run:
                 elif last:
                     saving.save(self.validate(step.epoch), self.checkpoint())
                     self.evaluate(step.epoch)
+                if not (last or self.stopping) and self.threads.due():
+                    self.adapt_threads()
                 if saving.due and not (last or self.stopping):
                     saving.save_between(self.checkpoint())
                 if self.stopping:
@@ -248,6 +252,18 @@ class Run:
                 f"{trainer.step:,}. The weights from before are saved in "
                 f"{self.folder.interrupted}; resume with a lower --lr, or with --precision fp32"
             )
+
+    def adapt_threads(self) -> None:
+        """Choose the number of threads anew, because the machine's load has changed.
+
+        Bits depend on it. A checkpoint records a change, so that a resumed run makes it too.
+        """
+        start = time.monotonic()
+        self.saving.late |= self.threads.adapt(self.log.progress.say)
+        seconds = time.monotonic() - start
+        self.log.pause(seconds)
+        if self.length.plan:
+            self.length.plan.pause(seconds)
 
     # --- validation, samples, evaluation ----------------------------------------------------------
 
@@ -328,6 +344,12 @@ class Run:
         """Continue from a checkpoint that the trainer has loaded."""
         self.log.load(checkpoint)
         self.saving.best = self.folder.best_loss(self.trainer.step)
+
+    def choose_threads(self, checkpoint: dict | None) -> str:
+        """Choose the number of threads, for a run from a checkpoint or a new one; "" on a GPU."""
+        end, minutes = self.length.end, self.config["train"]["max_minutes"]
+        steps = None if end is None else end - self.trainer.step
+        return self.threads.choose(checkpoint and checkpoint["config"]["train"], steps, minutes)
 
     def finish(self) -> None:
         """Write the last files of a finished run.

@@ -50,6 +50,10 @@ class RunLog:
         """Add the loss of a step."""
         self.loss, self.losses = self.loss + loss, self.losses + 1
 
+    def pause(self, seconds: float) -> None:
+        """Do not count time that was not spent on training steps."""
+        self.mark += seconds
+
     def restart_clock(self) -> None:
         """Leave out the time that was spent on something other than training steps."""
         self.mark = time.monotonic()

@@ -29,6 +29,8 @@ def session(
         keep_lost_output(folder.lost_output)
         if checkpoint is not None:
             run.load(checkpoint)
+        if threads := run.choose_threads(checkpoint):
+            say(f"threads: {threads}")
         if is_main():
             if trainer.step:
                 if aside := folder.set_aside(after=trainer.step):

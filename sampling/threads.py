@@ -1,0 +1,41 @@
+"""The number of threads that sample on a CPU: chosen by measurement where it is free."""
+
+import torch
+
+from distributed import launched
+from sampling.draw import SamplingJob, own_batches
+from utils import (
+    NoisePerImage,
+    fastest,
+    may_measure_threads,
+    measure_threads,
+    speeds,
+    threads_from_environment,
+    use_threads,
+)
+
+MIN_CALLS = 60  # network calls; for fewer the measurement would take too much
+
+
+def choose_threads(job: SamplingJob, repeats: int = 1) -> str:
+    """Set the number of threads for a job that is drawn `repeats` times.
+
+    Returns it in words, with the reason; "" if it is PyTorch's own.
+    """
+    wanted, plan = job.request.threads, job.plan
+    if wanted != "auto":
+        use_threads(wanted)
+        return f"threads: {wanted}"
+    if threads_from_environment():
+        return ""
+    steps = len(plan.levels) - 1
+    calls = repeats * len(own_batches(range(len(plan.batches)))) * steps
+    if launched() or not may_measure_threads(job.device) or calls < MIN_CALLS:
+        return ""
+    batch = plan.batches[0]
+    x, level = plan.noise(batch, NoisePerImage(0, batch)), plan.levels[0]
+    denoise = job.denoiser(plan.condition(batch))
+    times = measure_threads(lambda: denoise(x, level), torch.get_num_threads())
+    count = fastest(times)
+    use_threads(count)
+    return f"threads: {count} ({speeds(times, 1, 'network calls')}); --threads {count} repeats it"
