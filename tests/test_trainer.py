@@ -179,7 +179,7 @@ def test_the_updates_of_muon_are_nearly_orthogonal():
     torch.manual_seed(0)
     for shape in [(16, 144), (64, 32), (8, 8)]:
         matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -2, shape[1]))
-        update = orthogonal(matrix).float()
+        update = orthogonal(matrix[None])[0].float()
         singular = torch.linalg.svdvals(update)
         assert singular.max() < 1.3
         assert singular.median() > 0.6
@@ -193,10 +193,15 @@ def test_the_updates_of_muon_are_as_large_as_those_of_adamw():
     """Liu et al. 2025: a root mean square of 0.2 times the learning rate, whatever the shape."""
     torch.manual_seed(0)
     for shape in [(32, 16, 3, 3), (64, 32), (24, 96)]:
-        p = nn.Parameter(torch.zeros(shape))
-        p.grad = torch.randn(shape)
-        Muon([p], lr=0.1).step()
-        assert p.pow(2).mean().sqrt().item() == pytest.approx(0.02, rel=0.25)
+        both = [nn.Parameter(torch.zeros(shape)) for _ in range(2)]
+        for p in both:
+            p.grad = torch.randn(shape)
+        Muon(both, lr=0.1).step()
+        for p in both:
+            assert p.pow(2).mean().sqrt().item() == pytest.approx(0.02, rel=0.25)
+            matrix = p.grad.flatten(1)
+            alone = orthogonal(matrix[None]).view(shape).float()
+            assert_close(p, -0.02 * max(matrix.shape) ** 0.5 * alone, rtol=0.02, atol=1e-3)
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():

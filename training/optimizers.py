@@ -30,34 +30,56 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = unsharded(p.grad.lerp(average, group["momentum"])).flatten(1)
-                scale = 0.2 * max(update.shape) ** 0.5
-                update = orthogonal(update).reshape(p.shape).to(p.dtype)
-                p.add_(placed(update, p), alpha=-group["lr"] * scale)
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():  # matrices of one shape are computed together
+                matrices = torch.stack([self.direction(p, group["momentum"]) for p in params])
+                scale = 0.2 * max(matrices.shape[1:]) ** 0.5
+                updates = orthogonal(matrices).to(matrices.dtype)
+                for p, update in zip(params, updates, strict=True):
+                    p.add_(placed(folded(update, shape), p), alpha=-group["lr"] * scale)
+
+    def direction(self, p: nn.Parameter, momentum: float) -> Tensor:
+        """The average of a parameter's gradients, with Nesterov's look ahead, as a matrix."""
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        average = state["momentum"].lerp_(p.grad, 1 - momentum)
+        return unfolded(unsharded(p.grad.lerp(average, momentum)))
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly U V^T of the matrix's U S V^T: singular values between about 0.7 and 1.2.
+def unfolded(weights: Tensor) -> Tensor:
+    """Weights (D, C, k, k) as a matrix (D, k k C), in the order that channels_last has in memory.
+
+    Other weights (D, C) are a matrix already.
+    """
+    return weights.movedim(1, -1).flatten(1)
+
+
+def folded(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `unfolded`: weights of a shape from their matrix."""
+    return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly U V^T of each U S V^T (N, rows, columns): singular values of about 0.7 to 1.2.
 
     By a Newton-Schulz iteration x <- (a + b x x^T + c (x x^T)^2) x. Of a matrix that is much wider
     than high, as those of convolutions are, only x x^T is iterated, which is small.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonal(matrix.T).T
-    x = matrix / (matrix.norm() + 1e-7)  # its largest singular value must not exceed 1
-    if 2 * x.shape[0] > x.shape[1]:
+    _, rows, columns = matrices.shape
+    if rows > columns:
+        return orthogonal(matrices.mT).mT
+    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+    x = matrices / (norms + 1e-7)  # the largest singular value must not exceed 1
+    if 2 * rows > columns:
         x = x.bfloat16()
         for _ in range(ITERATIONS):
-            x = polynomial(x @ x.T) @ x
+            x = polynomial(x @ x.mT) @ x
         return x
-    xx = x @ x.T  # squared singular values: bfloat16 would lose the small ones
+    xx = x @ x.mT  # squared singular values: bfloat16 would lose the small ones
     product = step = polynomial(xx)
     for _ in range(ITERATIONS - 1):
         xx = step @ xx @ step  # all of these are polynomials in x x^T, and commute
@@ -69,8 +91,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 def polynomial(xx: Tensor) -> Tensor:
     """a + b xx + c xx^2, of the iteration."""
     a, b, c = NEWTON_SCHULZ
-    result = torch.addmm(xx, xx, xx, beta=b, alpha=c)
-    result.diagonal().add_(a)
+    result = torch.baddbmm(xx, xx, xx, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result
 
 
