@@ -62,6 +62,7 @@ from utils import (
 )
 
 SHOWN = 10  # classes that are printed
+SHORTER = "--preset laptop --max-minutes 10"  # recommended if a run of images takes long
 
 
 def train(**flags) -> Trained:
@@ -128,6 +129,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             folder = RunFolder(flags.output_dir)
             config["train"] |= plan_of(flags, checkpoint)
             options = {"tensorboard": flags.tensorboard, "distance": distance}
+            options["shorter"] = shorter(flags, data, resumed=checkpoint is not None)
             try:
                 job = Run(config, trainer, data, folder, start=start, **options)
             except Finished as finished:  # a scheduler may run the same command again
@@ -237,6 +239,12 @@ def distance_for(
         folder = Path(flags.output_dir)
         classifier = classifier_for(real, folder, device, progress=Bar, say=say)
         return Reference(classifier, real).distance
+
+
+def shorter(flags: RunConfig, data: Data, *, resumed: bool) -> str:
+    """Flags for those who have less time than this run may take; "" if there are none."""
+    chosen = resumed or flags.preset or flags.max_minutes
+    return "" if chosen or kind_of(data.items.shape[1:]) == "points" else SHORTER
 
 
 def announce_steps(flags: RunConfig, config: dict, job: Run) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import train as train_command
 from checkpoints.checkpoint import load_checkpoint
+from cli.training import TRAIN
 from mini_diffusion.picture import write_whole
-from runs import SMALL
+from runs import SMALL, assert_same_training
 from train import train
-from training import folder
+from training import folder, loop, progress
 from training.fit import fit
 from training.folder import RunFolder
+from training.foreign import foreign_files
 from training.log import Metrics
+from training.progress import Estimate
 from utils import save_whole, write_errors
 
 FOLDER = ["--dataset", "folder", "--image-size", "8", "--channels", "8", "--model", "dit"]
@@ -43,6 +47,63 @@ def test_classes_and_mirroring_are_printed(script):
         result = script("train", *command, "--overwrite", choice)
         assert "mirrored" not in result.out
     assert "mirrored" not in script("train", *SMALL, "--max-steps", 2, "--overwrite").out
+
+
+@pytest.mark.parametrize(
+    ("paces", "total", "expected"),
+    [
+        ([0.36], 9380, {25: "about 56 min: 9,355 steps at 2.8 steps/s. In less time: --hint"}),
+        ([0.36], 9, {}),
+        ([0.36], 1000, {25: "about 6 min: 975 steps at 2.8 steps/s"}),
+        ([30], 9380, {2: "about 3.3 days: 9,378 steps at 30.0 s a step. In less time: --hint"}),
+        ([0.01], 5000, {}),  # less than a minute
+        ([0.1, 0.6], 2000, {25: "about 3 min: ", 1139: "about 9 min left, not as estimated"}),
+        ([0.5, 0.05], 2000, {25: "about 16 min: "}),  # the end comes before a review
+        ([0.02, 0.2], 2000, {1503: "about 2 min left, not as estimated"}),
+    ],
+)
+def test_the_duration_is_estimated(monkeypatch, paces, total, expected):
+    now, said = 0.0, {}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    estimate = Estimate(0, "--hint")
+    for step in range(1, total + 1):
+        now += paces[2 * step > total and len(paces) > 1]
+        if text := estimate.update(step, total):
+            said[step] = text
+    assert said.keys() == expected.keys()
+    assert all(said[step].startswith(text) for step, text in expected.items())
+
+
+def test_a_run_says_how_long_it_takes(script, monkeypatch):
+    monkeypatch.setattr(Estimate, "WORTH_SAYING", 0)
+    monkeypatch.setattr(Estimate, "LONG", 0)
+    monkeypatch.setattr(Estimate, "WRONG", 1e9)
+    command = [*SMALL, "--max-steps", 26]
+    result = script("train", *command)
+    assert result.err.count("s: 1 steps at ") == 1
+    assert result.err.count(". In less time: --preset laptop --max-minutes 10") == 1
+    TRAIN.parse(train_command.SHORTER.split())
+    result = script("train", "--resume", "--max-steps", 52)
+    assert " steps at " in result.err
+    assert "In less time" not in result.err
+
+
+def test_a_first_grid_comes_before_a_long_epoch_ends(script, monkeypatch):
+    command = [*SMALL, "--max-steps", 24, "--sample-interval", 2, "--output-dir"]
+    monkeypatch.setattr(loop, "FIRST_GRID", 0)
+    monkeypatch.setattr(loop, "FIRST_GRID_STEP", 8)
+    assert script("train", *command, "late").code == 0
+    assert os.listdir("late/samples") == ["epoch_002.png"]  # it comes soon
+    monkeypatch.setattr(loop, "SOON", 0)
+    result = script("train", *command, "early")
+    assert result.err.count("early samples, after 10 steps: early/samples/first.png") == 1
+    assert sorted(os.listdir("early/samples")) == ["epoch_002.png", "first.png"]
+    one, other = (load_checkpoint(f"{name}/model_final.pt") for name in ("late", "early"))
+    assert_same_training(one, other)
+    Path("early/config.json").unlink()
+    assert not foreign_files(Path("early"))
+    RunFolder("early").clear()
+    assert set(os.listdir("early")) <= {".lock"}
 
 
 def test_only_the_first_of_many_classes_are_printed(script):

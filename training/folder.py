@@ -41,6 +41,7 @@ class RunFolder:
         self.learning = self.path / "learning.png"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples"
+        self.first_grid = self.samples / "first.png"  # before the end of the first epoch
         self.checkpoints = self.path / FOLDER
         self.snapshots = self.path / SNAPSHOTS
         self.interrupted = self.checkpoints / "interrupted.pt"

@@ -77,7 +77,7 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     r"\.lock": is_lock,
     r"(training_loss|learning)\.png": is_own_picture,
     r"report\.html": is_own_page,
-    r"samples/epoch_[0-9]{3,}\.png": is_own_picture,
+    r"samples/(epoch_[0-9]{3,}|first)\.png": is_own_picture,
     rf"({runs.WRITTEN})(\.aside)?": is_sealed,
     r"checkpoints/model_step_[0-9]{8,}\.shards(\.aside)?": is_sharded,
     rf"({runs.SNAPSHOT})(\.aside)?": is_own_weights,

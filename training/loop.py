@@ -15,7 +15,8 @@ from distributed import is_main, largest, share, world_size
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.plan import RunLength
-from training.preview import EVALUATED, EVALUATION_STEPS, Preview
+from training.preview import EVALUATED, EVALUATION_STEPS, FIRST_GRID_STEPS, Preview
+from training.progress import Estimate
 from training.run_log import RunLog
 from training.saving import Saving
 from training.stop import StopSignals
@@ -24,6 +25,9 @@ from training.trainer import Trainer
 from visuals.pictures import save_picture
 
 LOG_EVERY = 10  # steps between two rows of metrics
+FIRST_GRID = 90  # seconds after which a new run writes its first grid, if an epoch takes longer
+SOON = 30  # seconds; if the next regular grid comes within them, there is no such first one
+FIRST_GRID_STEP = 100  # before it, there is hardly anything to see
 SLOW_STEP = 5  # seconds of a step after which the next one shows that it is being made
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
 
@@ -129,6 +133,7 @@ class Run:
         start: a reading of `time.monotonic()` from which a limit of minutes counts.
         tensorboard: also log for TensorBoard.
         distance: of uint8 images (N, C, H, W) to real ones, for --eval-interval.
+        shorter: flags of a shorter run, which are recommended if this one takes long.
 
     Raises:
         ValueError: nothing to train on.
@@ -145,6 +150,7 @@ class Run:
         start: float,
         tensorboard: bool = False,
         distance: Callable[[Tensor], float] | None = None,
+        shorter: str = "",
     ):
         train = config["train"]
         self.config, self.trainer, self.folder = config, trainer, folder
@@ -158,6 +164,10 @@ class Run:
         self.batches = Batches(items, labels, indices, batch_size, trainer.seed)
         self.epoch_steps = self.batches.per_epoch
         self.kind = kind_of(data.items.shape[1:])
+        self.start = start
+        self.estimate = Estimate(trainer.step, shorter)
+        self.first_grid = trainer.step == 0 and self.sample_interval > 0  # not written yet
+        self.first_grid_due = False  # as agreed by all processes
         self.stop = StopSignals()
         self.stopping: int | None = None  # the signal that all processes stop for
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
@@ -202,6 +212,9 @@ class Run:
                 last = step.number == self.length.total
                 if logs or last or self.stopping:
                     log.step_row(step.epoch, step.lr, step.norm, self.length.total)
+                if logs and self.first_grid_due and not (last or step.ends_epoch or self.stopping):
+                    self.write_first_grid()
+                    log.restart_clock()
                 if saving.snapshot_due:
                     saving.save_snapshot(self.config)
                 if step.ends_epoch:
@@ -220,12 +233,14 @@ class Run:
 
     def agree(self) -> None:
         """Settle with the other processes how long the run is, whether it stops, and whether a
-        checkpoint is due by the clock: the main process decides."""
-        wishes = [self.stop.received or 0, 0, False]
+        checkpoint or the first grid is due by the clock: the main process decides."""
+        wishes = [self.stop.received or 0, 0, False, False]
         if is_main():
-            wishes[1:] = self.length.proposed(self.trainer.step), self.saving.is_late()
-        stop, total, late = largest(wishes, self.trainer.device)
+            wishes[1] = self.length.proposed(self.trainer.step)
+            wishes[2:] = self.saving.is_late(), self.is_first_grid_due()
+        stop, total, late, first = largest(wishes, self.trainer.device)
         self.stopping, self.saving.late = stop or None, bool(late)
+        self.first_grid_due = bool(first)
         if total and total != self.length.total:
             if self.length.total is None:
                 epochs = total / self.epoch_steps
@@ -239,6 +254,9 @@ class Run:
         """
         trainer = self.trainer
         self.log.progress.count(step.number, self.length.total)
+        timed = self.length.plan is not None  # its duration is known
+        if not timed and (text := self.estimate.update(step.number, self.length.end)):
+            self.log.progress.say(text)
         if not trainer.skipped_in_a_row:
             self.log.add(step.loss)
         if trainer.skipped_in_a_row == 1:
@@ -330,9 +348,32 @@ class Run:
         """Write the sample grid of an epoch, with a row of real items."""
         with activity("sample grid"):
             picture = self.preview.picture()
+        self.first_grid = False
         if picture is not None:
             path = self.folder.grid(epoch)
             self.saving.attempt("the grid", lambda: save_picture(path, picture), Exception)
+
+    def is_first_grid_due(self) -> bool:
+        """Is a grid due by the clock, because the first regular one takes much longer?"""
+        step, seconds = self.trainer.step, time.monotonic() - self.start
+        if not self.first_grid or step < FIRST_GRID_STEP or seconds < FIRST_GRID:
+            return False
+        regular = self.sample_interval * self.epoch_steps
+        until = min(regular, self.length.end or regular) - step
+        return until * (seconds / step) > SOON
+
+    def write_first_grid(self) -> None:
+        """Write a grid in few sampling steps, before the first regular one."""
+        start = time.monotonic()
+        with activity("first sample grid"):
+            picture = self.preview.picture(FIRST_GRID_STEPS)
+        self.first_grid = self.first_grid_due = False
+        if picture is not None:
+            path = self.folder.first_grid
+            self.saving.attempt("the grid", lambda: save_picture(path, picture), Exception)
+            self.log.progress.say(f"early samples, after {self.trainer.step:,} steps: {path}")
+        if self.length.plan:
+            self.length.plan.pause(time.monotonic() - start)
 
     # --- beginning and end ------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from utils import NoisePerImage
 from visuals.pictures import pictures_of, square
 
 GRID_STEPS = 50  # sampling steps of a grid
+FIRST_GRID_STEPS = 15  # of the grid before the end of the first epoch
 NUM_POINTS = 2000  # points of a picture
 EVALUATION_STEPS = 10  # sampling steps of evaluated images
 EVALUATED = 2000  # images that are evaluated
@@ -53,9 +54,9 @@ class Preview:
         self.part = ""  # of the images that are sampled now, for the user
         self.at_once = max(1, AT_ONCE * 32**2 // math.prod(self.shape[1:]))
 
-    def picture(self) -> np.ndarray | None:
+    def picture(self, steps: int | None = None) -> np.ndarray | None:
         """A sample grid with a row of the data (H, W, 3), in the main process; None if stopped."""
-        self.samples = self.grid()
+        self.samples = self.grid(steps)
         if self.samples is None or not is_main():
             return None
         return self.pictures.grid(self.samples, square(len(self.samples)), real=self.data)

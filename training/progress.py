@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, elsewhere a line every few seconds."""
+"""The progress of a run: its duration as estimated, and a bar on a terminal or lines elsewhere."""
 
 import sys
 import time
@@ -10,6 +10,64 @@ from visuals.curves import running_average
 
 LINE_EVERY = 15  # seconds between two plain lines
 SLOW = 18  # seconds without a line after which one without figures is printed
+
+
+class Estimate:
+    """Says how long a session takes: within its first steps, and again if that was quite wrong.
+
+    Args:
+        first_step: the step that the session starts from.
+        shorter: flags of a shorter run, which are recommended if this one takes long.
+    """
+
+    SETTLE = 5  # first steps, slower than the rest, that are not measured
+    MEASURE = 20  # steps that are measured
+    PATIENCE = 10  # seconds after which fewer steps are enough for each
+    REVIEW = 0.1  # fraction of the estimate after which it is reviewed, by the speed since then
+    WORTH_SAYING = 60  # seconds; a shorter time, also in review, is not announced
+    LONG = 15 * 60  # seconds from which a shorter run is recommended
+    WRONG = 1.5  # ratio of two estimates from which the later one is announced, too
+
+    def __init__(self, first_step: int, shorter: str = ""):
+        self.first_step, self.shorter = first_step, shorter
+        self.start = time.monotonic()
+        self._mark: tuple[int, float] | None = None  # step and time since when speed is measured
+        self._told: float | None = None  # seconds of the session, as last estimated
+
+    def update(self, step: int, total: int) -> str | None:
+        """What to tell the user after `step`, if anything. Every step must be reported."""
+        now = time.monotonic()
+        if self._mark is None:
+            if step - self.first_step >= self.SETTLE or now - self.start > self.PATIENCE:
+                self._mark = step, now
+            return None
+        (since, mark), before = self._mark, self._told
+        if before is None and step - since < self.MEASURE and now - mark < self.PATIENCE:
+            return None
+        if before is not None and now - mark < max(self.REVIEW * before, self.WORTH_SAYING):
+            return None
+        self._mark, per_step = (step, now), max(now - mark, 1e-9) / (step - since)
+        left = (total - step) * per_step
+        seconds = now - self.start + left
+        if before is not None and 1 / self.WRONG <= seconds / before <= self.WRONG:
+            return None
+        self._told = seconds
+        if left < self.WORTH_SAYING:
+            return None
+        speed = f"{1 / per_step:.1f} steps/s" if per_step < 1 else f"{per_step:.1f} s a step"
+        steps = f"{total - step:,} steps at {speed}"
+        if before is not None:
+            return f"about {rounded(left)} left, not as estimated before: {steps}"
+        hint = f". In less time: {self.shorter}" if self.shorter and seconds >= self.LONG else ""
+        return f"about {rounded(left)}: {steps}{hint}"
+
+
+def rounded(seconds: float) -> str:
+    """A duration in words: "80 s", "55 min", "3.5 h", "2.1 days"."""
+    for limit, unit, name in [(90, 1, "s"), (5400, 60, "min")]:
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class Progress:
