@@ -13,6 +13,7 @@ from benchmarks import (
     ablations,
     common,
     contenders,
+    contention,
     contest,
     profile_step,
     samplers,
@@ -381,3 +382,33 @@ def test_samplers_are_compared_with_all_steps(conditional, data_dir, tmp_path, m
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| `ddim`", "| `heun`", "| seconds"]
     assert all(np.isfinite(float(cell)) for row in rows[1:3] for cell in row.split("|")[2:4])
     assert (tmp_path / "samplers.png").stat().st_size > 5000
+
+
+# --- contention.py -------------------------------------------------------------------------------
+
+
+def test_busy_neighbours_end_whatever_happens():
+    started = []
+
+    def fail():
+        with contention.neighbours(2) as processes:
+            started.extend(processes)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [process.returncode for process in started] == [-9, -9]
+
+
+@pytest.mark.parametrize(
+    ("text", "speed"),
+    [
+        ("a, 20 steps, b\nthreads: 1 (...)\n256 images in 8.0 s, 160 network calls: x", "32 (1)"),
+        ("threads: 2\nsample.py: interrupted; 64 of 256 images are in x", "16 (2)"),
+        ("threads: 2\nsample.py: interrupted; 0 of 256 images are in x", "under 8 (2)"),
+        ("sample.py: error", "-"),
+    ],
+)
+def test_sampling_next_to_neighbours_is_read_from_its_output(monkeypatch, text, speed):
+    monkeypatch.setattr(contention, "run_for", lambda *arguments: text)
+    assert contention.sampling_speed("auto", 4) == speed
