@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--data-dir", default=str(ROOT / "data"))
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes are ended
     heads = [f"{what}, {n}" for what in ("training", "sampling") for n in args.threads]
     lines = [f"{machine(torch.device('cpu'))}, torch {torch.__version__}; images/s", ""]
     lines += [f"| busy neighbours | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
