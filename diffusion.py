@@ -26,6 +26,7 @@ from objectives import (
     discretized_gaussian_nll,
     gaussian_kl,
     gaussian_nll,
+    right_once_clipped,
 )
 from samplers import AUTO, SAMPLERS, generate
 from schedules import CLEAN, MAX_TIMESTEPS, SCHEDULES, SPACINGS, Level
@@ -50,6 +51,8 @@ class GaussianDiffusion(nn.Module):
         loss_weight: a name in `LOSS_WEIGHTS`.
         learn_sigma: the network's output has a second half of channels, the variance of the
             reverse steps (Nichol & Dhariwal 2021, section 3.1).
+        clip_loss: count no error where clipping the implied x_0 makes it exactly right; see
+            `objectives.right_once_clipped`.
 
     Raises:
         ValueError: an unknown name, fewer than two timesteps or more than `MAX_TIMESTEPS`, or
@@ -66,6 +69,7 @@ class GaussianDiffusion(nn.Module):
         sigma_data: float = 1.0,
         loss_weight: str = "uniform",
         learn_sigma: bool = False,
+        clip_loss: bool = False,
     ):
         super().__init__()
         if timesteps < 2:
@@ -74,11 +78,14 @@ class GaussianDiffusion(nn.Module):
             raise ValueError(f"timesteps can be at most {MAX_TIMESTEPS:,}, not {timesteps:,}")
         if not 0 < sigma_data < inf:
             raise ValueError(f"sigma_data must be positive, not {sigma_data}")
+        if clip_loss and (not clip or loss_weight == "vlb"):
+            other = "the weight vlb" if clip else "data that are not clipped"
+            raise ValueError(f"clip_loss cannot be used with {other}")
         pick(PREDICTIONS, prediction, "prediction")
         pick(LOSS_WEIGHTS, loss_weight, "loss weight")
         self.named = prediction, loss_weight  # names, because formulas cannot be pickled
         self.is_bound = loss_weight == "vlb"
-        self.timesteps, self.clip = timesteps, clip
+        self.timesteps, self.clip, self.clip_loss = timesteps, clip, clip_loss
         self.sigma_data, self.learn_sigma = sigma_data, learn_sigma
 
         alpha, sigma = pick(SCHEDULES, schedule, "schedule")(timesteps)
@@ -183,21 +190,24 @@ class GaussianDiffusion(nn.Module):
         x_t = self.q_sample(x_0, t, noise)
         out, fraction = self.split(call(model, self.scaled(x_t, t), t, condition).float())
         alpha, sigma = at(self.alpha, t, x_0), at(self.sigma, t, x_0)
+        x_0_hat = self.x_0(out, x_t, alpha, sigma)
         if self.is_bound:
-            x_0_hat = self.x_0(out, x_t, alpha, sigma)
             return self.timesteps * self.bound(x_0_hat, fraction, x_0, x_t, t).mean()
 
         s = self.sigma_data
         if self.weight is None:
             error = out - self.prediction.target(x_0 / s, noise, s * alpha, sigma)
-            loss = error.square().mean()
         else:
-            error = (self.x_0(out, x_t, alpha, sigma) - x_0) / s
-            loss = (self.weight((s * alpha / sigma) ** 2) * error.square()).mean()
+            error = (x_0_hat - x_0) / s
+        if self.clip_loss:
+            error = error.masked_fill(right_once_clipped(x_0_hat, x_0), 0)
+        square = error.square()
+        if self.weight is not None:
+            square = self.weight((s * alpha / sigma) ** 2) * square
+        loss = square.mean()
         if self.learn_sigma:  # the mean is detached: the bound trains only the variance
-            x_0_hat = self.x_0(out.detach(), x_t, alpha, sigma)
-            bound = self.timesteps * self.bound(x_0_hat, fraction, x_0, x_t, t).mean()
-            loss = loss + 0.001 * bound
+            bound = self.bound(x_0_hat.detach(), fraction, x_0, x_t, t).mean()
+            loss = loss + 0.001 * (self.timesteps * bound)
         return loss
 
     def bound(

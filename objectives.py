@@ -72,6 +72,19 @@ LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
 }
 
 
+def right_once_clipped(x_0_hat: Tensor, x_0: Tensor) -> Tensor:
+    """Where clipping a prediction to [-1, 1] gives x_0 exactly: beyond a bound on which x_0 lies.
+
+    A network cannot put out exactly -1 for a black background. Its errors there scatter around -1,
+    and half of them remain visible once samplers have clipped the others. If errors beyond the
+    bound do not count, the network learns to stay beyond it, and the clipped background is exact.
+
+    The optimum is the same once clipped. Between the bounds the loss is the squared error, whose
+    minimum is m = E[x_0 | x_t]; beyond a bound it only grows, except where m is the bound itself.
+    """
+    return (x_0.abs() == 1) & (x_0_hat * x_0 > 1)
+
+
 # --- the choice of t in training -----------------------------------------------------------------
 
 # Each maps (batch, the table of sigma / alpha (T,)) to timesteps (B,) on the table's device.

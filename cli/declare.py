@@ -32,6 +32,7 @@ class Declaration(NamedTuple):
     required: bool = False
     section: str | None = None  # of a run's configuration; None for a flag of the command alone
     fixed: bool = False  # a resumed run must have the same value
+    before: object = None  # value in runs from before the flag existed, if it is not the default
     limit: bool = False  # a length of the run; giving one on resume replaces all
     needs: tuple[str, ...] = ()  # has an effect only with one of these flags
     unless: tuple[str, ...] = ()  # has no effect with any of these flags

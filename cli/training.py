@@ -87,6 +87,9 @@ class RunConfig(DataFlags, ThreadFlags):
     loss_weight: str = process_flag(
         "uniform", "weight of the error at each noise level",
         choices=keys("objectives.py", "LOSS_WEIGHTS"))
+    clip_loss: bool | None = process_flag(
+        None, "count no error that clipping x_0 removes (default: for images)",
+        switch="on-off", before=False)
     timestep_sampling: str | None = objective_flag(
         None, "choice of t (default: uniform; edm schedule: log-normal)",
         choices=keys("objectives.py", "TIMESTEP_SAMPLINGS"))

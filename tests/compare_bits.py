@@ -45,7 +45,8 @@ LIBRARIES += ("torch._dynamo",)  # slow to import, and so imported once
 LOGGED = ("step", "epoch", "loss", "validation_loss", "lr", "gradient_norm", "skipped")
 FIGURES = ("training_loss.png", "learning.png")  # diagrams, whose text may change
 
-NEW = "train.py --warmup-steps 3 --save-interval 0 --save-every-minutes 0"
+BEFORE = "--no-clip-loss"  # what this tree needs to train as the reference does
+NEW = "train.py {before} --warmup-steps 3 --save-interval 0 --save-every-minutes 0"
 DIGITS = f"{NEW} --dataset digits --channels 16 --batch-size 32 --validation 64"
 TRAIN = f"{DIGITS} --output-dir out --sample-interval 0 --max-steps 6"
 SMALL = f"{TRAIN} --multipliers 1"
@@ -140,8 +141,10 @@ def run(name: str, tree: Path, folder: Path, cache: Path) -> None:
     """Run the commands of a run in a new folder. Raises RuntimeError if one fails."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    values = {"tree": tree, "reference": cache, "inputs": cache / "inputs"}
+    values["before"] = BEFORE if tree == ROOT else ""
     for command in RUNS[name]:
-        command = command.format(tree=tree, reference=cache, inputs=cache / "inputs")
+        command = command.format_map(values)
         fork = multiprocessing.get_context("fork")
         process = fork.Process(target=execute, args=(command, tree, folder))
         process.start()

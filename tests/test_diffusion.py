@@ -273,6 +273,36 @@ def test_loss_is_the_mean_squared_error_of_the_noise(preserving):
     assert_close(seen["t"], t)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_the_clipped_loss_has_the_posterior_mean_as_its_clipped_optimum(prediction, share):
+    """A pixel is -1 with probability `share`, else 0.5; x_t tells nothing about it."""
+    diffusion = GaussianDiffusion(prediction=prediction, loss_weight="edm", clip_loss=True)
+    x_0, t = torch.full((10, 1), 0.5), torch.full((10,), 500)
+    x_0[: round(10 * share)] = -1.0
+    alpha, sigma = diffusion.alpha[t, None], diffusion.sigma[t, None]
+    candidates = torch.linspace(-1.5, 1.5, 61)
+    losses = []
+    for x_0_hat in candidates.tolist():
+        target = torch.full_like(x_0, x_0_hat)  # is implied by the output that it has as its target
+        out = diffusion.prediction.target(target, -alpha / sigma * target, alpha, sigma)
+        noise = -alpha / sigma * x_0  # so that x_t is 0
+        losses.append(diffusion.loss(lambda x_t, t, out=out: out, x_0, t=t, noise=noise))
+    optimum = candidates[torch.stack(losses).argmin()].clamp(-1, 1)
+    assert_close(optimum, x_0.mean(), rtol=0, atol=0.01)
+
+
+def test_the_clipped_loss_ignores_errors_beyond_the_bound_alone():
+    x_0 = torch.tensor([[-1.0, -1.0, 1.0, 1.0, 0.99, -0.5]])
+    x_0_hat = torch.tensor([[-1.5, -0.5, 1.5, -1.5, 1.5, -1.5]], requires_grad=True)
+    diffusion = GaussianDiffusion(prediction="x_0", clip_loss=True)
+    diffusion.loss(lambda x_t, t: x_0_hat, x_0).backward()
+    assert_close(x_0_hat.grad != 0, torch.tensor([[False, True, False, True, True, True]]))
+    inside = 0.9 * x_0
+    plain = GaussianDiffusion(prediction="x_0").loss(lambda x_t, t: x_0_hat, inside)
+    assert_close(diffusion.loss(lambda x_t, t: x_0_hat, inside), plain, rtol=0, atol=0)
+
+
 def test_loss_draws_timesteps_uniformly():
     torch.manual_seed(0)
     drawn = []
@@ -663,6 +693,7 @@ def test_ddpm_without_a_seed_draws_from_the_global_generator():
         ),
         ({"sigma_data": 0.0}, "sigma_data must be positive"),
         ({"loss_weight": "x"}, "unknown loss weight 'x'; choose from uniform, snr"),
+        ({"clip_loss": True, "clip": False}, "clip_loss cannot be used with data that are not cli"),
     ],
 )
 def test_contradictory_arguments_raise(arguments, reason):

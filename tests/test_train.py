@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import train
-from checkpoints.checkpoint import load_checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli.training import TRAIN
 from conftest import ROOT, TINY
 from dataset.items import to_unit
@@ -386,6 +386,13 @@ def test_a_resumed_run_keeps_its_objective(script):
     result = script("train", "--resume", "--max-steps", 3, "--loss-weight", "snr")
     assert result.code == 1
     assert "diffusion.loss_weight: uniform in the checkpoint, snr now" in result.err
+    old = load_checkpoint("outputs/model_final.pt")
+    assert old["config"]["diffusion"].pop("clip_loss")  # as in runs from before there was a choice
+    save_checkpoint(Path("outputs/model_final.pt"), old)
+    result = script("train", "--resume", "--max-steps", 3, "--clip-loss")
+    assert "diffusion.clip_loss: False in the checkpoint, True now" in result.err
+    assert script("train", "--resume", "--max-steps", 3).code == 0
+    assert not load_checkpoint("outputs/model_final.pt")["config"]["diffusion"]["clip_loss"]
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(script):

@@ -135,6 +135,8 @@ def process_config(flags: RunConfig, data: Data) -> dict:
         "clip": is_image,  # points have no bounds
         "sigma_data": sigma_data,
     }
+    if flags.clip_loss is None:
+        process["clip_loss"] = is_image and flags.loss_weight != "vlb"
     ratio = float(GaussianDiffusion(**process).ratio[-1])
     if flags.prediction == "eps" and not is_image and ratio > MAX_RATIO:
         raise ValueError(

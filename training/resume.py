@@ -116,6 +116,8 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
         key = "name" if name == "model" else name
         replaced = name in limits and flags.given & set(limits)  # a new limit replaces all
         excluded = name in rivals or flags.given & set(declared.unless)  # --grey and --colour
+        if key not in section and declared.before is not None and name not in flags.given:
+            found[name] = declared.before
         if key not in section or name in flags.given or replaced or excluded:
             continue
         try:
@@ -169,10 +171,12 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
     train = {key: config["train"][key] for key in [*fixed, "update_size"]}
     # A run from before a flag was added had its default.
     of_data = [name for name in flags.named(section="data", fixed=True) if name in data]
+    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
     saved = {
         **saved,
         "data": {**RunConfig().chosen(of_data), **saved["data"]},
         "train": {**RunConfig().chosen(fixed), **saved["train"]},
+        "diffusion": {**before, **saved["diffusion"]},
     }
     found = config_differences(saved, {**config, "data": data, "train": train})
     explained = "items of a training step (--batch-size x --grad-accum x processes)"
