@@ -88,7 +88,7 @@ class RunConfig(DataFlags, ThreadFlags):
         "uniform", "weight of the error at each noise level",
         choices=keys("objectives.py", "LOSS_WEIGHTS"))
     clip_loss: bool | None = process_flag(
-        None, "count no error that clipping x_0 removes (default: for images)",
+        None, "count no error that clipping removes (default: for images)",
         switch="on-off", before=False)
     timestep_sampling: str | None = objective_flag(
         None, "choice of t (default: uniform; edm schedule: log-normal)",
