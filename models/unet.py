@@ -87,10 +87,11 @@ class UNet(nn.Module):
 
         for level, (size, out) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
             for _ in range(blocks):
-                self.up.append(block(width + skips.pop(), out, size in attention_resolutions))
+                attends = size in attention_resolutions
+                self.up.append(UpBlock(width + skips.pop(), out, embedding, dropout, attends))
                 width = out
             if level > 0:
-                self.up.append(Upsample())
+                self.up.append(nn.Identity())  # the next block upsamples; weights' names count this
 
         self.norm = group_norm(width)
         outputs = patch_channels * (2 if learn_sigma else 1)
@@ -121,9 +122,8 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:
-            if isinstance(layer, Block):
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = layer(h, emb)
+            if isinstance(layer, UpBlock):
+                h = layer(h, emb, skips.pop())
 
         h = self.head(F.silu(self.norm(h)))  # (B, C p^2, H/p, W/p)
         return F.pixel_shuffle(h, self.patch_size)
@@ -194,11 +194,38 @@ class Block(nn.Module):
         self.attention = Attention(out_channels) if attends else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.finish(self.conv_1(F.silu(self.norm_1(x))), self.skip(x), emb)
+
+    def finish(self, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
+        """The block after its first convolution h (B, D, H, W), with the skip connection."""
         scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_1(F.silu(self.norm_1(x)))  # (B, D, H, W)
         h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
         h = self.conv_2(self.dropout(F.silu(h)))
-        return self.attention(self.skip(x) + h)
+        return self.attention(skip + h)
+
+
+class UpBlock(Block):
+    """A block on the way up, which also receives the output of its counterpart on the way down.
+
+    (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). The first input is upsampled to the size of the
+    other, H = h or 2h, and the block computes on the channels of both.
+    """
+
+    def forward(self, x: Tensor, emb: Tensor, other: Tensor) -> Tensor:
+        size = other.shape[2:]  # (H, W)
+        group = self.norm_1.num_channels // self.norm_1.num_groups
+        if x.device.type != "cpu" or x.shape[2:] == size or x.shape[1] % group:
+            return super().forward(torch.cat([upsampled(x, size), other], dim=1), emb)
+        # The same, upsampled late: the norm and the 1x1 convolution then do a quarter of the work.
+        # A convolution of both inputs is the sum of one of each.
+        channels = [x.shape[1], other.shape[1]]
+        h, h_other = (F.silu(h) for h in norm_parts(self.norm_1, [x, other]))
+        weight, weight_other = self.conv_1.weight.split(channels, dim=1)
+        h = F.conv2d(upsampled(h, size), weight, self.conv_1.bias, padding=1)  # (B, D, H, W)
+        h = h + F.conv2d(h_other, weight_other, padding=1)
+        weight, weight_other = self.skip.weight.split(channels, dim=1)
+        skip = upsampled(F.conv2d(x, weight, self.skip.bias), size)  # (B, D, H, W)
+        return self.finish(h, skip + F.conv2d(other, weight_other), emb)
 
 
 class Attention(nn.Module):
@@ -230,13 +257,25 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
-class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W); the block that follows smooths it."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+def upsampled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W) by nearest pixels; unchanged if it has that size."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="nearest")
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     groups = max(1, channels // GROUP)
     return nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
+
+
+def norm_parts(norm: nn.GroupNorm, parts: Sequence[Tensor]) -> list[Tensor]:
+    """GroupNorm of the parts (B, C_i, H_i, W_i) of a feature map that may differ in size.
+
+    Each part must consist of whole groups.
+    """
+    group = norm.num_channels // norm.num_groups
+    channels = [part.shape[1] for part in parts]
+    affine = zip(norm.weight.split(channels), norm.bias.split(channels), strict=True)
+    return [
+        F.group_norm(part, part.shape[1] // group, weight, bias, norm.eps)
+        for part, (weight, bias) in zip(parts, affine, strict=True)
+    ]

@@ -10,7 +10,7 @@ from dataset.items import shape_config
 from models import MODELS, build_model, cost, model_config
 from models.dit import DiT, position_embedding
 from models.layers import TimestepEmbedding, attend
-from models.unet import UNet
+from models.unet import Block, UNet, UpBlock
 
 
 def without_zeros(model):
@@ -195,6 +195,20 @@ def test_the_default_unet_has_about_two_million_parameters():
 def test_the_unet_starts_with_zero_output():
     out = UNet(28, 1, channels=16)(torch.randn(2, 1, 28, 28), torch.tensor([0, 999]))
     assert_close(out, torch.zeros_like(out))
+
+
+def test_upsampling_late_gives_the_output_of_the_whole_block():
+    torch.manual_seed(0)
+    block = without_zeros(UpBlock(48, 16, 8, 0.0, False).double())
+    x, other, emb = torch.randn(2, 32, 3, 2), torch.randn(2, 16, 6, 4), torch.randn(2, 8)
+    inputs = [each.double().requires_grad_() for each in (x, other, emb)]
+    wanted = [*inputs, *block.parameters()]
+    late = block(inputs[0], inputs[2], inputs[1])
+    both = torch.cat([F.interpolate(inputs[0], scale_factor=2.0), inputs[1]], dim=1)
+    whole = Block.forward(block, both, inputs[2])
+    assert_close(late, whole)
+    gradients = [torch.autograd.grad(out.square().sum(), wanted) for out in (late, whole)]
+    assert_close(*gradients)
 
 
 def test_channels_last_gives_the_same_output():
