@@ -2,5 +2,6 @@
 
 `plan` resolves a request for one checkpoint, `classes` the names of classes, `draw` samples batch
 by batch, `editing` starts from given images, and `parts` writes large arrays that an interrupted
-command can continue.
+command can continue. `threads` chooses the number of threads, by the times that `thread_times`
+measures.
 """

@@ -4,15 +4,14 @@ import torch
 
 from distributed import launched
 from sampling.draw import SamplingJob, own_batches
-from utils import (
-    NoisePerImage,
+from sampling.thread_times import (
     fastest,
     may_measure_threads,
     measure_threads,
     speeds,
     threads_from_environment,
-    use_threads,
 )
+from utils import NoisePerImage, use_threads
 
 MIN_CALLS = 60  # network calls; for fewer the measurement would take too much
 

@@ -10,9 +10,7 @@ import torch
 
 from checkpoints.checkpoint import load_checkpoint
 from runs import SMALL, assert_same_training, killed_in, trainer_of
-from training import threads
-from training.threads import Pace, Threads
-from utils import (
+from sampling.thread_times import (
     ThreadTime,
     TooSlow,
     abandoned_after,
@@ -20,6 +18,8 @@ from utils import (
     measure_threads,
     speeds,
 )
+from training import threads
+from training.threads import Pace, Threads
 
 
 class Clock:

@@ -16,6 +16,7 @@ The run:
     run_log, log, progress       metrics on disk, the plot, the bar
     preview         sample grids, and the images that are evaluated
     stop            Ctrl-C, SIGTERM and SIGHUP
+    threads         the number of threads on a CPU
     environment     the machine and the versions of each session
 
 For a network and data of one's own:

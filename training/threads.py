@@ -13,18 +13,16 @@ from torch import Tensor
 
 from cli.declare import MAX_THREADS
 from distributed import launched
-from training.trainer import Trainer
-from utils import (
-    RANDOM_STATE,
+from sampling.thread_times import (
     ThreadTime,
-    count_of_threads,
     fastest,
     may_measure_threads,
     measure_threads,
     speeds,
     threads_from_environment,
-    use_threads,
 )
+from training.trainer import Trainer
+from utils import RANDOM_STATE, count_of_threads, use_threads
 
 MIN_STEPS, MIN_MINUTES = 100, 0.5  # of a shorter run the measurement would take too much
 WINDOW = 5.0  # seconds of training steps that are compared with those before
