@@ -8,6 +8,7 @@ from typing import NamedTuple
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads each would only wait
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,12 +22,23 @@ from cli.docs import COMMANDS
 from cli.training import TRAIN
 from evaluation import classifier, two_sample
 from images import make_image_folder
-from training import preview
+from training import preview, run_log
+from visuals.curves import plot_loss
+from visuals.pictures import save_picture
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 activity.AFTER = 1e6  # on a slow machine, messages would be other than on a fast one
+
+
+def write_blank(rows: list[dict], path: Path) -> None:
+    """Stands in for the plot of the loss, which takes more than half of the time of a short run."""
+    save_picture(path, np.zeros((9, 9, 3), np.uint8))
+
+
+run_log.plot_loss = write_blank
+preview.GRID_STEPS = 5  # the grids of short runs are looked at for their size alone
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -58,7 +70,6 @@ def script(capsys, monkeypatch, tmp_path):
     The current folder is an empty one, so that nothing is written outside it.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preview, "GRID_STEPS", 5)  # these grids are looked at for their size alone
     monkeypatch.setattr(classifier, "STEPS", 30)  # and this one is of use all the same
     monkeypatch.setattr(two_sample, "STEPS", 2)
 
@@ -82,7 +93,9 @@ def trained(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     arguments = [*TINY, "--epochs", "2", "--output-dir", str(output), "--overwrite"]
     arguments += ["--sample-interval", "1", "--save-interval", "1"]
-    assert process.run(train.main, TRAIN.parse(arguments)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_log, "plot_loss", plot_loss)
+        assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output
 
 

@@ -25,7 +25,7 @@ from conftest import ROOT, TINY
 from models import MODELS
 from processes import TIMEOUT, Processes, run_torchrun, run_train
 from runs import assert_same_training, wait_for
-from training import preview, resume
+from training import resume
 from training.log import read_metrics
 
 # Training steps of 64 images. No dropout: its random numbers depend on the process.
@@ -93,9 +93,7 @@ def alone(tmp_path_factory) -> Path:
     """The folder of a run of one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     command = [*RUN, "--max-steps", STEPS, "--batch-size", "64", "--output-dir", folder]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "GRID_STEPS", 5)
-        assert process.run(train.main, TRAIN.parse(list(map(str, command)))) == 0
+    assert process.run(train.main, TRAIN.parse(list(map(str, command)))) == 0
     return folder
 
 

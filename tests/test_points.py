@@ -18,9 +18,7 @@ def moons(tmp_path_factory):
     """The output folder of a short run on moons, of two and a half epochs."""
     output = tmp_path_factory.mktemp("moons")
     options = {"precision": "fp32", "device": "cpu", "batch_size": 256, "sample_interval": 2}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "GRID_STEPS", 5)
-        trained = train.train(dataset="moons", max_steps=400, output_dir=output, **options)
+    trained = train.train(dataset="moons", max_steps=400, output_dir=output, **options)
     assert trained.exit_code == 0
     return output
 

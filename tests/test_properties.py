@@ -28,7 +28,6 @@ from cli.docs import COMMANDS
 from cli.export import EXPORT
 from cli.training import TRAIN
 from conftest import TINY
-from training import run_log
 
 ASKED = os.environ.get("TINY_DIFFUSION_EXAMPLES")
 SECONDS = 30  # that a command may take
@@ -229,7 +228,6 @@ def stop(*_) -> None:
 def attempt(script, workshop, tmp_path, monkeypatch):
     """Runs a command in a fresh copy of the workshop, and asserts that it ends as it should."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(run_log, "plot_loss", lambda *_: None)  # half of the time of a short run
     before = signal.signal(signal.SIGALRM, stop)
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -19,7 +19,6 @@ from cli.training import TRAIN
 from conftest import TINY
 from processes import Processes
 from runs import assert_same_training
-from training import preview
 from training.folder import RunFolder
 
 FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", "2"]
@@ -31,9 +30,7 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     whole = [*FLAGS, "--batch-size", "64", "--max-steps", "9", "--multipliers", "1"]
     whole += ["--output-dir", f"{folder}/whole"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "GRID_STEPS", 5)
-        assert process.run(train.main, TRAIN.parse(whole)) == 0
+    assert process.run(train.main, TRAIN.parse(whole)) == 0
     processes = Processes(folder, 2, two_processes.train_sharded, *FLAGS)
     assert processes.wait() == [0, 0], processes.text("err")
     return folder

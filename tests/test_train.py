@@ -64,6 +64,9 @@ def test_a_run_writes_its_files(trained):
     with Image.open(trained / "samples" / "epoch_002.png") as image:
         assert image.width == 8 * 58 + 2
         assert image.height == image.width + 2 + 60  # and a line and a row of real images
+    with Image.open(trained / "training_loss.png") as image:
+        assert image.size == (770, 440)
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # curves
 
 
 def test_the_loss_falls(trained):
