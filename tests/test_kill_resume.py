@@ -7,12 +7,17 @@ import pytest
 
 from conftest import ROOT
 
-# Both in one process, which imports PyTorch and forks every session once. In the second part the
-# seeds depend on the process id, so that a resumed run cannot have the same bits.
+# Both in one process, which imports PyTorch and forks every session once. Grids take few steps,
+# and the plot of the loss is a blank picture. In the second part the seeds depend on the process
+# id, so that a resumed run cannot have the same bits.
 SCRIPT = """
 import os, runpy, sys
+import numpy as np
 main = runpy.run_path(sys.argv[1])["main"]
-from training import objective
+from training import objective, preview, run_log
+from visuals.pictures import save_picture
+preview.GRID_STEPS = 5
+run_log.plot_loss = lambda rows, path: save_picture(path, np.zeros((9, 9, 3), np.uint8))
 sys.argv[1:] = ["--kills", "10"]
 exit_code = main()
 print(f"exit code {exit_code}", flush=True)
