@@ -113,7 +113,10 @@ def abandoned_after(seconds: float, clock: Callable[[], float], *, closely: bool
 
     class Checked(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            return function(*check(args), **(kwargs or {}))
+            # Calls without tensors may restore a state, as the end of no_grad does, and must be made.
+            if any(isinstance(each, torch.Tensor) for each in args):
+                check(args)
+            return function(*args, **(kwargs or {}))
 
     with Checked() if closely else nullcontext(), saved_tensors_hooks(check, check):
         yield

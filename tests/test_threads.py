@@ -86,6 +86,15 @@ def test_the_backward_pass_is_abandoned_too():
     assert clock.now == 105
 
 
+def test_an_abandoned_computation_leaves_the_mode_of_gradients():
+    clock = iter([0.0, *[2.0] * 9])
+    with pytest.raises(TooSlow), abandoned_after(1, lambda: next(clock), closely=True):
+        with torch.no_grad():
+            pass  # its end calls a function of PyTorch, in which it is already too late
+        torch.zeros(2).add(1)
+    assert torch.is_grad_enabled()
+
+
 def test_one_slow_step_is_no_slow_pace():
     pace = Pace()
     fast, stopped = [0.5] * 30, [60.0, 0.5, *[0.5] * 10]
