@@ -113,7 +113,7 @@ def abandoned_after(seconds: float, clock: Callable[[], float], *, closely: bool
 
     class Checked(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            # Calls without tensors may restore a state, as the end of no_grad does, and must be made.
+            # Calls without tensors may restore a state, as the end of no_grad does.
             if any(isinstance(each, torch.Tensor) for each in args):
                 check(args)
             return function(*args, **(kwargs or {}))
