@@ -13,7 +13,7 @@ help:  ## list the targets
 
 demo: .venv/installed  ## install, sample from trained weights, train for two minutes, sample
 	@echo "Sampling from weights/mnist.safetensors ..."
-	$(BIN)/python sample.py --checkpoint weights/mnist.safetensors --steps 20 --guidance-scale 1.3 \
+	$(BIN)/python sample.py --checkpoint weights/mnist.safetensors --steps 20 --guidance-scale 1.15 \
 		--precision auto --output outputs/demo/mnist.png
 	@echo "The picture is outputs/demo/mnist.png. Now training on digits for two minutes ..."
 	$(BIN)/python train.py --dataset digits --max-minutes 2 --sample-interval 20 --save-interval 0 \
