@@ -290,10 +290,13 @@ class Denoiser:
             (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         guidance_rescale: from 0 to 1, how far the guided output's standard deviation is brought
             back to that of the conditional one (Lin et al. 2023, eq. 15 and 16).
+        guide: a weaker network for the same process, such as one from earlier in the training.
+            Its prediction, with the same condition, takes the place of the unconditional one
+            (autoguidance; Karras et al. 2024, arXiv:2406.02507, eq. 4).
         precision: fp32, bf16 or fp16, in which the network computes.
 
     Raises:
-        ValueError: guidance without a condition.
+        ValueError: guidance without a condition or a guide.
     """
 
     def __init__(
@@ -305,13 +308,14 @@ class Denoiser:
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, inf),
         guidance_rescale: float = 0.0,
+        guide: nn.Module | None = None,
         precision: str = "fp32",
     ):
-        if condition is None and guidance_scale != 1:
-            raise ValueError(f"a guidance scale of {guidance_scale} needs a condition")
+        if condition is None and guide is None and guidance_scale != 1:
+            raise ValueError(f"a guidance scale of {guidance_scale} needs a condition or a guide")
         self.diffusion, self.model, self.condition = diffusion, model, condition
         self.scale, self.interval = guidance_scale, guidance_interval
-        self.rescale, self.precision = guidance_rescale, precision
+        self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
         self.nearest = diffusion.nearest
         self.calls, self.seen = 0, None
 
@@ -338,25 +342,45 @@ class Denoiser:
         x_in = self.diffusion.scaled(x_t, t)
         low, high = self.interval
         scale = self.scale if low <= level.ratio <= high else 1.0
-        if self.condition is None or scale in (0, 1):
-            condition = None if scale == 0 else self.condition
-            return self.diffusion.split(self.predict(x_in, t, condition))
-
-        both = self.condition.cat(self.condition.null())
-        out = self.predict(torch.cat([x_in, x_in]), torch.cat([t, t]), both)
-        prediction, fraction = self.diffusion.split(out)
-        cond, uncond = prediction.chunk(2)
-        guided = uncond + scale * (cond - uncond)
+        if scale == 1 or (self.condition is None and self.guide is None):
+            return self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
+        if self.guide is not None:
+            cond, fraction = self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
+            weaker, _ = self.diffusion.split(self.predict(self.guide, x_in, t, self.condition))
+        elif scale == 0:
+            return self.diffusion.split(self.predict(self.model, x_in, t, None))
+        else:
+            both = self.condition.cat(self.condition.null())
+            out = self.predict(self.model, torch.cat([x_in, x_in]), torch.cat([t, t]), both)
+            prediction, fraction = self.diffusion.split(out)
+            cond, weaker = prediction.chunk(2)
+            fraction = None if fraction is None else fraction.chunk(2)[0]
+        cond, weaker = (self.clipped(each, x_t, level) for each in (cond, weaker))
+        guided = weaker + scale * (cond - weaker)
         if self.rescale:
             axes = tuple(range(1, guided.ndim))
             rescaled = guided * cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
             guided = torch.lerp(guided, rescaled, self.rescale)
-        return guided, None if fraction is None else fraction.chunk(2)[0]
+        return guided, fraction
 
-    def predict(self, x_in: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        """The output of the network, as float32."""
+    def clipped(self, out: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        """A prediction as `clip_loss` judges it: with its implied x_0 clipped to [-1, 1].
+
+        Beyond a bound it is arbitrary, and its difference from another prediction means nothing.
+        """
+        diffusion, alpha, sigma = self.diffusion, level.alpha, level.sigma
+        if not diffusion.clip_loss:
+            return out
+        x_0 = diffusion.x_0(out, x_t, alpha, sigma).clamp(-1, 1)
+        noise, s = (x_t - alpha * x_0) / sigma, diffusion.sigma_data
+        return diffusion.prediction.target(x_0 / s, noise, s * alpha, sigma)
+
+    def predict(
+        self, model: nn.Module, x_in: Tensor, t: Tensor, condition: Condition | None
+    ) -> Tensor:
+        """The output of a network, as float32."""
         with autocast(x_in.device, self.precision):
-            return call(self.model, x_in, t, condition).float()
+            return call(model, x_in, t, condition).float()
 
 
 class DDPM(nn.Module):

@@ -55,7 +55,7 @@ class Recipe(NamedTuple):
     """A training run and how it is sampled."""
 
     train: str  # flags of train.py
-    draw: str = ""  # flags of sample.py and evaluate.py
+    draw: str = ""  # flags of sample.py and evaluate.py; {run}: the folder of the run
     weights: str = ""  # name in weights/ if it is published
     part: float | None = None  # minutes after which train.py is stopped and resumed
     needs_gpu: bool = False
@@ -79,7 +79,7 @@ RECIPES = {  # changed flags make a row outdated
     "mnist, 10 minutes, without classes": Recipe(
         "--dataset mnist --preset laptop --no-class-conditional --max-minutes 10 "
         "--sample-interval 0",
-        "--steps 20",
+        "--steps 20 --guide {run}/snapshots/step_000362.safetensors --guidance-scale 1.75",
     ),
     "fashion_mnist, 15 minutes": Recipe(
         "--dataset fashion_mnist --preset laptop --max-minutes 15 --sample-interval 0", GUIDED
@@ -214,7 +214,8 @@ def run(name: str, work: Work, data_dir: str) -> dict:
         work.save()
 
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
-    draw = ["--checkpoint", str(checkpoint), *shlex.split(recipe.draw), *PRECISION]
+    words = [word.format(run=folder) for word in shlex.split(recipe.draw)]
+    draw = ["--checkpoint", str(checkpoint), *words, *PRECISION]
     measuring = work.measuring(Code.now())
     start = time.monotonic()
     if "report" not in measuring:
@@ -286,7 +287,8 @@ def slug_of(name: str) -> str:
 
 def drawing(recipe: Recipe) -> str:
     """The flags of evaluate.py and sample.py that a reader types."""
-    words = f"--checkpoint outputs/model_final.pt {recipe.draw} {shlex.join(PRECISION)}"
+    words = f"--checkpoint outputs/model_final.pt {recipe.draw.format(run='outputs')}"
+    words += f" {shlex.join(PRECISION)}"
     return " ".join(words.split())
 
 

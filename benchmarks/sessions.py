@@ -67,12 +67,12 @@ def run_session(flags: list[str], folder: Path, row: dict, minutes: float | None
     try:
         while usage is None:
             pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if row.get("begin") is None and "--resume" not in flags:
+                row["begin"] = begin_of(folder, row["start"])
             if pid:
                 process.returncode, usage = os.waitstatus_to_exitcode(status), used
                 break
             row["memory"] = peak_of(process.pid) or row.get("memory")
-            if row.get("begin") is None and "--resume" not in flags:
-                row["begin"] = begin_of(folder, row["start"])
             if minutes and not stopped and time.monotonic() - start > 60 * minutes:
                 process.terminate()  # it saves a checkpoint
                 stopped = True

@@ -91,6 +91,8 @@ def drawing_flags(report: dict) -> str:
     flags = [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
     if report.get("guidance_scale", 1) != 1:
         flags.append(f"--guidance-scale {report['guidance_scale']}")
+    if report.get("guide"):
+        flags.append(f"--guide {report['guide']}")
     return " ".join([*flags, f"--precision {report.get('precision')}"])
 
 

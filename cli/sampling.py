@@ -7,6 +7,7 @@ from cli.declare import Flags, class_names, flag, keys, number, option, path, qu
 from cli.parser import Command
 
 CLASSES = "classes (of a checkpoint of train.py --class-conditional)"
+GUIDANCE = "guidance (by the class, or by a weaker model)"
 OPTIONS = "options of single samplers"
 EDITING = "from given images"
 MODES = ("start_from", "inpaint", "interpolate", "invert")
@@ -27,14 +28,17 @@ class SamplerFlags(Flags):
         None, "class names or indices (cat,dog), or all (default: cycle through all)",
         group=CLASSES, parse=class_names, join=quoted, metavar="ID", decides="value")
     guidance_scale: float = drawing_flag(
-        1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=CLASSES,
+        1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=GUIDANCE,
         parse=number(float, 0), metavar="W", decides="value")
+    guide: str | None = drawing_flag(
+        None, "weaker model in place of uncond: a snapshot of the run (autoguidance)",
+        group=GUIDANCE, parse=path, metavar="FILE", decides="file", needs=("guidance_scale",))
     guidance_interval: list[float] | None = drawing_flag(
-        None, "guide only at these noise levels, sigma / alpha (default: all)", group=CLASSES,
+        None, "guide only at these noise levels, sigma / alpha (default: all)", group=GUIDANCE,
         parse=number(float, 0), nargs=2, metavar=("LOW", "HIGH"), decides="value",
         needs=("guidance_scale",))
     guidance_rescale: float = drawing_flag(
-        0.0, "restore the output's unguided standard deviation, 0 to 1", group=CLASSES,
+        0.0, "restore the output's unguided standard deviation, 0 to 1", group=GUIDANCE,
         parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))
 
     sampler: str = drawing_flag(

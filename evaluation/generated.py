@@ -89,6 +89,7 @@ def sampled_images(
         "seeds": seeds,
         "precision": job.precision,
         "guidance_scale": request.guidance_scale,
+        "guide": request.guide,
         "seconds_of_a_set": (time.monotonic() - start) / request.repeats,
     }
     return Generated(sets, plan.labels, record)

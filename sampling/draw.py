@@ -10,9 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from checkpoints.checkpoint import load_checkpoint, restore
+from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar
 from cli.sampling import SamplingRequest
@@ -48,6 +48,9 @@ class SamplingJob:
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         self.plan = SamplingPlan(request, diffusion, self.config, self.device)
         options = guidance_options(request) | {"precision": self.precision}
+        if request.guide is not None:
+            request.guide = str(find_checkpoint(request.guide))
+            options["guide"] = load_guide(request.guide, self.config, self.device)
         self.denoiser = partial(diffusion.denoiser, network, **options)
         self.to_items = self.plan.pictures.to_items
         steps = len(self.plan.levels) - 1
@@ -62,6 +65,23 @@ class SamplingJob:
     def no_items(self) -> Tensor:
         """No samples (0, ...), of the type and shape that samples have."""
         return self.to_items(torch.empty(0, *self.plan.shape))
+
+
+def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
+    """The network that guides a checkpoint with this configuration.
+
+    Raises ValueError if it is of another process, of other data, or of other classes.
+    """
+    checkpoint = load_checkpoint(path)
+    own = {
+        "data": dict.fromkeys(("image_size", "image_channels", "dim", "classes")),
+        "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
+        "model": {"num_classes": None},
+    }
+    wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
+    if found := config_differences(checkpoint["config"], wanted):
+        raise ValueError(f"--guide {path} does not fit the checkpoint: {'; '.join(found)}")
+    return restore(checkpoint, device)[0]
 
 
 class Samples(NamedTuple):

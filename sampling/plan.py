@@ -204,6 +204,11 @@ def chosen_classes(request: SamplingRequest, config: dict, classes: ClassNames) 
                     f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
                     "train.py --class-conditional trains a conditional one"
                 )
+        if request.guidance_scale != 1 and request.guide is None:
+            raise ValueError(
+                "--guidance-scale: this checkpoint is unconditional; give a weaker model to guide "
+                "with, such as --guide outputs/snapshots/step_001024.safetensors"
+            )
     if request.class_id is None:
         return None
     try:
@@ -231,13 +236,14 @@ def choose_labels(
     if num_classes is None:
         return None, columns, count
     no_null_label = config["train"]["label_dropout"] == 0
-    if request.guidance_scale != 1 and no_null_label:
+    by_class = request.guidance_scale != 1 and request.guide is None
+    if by_class and no_null_label:
         raise ValueError(
             "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has no "
             "unconditional prediction"
         )
     if ids is None:
-        if request.mode and (request.guidance_scale != 1 or no_null_label):
+        if request.mode and (by_class or no_null_label):
             raise ValueError("give the --class-id of the images")
         if request.mode:  # of any class
             return torch.full((count,), NULL_LABEL), columns, count

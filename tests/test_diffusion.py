@@ -592,6 +592,38 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
     assert_close(guided(2.5)[0], torch.tensor([[1.75, -1.75], [6.75, -6.75]]))
 
 
+def test_a_guide_takes_the_place_of_the_unconditional_prediction():
+    """With the same condition: 2.5 (cond - guide) + guide, where the guide has half of cond."""
+    half = TwoClasses()
+    guide = lambda *inputs: half(*inputs) / 2  # noqa: E731
+    assert_close(guided(2.5, guide=guide)[0], torch.tensor([[1.75, -1.75], [5.25, -5.25]]))
+    assert_close(guided(0.0, guide=guide)[0], torch.tensor([[0.5, -0.5], [1.5, -1.5]]))
+    assert_close(guided(1.0, guide=guide)[0], guided(1.0)[0])
+    diffusion, level = GaussianDiffusion(prediction="x_0"), GaussianDiffusion().levels(10)[4]
+    network, weaker = (lambda x_t, t: x_t), (lambda x_t, t: 0.5 * x_t)
+    denoise = diffusion.denoiser(network, guide=weaker, guidance_scale=2)
+    assert_close(denoise(torch.full((1, 2), 0.5), level)[0], torch.full((1, 2), 0.75))
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v", "eps", "edm"])
+def test_guidance_compares_clipped_predictions_of_a_network_that_learned_with_them(prediction):
+    """One predicts -1.2 and the other -1.6 for a black pixel, and 0.5 and 0.1 for a grey one."""
+    diffusion = GaussianDiffusion(prediction=prediction, clip_loss=True)
+    x_t, level = torch.tensor([[-0.7, 0.3]]), diffusion.levels(10)[4]
+
+    def network(*x_0):
+        x_0 = torch.tensor([x_0])
+        noise = (x_t - level.alpha * x_0) / level.sigma
+        return lambda x_in, t: diffusion.prediction.target(x_0, noise, level.alpha, level.sigma)
+
+    weaker = network(-1.6, 0.1)
+    denoise = diffusion.denoiser(network(-1.2, 0.5), guide=weaker, guidance_scale=2)
+    assert_close(denoise(x_t, level)[0], torch.tensor([[-1.0, 0.9]]), rtol=0, atol=1e-5)
+    plain = GaussianDiffusion(prediction=prediction)
+    unclipped = plain.denoiser(network(-1.2, 0.5), guide=weaker, guidance_scale=2)
+    assert_close(unclipped(x_t, level)[0], torch.tensor([[-0.8, 0.9]]), rtol=0, atol=1e-5)
+
+
 def test_guidance_calls_the_network_once_with_a_doubled_batch():
     assert guided(2.5)[1] == [4]
     assert guided(1.0)[1] == guided(0.0)[1] == [2]

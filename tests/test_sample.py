@@ -229,6 +229,25 @@ def test_classes(script, conditional, tmp_path):
         assert image.size == (8 * 58 + 2, 10 * 58 + 2)  # one row each
 
 
+def test_a_weaker_model_guides(script, checkpoint, conditional, trained):
+    flags = ["--checkpoint", checkpoint, "--steps", 3, "--num-images", 4, "--guidance-scale", 2]
+    earlier = trained / "checkpoints" / "model_epoch_001.pt"
+    for name, options in {
+        "alone": ["--guidance-scale", 1],
+        "by itself": ["--guide", checkpoint],
+        "by an earlier one": ["--guide", earlier],
+    }.items():
+        result = script("sample", *flags, *options, "--output", f"{name}.npz")
+        assert result.code == 0, result.err
+    alone = pixels_of("alone.npz")
+    assert (pixels_of("by itself.npz") == alone).all()
+    assert (pixels_of("by an earlier one.npz") != alone).any()
+    result = script("sample", *flags, "--guide", conditional)
+    assert result.code == 2
+    assert f"--guide {conditional} does not fit the checkpoint: " in result.err
+    assert "model.num_classes: 10 in the checkpoint, None now" in result.err
+
+
 def test_classes_that_do_not_exist(script, conditional):
     result = script("sample", "--checkpoint", conditional, "--class-id", 10)
     assert result.code == 2
