@@ -412,6 +412,9 @@ import json
 from cli import docs
 from cli.training import TRAIN
 from train import train
+from training import preview, run_log
+
+preview.GRID_STEPS, run_log.plot_loss = 1, lambda *_: None
 
 def refusal(**flags):
     try:
