@@ -28,7 +28,7 @@ FLAGS = ["--channels", "8", "--device", "cpu", "--precision", "fp32"]
 FLAGS += ["--optimizer", "adamw"]
 CONDITIONAL = ["--class-conditional", "--label-dropout", "0.3", "--flip"]
 CASES = {  # flags, and the number of training steps
-    "plain": (CONDITIONAL, 20),
+    "plain": (CONDITIONAL, 8),
     "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 4),
     "stratified": (["--timestep-sampling", "stratified"], 4),
     "nearest": (["--noise-assignment", "nearest"], 4),
