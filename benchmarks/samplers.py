@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import command_line, now, real_images, sampled
 from checkpoints.checkpoint import load_checkpoint
@@ -39,9 +39,9 @@ def network_clock() -> Iterator[list[float]]:
     """Yields a list to which the seconds of each network call are appended."""
     seconds, predict = [], Denoiser.predict
 
-    def timed(denoiser: Denoiser, x_in: Tensor, *arguments) -> Tensor:
+    def timed(denoiser: Denoiser, network: nn.Module, x_in: Tensor, *arguments) -> Tensor:
         start = now(x_in.device)
-        out = predict(denoiser, x_in, *arguments)
+        out = predict(denoiser, network, x_in, *arguments)
         seconds.append(now(x_in.device) - start)
         return out
 
