@@ -5,6 +5,7 @@ The commands are stand-ins, in a project of their own; no network is trained.
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -266,6 +267,9 @@ def test_the_figures_of_the_pages_are_those_of_the_record():
         assert (record.PAGE.parent / row["grid"]).is_file()
 
 
+DISTANCE = {"mean": 0.782, "ratio": 1.7454, "values": [0.8301, 0.7281, 0.7882], "floor": 0.4481}
+ROW = {"recipe": "mnist, 10 minutes", "updates": 4346, "classifier": {"accuracy": 0.9968}}
+ROW |= {"measures": {"classifier_fid": DISTANCE}}
 MARK = "<!-- results.json: mnist, 10 minutes: {} -->"
 PAGE = f"""# Page
 
@@ -285,7 +289,7 @@ def quoting(tmp_path):
 
     def quotes(text: str) -> list[figures.Quote]:
         (tmp_path / "page.md").write_text(text)
-        return figures.all_quotes(tmp_path, ROWS, list(record.RECIPES))
+        return figures.all_quotes(tmp_path, [ROW], list(record.RECIPES))
 
     return quotes
 
@@ -331,8 +335,9 @@ def test_a_figure_that_was_not_measured_has_no_record(quoting):
 def test_wrong_figures_of_a_model_card_are_found(tmp_path):
     row = next(row for row in ROWS if row["recipe"] == "mnist, 10 minutes")
     text = (ROOT / "weights" / "mnist.md").read_text()
-    (tmp_path / "card.md").write_text(text.replace("0.8513", "0.8514").replace("4,346", "4,347"))
+    steps, precision = f"{row['updates']:,} ", re.search(r"\| precision \| (\S+)", text)[1]
+    (tmp_path / "card.md").write_text(text.replace(precision, "0.1234").replace(steps, "4,347 "))
     steps, precision = figures.wrong_lines_of_card(tmp_path, Path("card.md"), row)
-    assert "should have 4,346 training steps" in steps
+    assert f"should have {row['updates']:,} training steps" in steps
     line = text[: text.index("| precision")].count("\n") + 1
-    assert precision.startswith(f"card.md:{line}: | precision | 0.8514 ")
+    assert precision.startswith(f"card.md:{line}: | precision | 0.1234 ")
