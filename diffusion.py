@@ -337,7 +337,6 @@ class Denoiser:
 
     def output(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
         """The guided prediction, and the fraction of the learned variance."""
-        self.calls += 1
         t = torch.full((len(x_t),), level.t, device=x_t.device)
         x_in = self.diffusion.scaled(x_t, t)
         low, high = self.interval
@@ -379,6 +378,7 @@ class Denoiser:
         self, model: nn.Module, x_in: Tensor, t: Tensor, condition: Condition | None
     ) -> Tensor:
         """The output of a network, as float32."""
+        self.calls += 1
         with autocast(x_in.device, self.precision):
             return call(model, x_in, t, condition).float()
 

@@ -603,6 +603,7 @@ def test_a_guide_takes_the_place_of_the_unconditional_prediction():
     network, weaker = (lambda x_t, t: x_t), (lambda x_t, t: 0.5 * x_t)
     denoise = diffusion.denoiser(network, guide=weaker, guidance_scale=2)
     assert_close(denoise(torch.full((1, 2), 0.5), level)[0], torch.full((1, 2), 0.75))
+    assert denoise.calls == 2
 
 
 @pytest.mark.parametrize("prediction", ["flow", "v", "eps", "edm"])
