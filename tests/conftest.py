@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from cli.docs import COMMANDS
 from cli.training import TRAIN
 from evaluation import classifier, two_sample
 from images import make_image_folder
-from training import preview, run_log
+from training import environment, preview, run_log
 from visuals.curves import plot_loss
 from visuals.pictures import save_picture
 
@@ -38,6 +39,8 @@ def write_blank(rows: list[dict], path: Path) -> None:
 
 
 run_log.plot_loss = write_blank
+for name in ("git_commit", "package_version"):  # looked up once, not by each run
+    setattr(environment, name, cache(getattr(environment, name)))
 preview.GRID_STEPS = 5  # the grids of short runs are looked at for their size alone
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
