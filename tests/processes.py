@@ -3,6 +3,7 @@
 So a job starts in milliseconds, where torchrun takes seconds to import PyTorch in each process.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from unittest import mock
 
 import sklearn.datasets  # noqa: F401  imported here once, not by each process
 import torch
+import torch._dynamo  # the first optimizer imports it, which takes a second
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import sample
@@ -32,6 +34,7 @@ from training.trainer import Trainer
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "runs"])  # every module whose functions are forked
 TIMEOUT = 300  # seconds, on a busy machine
+gc.freeze()  # otherwise garbage collection in a process copies the memory of all imports
 
 
 def start_server() -> None:
