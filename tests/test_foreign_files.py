@@ -215,43 +215,49 @@ def test_sampling_deletes_only_its_own_pictures(script, trained, tmp_path):
     assert (folder / "step_cats.png").exists()
 
 
-# Commands, and the file of each that no flag names.
+TRAJECTORY = ["sample", "--output", "a.png", "--show-intermediate", "--animate"]
+# Commands, and the files of each that no flag names.
 BESIDE = {
-    "intermediate/step_0000.png": ["sample", "--output", "a.png", "--show-intermediate"],
-    "intermediate/filmstrip_x_0.png": ["sample", "--output", "a.png", "--show-intermediate"],
-    "a.gif": ["sample", "--output", "a.png", "--animate"],
+    "intermediate/step_0000.png": TRAJECTORY,
+    "intermediate/filmstrip_x_0.png": TRAJECTORY,
+    "a.gif": TRAJECTORY,
     "metrics.json": ["evaluate"],
-    "n_nearest.png": ["evaluate", "--output", "n.json"],
+    "metrics_nearest.png": ["evaluate"],
     "outputs/model.npz": ["export"],
     "outputs/model.safetensors": ["export", "--to", "safetensors"],
     "m.md": ["export", "--card", "metrics.json", "m.npz"],
     "outputs/forward_process.png": ["visualize_diffusion"],
-    "v_schedules.png": ["visualize_diffusion", "--save-path", "v.png"],
+    "outputs/forward_process_schedules.png": ["visualize_diffusion"],
 }
 MORE = {
     "sample": ["--num-images", 2, "--steps", 2],
     "evaluate": ["--metrics", "copies", "--num-images", 4, "--repeats", 1, "--steps", 2],
-    "visualize_diffusion": ["--dataset", "digits"],
+    "visualize_diffusion": ["--dataset", "digits", "--num-images", 1, "--timesteps", 0],
 }
 
 
 def test_only_a_file_that_a_flag_names_is_replaced(script, trained, tmp_path):
     shutil.copy(trained / "model_final.pt", tmp_path)
+    runs = {}  # the words of each command, and the files that it writes beside its output
     for name, (command, *flags) in BESIDE.items():
-        words = [command, *MORE.get(command, [])]
+        words = [command, *MORE.get(command, []), *flags]
         if command != "visualize_diffusion":
             words += ["--checkpoint", "model_final.pt"]
+        runs.setdefault(tuple(words), []).append(Path(name))
         picture(write(tmp_path, name, lambda path: path.touch()).with_name("red.png"))
         foreign = Path(name).with_name("red.png").rename(name)
         before = foreign.read_bytes()
-        result = script(*words, *flags)
+        result = script(*words)
         assert result.code == 2, name
         assert f"cannot write to {name}: it exists, and this command did not" in result.err
         assert foreign.read_bytes() == before
         foreign.unlink()
-        for _ in range(2):  # the second time it is the command's own
-            assert script(*words, *flags).code == 0, name
-        assert foreign.read_bytes() != before
+    for words, paths in runs.items():
+        times = []
+        for _ in range(2):  # the second time the files are the command's own
+            assert script(*words).code == 0, words
+            times.append([path.stat().st_mtime_ns for path in paths])
+        assert all(first < second for first, second in zip(*times, strict=True))
     name = "outputs/forward_process.png"
     picture(Path(name))
     visualize = ["visualize_diffusion", *MORE["visualize_diffusion"]]
