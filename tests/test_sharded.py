@@ -21,7 +21,8 @@ from processes import Processes
 from runs import assert_same_training
 from training.folder import RunFolder
 
-FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", "2"]
+FLAGS = [*TINY, "--optimizer", "adamw", "--save-every-steps", "2", "--validation", "64"]
+ALONE = [*FLAGS, "--multipliers", "1", "--fsdp"]
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +153,18 @@ def test_training_continues_if_shards_cannot_be_written(script, group, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "file_sha256", refuse)
-    result = script("train", *FLAGS, "--fsdp", "--max-steps", 5)
+    result = script("train", *ALONE, "--max-steps", 3)
     assert result.code == 0, result.err
     assert result.err.count("a checkpoint could not be written") == 1
     assert not list(Path("outputs/checkpoints").glob("model_step*"))
 
 
 def test_a_sharded_run_of_one_process_resumes(script, group):
-    result = script("train", *FLAGS, "--fsdp", "--max-steps", 3)
+    result = script("train", *ALONE, "--max-steps", 2)
     assert result.code == 0, result.err
-    result = script("train", "--resume", "--max-steps", 5)
+    result = script("train", "--resume", "--max-steps", 3)
     assert result.code == 0, result.err
-    assert final(Path("outputs"))["step"] == 5
+    assert final(Path("outputs"))["step"] == 3
 
 
 def test_fsdp_needs_several_processes(script, runs):

@@ -26,13 +26,14 @@ CPU = torch.device("cpu")
 FLAGS = ["--channels", "8", "--device", "cpu", "--precision", "fp32"]
 # Not muon: it rounds its matrices to bfloat16, where a difference in the last bit becomes large.
 FLAGS += ["--optimizer", "adamw"]
-CONDITIONAL = ["--class-conditional", "--label-dropout", "0.3", "--flip"]
+SHALLOW = ["--multipliers", "1"]  # a U-Net of one resolution
+CONDITIONAL = [*SHALLOW, "--class-conditional", "--label-dropout", "0.3", "--flip"]
 CASES = {  # flags, and the number of training steps
-    "plain": (CONDITIONAL, 8),
+    "plain": (CONDITIONAL, 4),
     "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 4),
-    "stratified": (["--timestep-sampling", "stratified"], 4),
-    "nearest": (["--noise-assignment", "nearest"], 4),
-    "optimal": (["--noise-assignment", "optimal"], 4),
+    "stratified": ([*SHALLOW, "--timestep-sampling", "stratified"], 4),
+    "nearest": ([*SHALLOW, "--noise-assignment", "nearest"], 4),
+    "optimal": ([*SHALLOW, "--noise-assignment", "optimal"], 4),
 }
 
 
@@ -72,7 +73,7 @@ def losses_and_weights(flags: list[str], steps: int) -> tuple[list[float], Tenso
 
 def skip_a_step() -> dict:
     """Three training steps; the loss of the second is not finite in one of the processes."""
-    trainer, data, _ = make_trainer()
+    trainer, data, _ = make_trainer(*SHALLOW)
     train_step(trainer, data)
     before, loss = weights(trainer.model), trainer.diffusion.loss
     if rank() == 1:
@@ -99,9 +100,10 @@ def train_network(name: str) -> dict:
 
 
 def evaluated_images() -> Tensor:
-    """Images as --eval-interval measures them, of a network after ten training steps."""
-    trainer, data, config = make_trainer("--class-conditional", "--max-steps", "100")
-    for _ in range(10):
+    """Images as --eval-interval measures them, of a network after five training steps."""
+    flags = [*SHALLOW, "--class-conditional", "--max-steps", "100"]
+    trainer, data, config = make_trainer(*flags)
+    for _ in range(5):
         train_step(trainer, data)
     preview = Preview(trainer, config, data.items, data.labels, StopSignals())
     return preview.evaluated(steps=3, count=31)
@@ -126,18 +128,18 @@ def train_sharded(*flags: str) -> None:
 
     small = ["--batch-size", "32", "--max-steps", "1", "--validation", "64", "--fsdp"]
     unet = ["--batch-size", "32", "--max-steps", "9", "--multipliers", "1"]
-    muon = [*unet, "--max-steps", "5", "--optimizer", "muon", "--fsdp", "--dropout", "0.1"]
+    muon = [*unet, "--max-steps", "3", "--optimizer", "muon", "--fsdp", "--dropout", "0.1"]
     muon += ["--grad-accum", "2", "--grad-checkpoint"]
     mlp = [*small, "--dataset", "moons", "--precision", "bf16"]
     step_8 = "whole/checkpoints/model_step_00000008.pt"
-    step_4 = "muon/checkpoints/model_step_00000004.shards"
+    step_2 = "muon/checkpoints/model_step_00000002.shards"
     plan.FIRST_SNAPSHOT = 8
     train.process_group = lambda device: nullcontext()  # one for all of the runs
     with process_group(CPU):
         run(*unet, "--fsdp", "--snapshots", "12", "--output-dir", "sharded")
         run("--resume", step_8, "--fsdp", "--output-dir", "mixed")
         run(*muon, "--output-dir", "muon")
-        run("--resume", step_4, "--optimizer", "muon", "--output-dir", "muon_resumed")
+        run("--resume", step_2, "--optimizer", "muon", "--output-dir", "muon_resumed")
         for model in ("naive_unet", "cnn", "dit"):
             run(*small, "--model", model, "--output-dir", model)
         run(*mlp, "--output-dir", "mlp")
