@@ -1,12 +1,19 @@
 """Types of data sets: what is requested, what is loaded, and how."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Attributes(NamedTuple):
+    """What is known of each item besides its class, such as the hair colour of a face."""
+
+    values: Mapping[str, Sequence[str]]  # the possible values of each attribute, by its name
+    codes: Tensor  # uint8 (N, number of attributes): the index of each item's value
 
 
 class Data(NamedTuple):
@@ -17,6 +24,8 @@ class Data(NamedTuple):
     classes: list[str]
     note: str = ""  # lines for the user: which files are left out, where the pixels are stored
     files: Mapping[str, str] = MappingProxyType({})  # of a folder: {file name: digest of pixels}
+    captions: Sequence[str] = ()  # one for each item, or none at all
+    attributes: Attributes | None = None
 
     @property
     def class_counts(self) -> list[int]:
