@@ -6,6 +6,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 
+from dataset.captioned_mnist import load_captioned_mnist
 from dataset.cifar10 import load_cifar10
 from dataset.digits import load_sklearn_digits
 from dataset.folders import FOLDER_SIZE, load_folder
@@ -21,6 +22,7 @@ DATASETS: dict[str, Source] = {
     # Not flipped: in Fashion-MNIST every shoe points to the left.
     "fashion_mnist": Source(partial(load_idx, FASHION_MNIST), (1, 28, 28), has_test=True),
     "cifar10": Source(load_cifar10, (3, 32, 32), flip=True, has_test=True),
+    "captioned_mnist": Source(load_captioned_mnist, (3, 32, 32), has_test=True),
     "digits": Source(load_sklearn_digits, (1, 8, 8)),
     "folder": Source(load_folder, (3, FOLDER_SIZE, FOLDER_SIZE), flip=True),
     "moons": Source(partial(load_points, "moons"), (2,), has_test=True),
