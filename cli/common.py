@@ -81,6 +81,9 @@ class DataFlags(Flags):
     follow_links: bool = data_flag(
         False, "folder: also read what links that lead out of it lead to", switch="on", fixed=True
     )
+    caption_from_path: bool = data_flag(
+        False, "folder: make each caption from the path of the file", switch="on", fixed=True
+    )
     cache_limit: float = data_flag(
         2, "folder: decode more than this into a memory-mapped file", parse=number(float, 0),
         metavar="GB",

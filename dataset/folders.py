@@ -10,6 +10,7 @@ import torch
 from dataset.changes import first_names
 from dataset.decoding import Decoded, ImageFolder, decode_in_memory
 from dataset.finding import find_images, own_pictures_note
+from dataset.folder_captions import Captioned, read_captions
 from dataset.image_files import strict_pillow
 from dataset.pixel_cache import decode_through_cache
 from dataset.types import Data, Request
@@ -24,14 +25,24 @@ def load_folder(request: Request) -> Data:
     """Any folder of images, made one size. Subfolders are classes if they hold all images."""
     root, size = request.data_dir, request.image_size or (FOLDER_SIZE, FOLDER_SIZE)
     found = find_images(root, follow_links=request.follow_links)
+    captioned = Captioned(dict.fromkeys(found.files, ""), [], [])
+    if request.captions:
+        captioned = read_captions(
+            root,
+            found.files,
+            from_path=request.caption_from_path,
+            skip_missing=request.skip_bad_images,
+            follow_links=request.follow_links,
+        )
+    files = list(captioned.captions)
     channels = 1 if request.grey else 3 if request.colour else None
     options = request.fit, request.skip_bad_images, channels, request.background
-    folder = ImageFolder(root, found.files, size, *options)
+    folder = ImageFolder(root, files, size, *options)
     decoded = decode_folder(folder, request.cache_dir, request.cache_limit, request.progress)
     kept = [file.relative_to(root) for file in decoded.files]
     bad, count = decoded.unreadable, len(decoded.files) + len(decoded.unreadable)
-    own = found.own + len(found.files) - count
-    notes = [decoded.note, *found.notes]
+    own = found.own + len(files) - count
+    notes = [decoded.note, *found.notes, *captioned.notes]
     if own:
         notes.append(own_pictures_note(own))
     if bad:
@@ -43,7 +54,7 @@ def load_folder(request: Request) -> Data:
         classes = sorted({file.parts[0] for file in kept}, key=class_order)
         number = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([number[file.parts[0]] for file in kept])
-        notes += class_notes(root, classes, [*found.others, *bad])
+        notes += class_notes(root, classes, [*found.others, *captioned.without, *bad])
     elif len(outside) < len(kept) / 2:
         lies, it = ("lies", "it") if len(outside) == 1 else ("lie", "them")
         notes.append(
@@ -52,7 +63,10 @@ def load_folder(request: Request) -> Data:
         )
     names = [file.as_posix() for file in kept]
     digests = dict(zip(names, decoded.digests, strict=True))
-    return Data(decoded.pixels, labels, classes, "\n".join(filter(None, notes)), digests)
+    data = Data(decoded.pixels, labels, classes, "\n".join(filter(None, notes)), digests)
+    if request.captions:
+        data = data._replace(captions=[captioned.captions[file] for file in decoded.files])
+    return data
 
 
 def class_order(name: str) -> tuple:

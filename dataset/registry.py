@@ -66,6 +66,8 @@ def load_dataset(
     cache_dir: str | Path | None = None,
     cache_limit: float = 2,
     split: str = "train",
+    captions: bool = False,
+    caption_from_path: bool = False,
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> Data:
     """Load a data set: items, labels and class names.
@@ -84,6 +86,8 @@ def load_dataset(
         cache_dir, cache_limit: as in `folders.decode_folder`.
         progress: wraps the iteration over the files of "folder", as tqdm does.
         split: "train", or "test" for a data set that has one (`Source.has_test`).
+        captions: "folder" reads its captions, too (`folder_captions`).
+        caption_from_path: "folder" makes them from the paths of the files.
 
     Raises DataError if the data is missing, damaged or cannot be used, and ValueError if the name
     is unknown or an option does not apply to the data set.
@@ -97,7 +101,8 @@ def load_dataset(
         raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
     if name != "folder":
         given = {"grey": grey, "colour": colour, "background": background != "white"}
-        require_no_options(name, **given, follow_links=follow_links)
+        given |= {"follow_links": follow_links, "caption_from_path": caption_from_path}
+        require_no_options(name, **given)
     elif grey and colour:
         raise ValueError("--grey and --colour exclude each other")
     rgb(background)  # raises ValueError for what is none
@@ -116,6 +121,8 @@ def load_dataset(
             cache_limit=cache_limit,
             split=split,
             progress=progress,
+            captions=captions,
+            caption_from_path=caption_from_path,
         )
     )
     if size and data.items.shape[2:] != size:
@@ -125,7 +132,8 @@ def load_dataset(
 
 
 # Options that a run saves: they say which images are read, and how.
-READING = tuple(set(signature(load_dataset).parameters) - {"name", "download", "split", "progress"})
+READING = set(signature(load_dataset).parameters)
+READING = tuple(READING - {"name", "download", "split", "captions", "progress"})
 
 
 def require_no_options(name: str, **options: bool) -> None:

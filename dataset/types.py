@@ -65,6 +65,8 @@ class Request(NamedTuple):
     cache_limit: float  # gigabytes
     split: str  # "train" or, if the data set has one, "test"
     progress: Callable[..., Iterable]  # wraps an iterable, as tqdm does
+    captions: bool = False  # read the captions of "folder"
+    caption_from_path: bool = False  # make them from the paths of the files
 
 
 class Source(NamedTuple):
