@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dataset.decoding import Decoded, DecodedImage, ImageFolder, decode_each, split_files
 from dataset.finding import links_out
@@ -50,12 +51,8 @@ def decode_through_cache(
         note = f"decoded into {path} ({gigabytes(math.prod(record['shape']))}); later runs reuse it"
         if stale:
             note += "; the previous file was damaged or out of date"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
-        # Mode "r" maps the file read-only; the system may refuse a writable map of this size.
-        pixels = torch.from_numpy(np.memmap(path, np.uint8, "r", shape=tuple(record["shape"])))
     parts = split_files(folder.files, record["left_out"])
-    return Decoded(pixels, *parts, record["digests"], note)
+    return Decoded(mapped_pixels(path, record), *parts, record["digests"], note)
 
 
 def cache_file(folder: ImageFolder, cache_dir: str | Path | None) -> Path:
@@ -109,6 +106,14 @@ def read_cache_record(path: Path) -> dict:
         return record if valid else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
+
+
+def mapped_pixels(path: Path, record: dict) -> Tensor:
+    """The pixels of a cache file with this record, uint8 (N, C, H, W), mapped into memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
+        # Mode "r" maps the file read-only; the system may refuse a writable map of this size.
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=tuple(record["shape"])))
 
 
 def write_cache(
