@@ -81,9 +81,6 @@ class DataFlags(Flags):
     follow_links: bool = data_flag(
         False, "folder: also read what links that lead out of it lead to", switch="on", fixed=True
     )
-    caption_from_path: bool = data_flag(
-        False, "folder: make each caption from the path of the file", switch="on", fixed=True
-    )
     cache_limit: float = data_flag(
         2, "folder: decode more than this into a memory-mapped file", parse=number(float, 0),
         metavar="GB",
@@ -91,6 +88,10 @@ class DataFlags(Flags):
     cache_dir: str | None = data_flag(
         None, "folder of such files (default: .tiny-diffusion in the data folder)", metavar="DIR",
         parse=path,
+    )  # fmt: skip
+    avatar_style: str = data_flag(
+        "voxel-art", "avatars: how they are drawn, voxel-art or open-peeps",
+        choices=keys("dataset/avatar_styles.py", "STYLES"), fixed=True, metavar="STYLE",
     )  # fmt: skip
 
     def check(self) -> None:

@@ -7,6 +7,8 @@ from inspect import signature
 from pathlib import Path
 
 from dataset.captioned_mnist import load_captioned_mnist
+from dataset.avatar_styles import DEFAULT_STYLE, style_of
+from dataset.avatars import AVATAR_SIZE, load_avatars
 from dataset.cifar10 import load_cifar10
 from dataset.digits import load_sklearn_digits
 from dataset.folders import FOLDER_SIZE, load_folder
@@ -23,6 +25,8 @@ DATASETS: dict[str, Source] = {
     "fashion_mnist": Source(partial(load_idx, FASHION_MNIST), (1, 28, 28), has_test=True),
     "cifar10": Source(load_cifar10, (3, 32, 32), flip=True, has_test=True),
     "captioned_mnist": Source(load_captioned_mnist, (3, 32, 32), has_test=True),
+    # Not flipped: the light always comes from the same side.
+    "avatars": Source(load_avatars, (3, AVATAR_SIZE, AVATAR_SIZE), has_test=True),
     "digits": Source(load_sklearn_digits, (1, 8, 8)),
     "folder": Source(load_folder, (3, FOLDER_SIZE, FOLDER_SIZE), flip=True),
     "moons": Source(partial(load_points, "moons"), (2,), has_test=True),
@@ -65,6 +69,7 @@ def load_dataset(
     follow_links: bool = False,
     cache_dir: str | Path | None = None,
     cache_limit: float = 2,
+    avatar_style: str = DEFAULT_STYLE,
     split: str = "train",
     captions: bool = False,
     caption_from_path: bool = False,
@@ -84,7 +89,8 @@ def load_dataset(
         background: colour behind transparent pixels of "folder", a name or #rrggbb.
         follow_links: "folder" reads what links that lead out of it lead to.
         cache_dir, cache_limit: as in `folders.decode_folder`.
-        progress: wraps the iteration over the files of "folder", as tqdm does.
+        avatar_style: how "avatars" are drawn, a key of `avatar_styles.STYLES`.
+        progress: wraps the iteration over files, as tqdm does.
         split: "train", or "test" for a data set that has one (`Source.has_test`).
         captions: "folder" reads its captions, too (`folder_captions`).
         caption_from_path: "folder" makes them from the paths of the files.
@@ -101,10 +107,14 @@ def load_dataset(
         raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
     if name != "folder":
         given = {"grey": grey, "colour": colour, "background": background != "white"}
-        given |= {"follow_links": follow_links, "caption_from_path": caption_from_path}
-        require_no_options(name, **given)
+        require_no_options(name, **given, follow_links=follow_links)
     elif grey and colour:
         raise ValueError("--grey and --colour exclude each other")
+    if caption_from_path and name != "folder":
+        raise ValueError(f"caption_from_path applies only to folder, not to {name}")
+    style_of(avatar_style)  # raises ValueError for an unknown one
+    if avatar_style != DEFAULT_STYLE and name != "avatars":
+        raise ValueError(f"--avatar-style applies only to --dataset avatars, not to {name}")
     rgb(background)  # raises ValueError for what is none
     data = source.load(
         Request(
@@ -119,6 +129,7 @@ def load_dataset(
             follow_links=follow_links,
             cache_dir=None if cache_dir is None else existing_path(cache_dir),
             cache_limit=cache_limit,
+            avatar_style=avatar_style,
             split=split,
             progress=progress,
             captions=captions,
@@ -132,8 +143,8 @@ def load_dataset(
 
 
 # Options that a run saves: they say which images are read, and how.
-READING = set(signature(load_dataset).parameters)
-READING = tuple(READING - {"name", "download", "split", "captions", "progress"})
+NOT_SAVED = {"name", "download", "split", "captions", "caption_from_path", "progress"}
+READING = tuple(set(signature(load_dataset).parameters) - NOT_SAVED)
 
 
 def require_no_options(name: str, **options: bool) -> None:

@@ -63,6 +63,7 @@ class Request(NamedTuple):
     follow_links: bool
     cache_dir: str | Path | None
     cache_limit: float  # gigabytes
+    avatar_style: str  # a key of avatar_styles.STYLES
     split: str  # "train" or, if the data set has one, "test"
     progress: Callable[..., Iterable]  # wraps an iterable, as tqdm does
     captions: bool = False  # read the captions of "folder"

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.training import TRAIN
 from dataset.folder_captions import caption_from_path
-from dataset.registry import READING, load_dataset
+from dataset.registry import load_dataset
 from images import assert_same_data, noise_pixels, save_image
 from utils import DataError
 from visuals.pictures import save_picture
@@ -88,10 +87,8 @@ def test_captions_from_paths(folder):
     write_jsonl(folder / "metadata.jsonl", CAPTIONS)
     data = load(folder, caption_from_path=True)
     assert data.captions == ["a", "b", "birds c", "birds d"]
-    assert "metadata.jsonl not read, because of --caption-from-path" in data.note
-    flags = TRAIN.parse(["--dataset", "folder", "--caption-from-path"])
-    assert flags.chosen(READING)["caption_from_path"] is True
-    with pytest.raises(ValueError, match="--caption-from-path applies only to --dataset folder"):
+    assert "metadata.jsonl not read, because of caption_from_path" in data.note
+    with pytest.raises(ValueError, match="caption_from_path applies only to --dataset folder"):
         load_dataset("digits", caption_from_path=True)
 
 
@@ -161,7 +158,7 @@ def test_pictures_of_this_project_need_no_captions(folder, limit):
 
 def test_a_folder_without_captions_names_the_conventions(folder):
     message = error_of(folder)
-    for text in ("metadata.jsonl, metadata.csv", ".txt file next to each", "--caption-from-path"):
+    for text in ("metadata.jsonl, metadata.csv", ".txt file next to each", "caption_from_path"):
         assert text in message
 
 
