@@ -6,9 +6,9 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 
-from dataset.captioned_mnist import load_captioned_mnist
 from dataset.avatar_styles import DEFAULT_STYLE, style_of
 from dataset.avatars import AVATAR_SIZE, load_avatars
+from dataset.captioned_mnist import load_captioned_mnist
 from dataset.cifar10 import load_cifar10
 from dataset.digits import load_sklearn_digits
 from dataset.folders import FOLDER_SIZE, load_folder

@@ -88,7 +88,7 @@ def test_captions_from_paths(folder):
     data = load(folder, caption_from_path=True)
     assert data.captions == ["a", "b", "birds c", "birds d"]
     assert "metadata.jsonl not read, because of caption_from_path" in data.note
-    with pytest.raises(ValueError, match="caption_from_path applies only to --dataset folder"):
+    with pytest.raises(ValueError, match="caption_from_path applies only to folder"):
         load_dataset("digits", caption_from_path=True)
 
 
