@@ -52,12 +52,13 @@ def mini_unet_arguments(
     image_channels: int,
     patch_size: int,
     channels: int = 64,
-    multipliers: Sequence[int] = (1, 2),
+    multipliers: Sequence[int] = (1, 1, 2),
     blocks: int = 1,
     attention_resolutions: Sequence[int] = (),
     dropout: float = 0.0,
     num_classes: int | None = None,
     learn_sigma: bool = False,
+    efficient: bool = False,
 ) -> dict:
     """Arguments of mini_diffusion's UNet, from those of models/unet.py's."""
     sizes = feature_sizes(image_size, patch_size, len(multipliers))
@@ -70,4 +71,5 @@ def mini_unet_arguments(
         "attention_levels": [i for i, size in enumerate(sizes) if size in attention_resolutions],
         "patch_size": patch_size,
         "num_classes": num_classes or None,
+        "efficient": efficient,
     }

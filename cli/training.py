@@ -51,7 +51,7 @@ class RunConfig(DataFlags, ThreadFlags):
     channels: int | None = network_flag(
         None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1))
     multipliers: list[int] | None = network_flag(
-        None, "unet: width of each level, times --channels (default: 1 2)", parse=number(int, 1),
+        None, "unet: width of each level, times --channels (default: 1 1 2)", parse=number(int, 1),
         nargs="+")
     blocks: int | None = network_flag(
         None, "blocks per level (unet: 1) or in total (dit: 6, mlp: 4)", parse=number(int, 1))
@@ -64,6 +64,8 @@ class RunConfig(DataFlags, ThreadFlags):
     patch_size: int | None = network_flag(
         None, "unet, dit: side of a patch (default: 2, 4; below 16 pixels 1, 2)",
         parse=number(int, 1))
+    efficient: bool | None = network_flag(
+        None, "unet: fewer operations at full resolution (default: on)", switch="on-off")
     long_skips: bool | None = network_flag(
         None, "dit: connect the first blocks to the last, as U-ViT does", switch="on")
     list_models: bool = flag(

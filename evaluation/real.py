@@ -132,6 +132,10 @@ def real_data(
 
 
 def subset(data: Data, indices: Tensor) -> Data:
-    """The items at some indices, with their labels."""
+    """The items at some indices, with their labels, captions and attributes."""
     labels = None if data.labels is None else data.labels[indices]
-    return data._replace(items=data.items[indices], labels=labels)
+    captions = [data.captions[i] for i in indices.tolist()] if data.captions else ()
+    facts = data.attributes and data.attributes._replace(codes=data.attributes.codes[indices])
+    return data._replace(
+        items=data.items[indices], labels=labels, captions=captions, attributes=facts
+    )

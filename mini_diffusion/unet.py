@@ -29,8 +29,8 @@ class UNet(Layer):
     """U-Net from noisy images (N, in, H, W) to a prediction (N, out, H, W).
 
     The image is folded into patches. The encoder halves the resolution at each level, the middle
-    blocks apply self-attention, and the decoder restores the resolution. Each decoder block also
-    receives the output of the corresponding encoder block (skip connection).
+    blocks apply self-attention, and the decoder restores the resolution. Decoder blocks also
+    receive encoder outputs (skip connections).
 
     Args:
         model_channels: channels of the first level.
@@ -39,6 +39,9 @@ class UNet(Layer):
         attention_levels: levels (0, 1, ...) with self-attention in their blocks.
         patch_size: side of the patches in pixels.
         num_classes: number of class labels. The additional label `num_classes` means no class.
+        efficient: the first level has no encoder blocks, and the first decoder block of each level
+            adds the level's encoder output to its input. Otherwise each decoder block concatenates
+            its input with the output of the corresponding encoder block.
     """
 
     def __init__(
@@ -48,15 +51,15 @@ class UNet(Layer):
         model_channels: int = 64,
         rng: Rng = None,
         *,
-        multipliers: Sequence[int] = (1, 2),
+        multipliers: Sequence[int] = (1, 1, 2),
         blocks: int = 1,
         attention_levels: Sequence[int] = (),
         patch_size: int = 1,
         num_classes: int | None = None,
+        efficient: bool = True,
     ):
         rng = generator(rng)
         self.patch_size, self.num_classes = patch_size, num_classes
-        self.factor = patch_size * 2 ** (len(multipliers) - 1)  # divides image height and width
         widths = [model_channels * m for m in multipliers]
         levels = range(len(widths))
 
@@ -69,22 +72,33 @@ class UNet(Layer):
         self.label = Embedding(num_classes + 1, EMBEDDING, rng) if num_classes else None
         self.stem = Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1, rng=rng)
 
-        width, skips = widths[0], []  # skips: output channels of each encoder block
+        width, skips = widths[0], []  # skips: channels of the outputs that the decoder receives
+        self.kept = set()  # their indices, in [stem, *down]
         self.down, self.up = [], []
         for level in levels:
             if level > 0:
                 self.down.append(Downsample(width, rng))
-            for _ in range(blocks):
+            for _ in range(0 if efficient and level == 0 else blocks):
                 self.down.append(Block(width, widths[level], level in attention_levels, rng))
                 width = widths[level]
+                if not efficient:
+                    self.kept.add(len(self.down))
+                    skips.append(width)
+            if efficient:
+                self.kept.add(len(self.down))
                 skips.append(width)
 
         self.middle = [Block(width, width, True, rng), Block(width, width, False, rng)]
 
         for level in reversed(levels):
-            for _ in range(blocks):
-                seen = width + skips.pop()
-                self.up.append(Block(seen, widths[level], level in attention_levels, rng))
+            for number in range(blocks):
+                arguments = widths[level], level in attention_levels, rng
+                if not efficient:
+                    self.up.append(ConcatenatingBlock(width, skips.pop(), *arguments))
+                elif number == 0:
+                    self.up.append(AddingBlock(width, skips.pop(), *arguments))
+                else:
+                    self.up.append(Block(width, *arguments))
                 width = widths[level]
             if level > 0:
                 self.up.append(Upsample())
@@ -98,12 +112,13 @@ class UNet(Layer):
         """Prediction (N, out, H, W) for images (N, in, H, W), scaled by `NoiseScheduler.scaled`.
 
         The timestep and the class label y are numbers for all images or arrays (N,). The default y
-        is the null label. H and W must be multiples of `factor`.
+        is the null label. H and W must be multiples of `patch_size`.
         """
         n, _, height, width = x.shape
-        if height % self.factor or width % self.factor:
+        if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"image height and width must be multiples of {self.factor}, got {height}x{width}"
+                f"image height and width must be multiples of {self.patch_size}, "
+                f"got {height}x{width}"
             )
         emb = np.broadcast_to(timestep, n)
         for layer in self.time:
@@ -115,16 +130,16 @@ class UNet(Layer):
         emb = emb.silu()
         h = self.stem(fold(x, self.patch_size))  # (N, model_channels, H/p, W/p)
 
-        skips = []
+        outputs = [h]
         for layer in self.down:
             h = layer(h, emb)
-            if isinstance(layer, Block):
-                skips.append(h)
+            outputs.append(h)
+        skips = [outputs[i] for i in sorted(self.kept)]
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:
-            if isinstance(layer, Block):
-                h = concat(h, skips.pop())
+            if isinstance(layer, (ConcatenatingBlock, AddingBlock)):
+                h = layer.joined(h, skips.pop())
             h = layer(h, emb)
 
         h = self.head(self.norm(h).silu())  # (N, out p^2, H/p, W/p)
@@ -135,7 +150,7 @@ class UNet(Layer):
         """Read the network of a model file. Raises the errors of `read_model`."""
         file = read_model(path)
         try:
-            model = cls(**file.config["model"])
+            model = cls(**{"efficient": False} | file.config["model"])  # older files lack it
             parameters = dict(model.parameters())
             if names := parameters.keys() ^ file.weights.keys():
                 raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
@@ -170,8 +185,38 @@ class Block(Layer):
         return h if self.attention is None else self.attention(h)
 
 
+class ConcatenatingBlock(Block):
+    """Block on the channels of its input (N, C, h, w) and of an encoder output (N, E, H, W)."""
+
+    def __init__(self, in_channels: int, encoder: int, channels: int, attends: bool, rng: Rng):
+        super().__init__(in_channels + encoder, channels, attends, rng)
+
+    def joined(self, x: Tensor, encoder_output: Tensor) -> Tensor:
+        """The input of the block (N, C + E, H, W)."""
+        return concat(cropped(x, encoder_output), encoder_output)
+
+
+class AddingBlock(Block):
+    """Block on the sum of its input (N, C, h, w) and an encoder output (N, E, H, W)."""
+
+    def __init__(self, in_channels: int, encoder: int, channels: int, attends: bool, rng: Rng):
+        super().__init__(encoder, channels, attends, rng)
+        self.fit = Conv2d(in_channels, encoder, 1, rng=rng) if in_channels != encoder else None
+
+    def joined(self, x: Tensor, encoder_output: Tensor) -> Tensor:
+        """The input of the block (N, E, H, W)."""
+        x = cropped(x, encoder_output)
+        return (x if self.fit is None else self.fit(x)) + encoder_output
+
+
+def cropped(x: Tensor, other: Tensor) -> Tensor:
+    """x (N, C, h, w) with the height and width of other: upsampling rounds up to even sizes."""
+    height, width = other.shape[2:]
+    return Tensor.from_nhwc(x.nhwc[:, :height, :width])
+
+
 class Downsample(Layer):
-    """Downsampling by a convolution with stride 2: (N, C, H, W) -> (N, C, H/2, W/2)."""
+    """Downsampling by a convolution with stride 2: (N, C, H, W) -> (N, C, H/2, W/2), rounded up."""
 
     def __init__(self, channels: int, rng: Rng):
         self.conv = Conv2d(channels, channels, 3, stride=2, padding=1, rng=rng)

@@ -32,6 +32,8 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
+LATER = {"unet": {"efficient": False}}  # arguments that older configurations lack
+
 # The largest values in a configuration from a command line or a file. They exceed every use, and
 # keep the construction of a network without its weights under two seconds.
 LIMITS = {
@@ -84,13 +86,18 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
     return {"name": name, **shape, **plain}
 
 
+def with_later_arguments(config: dict) -> dict:
+    """A network's configuration with the arguments that were added since it was saved."""
+    return {**LATER.get(config.get("name"), {}), **config}
+
+
 def build_model(config: dict) -> nn.Module:
     """The network of a checkpoint's `config["model"]`: its name in `MODELS` and its arguments.
 
     Raises ValueError for an unknown name, arguments that the network does not take, and sizes
     beyond `LIMITS`, before anything is allocated for them.
     """
-    arguments = dict(config)
+    arguments = with_later_arguments(config)
     name = arguments.pop("name", None)
     network = pick(MODELS, name, "model")
     for argument in LIMITS.keys() & arguments.keys():

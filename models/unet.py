@@ -16,12 +16,12 @@ GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slowe
 class UNet(nn.Module):
     """Maps noisy images and their timesteps to a prediction of the same shape.
 
-    The image is folded into patches. Levels of half the size each lead down to a middle with
-    self-attention, and up again. Every block on the way up also receives the output of its
-    counterpart on the way down.
+    The image is folded into patches. Levels of half the size each (rounded up) lead down to a
+    middle with self-attention, and up again. Blocks on the way up also receive outputs from the way
+    down.
 
     Args:
-        image_size: side in pixels, or (height, width): multiples of patch_size * 2 ** (levels - 1).
+        image_size: side in pixels, or (height, width): multiples of patch_size.
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: width of the first level.
         multipliers: width of each level, as a multiple of `channels`; one entry a level.
@@ -34,10 +34,14 @@ class UNet(nn.Module):
         num_classes: number of class labels, or None for an unconditional network. The embedding
             has one more row, for "any class".
         learn_sigma: put out twice the channels, the second half for the variance.
+        efficient: compute less at full resolution. The first level has no blocks on the way down,
+            and the first block of each level on the way up adds the output of the way down to its
+            input (Chaurasia & Culurciello 2017, LinkNet). Otherwise every block on the way up
+            concatenates its input with the output of its counterpart (Ho et al. 2020).
 
     Raises:
-        ValueError: an image size that cannot be halved often enough, an attention resolution that
-            does not occur, or a value out of range.
+        ValueError: an image size that the patches do not divide, an attention resolution that does
+            not occur, or a value out of range.
     """
 
     kind = "images"
@@ -47,13 +51,14 @@ class UNet(nn.Module):
         image_size: int | Sequence[int],
         image_channels: int,
         channels: int = 64,
-        multipliers: Sequence[int] = (1, 2),
+        multipliers: Sequence[int] = (1, 1, 2),
         blocks: int = 1,
         attention_resolutions: Sequence[int] = (),
         dropout: float = 0.0,
         patch_size: int | None = None,
         num_classes: int | None = None,
         learn_sigma: bool = False,
+        efficient: bool = True,
     ):
         super().__init__()
         patch_size = patch_size or default_patch_size(image_size)
@@ -73,22 +78,33 @@ class UNet(nn.Module):
         def block(in_channels: int, out_channels: int, attends: bool) -> Block:
             return Block(in_channels, out_channels, embedding, dropout, attends)
 
-        width, skips = channels, []  # skips: the width of each block's output on the way down
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.kept, skips = [], []  # indices of outputs of [stem, *down] for the way up, and widths
+        width = channels
         for level, (size, out) in enumerate(zip(sizes, widths, strict=True)):
             if level > 0:
                 self.down.append(Downsample(width))
-            for _ in range(blocks):
+            for _ in range(0 if efficient and level == 0 else blocks):
                 self.down.append(block(width, out, size in attention_resolutions))
-                skips.append(out)
                 width = out
+                if not efficient:
+                    self.kept.append(len(self.down))
+                    skips.append(width)
+            if efficient:
+                self.kept.append(len(self.down))
+                skips.append(width)
 
         self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
 
         for level, (size, out) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
-            for _ in range(blocks):
-                attends = size in attention_resolutions
-                self.up.append(UpBlock(width + skips.pop(), out, embedding, dropout, attends))
+            for number in range(blocks):
+                arguments = (out, embedding, dropout, size in attention_resolutions)
+                if not efficient:
+                    self.up.append(UpBlock(width, skips.pop(), *arguments))
+                elif number == 0:
+                    self.up.append(AddingBlock(width, skips.pop(), *arguments))
+                else:
+                    self.up.append(Block(width, *arguments))
                 width = out
             if level > 0:
                 self.up.append(nn.Identity())  # the next block upsamples; weights' names count this
@@ -114,16 +130,18 @@ class UNet(nn.Module):
         emb = F.silu(embed(self.time, self.label, t, condition))  # (B, 256)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 
-        skips = []
+        outputs = [h]
         for layer in self.down:
             h = layer(h, emb)
-            if isinstance(layer, Block):
-                skips.append(h)
+            outputs.append(h)
+        skips = [outputs[i] for i in self.kept]
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:
-            if isinstance(layer, UpBlock):
+            if isinstance(layer, (UpBlock, AddingBlock)):
                 h = layer(h, emb, skips.pop())
+            elif isinstance(layer, Block):
+                h = layer(h, emb)
 
         h = self.head(F.silu(self.norm(h)))  # (B, C p^2, H/p, W/p)
         return F.pixel_shuffle(h, self.patch_size)
@@ -139,16 +157,15 @@ def feature_sizes(image_size: int | Sequence[int], patch_size: int, levels: int)
 
     Raises a ValueError that names the image sizes that work.
     """
-    factor = patch_size * 2 ** (levels - 1)
-    if any(side % factor for side in sides(image_size)):
-        below = [side // factor * factor for side in sides(image_size)]
-        above = [-(-side // factor) * factor for side in sides(image_size)]
+    if any(side % patch_size for side in sides(image_size)):
+        below = [side // patch_size * patch_size for side in sides(image_size)]
+        above = [-(-side // patch_size) * patch_size for side in sides(image_size)]
         near = " and ".join(size_text(size_of(*each)) for each in (below, above) if min(each) > 0)
         raise ValueError(
-            f"this U-Net takes image sizes that are multiples of {factor} (patches of "
-            f"{patch_size}, {levels} levels), not {size_text(image_size)}; the nearest are {near}"
+            f"this U-Net takes image sizes that are multiples of its patches of {patch_size}, not "
+            f"{size_text(image_size)}; the nearest are {near}"
         )
-    return [max(sides(image_size)) // patch_size // 2**level for level in range(levels)]
+    return [-(-max(sides(image_size)) // (patch_size * 2**level)) for level in range(levels)]
 
 
 def check(
@@ -208,13 +225,25 @@ class UpBlock(Block):
     """A block on the way up, which also receives the output of its counterpart on the way down.
 
     (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). The first input is upsampled to the size of the
-    other, H = h or 2h, and the block computes on the channels of both.
+    other, H = h, 2h or 2h - 1, and the block computes on the channels of both.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        other_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        attends: bool,
+    ):
+        super().__init__(in_channels + other_channels, out_channels, embedding, dropout, attends)
 
     def forward(self, x: Tensor, emb: Tensor, other: Tensor) -> Tensor:
         size = other.shape[2:]  # (H, W)
         group = self.norm_1.num_channels // self.norm_1.num_groups
-        if x.device.type != "cpu" or x.shape[2:] == size or x.shape[1] % group:
+        doubled = (2 * x.shape[2], 2 * x.shape[3]) == tuple(size)
+        if x.device.type != "cpu" or not doubled or x.shape[1] % group:
             return super().forward(torch.cat([upsampled(x, size), other], dim=1), emb)
         # The same, upsampled late: the norm and the 1x1 convolution then do a quarter of the work.
         # A convolution of both inputs is the sum of one of each.
@@ -226,6 +255,30 @@ class UpBlock(Block):
         weight, weight_other = self.skip.weight.split(channels, dim=1)
         skip = upsampled(F.conv2d(x, weight, self.skip.bias), size)  # (B, D, H, W)
         return self.finish(h, skip + F.conv2d(other, weight_other), emb)
+
+
+class AddingBlock(Block):
+    """A block on the way up, to whose input an output of the way down is added.
+
+    (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). A 1x1 convolution gives the first input the
+    channels of the other, if need be; then it is upsampled to its size, H = h, 2h or 2h - 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        other_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        attends: bool,
+    ):
+        super().__init__(other_channels, out_channels, embedding, dropout, attends)
+        same = in_channels == other_channels
+        self.fit = nn.Identity() if same else nn.Conv2d(in_channels, other_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, other: Tensor) -> Tensor:
+        return super().forward(upsampled(self.fit(x), other.shape[2:]) + other, emb)
 
 
 class Attention(nn.Module):
@@ -247,7 +300,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2)."""
+    """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -402,8 +402,10 @@ def test_unet_with_random_weights(rng):
     "config",
     [
         {},
+        {"efficient": True},
         {"image_size": 28, "image_channels": 3, "channels": 40, "patch_size": 7},
-        {"image_size": 16, "multipliers": [1, 2, 2], "blocks": 2},
+        {"image_size": [16, 10], "multipliers": [1, 2, 2], "blocks": 2},
+        {"image_size": [16, 10], "multipliers": [1, 2, 2], "blocks": 2, "efficient": True},
         {"patch_size": 1, "channels": 64, "attention_resolutions": [8, 4]},
         {"channels": 50, "multipliers": [1]},  # not divisible by 16 or 32
         {"channels": 1},
@@ -415,8 +417,8 @@ def test_the_unet_matches_pytorch(rng, tmp_path, config):
     model = UNet.load(exported(checkpoint, tmp_path))
     expected, _ = restore(load_checkpoint(checkpoint))
     assert model.parameter_count() == sum(p.numel() for p in expected.parameters())
-    size, t = expected.image_size, np.array([0, 400, 999])
-    x = randn(rng, 3, expected.image_channels, size, size)
+    t = np.array([0, 400, 999])
+    x = randn(rng, 3, expected.image_channels, *sides(expected.image_size))
     for y in [None] if model.num_classes is None else [None, [0, 2, model.num_classes]]:
         actual = model(Tensor(x), t, y).data
         labels = label_condition(None if y is None else torch.tensor(y))
@@ -426,9 +428,9 @@ def test_the_unet_matches_pytorch(rng, tmp_path, config):
 
 
 def test_the_unet_refuses_invalid_arguments(rng):
-    model = UNet(1, 1, 8, rng, patch_size=2, multipliers=(1, 1, 1))
-    with pytest.raises(ValueError, match="multiples of 8, got 12x16"):
-        model(Tensor.zeros(1, 1, 12, 16), 0)
+    model = UNet(1, 1, 8, rng, patch_size=4)
+    with pytest.raises(ValueError, match="multiples of 4, got 10x16"):
+        model(Tensor.zeros(1, 1, 10, 16), 0)
     with pytest.raises(ValueError, match="this network has no classes"):
         model(Tensor.zeros(1, 1, 8, 8), 0, 1)
 

@@ -10,7 +10,7 @@ from dataset.items import shape_config
 from models import MODELS, build_model, cost, model_config
 from models.dit import DiT, position_embedding
 from models.layers import TimestepEmbedding, attend
-from models.unet import Block, UNet, UpBlock
+from models.unet import AddingBlock, Block, UNet, UpBlock
 
 
 def without_zeros(model):
@@ -197,9 +197,28 @@ def test_the_unet_starts_with_zero_output():
     assert_close(out, torch.zeros_like(out))
 
 
+@pytest.mark.parametrize("efficient", [True, False])
+def test_sizes_that_cannot_be_halved_are_rounded_up(efficient):
+    model = UNet((9, 14), 1, channels=16, multipliers=(1, 1, 2), efficient=efficient)
+    with_sizes = []
+    for layer in model.down:
+        layer.register_forward_hook(lambda m, inputs, out: with_sizes.append(tuple(out.shape[2:])))
+    out = model(torch.randn(1, 1, 9, 14), torch.tensor([3]))
+    assert out.shape == (1, 1, 9, 14)
+    assert sorted(set(with_sizes)) == [(3, 4), (5, 7), (9, 14)][: 2 if efficient else 3]
+
+
+def test_an_adding_block_is_a_block_on_the_sum():
+    torch.manual_seed(0)
+    block = without_zeros(AddingBlock(32, 16, 48, 8, 0.0, True))
+    x, other, emb = torch.randn(2, 32, 4, 2), torch.randn(2, 16, 7, 4), torch.randn(2, 8)
+    fitted = F.interpolate(block.fit(x), scale_factor=2.0)[:, :, :7]
+    assert_close(block(x, emb, other), Block.forward(block, fitted + other, emb))
+
+
 def test_upsampling_late_gives_the_output_of_the_whole_block():
     torch.manual_seed(0)
-    block = without_zeros(UpBlock(48, 16, 8, 0.0, False).double())
+    block = without_zeros(UpBlock(32, 16, 16, 8, 0.0, False).double())
     x, other, emb = torch.randn(2, 32, 3, 2), torch.randn(2, 16, 6, 4), torch.randn(2, 8)
     inputs = [each.double().requires_grad_() for each in (x, other, emb)]
     wanted = [*inputs, *block.parameters()]
@@ -223,15 +242,12 @@ def test_channels_last_gives_the_same_output():
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
-        (30, {}, "multiples of 4 .* not 30; the nearest are 28 and 32"),
-        (2, {"patch_size": 2}, "not 2; the nearest are 4"),
-        (28, {"multipliers": (1, 2, 2, 2)}, "multiples of 16 .* the nearest are 16 and 32"),
-        (9, {}, "multiples of 2 .* the nearest are 8 and 10"),
-        ((30, 48), {}, "multiples of 4 .* not 30x48; the nearest are 28x48 and 32x48"),
-        ((2, 49), {}, "multiples of 2 .* not 2x49; the nearest are 2x48 and 2x50"),
+        (29, {}, "multiples of its patches of 2, not 29; the nearest are 28 and 30"),
+        (1, {"patch_size": 2}, "not 1; the nearest are 2"),
+        ((29, 48), {}, "patches of 2, not 29x48; the nearest are 28x48 and 30x48"),
         ((8, 8, 8), {}, "an image size is N or .height, width., not .8, 8, 8."),
-        ((16, 32), {"attention_resolutions": (4,)}, "attention resolution 4; there are 16, 8"),
-        (28, {"attention_resolutions": (7, 9)}, "attention resolution 9; there are 14, 7"),
+        ((16, 32), {"attention_resolutions": (2,)}, "attention resolution 2; there are 16, 8, 4"),
+        (28, {"attention_resolutions": (7, 9)}, "attention resolution 9; there are 14, 7, 4"),
         (28, {"blocks": 0}, "at least 1"),
         (28, {"dropout": 1.0}, "dropout"),
     ],
@@ -247,7 +263,8 @@ def test_invalid_unet_options_raise(size, options, message):
         {"multipliers": (1,)},
         {"multipliers": (1, 2, 2), "patch_size": 1},
         {"blocks": 2},
-        {"attention_resolutions": (14, 7)},
+        {"efficient": False, "blocks": 2},
+        {"attention_resolutions": (14, 7, 4)},
         {"patch_size": 7, "channels": 40},
         {"channels": 50},  # not divisible by 16 or 32
         {"channels": 1},
@@ -267,6 +284,7 @@ def test_larger_unet_options_add_parameters():
         {"multipliers": (1, 2, 2)},
         {"blocks": 2},
         {"attention_resolutions": (8,)},
+        {"efficient": False},
     ]:
         assert count(**options) > count()
 

@@ -398,6 +398,18 @@ def test_a_resumed_run_keeps_its_objective(script):
     assert not load_checkpoint("outputs/model_final.pt")["config"]["diffusion"]["clip_loss"]
 
 
+def test_a_run_from_before_the_efficient_unet_continues_with_its_network(script):
+    assert script("train", *TINY, "--multipliers", 1, "--no-efficient", "--max-steps", 1).code == 0
+    old = load_checkpoint("outputs/model_final.pt")
+    assert old["config"]["model"].pop("efficient") is False
+    save_checkpoint(Path("outputs/model_final.pt"), old)
+    assert script("sample", "--checkpoint", "outputs/model_final.pt", "--steps", 2).code == 0
+    result = script("train", "--resume", "--max-steps", 2, "--efficient")
+    assert "model.efficient: False in the checkpoint, True now" in result.err
+    assert script("train", "--resume", "--max-steps", 2).code == 0
+    assert load_checkpoint("outputs/model_final.pt")["config"]["model"]["efficient"] is False
+
+
 def test_a_damaged_newest_checkpoint_is_skipped(script):
     script("train", *SMALL, "--epochs", 2, "--save-interval", 1)
     for name in ("model_final.pt", "checkpoints/best.pt", "checkpoints/model_epoch_002.pt"):
@@ -483,7 +495,7 @@ def test_an_output_folder_that_is_a_file(script):
         (["--schedule", "edm", "--zero-terminal-snr"], ["never loses the signal"]),
         (["--class-conditional", "--dataset", "folder"], ["folder has no classes here"]),
         (["--compile", "reduce-overhead"], ["--compile reduce-overhead needs a GPU"]),
-        (["--image-size", 30], ["multiples of 4", "28 and 32"]),
+        (["--image-size", 29], ["multiples of its patches of 2", "28 and 30"]),
         (["--validation", 1797], ["cannot hold out 1797 items of 1797"]),
     ],
 )

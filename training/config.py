@@ -15,17 +15,31 @@ from models import DEFAULT, model_config
 # Flags that go together. Explicit flags override them. Data without labels trains unconditionally.
 PRESETS = {
     # 20 epochs of MNIST in nine minutes on two cores
-    "fast": {"class_conditional": True, "channels": 32, "multipliers": [1], "patch_size": 4},
+    "fast": {
+        "class_conditional": True,
+        "channels": 32,
+        "multipliers": [1],
+        "patch_size": 4,
+        "efficient": False,
+    },
     # the best images after minutes to an hour there
     "laptop": {
         "class_conditional": True,
         "channels": 32,
         "multipliers": [1, 3],
+        "efficient": False,
         "batch_size": 64,
         "lr": 6e-3,
     },
     # for a GPU, or a night
-    "quality": {"class_conditional": True, "channels": 96, "blocks": 2, "max_minutes": 480},
+    "quality": {
+        "class_conditional": True,
+        "channels": 96,
+        "multipliers": [1, 2],
+        "blocks": 2,
+        "efficient": False,
+        "max_minutes": 480,
+    },
 }
 # Defaults that depend on the kind of data; measured for each.
 DEFAULTS = {

@@ -12,6 +12,7 @@ from cli.activity import activity
 from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
 from distributed import job, restarted, say, world_size
+from models import with_later_arguments
 from training.environment import read_environment
 from training.folder import RunFolder
 from training.foreign import require_no_foreign_files
@@ -107,6 +108,7 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
 
     Raises CheckpointError for a value that the command line would refuse.
     """
+    config = {**config, "model": with_later_arguments(config["model"])}
     if config["model"]["name"] == CUSTOM != flags.model:
         raise CheckpointError("this run trains a network of your own: resume it with fit()")
     limits, found = flags.named(limit=True), {}
@@ -176,6 +178,7 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
         **saved,
         "data": {**RunConfig().chosen(of_data), **saved["data"]},
         "train": {**RunConfig().chosen(fixed), **saved["train"]},
+        "model": with_later_arguments(saved["model"]),
         "diffusion": {**before, **saved["diffusion"]},
     }
     found = config_differences(saved, {**config, "data": data, "train": train})
