@@ -140,8 +140,8 @@ show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
 #
 # ```
 # python train.py --dataset cifar10 --output-dir outputs/cifar10_paper --max-steps 800000 \
-#     --schedule linear --prediction eps --patch-size 1 --channels 128 --multipliers 1 2 2 2 \
-#     --blocks 2 --attention-resolutions 16 --dropout 0.1 \
+#     --schedule linear --prediction eps --patch-size 1 --no-efficient --channels 128 \
+#     --multipliers 1 2 2 2 --blocks 2 --attention-resolutions 16 --dropout 0.1 \
 #     --optimizer adamw --lr 2e-4 --lr-decay none --warmup-steps 5000
 # ```
 #

@@ -106,7 +106,7 @@ def trained(tmp_path_factory) -> Path:
 def conditional(tmp_path_factory) -> Path:
     """The checkpoint of a tiny class-conditional run on digits that learned its variance."""
     output = tmp_path_factory.mktemp("conditional")
-    arguments = [*TINY, "--max-steps", "5", "--timesteps", "100", "--output-dir", str(output)]
+    arguments = [*TINY, "--max-steps", "15", "--timesteps", "100", "--output-dir", str(output)]
     arguments += ["--class-conditional", "--learn-sigma"]
     assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output / "model_final.pt"

@@ -262,7 +262,7 @@ def test_the_page_describes_the_run(reported):
     assert page.value("sampler") == AUTO
     for section in json.loads(run.config.read_text()).values():
         assert section.keys() <= set(page.text)
-    assert page.value("multipliers") == "1, 2"
+    assert page.value("multipliers") == "1, 1, 2"
     assert page.value("flip") == "no"
 
 

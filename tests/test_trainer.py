@@ -212,8 +212,8 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     rest = {names[id(p)] for p in adamw.param_groups[0]["params"]}
     assert hidden | rest == set(names.values())
     assert not hidden & rest
-    assert {"down.0.conv_1.weight", "middle.0.attention.qkv.weight", "time.1.weight"} <= hidden
-    assert {"stem.weight", "head.weight", "label.weight", "down.0.conv_1.bias"} <= rest
+    assert {"down.1.conv_1.weight", "middle.0.attention.qkv.weight", "time.1.weight"} <= hidden
+    assert {"stem.weight", "head.weight", "label.weight", "down.1.conv_1.bias"} <= rest
 
 
 # --- objectives -----------------------------------------------------------------------------------
