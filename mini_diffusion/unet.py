@@ -73,7 +73,7 @@ class UNet(Layer):
         self.stem = Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1, rng=rng)
 
         width, skips = widths[0], []  # skips: channels of the outputs that the decoder receives
-        self.kept = set()  # their indices, in [stem, *down]
+        self.kept = []  # their indices, in [stem, *down]
         self.down, self.up = [], []
         for level in levels:
             if level > 0:
@@ -82,10 +82,10 @@ class UNet(Layer):
                 self.down.append(Block(width, widths[level], level in attention_levels, rng))
                 width = widths[level]
                 if not efficient:
-                    self.kept.add(len(self.down))
+                    self.kept.append(len(self.down))
                     skips.append(width)
             if efficient:
-                self.kept.add(len(self.down))
+                self.kept.append(len(self.down))
                 skips.append(width)
 
         self.middle = [Block(width, width, True, rng), Block(width, width, False, rng)]
@@ -134,7 +134,7 @@ class UNet(Layer):
         for layer in self.down:
             h = layer(h, emb)
             outputs.append(h)
-        skips = [outputs[i] for i in sorted(self.kept)]
+        skips = [outputs[i] for i in self.kept]
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:

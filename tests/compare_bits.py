@@ -1,7 +1,7 @@
 """Check that this working tree trains and samples with the same bits as an earlier commit.
 
     python tests/compare_bits.py
-    python tests/compare_bits.py --reference 1bd591c --only resume 'sampler-*'
+    python tests/compare_bits.py --reference 38555b3 --only resume 'sampler-*'
 
 Runs train.py and sample.py of both trees with the same arguments and compares checkpoints (except
 for their configuration and the time spent), arrays, pixels of pictures, and logged losses. Prints
@@ -288,7 +288,7 @@ def main(args: argparse.Namespace, temporary: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", default="1bd591c", help="commit to compare with")
+    parser.add_argument("--reference", default="38555b3", help="commit to compare with")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="runs to compare")
     parser.add_argument("--cache", metavar="DIR", help="folder of the reference's outputs")
     parser.add_argument("--keep", metavar="DIR", help="keep this tree's outputs in this folder")
