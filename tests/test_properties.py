@@ -278,7 +278,7 @@ def is_whole(path: Path) -> bool:
     return not path.name.endswith(".partial")
 
 
-@settings(max_examples=int(ASKED or 60), **SETTINGS)
+@settings(max_examples=int(ASKED or 40), **SETTINGS)
 @given(command=command_lines())
 def test_command_lines(attempt, command):
     attempt(*command)
