@@ -174,7 +174,7 @@ def test_an_enormous_image_is_named_and_not_decoded(bomb, tmp_path, recwarn, lim
     start = time.process_time()
     with pytest.raises(DataError) as error:
         load_dataset("folder", bomb.parent, cache_dir=tmp_path / "cache", cache_limit=limit)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 3
     reason = "is over 50,000,000 pixels" if "8000" in bomb.name else "claims more than 50,000,000"
     assert f"{bomb.name}: " in str(error.value)
     assert reason in str(error.value)
