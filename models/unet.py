@@ -258,7 +258,7 @@ class UpBlock(Block):
 
 
 class AddingBlock(Block):
-    """A block on the way up, to whose input an output of the way down is added.
+    """A block on the way up that adds an output of the way down to its input.
 
     (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). A 1x1 convolution gives the first input the
     channels of the other, if need be; then it is upsampled to its size, H = h, 2h or 2h - 1.
