@@ -202,14 +202,14 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
     if flags.preset and resumed:
         say("--preset is for a new run: the resumed run keeps its flags")
         flags.preset = None
-    flips = flags.flip
+    flips, conditional = flags.flip, flags.class_conditional
     flags = with_defaults(flags, data)
     if flags.flip and flips is None and not resumed:
         say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
+    if flags.class_conditional and conditional is None and not resumed:
+        say("the network is class-conditional (default); --no-class-conditional turns it off")
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")
-        if "class_conditional" not in flags.given and len(data.classes) < 2:
-            say("the network is unconditional: the data set has no classes to choose from")
     return flags
 
 

@@ -41,7 +41,7 @@ from evaluation.real import real_data
 from training.config import with_defaults
 from utils import choose_device, choose_precision, describe
 
-BASE = "--channels 32 --image-size 16 --warmup-steps 50"
+BASE = "--no-class-conditional --channels 32 --image-size 16 --warmup-steps 50"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "class-conditional": ["--class-conditional"],

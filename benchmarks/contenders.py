@@ -396,13 +396,19 @@ CONTENDERS: dict[str, Callable[[Task], Result]] = {
     "ours, without classes": partial(ours, flags=["--preset", "laptop", "--no-class-conditional"]),
     # The default network, which is not smaller than that of diffusers, with the same sampler.
     "ours, by default": partial(
-        ours, flags=[], sampling={**SAMPLING, "sampler": "ddim", "steps": 50}
+        ours,
+        flags=["--no-class-conditional"],
+        sampling={**SAMPLING, "sampler": "ddim", "steps": 50},
     ),
     # With its default of 64 channels a training step takes minutes on a CPU: 26 GFLOPs per image.
-    "ours, cnn": partial(ours, flags=["--model", "cnn", "--channels", "16"]),
-    "ours, naive_unet": partial(ours, flags=["--model", "naive_unet"]),
-    "ours, dit": partial(ours, flags=["--model", "dit"]),
-    "ours, dit, long skips": partial(ours, flags=["--model", "dit", "--long-skips"]),
+    "ours, cnn": partial(
+        ours, flags=["--no-class-conditional", "--model", "cnn", "--channels", "16"]
+    ),
+    "ours, naive_unet": partial(ours, flags=["--no-class-conditional", "--model", "naive_unet"]),
+    "ours, dit": partial(ours, flags=["--no-class-conditional", "--model", "dit"]),
+    "ours, dit, long skips": partial(
+        ours, flags=["--no-class-conditional", "--model", "dit", "--long-skips"]
+    ),
     "diffusers": partial(foreign, Diffusers),
     "denoising-diffusion-pytorch": partial(foreign, DenoisingDiffusion),
     "denoising-diffusion-pytorch, README": partial(foreign, DenoisingDiffusionReadme),

@@ -98,11 +98,12 @@ class RunConfig(DataFlags, ThreadFlags):
     noise_assignment: str = objective_flag(
         "independent", "assignment of noise to the images of a batch",
         choices=keys("objectives.py", "NOISE_ASSIGNMENTS"))
-    class_conditional: bool = objective_flag(
-        False, "condition the network on class labels", switch="on-off")
+    class_conditional: bool | None = objective_flag(
+        None, "condition on class labels (default: for images)", switch="on-off",
+        before=False)
     label_dropout: float = objective_flag(
         0.1, "share of labels dropped, for classifier-free guidance", parse=number(float, 0, 1),
-        metavar="P", needs=("class_conditional", "preset", "resume"))
+        metavar="P")
 
     epochs: int | None = length_flag(
         "passes over the data (default: 20 if there is no limit)", parse=number(int, 1))

@@ -46,7 +46,8 @@ LOGGED = ("step", "epoch", "loss", "validation_loss", "lr", "gradient_norm", "sk
 FIGURES = ("training_loss.png", "learning.png")  # diagrams, whose text may change
 
 NEW = "train.py --warmup-steps 3 --save-interval 0 --save-every-minutes 0"
-DIGITS = f"{NEW} --dataset digits --channels 16 --batch-size 32 --validation 64"
+DIGITS = f"{NEW} --dataset digits --no-class-conditional --channels 16 --batch-size 32"
+DIGITS += " --validation 64"
 TRAIN = f"{DIGITS} --output-dir out --sample-interval 0 --max-steps 6"
 SMALL = f"{TRAIN} --multipliers 1"
 EPOCHS = f"{DIGITS} --output-dir out --epochs 2 --batch-size 400"

@@ -273,7 +273,6 @@ def test_keyword_arguments_are_parsed_like_a_command_line():
     [
         ({"epoch": 3}, "unknown flag epoch; the flags are debug, "),
         ({"epochs": 0}, "argument --epochs: must be at least 1, not 0"),
-        ({"label_dropout": 0.2}, "--label-dropout has no effect without --class-conditional"),
     ],
 )
 def test_keyword_arguments_that_the_command_line_would_refuse(values, message):

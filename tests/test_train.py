@@ -541,7 +541,7 @@ def test_a_preset_sets_its_flags(script, monkeypatch, name):
     flags = ["--dataset", "digits", "--preset", name, "--batch-size", 4, "--validation", 0]
     result = script("train", *flags, "--max-steps", 1, "--device", "cpu", "--precision", "fp32")
     assert result.code == 0, result.err
-    assert f"preset {name}: --class-conditional --channels " in result.out
+    assert f"preset {name}: --channels " in result.out
 
     def chosen() -> dict:
         config = saved_config()
@@ -564,7 +564,7 @@ def test_explicit_flags_override_a_preset(script, image_folder):
     given = ["--channels", 8, "--no-class-conditional"]
     result = script("train", "--dataset", "digits", *flags, *given)
     assert result.code == 0, result.err
-    assert "preset fast: --no-class-conditional --channels 8 " in result.out
+    assert "preset fast: --channels 8 " in result.out
     assert not saved_config()["model"].get("num_classes")
 
     for path in list(image_folder.rglob("*.png")):
@@ -572,7 +572,12 @@ def test_explicit_flags_override_a_preset(script, image_folder):
     where = ["--dataset", "folder", "--data-dir", image_folder, "--image-size", 16]
     result = script("train", *where, *flags, "--channels", 8, "--output-dir", "without")
     assert result.code == 0, result.err
-    assert "preset fast: --no-class-conditional" in result.out  # there are no classes
+    assert "class-conditional" not in result.out
+    assert not saved_config("without")["model"].get("num_classes")  # the folder has no classes
+
+    result = script("train", *where, *flags, "--label-dropout", 0.2, "--output-dir", "dropped")
+    assert result.code == 2
+    assert "--label-dropout has no effect without --class-conditional" in result.err
 
     result = script("train", "--dataset", "moons", "--preset", "fast", "--output-dir", "points")
     assert result.code == 2

@@ -12,11 +12,10 @@ from diffusion import GaussianDiffusion
 from distributed import world_size
 from models import DEFAULT, model_config
 
-# Flags that go together. Explicit flags override them. Data without labels trains unconditionally.
+# Flags that go together. Explicit flags override them.
 PRESETS = {
     # 20 epochs of MNIST in nine minutes on two cores
     "fast": {
-        "class_conditional": True,
         "channels": 32,
         "multipliers": [1],
         "patch_size": 4,
@@ -24,7 +23,6 @@ PRESETS = {
     },
     # the best images after minutes to an hour there
     "laptop": {
-        "class_conditional": True,
         "channels": 32,
         "multipliers": [1, 3],
         "efficient": False,
@@ -33,7 +31,6 @@ PRESETS = {
     },
     # for a GPU, or a night
     "quality": {
-        "class_conditional": True,
         "channels": 96,
         "multipliers": [1, 2],
         "blocks": 2,
@@ -60,8 +57,12 @@ def with_defaults(flags: RunConfig, data: Data) -> RunConfig:
             raise ValueError("--preset is for images, and this data set is points")
         preset = PRESETS[flags.preset]
         found |= {name: value for name, value in preset.items() if name not in flags.given}
-        if "class_conditional" in found:
-            found["class_conditional"] = len(data.classes) > 1
+    if flags.class_conditional is None:
+        found["class_conditional"] = kind == "images" and len(data.classes) > 1
+    if "label_dropout" in flags.given and not found.get(
+        "class_conditional", flags.class_conditional
+    ):
+        raise ValueError("--label-dropout has no effect without --class-conditional")
     for name, value in {"model": DEFAULT[kind], **DEFAULTS[kind]}.items():
         if getattr(flags, name) is None:
             found.setdefault(name, value)
