@@ -59,9 +59,8 @@ def with_defaults(flags: RunConfig, data: Data) -> RunConfig:
         found |= {name: value for name, value in preset.items() if name not in flags.given}
     if flags.class_conditional is None:
         found["class_conditional"] = kind == "images" and len(data.classes) > 1
-    if "label_dropout" in flags.given and not found.get(
-        "class_conditional", flags.class_conditional
-    ):
+    conditional = found.get("class_conditional", flags.class_conditional)
+    if "label_dropout" in flags.given and not conditional:
         raise ValueError("--label-dropout has no effect without --class-conditional")
     for name, value in {"model": DEFAULT[kind], **DEFAULTS[kind]}.items():
         if getattr(flags, name) is None:
