@@ -203,7 +203,7 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
         say("--preset is for a new run: the resumed run keeps its flags")
         flags.preset = None
     flips, conditional = flags.flip, flags.class_conditional
-    flags = with_defaults(flags, data)
+    flags = with_defaults(flags, data, resumed=resumed)
     if flags.flip and flips is None and not resumed:
         say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
     if flags.class_conditional and conditional is None and not resumed:

@@ -66,7 +66,9 @@ LESS_GUIDED = "--steps 20 --guidance-scale 1.15"  # better after longer training
 CIFAR10 = "--dataset cifar10 --preset quality --compile reduce-overhead --sample-interval 0"
 RECIPES = {  # changed flags make a row outdated
     "mnist, the main command": Recipe("--dataset mnist"),
-    "mnist, 20 epochs": Recipe("--dataset mnist --preset fast --sample-interval 5", GUIDED),
+    "mnist, 20 epochs": Recipe(
+        "--dataset mnist --preset fast --epochs 20 --sample-interval 5", GUIDED
+    ),
     "mnist, 2 minutes": Recipe(
         "--dataset mnist --preset laptop --max-minutes 2 --sample-interval 0", GUIDED
     ),

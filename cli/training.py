@@ -106,7 +106,7 @@ class RunConfig(DataFlags, ThreadFlags):
         metavar="P")
 
     epochs: int | None = length_flag(
-        "passes over the data (default: 20 if there is no limit)", parse=number(int, 1))
+        "passes over the data (default: 15, points: 20, if no limit)", parse=number(int, 1))
     max_steps: int | None = length_flag("training steps", parse=number(int, 1))
     max_minutes: float | None = length_flag(
         "wall-clock minutes; the learning-rate decay is fitted to them",

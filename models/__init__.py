@@ -71,11 +71,7 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
     if network.kind != kind:
         fitting = ", ".join(n for n, other in MODELS.items() if other.kind == kind)
         raise ValueError(f"the model {name} is for {network.kind}; for {kind} there are {fitting}")
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(network).parameters.items()
-        if key not in shape
-    }
+    defaults = {key: value for key, value in arguments_of(name).items() if key not in shape}
     if unknown := options.keys() - defaults.keys():
         raise ValueError(
             f"the model {name} has no {', '.join(sorted(unknown))}; it has {', '.join(defaults)}"
@@ -84,6 +80,13 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
         options = {**options, "timesteps": timesteps}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **options}.items()}
     return {"name": name, **shape, **plain}
+
+
+def arguments_of(name: str) -> dict[str, object]:
+    """The arguments of a network's constructor, with their defaults (`inspect.Parameter.empty` if
+    they have none)."""
+    parameters = inspect.signature(pick(MODELS, name, "model")).parameters
+    return {key: parameter.default for key, parameter in parameters.items()}
 
 
 def with_later_arguments(config: dict) -> dict:

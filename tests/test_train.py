@@ -19,9 +19,10 @@ from cli.training import TRAIN
 from conftest import ROOT, TINY
 from dataset.items import to_unit
 from dataset.registry import load_dataset
+from models import MODELS, arguments_of
 from runs import SMALL, assert_same_training, ctrl_c_in, killed_in, wait_for
 from training import preview
-from training.config import PRESETS, with_defaults
+from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.plan import step_limit
@@ -527,6 +528,36 @@ def test_the_defaults_that_depend_on_the_schedule():
     assert choices("--schedule", "edm", "--prediction", "v") == ("v", "log-normal")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_images_with_classes_are_class_conditional_by_default(name):
+    kind = MODELS[name].kind
+    dataset = "digits" if kind == "images" else "moons"
+    data = load_dataset(dataset)
+
+    def conditional(*words: str) -> int | None:
+        flags = TRAIN.parse(["--dataset", dataset, "--model", name, *words])
+        return make_config(with_defaults(flags, data), data)["model"].get("num_classes")
+
+    able = "num_classes" in arguments_of(name)
+    assert conditional() == (10 if able and kind == "images" else None)
+    assert conditional("--no-class-conditional") is None
+    if able:
+        assert conditional("--class-conditional") == len(data.classes)
+
+
+def test_the_default_length():
+    digits, moons = load_dataset("digits"), load_dataset("moons")
+
+    def epochs(data, *words: str, **options) -> int | None:
+        return with_defaults(TRAIN.parse(list(words)), data, **options).epochs
+
+    assert epochs(digits) == 15
+    assert epochs(moons) == 20
+    assert epochs(digits, "--max-minutes", "1") is None
+    assert epochs(digits, "--preset", "quality") is None  # which has a limit of its own
+    assert epochs(digits, resumed=True) is None
+
+
 def test_edm_measures_the_data(script):
     script("train", *SMALL, "--max-steps", 1, "--schedule", "edm")
     config = load_checkpoint("outputs/model_final.pt")["config"]["diffusion"]
@@ -577,7 +608,7 @@ def test_explicit_flags_override_a_preset(script, image_folder):
 
     result = script("train", *where, *flags, "--label-dropout", 0.2, "--output-dir", "dropped")
     assert result.code == 2
-    assert "--label-dropout has no effect without --class-conditional" in result.err
+    assert "--label-dropout has no effect on an unconditional network" in result.err
 
     result = script("train", "--dataset", "moons", "--preset", "fast", "--output-dir", "points")
     assert result.code == 2

@@ -78,7 +78,8 @@ def fit(
     device, run_folder = own_device(choose_device(flags.get("device", "auto"))), RunFolder(folder)
     with process_group(device):
         wanted, checkpoint = checkpoint_to_resume(parse(flags, folder))
-        wanted = with_defaults(of_own_network(wanted, dataset), dataset)
+        wanted = of_own_network(wanted, dataset)
+        wanted = with_defaults(wanted, dataset, resumed=checkpoint is not None)
         precision = choose_precision(wanted.precision, device)
         set_deterministic(wanted.deterministic)
         config = make_custom_config(wanted, dataset, model, value_range)

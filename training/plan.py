@@ -44,14 +44,14 @@ def is_snapshot_step(step: int) -> bool:
     return step >= FIRST_SNAPSHOT and step == round(2 ** (round(2 * math.log2(step)) / 2))
 
 
-DEFAULT_EPOCHS = 20
+EARLIER_EPOCHS = 20  # of runs without a limit, when configurations did not say so
 
 
 def step_limit(train: dict, epoch_steps: int) -> int | None:
     """The steps that --epochs and --max-steps allow; None if only time limits the run."""
     epochs = train["epochs"]
     if not (train["epochs"] or train["max_steps"] or train["max_minutes"]):
-        epochs = DEFAULT_EPOCHS
+        epochs = EARLIER_EPOCHS
     limits = [train["max_steps"], epochs and epochs * epoch_steps]
     return min((limit for limit in limits if limit), default=None)
 
