@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NULL_LABEL = -1  # stands for "any class"; networks read it as the last row of their embedding
+PADDING = 0  # the token that fills up a caption; a caption of nothing else is the null caption
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,11 @@ class Condition:
 
     Args:
         label: class labels, int64 (B,), from 0; `NULL_LABEL` for no label.
+        tokens: of a caption, int64 (B, L), filled up with `PADDING`.
     """
 
     label: Tensor | None = None
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         """The batch size. Raises ValueError for a condition that holds nothing."""
@@ -42,7 +45,8 @@ class Condition:
     def null(self) -> Condition:
         """The unconditional form, of the same batch size."""
         label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
-        return replace(self, label=label)
+        tokens = None if self.tokens is None else torch.full_like(self.tokens, PADDING)
+        return replace(self, label=label, tokens=tokens)
 
     def dropped(self, mask: Tensor) -> Condition:
         """The condition with the rows of a boolean mask (B,) in their unconditional form."""

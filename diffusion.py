@@ -293,6 +293,7 @@ class Denoiser:
         guide: a weaker network for the same process, such as one from earlier in the training.
             Its prediction, with the same condition, takes the place of the unconditional one
             (autoguidance; Karras et al. 2024, arXiv:2406.02507, eq. 4).
+        negative: a condition that guidance leads away from, in place of the unconditional form.
         precision: fp32, bf16 or fp16, in which the network computes.
 
     Raises:
@@ -309,6 +310,7 @@ class Denoiser:
         guidance_interval: tuple[float, float] = (0.0, inf),
         guidance_rescale: float = 0.0,
         guide: nn.Module | None = None,
+        negative: Condition | None = None,
         precision: str = "fp32",
     ):
         if condition is None and guide is None and guidance_scale != 1:
@@ -316,6 +318,7 @@ class Denoiser:
         self.diffusion, self.model, self.condition = diffusion, model, condition
         self.scale, self.interval = guidance_scale, guidance_interval
         self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
+        self.negative = negative
         self.nearest = diffusion.nearest
         self.calls, self.seen = 0, None
 
@@ -347,9 +350,9 @@ class Denoiser:
             cond, fraction = self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
             weaker, _ = self.diffusion.split(self.predict(self.guide, x_in, t, self.condition))
         elif scale == 0:
-            return self.diffusion.split(self.predict(self.model, x_in, t, None))
+            return self.diffusion.split(self.predict(self.model, x_in, t, self.negative))
         else:
-            both = self.condition.cat(self.condition.null())
+            both = self.condition.cat(self.negative or self.condition.null())
             out = self.predict(self.model, torch.cat([x_in, x_in]), torch.cat([t, t]), both)
             prediction, fraction = self.diffusion.split(out)
             cond, weaker = prediction.chunk(2)

@@ -27,14 +27,17 @@ from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
 from dataset.own_files import is_own_picture, require_own
 from distributed import launched
+from evaluation.attributes import attribute_reader
 from evaluation.bits import bits_per_dimension
 from evaluation.copies import RARE, find_near_copies, picture_of_pairs
 from evaluation.features import classifier_for, require_classes
 from evaluation.generated import Generated, given_images, sampled_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
+from evaluation.prompts import check_of, prompt_measures
 from evaluation.real import RealData, load_real_data
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
+from models.tokenizer import tokenizer_of
 from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
 from visuals.pictures import save_picture
 
@@ -73,17 +76,21 @@ def main(request: EvaluationRequest) -> int:
 
     # Sample or read the images, and measure them.
     if set(metrics) - {"bpd"}:
-        require_measurable(request, metrics, real)
+        require_measurable(request, metrics, real, checkpoint and checkpoint["config"])
         if request.samples:
             generated = given_images(request, real, progress=Bar, say=SAY)
         else:
-            generated = sampled_images(request, real, say=SAY)  # chooses the number of threads
+            generated = sampled_images(request, real.train, say=SAY)  # chooses the threads
         images = generated.sets[0]
         report |= {"num_images": len(images), **generated.record}
         if "classifier" in metrics:
             report["classifier"] = by_classifier(request, real, generated, device, output.parent)
         if "two-sample" in metrics:
             report["two_sample"] = by_two_samples(real, generated, device, output)
+        if "prompt" in metrics:
+            report["prompt"] = by_prompts(
+                request, checkpoint["config"], real, generated, device, output.parent
+            )
         if "copies" in metrics:
             report["copies"] = by_copies(real, images, output)
         if "inception" in metrics:
@@ -119,7 +126,9 @@ def default_metrics(request: EvaluationRequest, real: RealData) -> list[str]:
     if kind_of(real.shape) == "points":
         return ["bpd"]
     metrics = ["classifier", "copies"] if len(real.train.classes) > 1 else ["copies"]
-    if "classifier" not in metrics:
+    if real.train.attributes is not None and request.checkpoint:
+        metrics = ["prompt", *metrics]
+    if metrics == ["copies"]:
         print(f"{real.name} has no classes to train a classifier on: its figures are left out")
     return metrics + (["inception"] if request.inception_weights else [])
 
@@ -154,13 +163,17 @@ def require_used(request: EvaluationRequest, metrics: list[str]) -> None:
         raise ValueError(f"--{flag} has no effect on --metrics {' '.join(metrics)}")
 
 
-def require_measurable(request: EvaluationRequest, metrics: list[str], real: RealData) -> None:
+def require_measurable(
+    request: EvaluationRequest, metrics: list[str], real: RealData, config: dict | None
+) -> None:
     """Raise ValueError for images that cannot be measured, before they are sampled."""
     if kind_of(real.shape) == "points":
         raise ValueError(
             f"--metrics {' '.join(metrics)} is for images; points have bpd, and the energy "
             "distance that train.py prints at its end"
         )
+    if "prompt" in metrics:
+        require_prompts(request, config, real)
     if "classifier" not in metrics:
         return
     if request.class_id is not None:
@@ -179,6 +192,22 @@ def require_measurable(request: EvaluationRequest, metrics: list[str], real: Rea
             f"--num-images {request.num_images}: --metrics classifier needs more than "
             f"{NEIGHBOURS_OF_DENSITY}"
         )
+
+
+def require_prompts(request: EvaluationRequest, config: dict | None, real: RealData) -> None:
+    """Raise ValueError if no pictures can be compared with their prompts."""
+    if config is None or tokenizer_of(config) is None:
+        raise ValueError(
+            "--metrics prompt needs a --checkpoint that is conditioned on captions "
+            "(train.py --text-conditional)"
+        )
+    if check_of(real.name, config["data"]) is None:
+        raise ValueError(
+            f"--metrics prompt: it is not known what is on the pictures of {real.name}"
+        )
+    for flag in ("prompt", "prompts"):
+        if flag in request.given:
+            raise ValueError(f"--{flag} has no effect on --metrics prompt: the data have captions")
 
 
 # --- measuring and printing ----------------------------------------------------------------------
@@ -229,6 +258,48 @@ def by_two_samples(
     )
     figures = {name: measure.record() for name, measure in test.measures.items()}
     return {**figures, "grey_levels": levels._asdict()}
+
+
+def by_prompts(
+    request: EvaluationRequest,
+    config: dict,
+    real: RealData,
+    generated: Generated,
+    device: torch.device,
+    folder: Path,
+) -> dict:
+    """Measure whether pictures show what prompts say: those of training, and held-out ones."""
+    reader = attribute_reader(real, folder, device, progress=Bar, say=SAY)
+    check = check_of(real.name, config["data"])
+    worst = min(reader.accuracy, key=reader.accuracy.get)
+    print(
+        f"\nattributes are read by {reader.sha256[:12]}: right on "
+        f"{100 * min(reader.accuracy.values()):.2f} % ({worst}) to "
+        f"{100 * max(reader.accuracy.values()):.2f} % of {len(real.held_out.items):,} images "
+        f"({real.origin})"
+    )
+    parts = {"training captions": (real.train, generated)}
+    parts[f"held-out captions ({real.origin})"] = (
+        real.held_out,
+        sampled_images(request, real.held_out, say=SAY),
+    )
+    report = {"reader": reader.sha256, "accuracy_of_reader": reader.accuracy}
+    for name, (data, drawn) in parts.items():
+        with activity(f"reading the pictures of {name}"):
+            measures, by_name = prompt_measures(check, reader, data, drawn.indices, drawn.sets)
+        print(f"\n{name}\n{measures_table(measures, 'real images')}\n{names_table(by_name)}")
+        key = name.split(" ")[0].replace("-", "_")
+        report[key] = {each: measure.record() for each, measure in measures.items()}
+        report[key]["by_attribute"] = {each: list(pair) for each, pair in by_name.items()}
+    return report
+
+
+def names_table(by_name: dict[str, tuple[float, float]]) -> str:
+    """The accuracy of each attribute: of samples, and of real images in brackets."""
+    return "\n".join(
+        f"  {name:<24} {100 * value:6.2f} % ({100 * floor:.2f} %)"
+        for name, (value, floor) in sorted(by_name.items(), key=lambda item: item[1][0])
+    )
 
 
 def by_copies(real: RealData, images: Tensor, output: Path) -> dict:

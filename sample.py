@@ -191,9 +191,7 @@ def introduction(job: SamplingJob) -> str:
         f"{plan.name}, {len(plan.levels) - 1} steps, {describe(job.device, job.precision)}"
         f"{processes}",
     ]
-    if plan.class_ids is not None:
-        lines.append(plan.classes.drawn(plan.class_ids))
-    return "\n".join(lines)
+    return "\n".join([*lines, *plan.wanted.described()])
 
 
 def write_inversion(job: SamplingJob, output: Path) -> None:
@@ -342,7 +340,8 @@ def save(output: Path, drawn: Tensor, plan: SamplingPlan, real: Tensor | None = 
         array = plan.pictures.array(drawn)
         save_npz(output, array.shape, array.dtype, [array.tobytes()])
     else:
-        save_picture(output, plan.pictures.grid(drawn, plan.columns, real))
+        prompts = plan.wanted.prompts
+        save_picture(output, plan.pictures.grid(drawn, plan.columns, real, captions=prompts))
 
 
 def write_trajectory(

@@ -45,6 +45,7 @@ from evaluation.measures import Reference
 from evaluation.points import point_distances
 from evaluation.real import real_data
 from models import MODELS, cost, model_config
+from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.loop import Finished, Run, Trained, trained_before
@@ -108,7 +109,9 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             data = data.as_learned(checkpoint["config"]["data"])
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
-        config = make_config(flags, data)
+        config = make_config(flags, data, checkpoint and checkpoint["config"])
+        if cut := cut_captions(data, config):
+            say(cut)
         if checkpoint is not None:
             require_same_run(checkpoint["config"], config, data.files, flags)
 
@@ -203,11 +206,14 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
         say("--preset is for a new run: the resumed run keeps its flags")
         flags.preset = None
     flips, conditional = flags.flip, flags.class_conditional
+    conditioned = flags.text_conditional
     flags = with_defaults(flags, data, resumed=resumed)
     if flags.flip and flips is None and not resumed:
         say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
     if flags.class_conditional and conditional is None and not resumed:
         say("the network is class-conditional (default); --no-class-conditional turns it off")
+    if flags.text_conditional and conditioned is None and not resumed:
+        say("the network is conditioned on captions (default); --no-text-conditional turns it off")
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")
     return flags

@@ -12,6 +12,7 @@ from dataset.items import item_shape, kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
 from models import MODELS, require_within_limit
+from models.tokenizer import FIRST_WORD
 from utils import UnknownName, matches_type, pick
 
 # Types of the fields of a checkpoint; those of a sharded one's record come first.
@@ -63,6 +64,7 @@ def require_config(config: dict) -> None:
         require_known(data, model, process)
     if model.get("num_classes") not in (None, len(data["classes"])):
         raise ValueError("the network and the data differ in the number of classes")
+    require_captions(data, model)
     counts = data.get("class_counts", [])  # earlier versions did not save them
     require_types({"class_counts": counts}, {"class_counts": list[int]}, "data.")
     if counts and len(counts) != len(data["classes"]):
@@ -71,6 +73,17 @@ def require_config(config: dict) -> None:
     require_types({"decay_from": decay_from}, {"decay_from": list[float] | None}, "train.")
     if decay_from is not None and (len(decay_from) != 2 or not 0 <= decay_from[1] <= 1):
         raise ValueError(f"train.decay_from cannot be {decay_from!r}")
+
+
+def require_captions(data: dict, model: dict) -> None:
+    """Raise ValueError unless network and data agree in their captions."""
+    size, length = (model.get(name) for name in ("vocabulary_size", "caption_length"))
+    if (size is None) != (length is None):
+        raise ValueError("the network has a vocabulary_size or a caption_length, but not both")
+    if size is not None:
+        require_types(data, {"words": list[str], "prompts": list[str]}, "data.")
+        if size != FIRST_WORD + len(set(data["words"])) or not data["prompts"]:
+            raise ValueError("the network and the data differ in the vocabulary of the captions")
 
 
 def require_known(data: dict, model: dict, process: dict) -> None:

@@ -78,6 +78,13 @@ class DataFlags(Flags):
         "white", "folder: colour behind transparent pixels, a name or #rrggbb", fixed=True,
         metavar="COLOUR",
     )  # fmt: skip
+    captions: bool = data_flag(
+        False, "folder: also read captions (metadata.jsonl, metadata.csv or .txt files)",
+        switch="on", fixed=True,
+    )  # fmt: skip
+    caption_from_path: bool = data_flag(
+        False, "folder: make captions from the paths of the files", switch="on", fixed=True,
+    )  # fmt: skip
     follow_links: bool = data_flag(
         False, "folder: also read what links that lead out of it lead to", switch="on", fixed=True
     )

@@ -12,7 +12,7 @@ from functools import partial
 from cli.declare import Declaration, Flags, option, path
 from cli.process import prepare
 
-WIDTH, HELP_COLUMN = 118, 38  # of --help, in characters
+WIDTH, HELP_COLUMN = 120, 41  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
 PACKAGES = ("torch", "numpy", "matplotlib", "PIL", "tqdm", "safetensors")  # of every command
 SHORT = 26  # characters of a list of choices that is shown beside the flag

@@ -7,6 +7,7 @@ from cli.declare import Flags, class_names, flag, keys, number, option, path, qu
 from cli.parser import Command
 
 CLASSES = "classes (of a checkpoint of train.py --class-conditional)"
+PROMPTS = "prompts (of a checkpoint of train.py --text-conditional)"
 GUIDANCE = "guidance (by the class, or by a weaker model)"
 OPTIONS = "options of single samplers"
 EDITING = "from given images"
@@ -27,6 +28,15 @@ class SamplerFlags(Flags):
     class_id: str | None = drawing_flag(
         None, "class names or indices (cat,dog), or all (default: cycle through all)",
         group=CLASSES, parse=class_names, join=quoted, metavar="ID", decides="value")
+    prompt: list[str] | None = drawing_flag(
+        None, "what to draw, in words; a row of samples each (default: held-out captions)",
+        group=PROMPTS, nargs="+", metavar="TEXT", decides="value", unless=("prompts",))
+    prompts: str | None = drawing_flag(
+        None, "file with a prompt in each line", group=PROMPTS, parse=path, metavar="FILE",
+        decides="file")
+    negative_prompt: str | None = drawing_flag(
+        None, "what guidance leads away from, in place of uncond", group=PROMPTS, metavar="TEXT",
+        decides="value", needs=("guidance_scale",), unless=("guide",))
     guidance_scale: float = drawing_flag(
         1.0, "classifier-free guidance: uncond + W (cond - uncond)", group=GUIDANCE,
         parse=number(float, 0), metavar="W", decides="value")

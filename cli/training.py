@@ -58,6 +58,9 @@ class RunConfig(DataFlags, ThreadFlags):
     attention_resolutions: list[int] | None = network_flag(
         None, "unet: feature map sizes with self-attention, besides the middle",
         parse=number(int, 1), nargs="*")
+    cross_attention_resolutions: list[int] | None = network_flag(
+        None, "unet: feature map sizes that read the captions, besides the middle",
+        parse=number(int, 1), nargs="*")
     dropout: float | None = network_flag(
         None, "unet, dit, mlp: dropout probability (default: 0)", parse=number(float, 0, 0.99),
         metavar="P")
@@ -101,8 +104,11 @@ class RunConfig(DataFlags, ThreadFlags):
     class_conditional: bool | None = objective_flag(
         None, "condition on class labels (default: for images)", switch="on-off",
         before=False)
+    text_conditional: bool | None = objective_flag(
+        None, "condition on captions (default: if there are any)", switch="on-off",
+        before=False)
     label_dropout: float = objective_flag(
-        0.1, "share of labels dropped, for classifier-free guidance", parse=number(float, 0, 1),
+        0.1, "share of labels and captions dropped, for guidance", parse=number(float, 0, 1),
         metavar="P")
 
     epochs: int | None = length_flag(

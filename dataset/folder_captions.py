@@ -25,7 +25,7 @@ from utils import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_CAPTION = 1000  # characters
-FROM_PATH = "caption_from_path makes captions from the paths of the files"
+FROM_PATH = "--caption-from-path makes captions from the paths of the files"
 
 
 class Captioned(NamedTuple):
@@ -102,7 +102,7 @@ def find_captions(root: Path, files: list[Path], from_path: bool, follow_links: 
     """Read captions by the first convention that applies; DataError if none does."""
     metadata = metadata_files(root, files)
     if from_path:
-        unread = f"{named(metadata)} not read, because of caption_from_path"
+        unread = f"{named(metadata)} not read, because of --caption-from-path"
         return Source(
             {file: caption_from_path(file.relative_to(root)) for file in files},
             "the paths of the files",

@@ -1,5 +1,6 @@
 """A folder of image files as a data set. Its subfolders are the classes."""
 
+import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterable
@@ -61,12 +62,12 @@ def load_folder(request: Request) -> Data:
             f"{first_names(outside)} {lies} outside the class folders of {root}, so that the "
             f"images have no classes; move {it} into a class folder, or elsewhere"
         )
-    names = [file.as_posix() for file in kept]
-    digests = dict(zip(names, decoded.digests, strict=True))
-    data = Data(decoded.pixels, labels, classes, "\n".join(filter(None, notes)), digests)
-    if request.captions:
-        data = data._replace(captions=[captioned.captions[file] for file in decoded.files])
-    return data
+    digests = {file.as_posix(): d for file, d in zip(kept, decoded.digests, strict=True)}
+    captions = [captioned.captions[file] for file in decoded.files] if request.captions else ()
+    for name, caption in zip(digests, captions, strict=False):  # another caption is a change, too
+        digests[name] += f" {hashlib.blake2b(caption.encode(), digest_size=8).hexdigest()}"
+    note = "\n".join(filter(None, notes))
+    return Data(decoded.pixels, labels, classes, note, digests, captions)
 
 
 def class_order(name: str) -> tuple:

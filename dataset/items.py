@@ -93,10 +93,12 @@ def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out]
 
 
-def classes_like(labels: Tensor, count: int) -> Tensor:
-    """Class labels (count,) to sample, in the proportions of the data's labels (N,), shuffled."""
-    order = epoch_order(len(labels), 0, 0)
-    return labels[order[torch.arange(count) % len(labels)]]
+def indices_like(total: int, count: int) -> Tensor:
+    """Indices (count,) of `total` items, shuffled, and repeated if there are too few.
+
+    Samples with the conditions of these items have the proportions of the data.
+    """
+    return epoch_order(total, 0, 0)[torch.arange(count) % total]
 
 
 def on_device(items: Tensor, device: torch.device) -> Tensor:

@@ -107,11 +107,10 @@ def load_dataset(
         raise ValueError(f"--fit {fit} applies only to --dataset folder; {name} needs no fitting")
     if name != "folder":
         given = {"grey": grey, "colour": colour, "background": background != "white"}
+        given |= {"captions": captions, "caption_from_path": caption_from_path}
         require_no_options(name, **given, follow_links=follow_links)
     elif grey and colour:
         raise ValueError("--grey and --colour exclude each other")
-    if caption_from_path and name != "folder":
-        raise ValueError(f"caption_from_path applies only to folder, not to {name}")
     style_of(avatar_style)  # raises ValueError for an unknown one
     if avatar_style != DEFAULT_STYLE and name != "avatars":
         raise ValueError(f"--avatar-style applies only to --dataset avatars, not to {name}")
@@ -132,7 +131,7 @@ def load_dataset(
             avatar_style=avatar_style,
             split=split,
             progress=progress,
-            captions=captions,
+            captions=captions or caption_from_path,
             caption_from_path=caption_from_path,
         )
     )
@@ -143,7 +142,7 @@ def load_dataset(
 
 
 # Options that a run saves: they say which images are read, and how.
-NOT_SAVED = {"name", "download", "split", "captions", "caption_from_path", "progress"}
+NOT_SAVED = {"name", "download", "split", "progress"}
 READING = tuple(set(signature(load_dataset).parameters) - NOT_SAVED)
 
 

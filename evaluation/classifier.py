@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
 from dataset.items import flipped, to_unit
 from dataset.types import Data
 from distributed import as_single_process
@@ -127,17 +128,23 @@ class ClassifierObjective:
         generator: draws shifts and mirrorings; its state is that of step 0.
         flip: mirror images at random.
         device: what computes.
+        loss: of scores (B, ...) and labels (B, ...).
     """
 
-    def __init__(self, generator: torch.Generator, flip: bool, device: torch.device):
-        self.generator, self.flip, self.device = generator, flip, device
+    def __init__(
+        self,
+        generator: torch.Generator,
+        flip: bool,
+        device: torch.device,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ):
+        self.generator, self.flip, self.device, self.loss = generator, flip, device, loss
         self.first_state, self.steps_drawn = generator.get_state(), 0
 
     def __call__(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
-        scores = model(batch.x).float()
-        return F.cross_entropy(scores, batch.labels, label_smoothing=LABEL_SMOOTHING)
+        return self.loss(model(batch.x).float(), batch.labels)
 
-    def batch(self, items: Tensor, labels: Tensor, step: int) -> LabelledBatch:
+    def batch(self, items: Tensor, condition: Condition, step: int) -> LabelledBatch:
         """The batch of a step; the random numbers of earlier steps are drawn first if need be."""
         if step < self.steps_drawn:
             self.generator.set_state(self.first_state)
@@ -148,7 +155,7 @@ class ClassifierObjective:
         x = shifted(items.to(self.device), *shifts.to(self.device))
         x = flipped(x, mirror.to(self.device)) if self.flip else x
         x = to_unit(x).contiguous(memory_format=memory_format(self.device))
-        return LabelledBatch(x, labels.to(self.device))
+        return LabelledBatch(x, condition.label.to(self.device))
 
     def draw(self, items: Tensor) -> tuple[Tensor, Tensor | None]:
         """Shifts (2, B) in pixels, up and to the left, and which images to mirror (B,)."""
@@ -175,15 +182,21 @@ def train_classifier(
     return learn(make, real.train, total, seed, real.flip, device, progress)
 
 
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss of scores (B, classes) for labels (B,), a scalar."""
+    return F.cross_entropy(scores, labels, label_smoothing=LABEL_SMOOTHING)
+
+
 def learn(
-    make: Callable[[], Classifier],
+    make: Callable[[], nn.Module],
     data: Data,
     total: int,
     seed: int,
     flip: bool,
     device: torch.device,
     progress: Callable[..., Iterable] = lambda items, **_: items,
-) -> Classifier:
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> nn.Module:
     """Train a new classifier on labelled images; a pure function of its arguments.
 
     Args:
@@ -194,6 +207,7 @@ def learn(
         flip: mirror images at random.
         device: what computes.
         progress: wraps the iteration over training steps, as tqdm does.
+        loss: of the network's output and the labels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -209,10 +223,10 @@ def learn(
             device,
             choose_precision("auto", device),
             model=model,
-            objective=ClassifierObjective(generator, flip, device),
+            objective=ClassifierObjective(generator, flip, device, loss),
         )
         indices = torch.arange(len(data.items))
-        batches = Batches(data.items, data.labels, indices, batch_size, trainer.seed)
+        batches = Batches(data.items, Condition(data.labels), indices, batch_size, trainer.seed)
         steps = training_steps(
             trainer, batches, lambda step: LR * rise_and_fall(step / total), lambda: total
         )

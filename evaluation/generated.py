@@ -9,11 +9,14 @@ from torch import Tensor
 
 from cli.evaluation import EvaluationRequest
 from cli.sampling import SamplerFlags, SamplingRequest
+from dataset.items import indices_like
+from dataset.types import Data
 from evaluation.images import load_images
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
 from evaluation.real import RealData
 from sampling.draw import SamplingJob, draw
 from sampling.threads import choose_threads
+from training.conditioning import condition_of
 from utils import DataError, describe
 
 COUNT = 2000  # default number of samples of a set
@@ -25,6 +28,7 @@ class Generated(NamedTuple):
     sets: list[Tensor]  # uint8 (N, C, H, W): one set for each seed
     labels: Tensor | None  # the classes (N,) that were requested, for each set
     record: dict  # how the images were made or read, for the report
+    indices: Tensor | None = None  # of the items (N,) with these conditions
 
 
 def given_images(
@@ -53,9 +57,9 @@ def given_images(
 
 
 def sampled_images(
-    request: EvaluationRequest, real: RealData, *, say: Callable[[str], object]
+    request: EvaluationRequest, data: Data, *, say: Callable[[str], object]
 ) -> Generated:
-    """Sample sets of images from the checkpoint, with the class frequencies of the data set."""
+    """Sample sets of images from the checkpoint, with the classes and captions of data."""
     job = SamplingJob(
         SamplingRequest(
             **request.chosen(SamplerFlags.named(use="drawing")),
@@ -71,15 +75,18 @@ def sampled_images(
         )
     )
     plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
-    plan.use_class_frequencies(real.train.labels)
+    indices = indices_like(len(data.items), plan.count)
+    condition = condition_of(data, job.config)
+    if condition is not None:
+        plan.wanted.of_data(condition[indices])
     if threads := choose_threads(job, request.repeats):
         say(threads)
     say(
         f"sampling {request.repeats} x {plan.count:,} images: {plan.name}, {plan.steps} steps, "
         f"{describe(job.device, job.precision)}"
     )
-    if plan.class_ids is not None:
-        say(plan.classes.drawn(plan.class_ids))
+    for line in plan.wanted.described():
+        say(line)
     sets, start = [], time.monotonic()
     for seed in seeds:
         job.request.seed = seed
@@ -92,4 +99,5 @@ def sampled_images(
         "guide": request.guide,
         "seconds_of_a_set": (time.monotonic() - start) / request.repeats,
     }
-    return Generated(sets, plan.labels, record)
+    condition = plan.wanted.condition
+    return Generated(sets, None if condition is None else condition.label, record, indices)

@@ -121,9 +121,9 @@ class Reference:
         }
 
 
-def measures_table(measures: dict[str, Measure]) -> str:
+def measures_table(measures: dict[str, Measure], floor_name: str = "training images") -> str:
     """A text table: name, mean, lowest and highest value, floor, and ratio of distances."""
-    rows = [("", "generated", "lowest, highest", "training images", "ratio")]
+    rows = [("", "generated", "lowest, highest", floor_name, "ratio")]
     for name, (values, floor) in measures.items():
         spread = f"{min(values):.4g}, {max(values):.4g}" if len(values) > 1 else ""
         is_distance = name == "classifier_fid" and mean(floor) > 0

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
 from checkpoints.runs import snapshots
-from conditions import label_condition
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from samplers import AUTO, SAMPLERS, generate
+from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
 from training.folder import RunFolder, number_of
 from training.log import read_metrics
@@ -194,10 +194,11 @@ def trajectory(
     seed: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yield uint8 images or points: noise, then each step of sampling. A column is one class."""
-    shape, classes = item_shape(config["data"]), config["model"].get("num_classes")
-    column_of = torch.arange(count, device=device) % item_counts(shape)[0]
-    denoise = diffusion.denoiser(model, label_condition(column_of % classes if classes else None))
+    """Yield uint8 images or points: noise, then each step of sampling. A column is one class, or a
+    row one prompt."""
+    shape = item_shape(config["data"])
+    indices = torch.arange(count, device=device)
+    denoise = diffusion.denoiser(model, grid_condition(config, indices, item_counts(shape)[0]))
     levels, noise_like = diffusion.levels(steps), NoisePerImage(seed, range(count))
     noise = noise_like.draw(shape).to(device)
     sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[AUTO])

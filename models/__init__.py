@@ -19,6 +19,7 @@ from models.cnn import CNN
 from models.dit import DiT
 from models.mlp import MLP
 from models.naive_unet import NaiveUNet
+from models.tokenizer import FIRST_WORD, MAX_LENGTH, MAX_WORDS
 from models.unet import UNet
 from schedules import MAX_TIMESTEPS
 from utils import pick
@@ -46,6 +47,9 @@ LIMITS = {
     "attention_resolutions": 1024,
     "patch_size": 64,
     "num_classes": 100_000,
+    "vocabulary_size": FIRST_WORD + MAX_WORDS,
+    "caption_length": MAX_LENGTH,
+    "cross_attention_resolutions": 1024,
     "timesteps": MAX_TIMESTEPS,
 }
 MAX_LEVELS = 10

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from models.text import WIDTH, CrossAttention, Text, TextEncoder, encode
 from utils import sides, size_text
 
 
@@ -24,7 +25,8 @@ class DiT(nn.Module):
         long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
             outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
         dropout: probability inside the blocks.
-        num_classes, learn_sigma: as in `models.unet.UNet`.
+        num_classes, learn_sigma, vocabulary_size, caption_length: as in `models.unet.UNet`. Every
+            block reads the captions.
 
     Raises:
         ValueError: a patch size that does not divide the image, or a value out of range.
@@ -43,6 +45,8 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         num_classes: int | None = None,
         learn_sigma: bool = False,
+        vocabulary_size: int | None = None,
+        caption_length: int | None = None,
     ):
         super().__init__()
         height, width = sides(image_size)
@@ -68,10 +72,16 @@ class DiT(nn.Module):
         pixels = image_channels * patch_size**2
         self.time = time_embedding(channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
+        self.encoder = None
+        if vocabulary_size:
+            self.encoder = TextEncoder(vocabulary_size, caption_length)
+            self.caption = nn.Linear(WIDTH, channels)
         self.stem = nn.Linear(pixels, channels)
         positions = position_embedding(rows, columns, channels)
         self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            Block(channels, dropout, reads=bool(vocabulary_size)) for _ in range(blocks)
+        )
         joined = blocks // 2 if long_skips else 0
         self.joins = nn.ModuleList(nn.Linear(2 * channels, channels) for _ in range(joined))
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
@@ -88,8 +98,12 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), conditioned on class labels if the network has classes."""
-        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, D)
+        timesteps t (B,), conditioned on the labels and captions that the network knows."""
+        emb = embed(self.time, self.label, t, condition)  # (B, D)
+        text = encode(self.encoder, t, condition)
+        if text is not None:
+            emb = emb + self.caption(text.states[:, 0])
+        emb = F.silu(emb)
         patches = F.pixel_unshuffle(x_t, self.patch_size)  # (B, C p^2, H/p, W/p)
         h = self.stem(patches.flatten(2).mT) + self.positions  # (B, N, D)
 
@@ -97,7 +111,7 @@ class DiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if (j := i - (len(self.blocks) - half)) >= 0:
                 h = self.joins[j](torch.cat([h, skips.pop()], dim=2))
-            h = block(h, emb)
+            h = block(h, emb, text)
             if i < half:
                 skips.append(h)
 
@@ -111,16 +125,18 @@ class Block(nn.Module):
     """Attention and a network of two layers, each with adaLN-zero: (B, N, D) -> (B, N, D).
 
     Scales, shifts and gates come from the features emb (B, D); the gates begin at zero, so that
-    the block begins as the identity (section 3.2).
+    the block begins as the identity (section 3.2). With `reads`, cross-attention to a text follows
+    the attention.
     """
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, reads: bool = False):
         super().__init__()
         self.heads = heads_for(channels)
         self.modulation = zero(nn.Linear(channels, 6 * channels))
         self.norm_1 = nn.LayerNorm(channels, elementwise_affine=False)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        self.reading = CrossAttention(channels) if reads else None
         self.norm_2 = nn.LayerNorm(channels, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(channels, 4 * channels),
@@ -129,10 +145,11 @@ class Block(nn.Module):
             nn.Linear(4 * channels, channels),
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
         modulation = self.modulation(emb)[:, None].chunk(6, dim=2)  # each (B, 1, D)
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation
         x = x + gate_1 * self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1))
+        x = x if self.reading is None else x + self.reading(x, text)
         return x + gate_2 * self.mlp(torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2))
 
     def attention(self, x: Tensor) -> Tensor:

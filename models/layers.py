@@ -56,15 +56,20 @@ def heads_for(channels: int) -> int:
     return next(h for h in range(heads, 0, -1) if channels % h == 0)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for tensors (B, heads, N, d).
+
+    `mask`, bool (B, N), is False for keys that nothing attends to.
 
     With few tokens on a CPU it is written out, because PyTorch's fused kernel is six times as slow
     there in bf16 (49 tokens, forward and backward).
     """
+    mask = None if mask is None else mask[:, None, None]
     if q.device.type == "cpu" and q.shape[2] <= 256:
-        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        scores = q * q.shape[-1] ** -0.5 @ k.mT
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def zero(module: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """A time-conditioned U-Net (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021, appendix A)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from conditions import Condition
 from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from models.text import WIDTH, CrossAttention, Text, TextEncoder, encode
 from utils import sides, size_of, size_text
 
 GROUP = 16  # channels of one GroupNorm group: narrower ones run ten times slower on CPUs
@@ -34,6 +35,11 @@ class UNet(nn.Module):
         num_classes: number of class labels, or None for an unconditional network. The embedding
             has one more row, for "any class".
         learn_sigma: put out twice the channels, the second half for the variance.
+        vocabulary_size, caption_length: of a network that is conditioned on captions: number of
+            different tokens, and tokens of a caption. A transformer encodes them: the state of the
+            whole caption joins the time embedding, and cross-attention reads the others.
+        cross_attention_resolutions: sizes of feature maps that read the captions, besides the
+            middle.
         efficient: compute less at full resolution. The first level has no blocks on the way down,
             and the first block of each level on the way up adds the output of the way down to its
             input (Chaurasia & Culurciello 2017, LinkNet). Otherwise every block on the way up
@@ -59,11 +65,16 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         learn_sigma: bool = False,
         efficient: bool = True,
+        vocabulary_size: int | None = None,
+        caption_length: int | None = None,
+        cross_attention_resolutions: Sequence[int] = (),
     ):
         super().__init__()
         patch_size = patch_size or default_patch_size(image_size)
         sizes = feature_sizes(image_size, patch_size, len(multipliers))
-        check(channels, multipliers, blocks, attention_resolutions, dropout, sizes)
+        resolutions = {"attention": attention_resolutions}
+        resolutions["cross-attention"] = cross_attention_resolutions
+        check(channels, multipliers, blocks, dropout, sizes, resolutions)
         self.image_size, self.image_channels = image_size, image_channels
         self.patch_size, self.num_classes = patch_size, num_classes
 
@@ -75,8 +86,15 @@ class UNet(nn.Module):
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
 
-        def block(in_channels: int, out_channels: int, attends: bool) -> Block:
-            return Block(in_channels, out_channels, embedding, dropout, attends)
+        self.encoder = None
+        if vocabulary_size:
+            self.encoder = TextEncoder(vocabulary_size, caption_length)
+            self.caption = nn.Linear(WIDTH, embedding)
+
+        def options(size: int, attends: bool = False, reads: bool = False) -> dict:
+            attends = attends or size in attention_resolutions
+            reads = self.encoder is not None and (reads or size in cross_attention_resolutions)
+            return {"embedding": embedding, "dropout": dropout, "attends": attends, "reads": reads}
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.kept, skips = [], []  # indices of outputs of [stem, *down] for the way up, and widths
@@ -85,7 +103,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.down.append(Downsample(width))
             for _ in range(0 if efficient and level == 0 else blocks):
-                self.down.append(block(width, out, size in attention_resolutions))
+                self.down.append(Block(width, out, **options(size)))
                 width = out
                 if not efficient:
                     self.kept.append(len(self.down))
@@ -94,17 +112,17 @@ class UNet(nn.Module):
                 self.kept.append(len(self.down))
                 skips.append(width)
 
-        self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
+        first = Block(width, width, **options(0, attends=True, reads=True))
+        self.middle = nn.ModuleList([first, Block(width, width, **options(0))])
 
         for level, (size, out) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
             for number in range(blocks):
-                arguments = (out, embedding, dropout, size in attention_resolutions)
                 if not efficient:
-                    self.up.append(UpBlock(width, skips.pop(), *arguments))
+                    self.up.append(UpBlock(width, skips.pop(), out, **options(size)))
                 elif number == 0:
-                    self.up.append(AddingBlock(width, skips.pop(), *arguments))
+                    self.up.append(AddingBlock(width, skips.pop(), out, **options(size)))
                 else:
-                    self.up.append(Block(width, *arguments))
+                    self.up.append(Block(width, out, **options(size)))
                 width = out
             if level > 0:
                 self.up.append(nn.Identity())  # the next block upsamples; weights' names count this
@@ -125,23 +143,28 @@ class UNet(nn.Module):
         """Predict from noisy images x_t (B, C, H, W) at the timesteps t (B,).
 
         Returns (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. A network with classes uses the
-        labels of the condition; without them it predicts for any class.
+        labels of the condition, and one with a vocabulary the captions; without them it predicts
+        for any class, and any caption.
         """
-        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, 256)
+        emb = embed(self.time, self.label, t, condition)  # (B, 256)
+        text = encode(self.encoder, t, condition)
+        if text is not None:
+            emb = emb + self.caption(text.states[:, 0])
+        emb = F.silu(emb)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 
         outputs = [h]
         for layer in self.down:
-            h = layer(h, emb)
+            h = layer(h, emb, text)
             outputs.append(h)
         skips = [outputs[i] for i in self.kept]
         for layer in self.middle:
-            h = layer(h, emb)
+            h = layer(h, emb, text)
         for layer in self.up:
             if isinstance(layer, (UpBlock, AddingBlock)):
-                h = layer(h, emb, skips.pop())
+                h = layer(h, emb, skips.pop(), text)
             elif isinstance(layer, Block):
-                h = layer(h, emb)
+                h = layer(h, emb, text)
 
         h = self.head(F.silu(self.norm(h)))  # (B, C p^2, H/p, W/p)
         return F.pixel_shuffle(h, self.patch_size)
@@ -172,21 +195,27 @@ def check(
     channels: int,
     multipliers: Sequence[int],
     blocks: int,
-    attention_resolutions: Sequence[int],
     dropout: float,
     sizes: Sequence[int],
+    resolutions: Mapping[str, Sequence[int]],
 ) -> None:
-    """Raise a ValueError for values that do not make a U-Net."""
+    """Raise a ValueError for values that do not make a U-Net.
+
+    Args:
+        sizes: of the feature maps of each level.
+        resolutions: those with attention, by its kind.
+    """
     if channels < 1 or blocks < 1 or min(multipliers, default=0) < 1:
         raise ValueError("channels, multipliers and blocks of the U-Net must be at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
-    if unknown := set(attention_resolutions) - set(sizes):
-        raise ValueError(
-            f"no feature map has the attention resolution {', '.join(map(str, sorted(unknown)))}; "
-            f"there are {', '.join(map(str, sizes))}"
-        )
-    if (side := max(sizes[-1], *attention_resolutions, 0)) > MAX_SIDE:
+    for kind, wanted in resolutions.items():
+        if unknown := set(wanted) - set(sizes):
+            raise ValueError(
+                f"no feature map has the {kind} resolution {', '.join(map(str, sorted(unknown)))}; "
+                f"there are {', '.join(map(str, sizes))}"
+            )
+    if (side := max(sizes[-1], *resolutions["attention"], 0)) > MAX_SIDE:
         raise ValueError(
             f"a feature map with attention can be {MAX_SIDE} pixels wide, not {side}; the last "
             "level always has it, and more multipliers or larger patches make it smaller"
@@ -194,10 +223,19 @@ def check(
 
 
 class Block(nn.Module):
-    """A residual block and, where asked, self-attention: (B, C, H, W) -> (B, D, H, W)."""
+    """A residual block: (B, C, H, W) -> (B, D, H, W).
+
+    Where asked, self-attention follows (`attends`), and cross-attention to a text (`reads`).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float, attends: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        attends: bool,
+        reads: bool = False,
     ):
         super().__init__()
         self.norm_1 = group_norm(in_channels)
@@ -209,16 +247,20 @@ class Block(nn.Module):
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         self.attention = Attention(out_channels) if attends else nn.Identity()
+        self.reading = CrossAttention(out_channels) if reads else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.finish(self.conv_1(F.silu(self.norm_1(x))), self.skip(x), emb)
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
+        return self.finish(self.conv_1(F.silu(self.norm_1(x))), self.skip(x), emb, text)
 
-    def finish(self, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
+    def finish(self, h: Tensor, skip: Tensor, emb: Tensor, text: Text | None) -> Tensor:
         """The block after its first convolution h (B, D, H, W), with the skip connection."""
         scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
         h = self.conv_2(self.dropout(F.silu(h)))
-        return self.attention(skip + h)
+        h = self.attention(skip + h)
+        if self.reading is None:
+            return h
+        return h + self.reading(h.flatten(2).mT, text).mT.reshape(h.shape)
 
 
 class UpBlock(Block):
@@ -236,15 +278,17 @@ class UpBlock(Block):
         embedding: int,
         dropout: float,
         attends: bool,
+        reads: bool = False,
     ):
-        super().__init__(in_channels + other_channels, out_channels, embedding, dropout, attends)
+        joined = in_channels + other_channels
+        super().__init__(joined, out_channels, embedding, dropout, attends, reads)
 
-    def forward(self, x: Tensor, emb: Tensor, other: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, other: Tensor, text: Text | None = None) -> Tensor:
         size = other.shape[2:]  # (H, W)
         group = self.norm_1.num_channels // self.norm_1.num_groups
         doubled = (2 * x.shape[2], 2 * x.shape[3]) == tuple(size)
         if x.device.type != "cpu" or not doubled or x.shape[1] % group:
-            return super().forward(torch.cat([upsampled(x, size), other], dim=1), emb)
+            return super().forward(torch.cat([upsampled(x, size), other], dim=1), emb, text)
         # The same, upsampled late: the norm and the 1x1 convolution then do a quarter of the work.
         # A convolution of both inputs is the sum of one of each.
         channels = [x.shape[1], other.shape[1]]
@@ -254,7 +298,7 @@ class UpBlock(Block):
         h = h + F.conv2d(h_other, weight_other, padding=1)
         weight, weight_other = self.skip.weight.split(channels, dim=1)
         skip = upsampled(F.conv2d(x, weight, self.skip.bias), size)  # (B, D, H, W)
-        return self.finish(h, skip + F.conv2d(other, weight_other), emb)
+        return self.finish(h, skip + F.conv2d(other, weight_other), emb, text)
 
 
 class AddingBlock(Block):
@@ -272,13 +316,14 @@ class AddingBlock(Block):
         embedding: int,
         dropout: float,
         attends: bool,
+        reads: bool = False,
     ):
-        super().__init__(other_channels, out_channels, embedding, dropout, attends)
+        super().__init__(other_channels, out_channels, embedding, dropout, attends, reads)
         same = in_channels == other_channels
         self.fit = nn.Identity() if same else nn.Conv2d(in_channels, other_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, other: Tensor) -> Tensor:
-        return super().forward(upsampled(self.fit(x), other.shape[2:]) + other, emb)
+    def forward(self, x: Tensor, emb: Tensor, other: Tensor, text: Text | None = None) -> Tensor:
+        return super().forward(upsampled(self.fit(x), other.shape[2:]) + other, emb, text)
 
 
 class Attention(nn.Module):
@@ -306,7 +351,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
         return self.conv(x)
 
 

@@ -16,6 +16,7 @@ from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar
 from cli.sampling import SamplingRequest
+from diffusion import Denoiser
 from distributed import gather, is_main, own_device, rank, world_size
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
@@ -51,11 +52,16 @@ class SamplingJob:
         if request.guide is not None:
             request.guide = str(find_checkpoint(request.guide))
             options["guide"] = load_guide(request.guide, self.config, self.device)
-        self.denoiser = partial(diffusion.denoiser, network, **options)
+        self.make_denoiser = partial(diffusion.denoiser, network, **options)
         self.to_items = self.plan.pictures.to_items
         steps = len(self.plan.levels) - 1
         self.kept = evenly_spread(steps, SNAPSHOTS if request.show_intermediate else 0)
         self.kept |= evenly_spread(steps, FRAMES if request.animate else 0)
+
+    def denoiser(self, indices: range) -> Denoiser:
+        """The denoiser of the samples with these indices."""
+        condition, negative = self.plan.conditions(indices)
+        return self.make_denoiser(condition, negative=negative)
 
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""
@@ -74,9 +80,9 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """
     checkpoint = load_checkpoint(path)
     own = {
-        "data": dict.fromkeys(("image_size", "image_channels", "dim", "classes")),
+        "data": dict.fromkeys(("image_size", "image_channels", "dim", "classes", "words")),
         "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
-        "model": {"num_classes": None},
+        "model": dict.fromkeys(("num_classes", "caption_length")),
     }
     wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
     if found := config_differences(checkpoint["config"], wanted):
@@ -120,7 +126,7 @@ def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
     """Draw the samples with these indices."""
     plan, to_items, frames = job.plan, job.to_items, {}
     noise_like = NoisePerImage(job.request.seed, indices)
-    denoise = job.denoiser(plan.condition(indices))
+    denoise = job.denoiser(indices)
     kept = job.kept if indices.start == 0 else set()
     before = None
     for done, x_t in enumerate(plan.trajectory(denoise, indices, noise_like)):
@@ -138,7 +144,7 @@ def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
 def reconstruct(job: SamplingJob) -> tuple[Tensor, str]:
     """An image and its reconstruction from its own noise (2, C, H, W), and how close it is."""
     plan = job.plan
-    denoise = job.denoiser(plan.condition(range(1)))
+    denoise = job.denoiser(range(1))
     *_, noise = editing.invert(denoise, plan.image, plan.levels)
     *_, x = plan.sampler(denoise, noise, plan.levels, NoisePerImage(0, range(1)))
     error = (x.clamp(-1, 1) - plan.image).square().mean().sqrt().item() * 127.5

@@ -9,20 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cli.sampling import CLASSES, SamplingRequest
-from conditions import NULL_LABEL, Condition, label_condition
+from cli.sampling import SamplingRequest
+from conditions import Condition
 from dataset.image_files import read_image, require_same_size
-from dataset.items import classes_like, item_shape, kind_of, to_unit
+from dataset.items import item_shape, kind_of, to_unit
 from diffusion import Denoiser, GaussianDiffusion
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
-from sampling.classes import ClassNames
+from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage
-from visuals.pictures import pictures_of, square
+from visuals.pictures import pictures_of
 
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
 SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
-COUNT = {"images": 64, "points": 2000}  # default number of samples, and batch size
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
 
@@ -37,9 +36,7 @@ class SamplingPlan:
     Attributes:
         shape, kind: of an item.
         count, columns: samples, and columns of their grid.
-        classes: the names of the checkpoint's classes.
-        class_ids: the classes that the request names; None for no choice.
-        labels: class labels (N,), or None.
+        wanted: the classes and prompts that are asked for.
         levels: the noise levels of the trajectory.
         batches: indices of the samples of each batch.
 
@@ -63,9 +60,8 @@ class SamplingPlan:
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
         name, options = choose_sampler(request, diffusion)
         self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
-        self.classes = ClassNames(config["data"]["classes"])
-        self.class_ids = chosen_classes(request, config, self.classes)
-        self.labels, self.columns, self.count = choose_labels(request, config, self.class_ids)
+        self.wanted = Wanted(request, config)
+        self.columns, self.count = self.wanted.columns, self.wanted.count
         self.levels = diffusion.levels(self.steps, self.spacing)
         self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}
         self.chosen |= {"steps": self.steps, "spacing": self.spacing, "num_images": self.count}
@@ -92,16 +88,14 @@ class SamplingPlan:
         elif request.invert:
             self.image, self.count, self.columns = self.read(request.invert), 1, 2
 
-    def use_class_frequencies(self, labels: Tensor) -> None:
-        """Sample classes as often as labels (N,) have them, unless the request names classes."""
-        if self.labels is not None and self.request.class_id is None:
-            self.labels = classes_like(labels, self.count)
-
-    def condition(self, indices: range) -> Condition | None:
-        """The condition of the samples with these indices."""
-        if self.labels is None:
-            return None
-        return label_condition(self.labels[indices.start : indices.stop].to(self.device))
+    def conditions(self, indices: range) -> tuple[Condition | None, Condition | None]:
+        """The condition of the samples with these indices, and what guidance leads away from."""
+        condition, negative = self.wanted.condition, self.wanted.negative
+        if condition is not None:
+            condition = condition[indices.start : indices.stop].to(self.device)
+        if negative is not None:
+            negative = negative[[0] * len(indices)].to(self.device)
+        return condition, negative
 
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
@@ -139,8 +133,8 @@ class SamplingPlan:
         values = self.request.chosen(self.request.named(decides="value"))
         paths = self.request.chosen(self.request.named(decides="file"))
         files = {name: path and file_digest(Path(path)) for name, path in paths.items()}
-        if self.class_ids is not None and values["class_id"] != "all":
-            values["class_id"] = self.class_ids  # the same samples, however they are spelled
+        if self.wanted.class_ids is not None and values["class_id"] != "all":
+            values["class_id"] = self.wanted.class_ids  # the same samples, however it is spelled
         found = {**values, **files, **self.chosen, "batch_size": len(self.batches[0])}
         return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
 
@@ -193,71 +187,6 @@ def choose_steps(request: SamplingRequest, timesteps: int, sampler: str) -> tupl
         raise ValueError(f"--steps {request.steps}: the checkpoint has only {timesteps} timesteps")
     steps = request.steps or min(STEPS.get(sampler, 20), timesteps)
     return steps, request.spacing or SPACING.get(sampler, "trailing")
-
-
-def chosen_classes(request: SamplingRequest, config: dict, classes: ClassNames) -> list[int] | None:
-    """The classes that a request names; None for no choice. Raises ValueError for others."""
-    if config["model"].get("num_classes") is None:
-        for name in request.named(group=CLASSES):
-            if name in request.given:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: this checkpoint is unconditional; "
-                    "train.py --class-conditional trains a conditional one"
-                )
-        if request.guidance_scale != 1 and request.guide is None:
-            raise ValueError(
-                "--guidance-scale: this checkpoint is unconditional; give a weaker model to guide "
-                "with, such as --guide outputs/snapshots/step_001024.safetensors"
-            )
-    if request.class_id is None:
-        return None
-    try:
-        return classes.indices(request.class_id)
-    except ValueError as error:
-        raise ValueError(f"--class-id: {error}") from None
-
-
-def choose_labels(
-    request: SamplingRequest, config: dict, ids: list[int] | None
-) -> tuple[Tensor | None, int, int]:
-    """Labels (N,), or None; the columns of the grid; and N.
-
-    Args:
-        request, config: what is asked for, and the configuration of the checkpoint.
-        ids: the classes that the request names, or None.
-
-    Raises ValueError for choices that do not fit together.
-    """
-    count, num_classes = request.num_images, config["model"].get("num_classes")
-    default = COUNT[kind_of(item_shape(config["data"]))]
-    if count is None:
-        count = 10 if request.interpolate else default
-    columns = count if request.interpolate else square(count)
-    if num_classes is None:
-        return None, columns, count
-    no_null_label = config["train"]["label_dropout"] == 0
-    by_class = request.guidance_scale != 1 and request.guide is None
-    if by_class and no_null_label:
-        raise ValueError(
-            "--guidance-scale: this checkpoint was trained with --label-dropout 0, and has no "
-            "unconditional prediction"
-        )
-    if ids is None:
-        if request.mode and (by_class or no_null_label):
-            raise ValueError("give the --class-id of the images")
-        if request.mode:  # of any class
-            return torch.full((count,), NULL_LABEL), columns, count
-        return torch.arange(count) % num_classes, columns, count
-    if len(ids) == 1:
-        return torch.full((count,), ids[0]), columns, count
-    if request.interpolate or request.invert:
-        raise ValueError("--class-id: give one class, which all of these images share")
-    if request.num_images is None:
-        count = default // 8 * len(ids)
-    if count % len(ids):
-        raise ValueError(f"--num-images {count} is not a multiple of {len(ids)} classes")
-    columns = count // len(ids)
-    return torch.tensor(ids).repeat_interleave(columns), columns, count
 
 
 def guidance_options(request: SamplingRequest) -> dict[str, object]:

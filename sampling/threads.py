@@ -33,7 +33,7 @@ def choose_threads(job: SamplingJob, repeats: int = 1) -> str:
         return ""
     batch = plan.batches[0]
     x, level = plan.noise(batch, NoisePerImage(0, batch)), plan.levels[0]
-    denoise = job.denoiser(plan.condition(batch))
+    denoise = job.denoiser(batch)
     times = measure_threads(lambda: denoise(x, level), torch.get_num_threads())
     count = fastest(times)
     use_threads(count)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conditions import Condition
 from dataset.items import epoch_order, flipped, to_unit
 from dataset.registry import load_dataset
 from evaluation import classifier
@@ -67,7 +68,7 @@ def test_a_batch_depends_on_the_step_and_not_on_earlier_batches():
 
     def batches(steps):
         objective = ClassifierObjective(torch.Generator().manual_seed(1), True, CPU)
-        return {step: objective.batch(items, labels, step).x for step in steps}
+        return {step: objective.batch(items, Condition(labels), step).x for step in steps}
 
     in_order, other = batches(range(4)), batches([2, 3, 0])
     assert all(torch.equal(x, in_order[step]) for step, x in other.items())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from checkpoints.checkpoint import load_checkpoint
 from cli.evaluation import EVALUATE
 from conftest import TINY
-from dataset.items import classes_like
+from dataset.items import indices_like
 from dataset.registry import load_dataset
 from evaluation import classifier, features, generated, inception
 from evaluation import real as real_module
@@ -356,7 +356,7 @@ def test_classes_are_sampled_as_often_as_they_are_in_the_data(conditional, real)
     flags = ["--checkpoint", conditional, "--num-images", 25, "--steps", 1, "--repeats", 1]
     request = EVALUATE.parse([*map(str, flags)])
     found = generated.sampled_images(request, real, say=lambda line: None)
-    assert torch.equal(found.labels, classes_like(real.train.labels, 25))
+    assert torch.equal(found.labels, real.train.labels[indices_like(len(real.train.labels), 25)])
 
 
 def test_likelihood_depends_on_the_class_labels_but_not_on_the_batch_size(conditional, real):
@@ -481,7 +481,8 @@ def test_evaluating_during_training_does_not_change_the_weights(script, monkeypa
         assert script("train", *flags, *options).code == 0
     a, b = (load_checkpoint(f"{folder}/model_final.pt") for folder in ("plain", "evaluated"))
     assert all(torch.equal(weight, b["ema"][name]) for name, weight in a["ema"].items())
-    expected = classes_like(load_dataset("digits").labels, 30)
+    of_data = load_dataset("digits").labels
+    expected = of_data[indices_like(len(of_data), 30)]
     assert sum(torch.equal(requested, expected) for requested in labels) == 2
 
 

@@ -26,7 +26,7 @@ from conftest import ROOT
 from dataset import image_files, registry
 from training import config, optimizers, plan
 
-HELP_WIDTH, MAX_HELP = 118, 80  # characters of a line of --help, and of a flag's own text
+HELP_WIDTH, MAX_HELP = 120, 80  # characters of a line of --help, and of a flag's own text
 REQUIRED = {SAMPLE: ["--checkpoint", "x"], EVALUATE: ["--checkpoint", "x"]}
 REQUIRED[EXPORT] = ["--checkpoint", "x"]
 PARTNERS = {"inpaint": ["mask"], "samples": ["dataset"]}  # rules that are not declared as `needs`

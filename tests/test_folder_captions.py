@@ -87,8 +87,8 @@ def test_captions_from_paths(folder):
     write_jsonl(folder / "metadata.jsonl", CAPTIONS)
     data = load(folder, caption_from_path=True)
     assert data.captions == ["a", "b", "birds c", "birds d"]
-    assert "metadata.jsonl not read, because of caption_from_path" in data.note
-    with pytest.raises(ValueError, match="caption_from_path applies only to folder"):
+    assert "metadata.jsonl not read, because of --caption-from-path" in data.note
+    with pytest.raises(ValueError, match="--caption-from-path applies only to --dataset folder"):
         load_dataset("digits", caption_from_path=True)
 
 
@@ -139,8 +139,16 @@ def test_captions_do_not_change_the_images(folder):
     save_image(folder / "cats" / "e.png", noise_pixels(9, 8, 3))
     before = load_dataset("folder", folder, image_size=8)
     data = load(folder, caption_from_path=True)
-    assert_same_data(data, before)
+    assert_same_data(data._replace(files=before.files), before)
     assert data.classes == ["birds", "cats"]
+
+
+def test_another_caption_is_a_change_of_the_data(folder):
+    write_texts(folder, CAPTIONS)
+    before = load(folder).files
+    write_texts(folder, CAPTIONS | {"b.png": "another"})
+    after = load(folder).files
+    assert [name for name in before if after[name] != before[name]] == ["b.png"]
 
 
 @pytest.mark.parametrize("limit", [2, 0])
@@ -158,7 +166,7 @@ def test_pictures_of_this_project_need_no_captions(folder, limit):
 
 def test_a_folder_without_captions_names_the_conventions(folder):
     message = error_of(folder)
-    for text in ("metadata.jsonl, metadata.csv", ".txt file next to each", "caption_from_path"):
+    for text in ("metadata.jsonl, metadata.csv", ".txt file next to each", "--caption-from-path"):
         assert text in message
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from conditions import Condition
 from diffusion import GaussianDiffusion
 from training.objective import DiffusionObjective
 
@@ -40,14 +41,14 @@ def test_draws_depend_on_the_seed_and_the_step():
 
 def test_dropped_labels_become_the_null_label():
     labels = torch.arange(200) % 10
-    batch = objective(label_dropout=0.25).batch(left_bright(200), labels, step=0)
+    batch = objective(label_dropout=0.25).batch(left_bright(200), Condition(labels), step=0)
     dropped = batch.condition.label == -1
     assert 25 < dropped.sum() < 75
     assert torch.equal(batch.condition.label[~dropped], labels[~dropped])
 
 
 def test_rows_of_a_batch_stay_together():
-    batch = objective().batch(left_bright(6), torch.arange(6), step=0)
+    batch = objective().batch(left_bright(6), Condition(torch.arange(6)), step=0)
     part = batch.rows(slice(2, 4))
     for whole, some in [(batch.x_0, part.x_0), (batch.t, part.t), (batch.noise, part.noise)]:
         assert torch.equal(whole[2:4], some)

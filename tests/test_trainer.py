@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cli.training import TRAIN
-from conditions import NULL_LABEL
+from conditions import NULL_LABEL, Condition
 from conftest import TINY
 from dataset.items import to_unit
 from dataset.registry import load_dataset
@@ -75,12 +75,12 @@ def test_recomputed_blocks_train_to_the_same_bits(name, flags):
     flags += [] if name == "naive_unet" else ["--dropout", 0.2]
     plain, recomputing = trainer_of(*flags), trainer_of(*flags, "--grad-checkpoint")
     data = load_dataset(dataset)
-    labels = data.labels[:16] if "--class-conditional" in flags else None
+    condition = Condition(data.labels[:16]) if "--class-conditional" in flags else None
     kept = {}
     for _ in range(3):  # the head starts at zero: blocks learn from the second step on
         for trainer in (plain, recomputing):
             with saved_bytes() as saved:
-                trainer.train_step(data.items[:16], labels, 1e-3)
+                trainer.train_step(data.items[:16], condition, 1e-3)
             kept[trainer] = saved[0]
     assert_same_training(plain.state(), recomputing.state())
     assert kept[recomputing] < 0.6 * kept[plain]
@@ -223,7 +223,7 @@ def test_a_share_of_the_labels_is_dropped():
     trainer = trainer_of("--class-conditional", "--label-dropout", 0.3)
     labels = torch.arange(10).repeat(1000)
     images = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
-    found = trainer.objective.batch(images, labels, step=0).condition.label
+    found = trainer.objective.batch(images, Condition(labels), step=0).condition.label
     dropped = found == NULL_LABEL
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert (found[~dropped] == labels[~dropped]).all()
@@ -281,17 +281,22 @@ class Pairs(NamedTuple):
 class Doubling:
     """An objective that is not a diffusion loss: the network learns to double its input."""
 
-    def batch(self, items: Tensor, labels: Tensor | None, step: int) -> Pairs:
+    def batch(self, items: Tensor, condition: Condition | None, step: int) -> Pairs:
         return Pairs(items)
 
     def __call__(self, model: nn.Module, batch: Pairs) -> Tensor:
         return F.mse_loss(model(batch.x), 2 * batch.x)
 
     def held_out_loss(
-        self, model: nn.Module, items: Tensor, labels: Tensor | None, size: int, precision: str
+        self,
+        model: nn.Module,
+        items: Tensor,
+        condition: Condition | None,
+        size: int,
+        precision: str,
     ) -> float:
         with torch.no_grad():
-            return self(model, self.batch(items, labels, 0)).item()
+            return self(model, self.batch(items, condition, 0)).item()
 
 
 def test_any_objective_and_any_network_can_be_trained():

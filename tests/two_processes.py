@@ -8,6 +8,7 @@ from torch import Tensor
 
 import train
 from cli.training import TRAIN
+from conditions import Condition
 from dataset.items import epoch_order
 from dataset.registry import load_dataset
 from dataset.types import Data
@@ -51,9 +52,9 @@ def train_step(trainer: Trainer, data: Data) -> float:
     mine = share(SIZE)
     chosen = epoch_order(len(data.items), 0, trainer.step)[mine.start : mine.stop]
     conditional = getattr(trainer.model, "num_classes", None)
-    labels = data.labels[chosen] if conditional else None
+    condition = Condition(data.labels[chosen]) if conditional else None
     lr = learning_rate(trainer.step, None, {"lr": 1e-3, "warmup_steps": 100})
-    return trainer.train_step(data.items[chosen], labels, lr)[0].item()
+    return trainer.train_step(data.items[chosen], condition, lr)[0].item()
 
 
 def weights(network: torch.nn.Module) -> Tensor:
@@ -105,7 +106,7 @@ def evaluated_images() -> Tensor:
     trainer, data, config = make_trainer(*flags)
     for _ in range(5):
         train_step(trainer, data)
-    preview = Preview(trainer, config, data.items, data.labels, StopSignals())
+    preview = Preview(trainer, config, data.items, Condition(data.labels), StopSignals())
     return preview.evaluated(steps=3, count=31)
 
 

@@ -10,7 +10,8 @@ from dataset.registry import DATASETS
 from dataset.types import Data
 from diffusion import GaussianDiffusion
 from distributed import world_size
-from models import DEFAULT, arguments_of, model_config
+from models import DEFAULT, MODELS, arguments_of, model_config
+from training.conditioning import caption_config, saved_caption_config
 
 # Flags that go together. Explicit flags override them.
 PRESETS = {
@@ -64,11 +65,16 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     limits = flags.named(limit=True)
     if not resumed and not any(found.get(name) or getattr(flags, name) for name in limits):
         found["epochs"] = EPOCHS[kind]
+    arguments = arguments_of(found.get("model", flags.model))
+    if flags.text_conditional is None:
+        found["text_conditional"] = bool(data.captions) and "caption_length" in arguments
     if flags.class_conditional is None:
-        able = "num_classes" in arguments_of(found.get("model", flags.model))
+        able = "num_classes" in arguments and not found.get("text_conditional")
         found["class_conditional"] = kind == "images" and able and len(data.classes) > 1
-    conditional = found.get("class_conditional", flags.class_conditional)
-    if "label_dropout" in flags.given and not conditional:
+    conditional = [
+        found.get(name, getattr(flags, name)) for name in ("class_conditional", "text_conditional")
+    ]
+    if "label_dropout" in flags.given and not any(conditional):
         raise ValueError("--label-dropout has no effect on an unconditional network")
     edm = flags.schedule == "edm"  # elsewhere flow's velocity learned fastest, with cosine too
     if flags.prediction is None:
@@ -83,11 +89,13 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     return replace(flags, **found)
 
 
-def make_config(flags: RunConfig, data: Data) -> dict:
+def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict:
     """The configuration that checkpoints keep: plain values only.
 
     Args:
         flags: with their defaults filled in, by `with_defaults`.
+        data: the data set.
+        saved: the configuration of the run that is resumed, or None.
 
     Raises ValueError for flags that do not fit the data.
     """
@@ -101,6 +109,14 @@ def make_config(flags: RunConfig, data: Data) -> dict:
         options["num_classes"] = len(data.classes)
         if len(data.classes) < 2:
             raise ValueError(f"--class-conditional: {why_no_classes(flags, data.classes)}")
+    of_captions = {}
+    if flags.text_conditional:
+        require_captions(flags, data)
+        if saved and saved["model"].get("caption_length"):
+            of_captions, sizes = saved_caption_config(saved)
+        else:
+            of_captions, sizes = caption_config(data, flags.validation, flags.seed)
+        options |= sizes
     of_data = flags.chosen(flags.named(section="data"))
     of_data.pop("image_size")  # `shape` has it
     return {
@@ -111,6 +127,7 @@ def make_config(flags: RunConfig, data: Data) -> dict:
             "classes": data.classes,
             "class_counts": data.class_counts,
             "digest": digest_of(data.files),
+            **of_captions,
         },
         "model": model_config(name, shape, flags.timesteps, options),
         "diffusion": process_config(flags, data),
@@ -125,6 +142,19 @@ def why_no_classes(flags: RunConfig, classes: list[str]) -> str:
         return f"{flags.dataset} has {found}"
     way = f"its classes are the subfolders of {flags.data_dir}, if all images lie in them"
     return f"folder has {found}; {way}"
+
+
+def require_captions(flags: RunConfig, data: Data) -> None:
+    """Raise ValueError if there are no captions, or if the network takes none."""
+    if not data.captions:
+        way = "" if flags.dataset != "folder" else ": add --captions or --caption-from-path"
+        raise ValueError(f"--text-conditional: {flags.dataset} has no captions here{way}")
+    if "caption_length" not in arguments_of(flags.model):
+        fitting = [name for name in MODELS if "caption_length" in arguments_of(name)]
+        raise ValueError(
+            f"--text-conditional: the model {flags.model} takes no captions; "
+            f"{' and '.join(fitting)} do"
+        )
 
 
 def train_config(flags: RunConfig) -> dict:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cli.activity import activity
+from conditions import Condition
 from dataset.items import epoch_order, kind_of, on_device, split
 from dataset.types import Data
 from distributed import is_main, largest, share, world_size
+from training.conditioning import condition_of
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.plan import RunLength
@@ -36,22 +38,29 @@ class Batches:
     """Which items each training step takes: a pure function of the seed and the step.
 
     Args:
-        items, labels: the data (N, ...) and its labels (N,), or None.
+        items, condition: the data (N, ...) and its condition (N), or None.
         indices: the items to train on.
         size: items of a training step, in all processes together.
         seed: of the order.
     """
 
-    def __init__(self, items: Tensor, labels: Tensor | None, indices: Tensor, size: int, seed: int):
-        self.items, self.labels, self.indices = items, labels, indices
+    def __init__(
+        self,
+        items: Tensor,
+        condition: Condition | None,
+        indices: Tensor,
+        size: int,
+        seed: int,
+    ):
+        self.items, self.condition, self.indices = items, condition, indices
         self.size, self.seed = size, seed
         self.per_epoch = len(indices) // size
         mine = share(size)
         self.mine = slice(mine.start, mine.stop)
         self.order, self.order_epoch = indices, None
 
-    def of_step(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """This process's items (B, ...) of a step, and their labels (B,)."""
+    def of_step(self, step: int) -> tuple[Tensor, Condition | None]:
+        """This process's items (B, ...) of a step, and their condition."""
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self.order_epoch:
             order = self.indices[epoch_order(len(self.indices), self.seed, epoch)]
@@ -62,9 +71,9 @@ class Batches:
         """The epoch, from 1, of the last of so many steps."""
         return -(-step // self.per_epoch)
 
-    def items_of(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The items (N, ...) with these indices, and their labels (N,)."""
-        return self.items[indices], None if self.labels is None else self.labels[indices]
+    def items_of(self, indices: Tensor) -> tuple[Tensor, Condition | None]:
+        """The items (N, ...) with these indices, and their condition."""
+        return self.items[indices], None if self.condition is None else self.condition[indices]
 
 
 class Step(NamedTuple):
@@ -90,9 +99,9 @@ def training_steps(
     """
     while trainer.step != last_step():
         epoch, i = divmod(trainer.step, batches.per_epoch)
-        items, labels = batches.of_step(trainer.step)
+        items, condition = batches.of_step(trainer.step)
         lr = learning_rate(trainer.step)
-        loss, norm = trainer.train_step(items, labels, lr)
+        loss, norm = trainer.train_step(items, condition, lr)
         yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr)
 
 
@@ -156,12 +165,12 @@ class Run:
         self.config, self.trainer, self.folder = config, trainer, folder
         self.distance = distance
         self.sample_interval, self.eval_interval = train["sample_interval"], train["eval_interval"]
-        items, labels = on_device(data.items, trainer.device), None
-        if config["model"].get("num_classes"):
-            labels = on_device(data.labels, trainer.device)
+        items, condition = on_device(data.items, trainer.device), condition_of(data, config)
+        if condition is not None:
+            condition = condition.to(trainer.device)
         indices, self.held_out = split(len(data.items), train["validation"], train["seed"])
         batch_size = update_size(train, len(indices))
-        self.batches = Batches(items, labels, indices, batch_size, trainer.seed)
+        self.batches = Batches(items, condition, indices, batch_size, trainer.seed)
         self.epoch_steps = self.batches.per_epoch
         self.kind = kind_of(data.items.shape[1:])
         self.start = start
@@ -173,7 +182,7 @@ class Run:
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
         self.threads = Threads(trainer, train, self.batches.of_step, batch_size, self.kind)
-        self.preview = Preview(trainer, config, data.items, labels, self.stop)
+        self.preview = Preview(trainer, config, data.items, condition, self.stop)
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, trainer.lr)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.batches.last_epoch(end)):

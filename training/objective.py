@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cli.activity import tell
-from conditions import Condition, label_condition
+from conditions import Condition
 from dataset.items import flipped, to_unit
 from diffusion import GaussianDiffusion
 from distributed import gather, mean, rank, share, world_size
@@ -16,12 +16,12 @@ from utils import autocast, derive_seed, memory_format
 class Objective(Protocol):
     """What the training loop needs of an objective: any loss can be trained by it."""
 
-    def batch(self, items: Tensor, labels: Tensor | None, step: int):
+    def batch(self, items: Tensor, condition: Condition | None, step: int):
         """Make a training step's batch, with all random numbers drawn. It can be sliced.
 
         Args:
             items: this process's items (B, ...), as the data set holds them.
-            labels: their class labels (B,), or None.
+            condition: theirs (B), or None.
             step: the training step, from 0; random numbers depend on it and the seed alone.
         """
 
@@ -29,7 +29,12 @@ class Objective(Protocol):
         """The loss of a batch, or of a slice of it: a scalar, the mean over its items."""
 
     def held_out_loss(
-        self, model: nn.Module, items: Tensor, labels: Tensor | None, size: int, precision: str
+        self,
+        model: nn.Module,
+        items: Tensor,
+        condition: Condition | None,
+        size: int,
+        precision: str,
     ) -> float:
         """The mean loss of held-out items, in batches of `size`; the same draws at each call."""
 
@@ -68,7 +73,7 @@ class DiffusionObjective:
     def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
         return self.diffusion.loss(model, batch.x_0, batch.condition, t=batch.t, noise=batch.noise)
 
-    def batch(self, items: Tensor, labels: Tensor | None, step: int) -> NoisyBatch:
+    def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
         """Draw for the whole training step of all processes, and keep this process's part.
 
         So neither a resume nor the number of processes or batches changes the draws. Dropout alone
@@ -82,7 +87,6 @@ class DiffusionObjective:
         x_0 = to_unit(items.to(self.device, memory_format=memory_format(self.device, items)))
         t = self.diffusion.sample_t(count, self.timestep_sampling)[mine]
         noise = self.noise(x_0, count)[mine]
-        condition = label_condition(labels)
         if condition is not None:  # Ho & Salimans 2022, algorithm 1
             dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
             condition = condition.to(self.device).dropped(dropped)
@@ -102,7 +106,12 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def held_out_loss(
-        self, model: nn.Module, items: Tensor, labels: Tensor | None, size: int, precision: str
+        self,
+        model: nn.Module,
+        items: Tensor,
+        condition: Condition | None,
+        size: int,
+        precision: str,
     ) -> float:
         """The mean training loss of items (N, ...), with the same timesteps and noise each time.
 
@@ -120,8 +129,8 @@ class DiffusionObjective:
             mine = share(len(x_0))
             # At least one item: a sharded network computes in all processes together.
             part = slice(mine.start, max(mine.stop, mine.start + 1))
-            condition = None if labels is None else label_condition(labels[rows].to(self.device))
-            batch = NoisyBatch(x_0, condition, t[rows], noise).rows(part)
+            given = None if condition is None else condition[rows].to(self.device)
+            batch = NoisyBatch(x_0, given, t[rows], noise).rows(part)
             with autocast(self.device, precision):
                 total += self(model, batch) * len(mine)
         return float(mean(total)) * world_size() / len(items)

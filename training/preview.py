@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from cli.activity import tell
-from conditions import label_condition
-from dataset.items import classes_like, item_shape, kind_of
+from conditions import Condition
+from dataset.items import indices_like, item_shape, kind_of
 from distributed import gather, is_main, rank, share, world_size
 from samplers import generate
+from sampling.conditioning import grid_condition
 from training.stop import StopSignals
 from training.trainer import Trainer
 from utils import NoisePerImage
@@ -32,7 +33,7 @@ class Preview:
         trainer: has the weights.
         config: the configuration of the run.
         items: of the data (N, ...), of which a row is shown below the samples.
-        labels: class labels of the data (N,), or None for an unconditional network.
+        condition: of these (N), or None for an unconditional network.
         stop: ends sampling early.
     """
 
@@ -41,12 +42,12 @@ class Preview:
         trainer: Trainer,
         config: dict,
         items: Tensor,
-        labels: Tensor | None,
+        condition: Condition | None,
         stop: StopSignals,
     ):
-        self.trainer, self.labels, self.stop = trainer, labels, stop
+        self.trainer, self.condition, self.stop = trainer, condition, stop
         self.shape = item_shape(config["data"])
-        self.num_classes = config["model"].get("num_classes")
+        self.config = config
         self.pictures = pictures_of(self.shape, config["data"].get("range"))
         floats = items.ndim == 4 and items.is_floating_point()
         self.data = self.pictures.to_items(items) if floats else items
@@ -59,7 +60,8 @@ class Preview:
         self.samples = self.grid(steps)
         if self.samples is None or not is_main():
             return None
-        return self.pictures.grid(self.samples, square(len(self.samples)), real=self.data)
+        columns, prompts = square(len(self.samples)), self.config["data"].get("prompts", [])
+        return self.pictures.grid(self.samples, columns, real=self.data, captions=prompts)
 
     def grid(self, steps: int | None = None) -> Tensor | None:
         """The items of a sample grid (N, ...), as they are shown; None if stopped.
@@ -71,36 +73,35 @@ class Preview:
         mine = share(count)
         # At least one item: a sharded network computes in all processes together.
         indices = torch.arange(mine.start, max(mine.stop, mine.start + 1))
-        labels = None
-        if self.labels is not None:  # one class a column
-            labels = indices % square(count) % self.num_classes
-        x = self.sample(GRID_STEPS if steps is None else steps, indices, labels)
+        condition = grid_condition(self.config, indices, square(count))
+        x = self.sample(GRID_STEPS if steps is None else steps, indices, condition)
         return None if x is None else self.pictures.to_items(gather(x[: len(mine)]))
 
     def evaluated(self, steps: int, count: int) -> Tensor | None:
-        """uint8 images (count, C, H, W), with the class frequencies of the data; None if stopped.
+        """uint8 images (count, C, H, W), with the conditions of the data; None if stopped.
 
         Each process samples equally many, as a sharded network needs all of them.
         """
         each = -(-count // world_size())
         indices, images = torch.arange(rank() * each, (rank() + 1) * each), []
-        classes = None if self.labels is None else classes_like(self.labels, indices[-1] + 1)
+        given = self.condition
+        rows = None if given is None else indices_like(len(given), int(indices[-1]) + 1)
         parts = indices.split(self.at_once)
         for number, part in enumerate(parts, start=1):
             self.part = f"batch {number} of {len(parts)}, " if len(parts) > 1 else ""
-            labels = None if classes is None else classes[part]
-            if (x := self.sample(steps, part, labels)) is None:
+            condition = None if given is None else given[rows[part]]
+            if (x := self.sample(steps, part, condition)) is None:
                 return None
             images.append(self.pictures.to_items(x))
         self.part = ""
         return gather(torch.cat(images))[:count].cpu()
 
-    def sample(self, steps: int, indices: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The samples of these indices (N,), of the classes `labels` (N,); None if stopped."""
+    def sample(self, steps: int, indices: Tensor, condition: Condition | None) -> Tensor | None:
+        """The samples of these indices (N,), of a condition (N); None if stopped."""
         trainer, diffusion = self.trainer, self.trainer.diffusion
         noise_like = NoisePerImage(trainer.seed, indices.tolist())
         noise = noise_like.draw(self.shape).to(trainer.device)
-        condition = None if labels is None else label_condition(labels.to(trainer.device))
+        condition = None if condition is None else condition.to(trainer.device)
         denoise = diffusion.denoiser(trainer.ema.module, condition, precision=trainer.precision)
         levels = diffusion.levels(min(steps, diffusion.timesteps))
         for done, x in enumerate(generate(denoise, noise, levels, noise_like)):  # noqa: B007

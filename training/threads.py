@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cli.declare import MAX_THREADS
+from conditions import Condition
 from distributed import launched
 from sampling.thread_times import (
     ThreadTime,
@@ -66,7 +67,7 @@ class Threads:
     Args:
         trainer: makes the training steps.
         train: the configuration of the training, whose `thread_count` is kept up to date.
-        batch: the items and labels of a step, to measure with.
+        batch: the items and the condition of a step, to measure with.
         size, kind: of these: their number, and "images" or "points".
         clock: in seconds.
     """
@@ -75,7 +76,7 @@ class Threads:
         self,
         trainer: Trainer,
         train: dict,
-        batch: Callable[[int], tuple[Tensor, Tensor | None]],
+        batch: Callable[[int], tuple[Tensor, Condition | None]],
         size: int,
         kind: str,
         clock: Callable[[], float] = time.monotonic,
@@ -165,10 +166,10 @@ class Threads:
 
     def measure(self) -> dict[int, ThreadTime]:
         """Measure training steps that change nothing, with each number of threads."""
-        items, labels = self.batch(self.trainer.step)
+        items, condition = self.batch(self.trainer.step)
         twin = copy_of(self.trainer)
         with RANDOM_STATE, torch.random.fork_rng(devices=[]):
-            times = measure_threads(lambda: twin.train_step(items, labels, 0.0), self.most)
+            times = measure_threads(lambda: twin.train_step(items, condition, 0.0), self.most)
         self.last = self.clock()
         return times
 

@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from checkpoints.shards import load_shards
+from conditions import Condition
 from diffusion import GaussianDiffusion
 from distributed import mean, world_size
 from models import build_model
@@ -85,14 +86,16 @@ class Trainer:
         self.skipped = 0  # steps that changed nothing: their loss or gradient was not finite
         self.skipped_in_a_row = 0
 
-    def train_step(self, items: Tensor, labels: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
-        """One training step on this process's items (B, ...) and their labels (B,), if any.
+    def train_step(
+        self, items: Tensor, condition: Condition | None, lr: float
+    ) -> tuple[Tensor, Tensor]:
+        """One training step on this process's items (B, ...) and their condition, if any.
 
         Returns the loss and the gradient's norm. If one of them is not finite, only the step number
         changes. Raises Diverged if the step makes the weights infinite.
         """
         with RANDOM_STATE:
-            batch = self.objective.batch(items, labels, self.step)
+            batch = self.objective.batch(items, condition, self.step)
             loss = self.forward_backward(batch, len(items))
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
@@ -138,11 +141,11 @@ class Trainer:
         average_statistics(self.model)
         self.ema.update(self.model, self.step)
 
-    def held_out_loss(self, items: Tensor, labels: Tensor | None) -> float:
+    def held_out_loss(self, items: Tensor, condition: Condition | None) -> float:
         """The loss of held-out items (N, ...) by the averaged weights."""
         network, size = self.ema.module, self.batch_size
         with RANDOM_STATE:
-            return self.objective.held_out_loss(network, items, labels, size, self.precision)
+            return self.objective.held_out_loss(network, items, condition, size, self.precision)
 
     def state(self) -> dict:
         """The trainer's part of a checkpoint."""

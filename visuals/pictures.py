@@ -19,6 +19,7 @@ from visuals.style import Figure, FigureCanvasAgg, default_style
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
 LINE = 2  # pixels between the images of a grid
+FONT_SIZE, LINE_HEIGHT = 11, 14  # pixels, of captions
 FILMSTRIP_ROWS = 8  # at most, of images
 LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels of a side; a PNG has no limit
 
@@ -43,9 +44,23 @@ class ImagePictures:
             images = to_uint8((images - low) / (high - low) * 2 - 1)
         return images if images.shape[1] in (1, 3) else images[:, :1]
 
-    def grid(self, images: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
-        """A picture (H', W', 3): rows of images; below a thin line, a row of real images."""
+    def grid(
+        self,
+        images: Tensor,
+        columns: int,
+        real: Tensor | None = None,
+        captions: Sequence[str] = (),
+    ) -> np.ndarray:
+        """A picture (H', W', 3): rows of images; below a thin line, a row of real images.
+
+        Below each row is its caption, if there are any.
+        """
         picture = tiles(self.pixels(images), columns)
+        if captions:
+            rows = [tiles(row, columns) for row in self.pixels(images).split(columns)]
+            texts = [strip(caption, picture.shape[2]) for caption in captions]
+            rows = [F.pad(row, (0, picture.shape[2] - row.shape[2])) for row in rows]
+            picture = torch.cat([part for pair in zip(rows, texts) for part in pair], dim=1)  # noqa: B905
         if real is not None:
             line = torch.full_like(picture[:, :2], 255)
             # Folders are sorted by class, so the row is taken evenly from all of the data.
@@ -97,7 +112,13 @@ class PointPictures:
         return x.float().cpu()
 
     @default_style()
-    def grid(self, points: Tensor, columns: int, real: Tensor | None = None) -> np.ndarray:
+    def grid(
+        self,
+        points: Tensor,
+        columns: int,
+        real: Tensor | None = None,
+        captions: Sequence[str] = (),
+    ) -> np.ndarray:
         """A picture (H', W', 3): the real points, if given, the points, and their density."""
         named = {"samples": points} if real is None else {"data": real, "samples": points}
         panels = len(named) + 1
@@ -165,6 +186,22 @@ def tiles(images: Tensor, columns: int) -> Tensor:
         top, left = LINE + i // columns * height, LINE + i % columns * width
         picture[:, top : top + height - LINE, left : left + width - LINE] = image
     return picture
+
+
+def strip(caption: str, width: int) -> Tensor:
+    """A caption as a picture (3, H', width) uint8, in as many lines as it takes."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        fits = font.getlength(longer) <= width - 2 * LINE
+        lines = [*lines[:-1], longer] if fits or not lines[-1] else [*lines, word]
+    height = len(lines) * LINE_HEIGHT + 2 * LINE
+    image = Image.new("RGB", (width, height), (40, 40, 40))
+    ImageDraw.Draw(image).text((LINE, LINE), "\n".join(lines), (230, 230, 230), font, spacing=2)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def enlarged(images: Tensor, size: int = 56) -> Tensor:

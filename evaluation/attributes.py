@@ -1,0 +1,200 @@
+"""A network that reads the attributes of images, trained once for a data set, stored next to it.
+
+By it, `evaluation.prompts` finds out whether a picture shows what its prompt says.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from checkpoints.weights import weights_sha256
+from dataset.items import to_unit
+from dataset.types import Attributes, Data
+from evaluation.classifier import (
+    FOLD,
+    LABEL_SMOOTHING,
+    RECIPE,
+    STEPS,
+    Residual,
+    convolution,
+    learn,
+)
+from evaluation.real import RealData
+from utils import derive_seed, memory_format, save_whole, size_of, size_text
+
+CHANNELS = (64, 128, 256, 256)
+HARDER = 2  # times as many training steps as the classifier of MNIST
+BATCH_SIZE = 500
+
+
+class AttributeNetwork(nn.Module):
+    """Maps images (B, C, H, W) in [-1, 1] to scores of all values of all attributes (B, V).
+
+    The last feature map is not pooled, because some attributes are places.
+
+    Args:
+        image_channels: of the data set.
+        size: height and width of the images.
+        counts: number of possible values of each attribute.
+    """
+
+    def __init__(self, image_channels: int, size: tuple[int, int], counts: list[int]):
+        super().__init__()
+        self.stem = convolution(image_channels * FOLD**2, CHANNELS[0])
+        levels: list[nn.Module] = []
+        for here, below in pairwise(CHANNELS):
+            levels += [Residual(here), convolution(here, below), nn.MaxPool2d(2, ceil_mode=True)]
+        self.trunk = nn.Sequential(*levels)
+        area = 1
+        for side in size:
+            side = -(-side // FOLD)
+            for _ in CHANNELS[1:]:
+                side = -(-side // 2)
+            area *= side
+        self.head = nn.Linear(CHANNELS[-1] * area, sum(counts))
+        self.counts = counts
+
+    def ends(self) -> list[nn.Module]:
+        """The first and the last layer."""
+        return [self.stem, self.head]
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The activations (B, C, h, w) of the last level."""
+        missing = [-side % FOLD for side in x.shape[2:]]
+        x = F.pad(x, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else x
+        return self.trunk(self.stem(F.pixel_unshuffle(x, FOLD)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.feature_map(x).flatten(1))
+
+
+class AttributeReader:
+    """A trained network that reads attributes, in fp32.
+
+    Args:
+        model: the network.
+        values: the possible values of each attribute, by its name.
+        sha256: of the weights.
+        accuracy: of each attribute on the held-out images, by its name.
+    """
+
+    def __init__(
+        self,
+        model: AttributeNetwork,
+        values: Mapping[str, tuple[str, ...]],
+        sha256: str,
+        accuracy: dict[str, float],
+    ):
+        self.model, self.values = model.eval(), values
+        self.sha256, self.accuracy = sha256, accuracy
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> tuple[Attributes, Tensor]:
+        """The attributes of uint8 images (N, C, H, W), and features (N, F)."""
+        device, codes, features = next(self.model.parameters()).device, [], []
+        for batch in images.split(BATCH_SIZE):
+            x = to_unit(batch.to(device, memory_format=memory_format(device)))
+            hidden = self.model.feature_map(x)
+            scores = self.model.head(hidden.flatten(1)).split(self.model.counts, dim=1)
+            codes.append(torch.stack([each.argmax(dim=1) for each in scores], dim=1).byte().cpu())
+            features.append(hidden.mean(dim=(2, 3)).cpu())
+        return Attributes(self.values, torch.cat(codes)), torch.cat(features)
+
+
+def attribute_reader(
+    real: RealData,
+    folder: Path,
+    device: torch.device,
+    *,
+    progress: Callable[..., Iterable] = lambda items, **_: items,
+    say: Callable[[str], object] = lambda line: None,
+) -> AttributeReader:
+    """Load the reader of a data set; if there is none, train and store it.
+
+    Args: as those of `features.classifier_for`.
+    """
+    data = real.train
+    size = size_text(size_of(*real.shape[1:]))
+    name = f"attributes_{real.name}_{size}_{attribute_key(data)[:12]}.safetensors"
+    paths = [real.cache / name, folder / name]
+    for path in paths:
+        if (found := stored_reader(path, real, device)) is not None:
+            return found
+    say(f"training a network that reads the attributes of {real.name}, once")
+    counts = counts_of(data)
+
+    def loss(scores: Tensor, codes: Tensor) -> Tensor:
+        parts = zip(scores.split(counts, dim=1), codes.T, strict=True)
+        return sum(F.cross_entropy(s, c, label_smoothing=LABEL_SMOOTHING) for s, c in parts)
+
+    labelled = data._replace(labels=data.attributes.codes.long())
+    seed, steps = derive_seed("attributes", 0), HARDER * STEPS
+    model = learn(
+        lambda: new_network(real), labelled, steps, seed, False, device, progress, loss=loss
+    )
+    reader = AttributeReader(model, data.attributes.values, "", {})
+    reader.accuracy = accuracy_of(reader, real.held_out)
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
+    metadata = {"accuracy": json.dumps(reader.accuracy)}
+    reader.sha256 = metadata["sha256"] = weights_sha256(metadata, tensors)
+    for path in paths:
+        with suppress(OSError):
+            save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
+            break
+    return reader
+
+
+def new_network(real: RealData) -> AttributeNetwork:
+    """An untrained network for a data set."""
+    return AttributeNetwork(real.shape[0], real.shape[1:], counts_of(real.train))
+
+
+def counts_of(data: Data) -> list[int]:
+    """The number of possible values of each attribute."""
+    return [len(values) for values in data.attributes.values.values()]
+
+
+def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
+    """The share of images of which an attribute is read as it is, by its name."""
+    right = reader.read(data.items)[0].codes == data.attributes.codes
+    return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
+
+
+def stored_reader(path: Path, real: RealData, device: torch.device) -> AttributeReader | None:
+    """Load a stored reader; None if it is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sha256 = metadata.pop("sha256")
+        if sha256 != weights_sha256(metadata, tensors):
+            return None
+        model = new_network(real)
+        model.load_state_dict(tensors)
+        accuracy = json.loads(metadata["accuracy"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
+        return None
+    model = model.to(device, memory_format=memory_format(device))
+    return AttributeReader(model, real.train.attributes.values, sha256, accuracy)
+
+
+def attribute_key(data: Data) -> str:
+    """A digest of the recipe and of the data set that a reader is trained on."""
+    values = {name: list(each) for name, each in data.attributes.values.items()}
+    recipe = [RECIPE, CHANNELS, HARDER, STEPS, values, data.items.shape]
+    sha256 = hashlib.sha256(json.dumps(recipe).encode())
+    for part in data.items.split(10_000):
+        sha256.update(part.contiguous().numpy())
+    sha256.update(data.attributes.codes.numpy())
+    return sha256.hexdigest()

@@ -1,0 +1,124 @@
+"""Do pictures show what their prompts say? Attributes are read from them and compared."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import permutations
+from statistics import mean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dataset import avatar_captions, digit_captions
+from dataset.captioned_mnist import facts_of
+from dataset.types import Attributes, Data
+from evaluation.attributes import AttributeReader
+from evaluation.distances import PRDC, prdc
+from evaluation.measures import NEIGHBOURS, Measure
+from evaluation.real import subset
+
+Checked = list[tuple[str, bool]]  # what a caption says, by the attribute's name, and if it is right
+Check = Callable[[str, Attributes, int], Checked]  # of a caption and the image with an index
+
+
+class Score(NamedTuple):
+    """How well images agree with their captions."""
+
+    attributes: float  # share of all statements that are right
+    exact: float  # share of images of which every statement is right
+    by_name: dict[str, float]  # share of statements that are right, by attribute
+
+
+def check_avatar(caption: str, attributes: Attributes, index: int, style: str) -> Checked:
+    """The statements of a caption of avatars, and whether an image agrees."""
+    codes = dict(zip(attributes.values, attributes.codes[index].tolist(), strict=True))
+    return [
+        (name, attributes.values[name][codes[name]] == value)
+        for name, value in avatar_captions.mentioned(caption, style).items()
+    ]
+
+
+def check_digits(caption: str, attributes: Attributes, index: int) -> Checked:
+    """The same for captioned_mnist: the number of digits, their places, and each digit and colour.
+
+    Thickness and slant are left out: on so small digits they cannot be read reliably.
+    """
+    said, seen = digit_captions.mentioned(caption), facts_of(attributes, index)
+    checked = [("count", len(said.digits) == len(seen.digits))]
+    if said.layout is not None:
+        checked.append(("layout", said.layout == seen.layout))
+    if not checked[0][1]:
+        return checked + [("digit", False) for _ in said.digits]
+    orders = [seen.digits] if said.ordered else permutations(seen.digits)
+
+    def compared(order: Sequence[digit_captions.Digit]) -> Checked:
+        found = []
+        for wanted, shown in zip(said.digits, order, strict=True):
+            found.append(("digit", wanted.digit == shown.digit))
+            if wanted.colour is not None:
+                found.append(("colour", wanted.colour == shown.colour))
+        return found
+
+    return checked + max(map(compared, orders), key=lambda found: sum(right for _, right in found))
+
+
+def check_of(name: str, config: Mapping) -> Check | None:
+    """What compares the images of a data set with their captions; None if nothing can."""
+    if name == "avatars":
+        return partial(check_avatar, style=config["avatar_style"])
+    return {"captioned_mnist": check_digits}.get(name)
+
+
+def score(check: Check, captions: Sequence[str], attributes: Attributes) -> Score:
+    """Compare attributes, as they were read from images, with the captions of these images."""
+    every = [check(caption, attributes, i) for i, caption in enumerate(captions)]
+    by_name: dict[str, list[bool]] = defaultdict(list)
+    for checked in every:
+        for name, right in checked:
+            by_name[name].append(right)
+    return Score(
+        attributes=mean(right for checked in every for _, right in checked),
+        exact=mean(all(right for _, right in checked) for checked in every),
+        by_name={name: mean(values) for name, values in by_name.items()},
+    )
+
+
+def prompt_measures(
+    check: Check, reader: AttributeReader, data: Data, indices: Tensor, sets: Sequence[Tensor]
+) -> tuple[dict[str, Measure], dict[str, tuple[float, float]]]:
+    """Measures of sets of images that were drawn by the captions of some items.
+
+    Args:
+        check: compares an image with a caption.
+        reader: reads attributes.
+        data: the items, of which the images with these captions give the floor.
+        indices: of the items (N,) that gave the captions.
+        sets: uint8 images (N, C, H, W).
+
+    Returns the measures by name, and by attribute the accuracy of samples and of real images.
+    """
+    chosen = subset(data, indices)
+    real, real_features = reader.read(chosen.items)
+
+    def measured(images: Tensor, captions: Sequence[str]) -> tuple[Score, PRDC]:
+        attributes, features = reader.read(images)
+        return score(check, captions, attributes), prdc(real_features, features, NEIGHBOURS)
+
+    found = [measured(images, chosen.captions) for images in sets]
+    scores, close = zip(*found, strict=True)
+    floor = score(check, chosen.captions, real)
+    rest = torch.ones(len(data.items), dtype=torch.bool).index_fill(0, indices, False).nonzero()
+    others = subset(data, rest[: len(indices), 0])  # other real images, for precision and recall
+    _, close_floor = measured(others.items, others.captions)
+    measures = {
+        "attribute_accuracy": Measure([each.attributes for each in scores], [floor.attributes]),
+        "exact_match": Measure([each.exact for each in scores], [floor.exact]),
+        "precision": Measure([each.precision for each in close], [close_floor.precision]),
+        "recall": Measure([each.recall for each in close], [close_floor.recall]),
+    }
+    by_name = {
+        name: (mean(each.by_name.get(name, 0.0) for each in scores), value)
+        for name, value in sorted(floor.by_name.items())
+    }
+    return measures, by_name
