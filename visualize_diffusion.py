@@ -24,18 +24,22 @@ from dataset.own_files import is_own_figure, require_own
 from dataset.items import epoch_order, item_shape, kind_of, to_unit
 from dataset.registry import READING, load_dataset
 from diffusion import GaussianDiffusion
+from models.tokenizer import tokenizer_of
 from samplers import Denoise
 from schedules import Level
 from evaluation.report import learning_rows, write_report
+from sampling.attention import attention_over_trajectory
 from schedules import SCHEDULES
 from training.folder import RunFolder
 from training.foreign import foreign_files
 from utils import NoisePerImage, check_output, check_writable, choose_device
+from visuals.attention import draw_attention
 from visuals.forward_process import draw_noising, draw_schedules
 from visuals.pictures import image_format, pictures_of, require_size, save_figure
 from visuals.score_field import draw_score_field, lattice
 
 NUM_POINTS = 2000  # of a scatter plot
+ATTENTION_STEPS, ATTENTION_ROWS = 20, 5  # of sampling; rows of the picture of attention
 FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / alpha
 
 
@@ -48,7 +52,8 @@ def main(request: VisualizationRequest) -> int:
     check_output(path, *request.read())
     if request.save_path is None and not request.run:  # show_run() looks at all of the run's files
         require_own(path, is_own_figure, "another --save-path")
-    show = show_run if request.run else show_field if request.field else show_forward_process
+    modes = {"run": show_run, "field": show_field, "attention": show_attention}
+    show = next((modes[m] for m in modes if getattr(request, m)), show_forward_process)
     with activity("drawing"):
         return show(request, path)
 
@@ -57,6 +62,8 @@ def default_path(request: VisualizationRequest) -> str | Path:
     """The picture's path where --save-path is not given."""
     if request.run:
         return RunFolder(request.run).learning
+    if request.attention:
+        return "outputs/attention.png"
     return "outputs/score_field.png" if request.field else "outputs/forward_process.png"
 
 
@@ -155,6 +162,33 @@ def show_field(request: VisualizationRequest, path: Path) -> int:
         panels[title] = x_t / level.scale, arrows  # scaled to fit the same square
     heading = f"score of {data['dataset']}: grad log p(x_t), learned"
     save_figure(path, draw_score_field(panels, heading))
+    print(path)
+    return 0
+
+
+def show_attention(request: VisualizationRequest, path: Path) -> int:
+    """Draw where the cross-attention looks for each word of a prompt, over the trajectory."""
+    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
+    content = load_checkpoint(request.checkpoint)
+    config, tokenizer = content["config"], tokenizer_of(content["config"])
+    if tokenizer is None:
+        raise ValueError(f"--attention: {request.checkpoint} is not conditioned on captions")
+    prompt = config["data"]["prompts"][0] if request.prompt is None else request.prompt
+    if not 0 < len(tokenizer.tokens(prompt)) <= tokenizer.length:
+        raise ValueError(f"--prompt must have 1 to {tokenizer.length} tokens")
+    model, diffusion = restore(content)
+    words, moments = attention_over_trajectory(
+        model,
+        diffusion,
+        tokenizer,
+        prompt,
+        item_shape(config["data"]),
+        steps=ATTENTION_STEPS,
+        moments=ATTENTION_ROWS,
+        seed=request.seed,
+    )
+    rows = [(f"t = {moment.t}", moment.x_0, moment.maps) for moment in moments]
+    save_figure(path, draw_attention(words, rows, prompt))
     print(path)
     return 0
 

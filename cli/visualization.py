@@ -28,14 +28,21 @@ class VisualizationRequest(DataFlags, MachineFlags):
         COLUMNS, "timesteps to show, one a column", group="process",
         parse=number(int, 0, TIMESTEPS - 1), nargs="+", metavar="T", unless=NO_DATA)
 
-    checkpoint: str | None = checkpoint_flag(required=False, needs=("field",))
+    checkpoint: str | None = checkpoint_flag(required=False, needs=("field", "attention"))
     field: bool = flag(
         False, "draw the score of a model of points as arrows", group="checkpoint", switch="on",
         needs=("checkpoint",))
 
+    attention: bool = flag(
+        False, "draw where the network looks for each word of --prompt", group="checkpoint",
+        switch="on", needs=("checkpoint",), unless=("field",))
+    prompt: str | None = flag(
+        None, "--attention: what to draw (default: a held-out caption)", group="checkpoint",
+        metavar="TEXT", needs=("attention",))
+
     run: str | None = flag(
         None, "sample by the checkpoints of a run, and write DIR/report.html", group="run",
-        metavar="DIR", parse=path, unless=("field",))
+        metavar="DIR", parse=path, unless=("field", "attention"))
     epochs: list[int] | None = flag(
         None, "only the checkpoints of these epochs (default: at most 12, evenly)", group="run",
         parse=number(int, 1), nargs="+", needs=("run",))
@@ -54,7 +61,7 @@ class VisualizationRequest(DataFlags, MachineFlags):
 VISUALIZE = Command(
     VisualizationRequest,
     "Show real data fading into noise, and the noise schedules; or how a run learned; or the\n"
-    "score that a model of points has learned.",
+    "score that a model of points has learned; or where a model looks for the words of a prompt.",
     [
         "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
         "python visualize_diffusion.py --run outputs",

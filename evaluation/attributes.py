@@ -20,6 +20,7 @@ from checkpoints.weights import weights_sha256
 from dataset.items import to_unit
 from dataset.types import Attributes, Data
 from evaluation.classifier import (
+    CHANNELS,
     FOLD,
     LABEL_SMOOTHING,
     RECIPE,
@@ -31,7 +32,6 @@ from evaluation.classifier import (
 from evaluation.real import RealData
 from utils import derive_seed, memory_format, save_whole, size_of, size_text
 
-CHANNELS = (64, 128, 256, 256)
 HARDER = 2  # times as many training steps as the classifier of MNIST
 BATCH_SIZE = 500
 
@@ -52,7 +52,7 @@ class AttributeNetwork(nn.Module):
         self.stem = convolution(image_channels * FOLD**2, CHANNELS[0])
         levels: list[nn.Module] = []
         for here, below in pairwise(CHANNELS):
-            levels += [Residual(here), convolution(here, below), nn.MaxPool2d(2, ceil_mode=True)]
+            levels += [Residual(here), convolution(here, below, stride=2)]
         self.trunk = nn.Sequential(*levels)
         area = 1
         for side in size:
