@@ -18,10 +18,6 @@ from cli.declare import (
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
 NO_DATA = ("field", "attention", "run")  # modes of visualize_diffusion.py without a data set
-    "field",
-    "attention",
-    "run",
-)  # modes of visualize_diffusion.py that read no data set of the user
 
 
 def dataset_flag(default: str | None, help: str, **nature):
