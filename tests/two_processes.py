@@ -16,6 +16,7 @@ from distributed import gather, is_main, process_group, rank, share, world_size
 from models import MODELS
 from processes import run_train
 from training import plan
+from training.conditioning import condition_of
 from training.config import make_config, with_defaults
 from training.plan import learning_rate
 from training.preview import Preview
@@ -35,24 +36,29 @@ CASES = {  # flags, and the number of training steps
     "stratified": ([*SHALLOW, "--timestep-sampling", "stratified"], 4),
     "nearest": ([*SHALLOW, "--noise-assignment", "nearest"], 4),
     "optimal": ([*SHALLOW, "--noise-assignment", "optimal"], 4),
+    "captions": ([*SHALLOW, "--text-conditional", "--label-dropout", "0.3"], 4),
 }
 
 
 def make_trainer(*flags: str, dataset: str = "digits") -> tuple[Trainer, Data, dict]:
     """A trainer, its data, and their configuration."""
     data = load_dataset(dataset)
+    if "--text-conditional" in flags:
+        captions = [f"the digit {data.classes[label]}" for label in data.labels.tolist()]
+        data = data._replace(captions=captions)
     parsed = with_defaults(TRAIN.parse([*FLAGS, *flags, "--dataset", dataset]), data)
     parsed.batch_size = SIZE // parsed.grad_accum // world_size()
     config = make_config(parsed, data)
-    return Trainer(config, CPU, parsed.precision, parsed.compile), data, config
+    trainer = Trainer(config, CPU, parsed.precision, parsed.compile)
+    trainer.condition = condition_of(data, config)
+    return trainer, data, config
 
 
 def train_step(trainer: Trainer, data: Data) -> float:
     """A training step with this process's share of the items. Returns the loss."""
     mine = share(SIZE)
     chosen = epoch_order(len(data.items), 0, trainer.step)[mine.start : mine.stop]
-    conditional = getattr(trainer.model, "num_classes", None)
-    condition = Condition(data.labels[chosen]) if conditional else None
+    condition = None if trainer.condition is None else trainer.condition[chosen]
     lr = learning_rate(trainer.step, None, {"lr": 1e-3, "warmup_steps": 100})
     return trainer.train_step(data.items[chosen], condition, lr)[0].item()
 
