@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import schedules
 from conditions import Condition
+from guidance import Steering
 from objectives import (
     LOSS_WEIGHTS,
     NOISE_ASSIGNMENTS,
@@ -293,6 +294,8 @@ class Denoiser:
         guide: a weaker network for the same process, such as one from earlier in the training.
             Its prediction, with the same condition, takes the place of the unconditional one
             (autoguidance; Karras et al. 2024, arXiv:2406.02507, eq. 4).
+        steering: the gradient of a network that judges noisy images (see `guidance`). It acts
+            at the noise levels of `guidance_interval`, in addition to other guidance.
         negative: a condition that guidance leads away from, in place of the unconditional form.
         precision: fp32, bf16 or fp16, in which the network computes.
 
@@ -311,6 +314,7 @@ class Denoiser:
         guidance_rescale: float = 0.0,
         guide: nn.Module | None = None,
         negative: Condition | None = None,
+        steering: Steering | None = None,
         precision: str = "fp32",
     ):
         if condition is None and guide is None and guidance_scale != 1:
@@ -318,7 +322,7 @@ class Denoiser:
         self.diffusion, self.model, self.condition = diffusion, model, condition
         self.scale, self.interval = guidance_scale, guidance_interval
         self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
-        self.negative = negative
+        self.negative, self.steering = negative, steering
         self.nearest = diffusion.nearest
         self.calls, self.seen = 0, None
 
@@ -332,6 +336,9 @@ class Denoiser:
         """(x_0, eps, fraction): the last is the learned variance, or None."""
         out, fraction = self.output(x_t, level)
         x_0 = self.diffusion.x_0(out, x_t, level.alpha, level.sigma)
+        if self.steering is not None and self.guides_at(level) and level.alpha > 0:
+            t = torch.full((len(x_t),), level.t, device=x_t.device)
+            x_0 = x_0 + level.sigma**2 / level.alpha * self.steering(x_t, t)
         if self.diffusion.clip:
             x_0 = x_0.clamp(-1, 1)
         self.seen = x_0
@@ -342,8 +349,7 @@ class Denoiser:
         """The guided prediction, and the fraction of the learned variance."""
         t = torch.full((len(x_t),), level.t, device=x_t.device)
         x_in = self.diffusion.scaled(x_t, t)
-        low, high = self.interval
-        scale = self.scale if low <= level.ratio <= high else 1.0
+        scale = self.scale if self.guides_at(level) else 1.0
         if scale == 1 or (self.condition is None and self.guide is None):
             return self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
         if self.guide is not None:
@@ -364,6 +370,11 @@ class Denoiser:
             rescaled = guided * cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
             guided = torch.lerp(guided, rescaled, self.rescale)
         return guided, fraction
+
+    def guides_at(self, level: Level) -> bool:
+        """Does guidance act at a noise level?"""
+        low, high = self.interval
+        return low <= level.ratio <= high
 
     def clipped(self, out: Tensor, x_t: Tensor, level: Level) -> Tensor:
         """A prediction as `clip_loss` judges it: with its implied x_0 clipped to [-1, 1].

@@ -34,7 +34,7 @@ from evaluation.features import classifier_for, require_classes
 from evaluation.generated import Generated, given_images, sampled_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
-from evaluation.prompts import check_of, prompt_measures
+from evaluation.prompts import check_of, prompt_measures, unreadable
 from evaluation.real import RealData, load_real_data
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from models.tokenizer import tokenizer_of
@@ -278,15 +278,22 @@ def by_prompts(
         f"{100 * max(reader.accuracy.values()):.2f} % of {len(real.held_out.items):,} images "
         f"({real.origin})"
     )
+    left_out = unreadable(check, reader, real.held_out)
+    if left_out:
+        named = ", ".join(f"{name} ({100 * value:.1f} %)" for name, value in left_out.items())
+        print(f"left out, because they cannot be read from real images reliably: {named}")
     parts = {"training captions": (real.train, generated)}
     parts[f"held-out captions ({real.origin})"] = (
         real.held_out,
         sampled_images(request, real.held_out, say=SAY),
     )
     report = {"reader": reader.sha256, "accuracy_of_reader": reader.accuracy}
+    report["left_out"] = left_out
     for name, (data, drawn) in parts.items():
         with activity(f"reading the pictures of {name}"):
-            measures, by_name = prompt_measures(check, reader, data, drawn.indices, drawn.sets)
+            measures, by_name = prompt_measures(
+                check, reader, data, drawn.indices, drawn.sets, left_out
+            )
         print(f"\n{name}\n{measures_table(measures, 'real images')}\n{names_table(by_name)}")
         key = name.split(" ")[0].replace("-", "_")
         report[key] = {each: measure.record() for each, measure in measures.items()}

@@ -44,7 +44,7 @@ from evaluation.features import classifier_for
 from evaluation.measures import Reference
 from evaluation.points import point_distances
 from evaluation.real import real_data
-from models import MODELS, cost, model_config
+from models import GUIDES, MODELS, cost, model_config
 from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
@@ -137,7 +137,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 job = Run(config, trainer, data, folder, start=start, **options)
             except Finished as finished:  # a scheduler may run the same command again
                 trained = trained_before(folder, finished)
-                say(f"{finished}\n{next_command(folder)}")
+                say(f"{finished}\n{next_command(folder, flags.model)}")
                 return trained
             announce_steps(flags, config, job)
             with session(job, checkpoint, overwrite=flags.overwrite, files=data.files):
@@ -240,6 +240,8 @@ def distance_for(
             return lambda images: 0.0
         if kind_of(data.items.shape[1:]) == "points":
             raise ValueError(f"--eval-interval is for images, and {flags.dataset} is points")
+        if flags.model in GUIDES:
+            raise ValueError(f"--eval-interval measures samples, and a {flags.model} draws none")
         test = partial(load, split="test")
         real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
         folder = Path(flags.output_dir)
@@ -305,11 +307,14 @@ def summary(job: Run) -> str:
         f"done: {job.trainer.step:,} steps in {tqdm.format_interval(job.log.seconds)}; "
         f"pictures in {folder.samples}, loss in {folder.loss_plot}"
     )
-    return "\n".join([*lines, next_command(folder)])
+    return "\n".join([*lines, next_command(folder, job.config["model"]["name"])])
 
 
-def next_command(folder: RunFolder) -> str:
-    """The command to run after a finished run."""
+def next_command(folder: RunFolder, model: str) -> str:
+    """The command to run after a finished run with a network of this name."""
+    if model in GUIDES:
+        path = shlex.quote(str(folder.final))
+        return f"next: python sample.py --checkpoint MODEL --classifier {path} --class-id all"
     return f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
 
 

@@ -11,7 +11,7 @@ unlogged_loss     sum of the losses since the last row of metrics.jsonl
 unlogged_updates  number of these losses
 config            how to rebuild the network and the process, by section:
     data            the data set, the shape of an item, the names and counts of classes
-    model           "name", a key of `MODELS`, and the arguments of that network
+    model           "name", a key of `NETWORKS`, and the arguments of that network
     diffusion       the arguments of `GaussianDiffusion`
     train           the options of the training
 model             weights as trained

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dataset.items import item_shape, kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
-from models import MODELS, require_within_limit
+from models import NETWORKS, require_within_limit
 from models.tokenizer import FIRST_WORD
 from utils import UnknownName, matches_type, pick
 
@@ -87,8 +87,8 @@ def require_captions(data: dict, model: dict) -> None:
 
 
 def require_known(data: dict, model: dict, process: dict) -> None:
-    """Raise ValueError unless a network of `MODELS` fits its data and its process."""
-    network = pick(MODELS, model["name"], "model")
+    """Raise ValueError unless a network of `NETWORKS` fits its data and its process."""
+    network = pick(NETWORKS, model["name"], "model")
     arguments = {key: value for key, value in model.items() if key != "name"}
     require_arguments(network, arguments, "model.")
     shape = {key: data[key] for key in SHAPE_TYPES if key in data}
@@ -129,7 +129,7 @@ def require_arguments(function: Callable, arguments: dict, where: str) -> None:
     parameters = inspect.signature(function).parameters
     if unknown := arguments.keys() - parameters.keys():
         name = min(unknown, key=str)
-        of_others = any(name in inspect.signature(other).parameters for other in MODELS.values())
+        of_others = any(name in inspect.signature(other).parameters for other in NETWORKS.values())
         kind = ValueError if of_others else UnknownName  # which another version may know
         raise kind(f"there is no argument {where}{name}")
     require_types(arguments, {name: parameters[name].annotation for name in arguments}, where)

@@ -43,10 +43,16 @@ class SamplerFlags(Flags):
     guide: str | None = drawing_flag(
         None, "weaker model in place of uncond: a snapshot of the run (autoguidance)",
         group=GUIDANCE, parse=path, metavar="FILE", decides="file", needs=("guidance_scale",))
+    classifier: str | None = drawing_flag(
+        None, "classifier of train.py --model classifier that guides to --class-id",
+        group=GUIDANCE, parse=path, metavar="FILE", decides="file")
+    classifier_scale: float = drawing_flag(
+        1.0, "--classifier: scale of its gradient", group=GUIDANCE, parse=number(float, 0),
+        metavar="W", decides="value", needs=("classifier",))
     guidance_interval: list[float] | None = drawing_flag(
         None, "guide only at these noise levels, sigma / alpha (default: all)", group=GUIDANCE,
         parse=number(float, 0), nargs=2, metavar=("LOW", "HIGH"), decides="value",
-        needs=("guidance_scale",))
+        needs=("guidance_scale", "classifier"))
     guidance_rescale: float = drawing_flag(
         0.0, "restore the output's unguided standard deviation, 0 to 1", group=GUIDANCE,
         parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))

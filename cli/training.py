@@ -47,7 +47,7 @@ class RunConfig(DataFlags, ThreadFlags):
 
     model: str | None = network_flag(
         None, "network (default: unet for images, mlp for points)",
-        choices=keys("models/__init__.py", "MODELS"))
+        choices=(*keys("models/__init__.py", "MODELS"), *keys("models/__init__.py", "GUIDES")))
     channels: int | None = network_flag(
         None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1))
     multipliers: list[int] | None = network_flag(

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from dataset.types import Attributes, Data
 from evaluation.classifier import (
     CHANNELS,
     FOLD,
-    LABEL_SMOOTHING,
     RECIPE,
     STEPS,
     Residual,
@@ -134,13 +134,13 @@ def attribute_reader(
 
     def loss(scores: Tensor, codes: Tensor) -> Tensor:
         parts = zip(scores.split(counts, dim=1), codes.T, strict=True)
-        return sum(F.cross_entropy(s, c, label_smoothing=LABEL_SMOOTHING) for s, c in parts)
+        return sum(F.cross_entropy(s, c) for s, c in parts)
 
     labelled = data._replace(labels=data.attributes.codes.long())
     seed, steps = derive_seed("attributes", 0), HARDER * STEPS
-    model = learn(
-        lambda: new_network(real), labelled, steps, seed, False, device, progress, loss=loss
-    )
+    make = partial(new_network, real)
+    options = {"loss": loss, "max_shift": 0.0}  # places are attributes, too
+    model = learn(make, labelled, steps, seed, False, device, progress, **options)
     reader = AttributeReader(model, data.attributes.values, "", {})
     reader.accuracy = accuracy_of(reader, real.held_out)
     tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}

@@ -129,6 +129,7 @@ class ClassifierObjective:
         flip: mirror images at random.
         device: what computes.
         loss: of scores (B, ...) and labels (B, ...).
+        max_shift: largest shift, as a fraction of the size.
     """
 
     def __init__(
@@ -137,8 +138,10 @@ class ClassifierObjective:
         flip: bool,
         device: torch.device,
         loss: Callable[[Tensor, Tensor], Tensor],
+        max_shift: float,
     ):
         self.generator, self.flip, self.device, self.loss = generator, flip, device, loss
+        self.max_shift = max_shift
         self.first_state, self.steps_drawn = generator.get_state(), 0
 
     def __call__(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
@@ -159,7 +162,7 @@ class ClassifierObjective:
 
     def draw(self, items: Tensor) -> tuple[Tensor, Tensor | None]:
         """Shifts (2, B) in pixels, up and to the left, and which images to mirror (B,)."""
-        count, limit = len(items), round(MAX_SHIFT * max(items.shape[2:]))
+        count, limit = len(items), round(self.max_shift * max(items.shape[2:]))
         shifts = torch.randint(0, 2 * limit + 1, (2, count), generator=self.generator) - limit
         mirror = torch.rand(count, generator=self.generator) < 0.5 if self.flip else None
         return shifts, mirror
@@ -196,6 +199,7 @@ def learn(
     device: torch.device,
     progress: Callable[..., Iterable] = lambda items, **_: items,
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    max_shift: float = MAX_SHIFT,
 ) -> nn.Module:
     """Train a new classifier on labelled images; a pure function of its arguments.
 
@@ -208,6 +212,7 @@ def learn(
         device: what computes.
         progress: wraps the iteration over training steps, as tqdm does.
         loss: of the network's output and the labels.
+        max_shift: largest random shift, as a fraction of the size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -223,7 +228,7 @@ def learn(
             device,
             choose_precision("auto", device),
             model=model,
-            objective=ClassifierObjective(generator, flip, device, loss),
+            objective=ClassifierObjective(generator, flip, device, loss, max_shift),
         )
         indices = torch.arange(len(data.items))
         batches = Batches(data.items, Condition(data.labels), indices, batch_size, trainer.seed)

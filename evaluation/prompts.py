@@ -1,7 +1,7 @@
 """Do pictures show what their prompts say? Attributes are read from them and compared."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import permutations
 from statistics import mean
@@ -17,6 +17,8 @@ from evaluation.attributes import AttributeReader
 from evaluation.distances import PRDC, prdc
 from evaluation.measures import NEIGHBOURS, Measure
 from evaluation.real import subset
+
+READABLE = 0.99  # accuracy of the reader from which a statement counts
 
 Checked = list[tuple[str, bool]]  # what a caption says, by the attribute's name, and if it is right
 Check = Callable[[str, Attributes, int], Checked]  # of a caption and the image with an index
@@ -70,22 +72,37 @@ def check_of(name: str, config: Mapping) -> Check | None:
     return {"captioned_mnist": check_digits}.get(name)
 
 
-def score(check: Check, captions: Sequence[str], attributes: Attributes) -> Score:
-    """Compare attributes, as they were read from images, with the captions of these images."""
-    every = [check(caption, attributes, i) for i, caption in enumerate(captions)]
+def score(
+    check: Check, captions: Sequence[str], attributes: Attributes, left_out: Collection[str] = ()
+) -> Score:
+    """Compare attributes, as they were read from images, with the captions of these images.
+
+    Statements of the names in `left_out` do not count.
+    """
     by_name: dict[str, list[bool]] = defaultdict(list)
-    for checked in every:
+    exact = []
+    for i, caption in enumerate(captions):
+        checked = [each for each in check(caption, attributes, i) if each[0] not in left_out]
+        exact.append(all(right for _, right in checked))
         for name, right in checked:
             by_name[name].append(right)
-    return Score(
-        attributes=mean(right for checked in every for _, right in checked),
-        exact=mean(all(right for _, right in checked) for checked in every),
-        by_name={name: mean(values) for name, values in by_name.items()},
-    )
+    every = [right for values in by_name.values() for right in values]
+    return Score(mean(every), mean(exact), {name: mean(v) for name, v in by_name.items()})
+
+
+def unreadable(check: Check, reader: AttributeReader, data: Data) -> dict[str, float]:
+    """What the reader cannot tell for sure: its accuracy on held-out images, by name."""
+    found = score(check, data.captions, reader.read(data.items)[0]).by_name
+    return {name: accuracy for name, accuracy in found.items() if accuracy < READABLE}
 
 
 def prompt_measures(
-    check: Check, reader: AttributeReader, data: Data, indices: Tensor, sets: Sequence[Tensor]
+    check: Check,
+    reader: AttributeReader,
+    data: Data,
+    indices: Tensor,
+    sets: Sequence[Tensor],
+    left_out: Collection[str],
 ) -> tuple[dict[str, Measure], dict[str, tuple[float, float]]]:
     """Measures of sets of images that were drawn by the captions of some items.
 
@@ -95,6 +112,7 @@ def prompt_measures(
         data: the items, of which the images with these captions give the floor.
         indices: of the items (N,) that gave the captions.
         sets: uint8 images (N, C, H, W).
+        left_out: names of statements that do not count.
 
     Returns the measures by name, and by attribute the accuracy of samples and of real images.
     """
@@ -103,11 +121,13 @@ def prompt_measures(
 
     def measured(images: Tensor, captions: Sequence[str]) -> tuple[Score, PRDC]:
         attributes, features = reader.read(images)
-        return score(check, captions, attributes), prdc(real_features, features, NEIGHBOURS)
+        return score(check, captions, attributes, left_out), prdc(
+            real_features, features, NEIGHBOURS
+        )
 
     found = [measured(images, chosen.captions) for images in sets]
     scores, close = zip(*found, strict=True)
-    floor = score(check, chosen.captions, real)
+    floor = score(check, chosen.captions, real, left_out)
     rest = torch.ones(len(data.items), dtype=torch.bool).index_fill(0, indices, False).nonzero()
     others = subset(data, rest[: len(indices), 0])  # other real images, for precision and recall
     _, close_floor = measured(others.items, others.captions)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from models.classifier import NoisyClassifier
 from models.cnn import CNN
 from models.dit import DiT
 from models.mlp import MLP
@@ -31,6 +32,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "dit": DiT,
     "mlp": MLP,
 }
+# Networks that judge noisy images instead of denoising them, to guide sampling. Each maps
+# (x_t, t) to what its objective in `training.objective` learns.
+GUIDES: dict[str, type[nn.Module]] = {
+    "classifier": NoisyClassifier,
+}
+NETWORKS = MODELS | GUIDES
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
 LATER = {"unet": {"efficient": False}}  # arguments that older configurations lack
@@ -61,7 +68,7 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
     """The complete configuration of a network: its options, and its own defaults for the rest.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `NETWORKS`.
         shape: the data's, {"image_size", "image_channels"} or {"dim"}; the size of an image is N
             or [height, width].
         timesteps: T of the process, for a network that asks for it.
@@ -70,7 +77,7 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
     Raises:
         ValueError: an unknown name, a network for other data, or an option that it has not.
     """
-    network = pick(MODELS, name, "model")
+    network = pick(NETWORKS, name, "model")
     kind = "points" if "dim" in shape else "images"
     if network.kind != kind:
         fitting = ", ".join(n for n, other in MODELS.items() if other.kind == kind)
@@ -89,7 +96,7 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
 def arguments_of(name: str) -> dict[str, object]:
     """The arguments of a network's constructor, with their defaults (`inspect.Parameter.empty` if
     they have none)."""
-    parameters = inspect.signature(pick(MODELS, name, "model")).parameters
+    parameters = inspect.signature(pick(NETWORKS, name, "model")).parameters
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
@@ -99,14 +106,14 @@ def with_later_arguments(config: dict) -> dict:
 
 
 def build_model(config: dict) -> nn.Module:
-    """The network of a checkpoint's `config["model"]`: its name in `MODELS` and its arguments.
+    """The network of a checkpoint's `config["model"]`: its name in `NETWORKS` and its arguments.
 
     Raises ValueError for an unknown name, arguments that the network does not take, and sizes
     beyond `LIMITS`, before anything is allocated for them.
     """
     arguments = with_later_arguments(config)
     name = arguments.pop("name", None)
-    network = pick(MODELS, name, "model")
+    network = pick(NETWORKS, name, "model")
     for argument in LIMITS.keys() & arguments.keys():
         require_within_limit(argument, arguments[argument])
     try:

@@ -1,6 +1,7 @@
 """The conditions of the samples that a request asks for: classes and prompts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +25,12 @@ class Wanted:
     Args:
         request: what is asked for.
         config: the configuration of the checkpoint.
+        steered: does a classifier guide to the classes?
 
     Attributes:
         count, columns: samples, and columns of their grid.
         condition: of all samples (N); None for an unconditional checkpoint.
+        labels: the classes (N) that a classifier guides to; None without one.
         classes: the names of the checkpoint's classes.
         class_ids: the classes that the request names; None for no choice.
         prompts: the prompt of each row of the grid; none without prompts.
@@ -37,9 +40,11 @@ class Wanted:
         ValueError: choices that do not fit the checkpoint or each other.
     """
 
-    def __init__(self, request: SamplingRequest, config: dict):
+    def __init__(self, request: SamplingRequest, config: dict, *, steered: bool = False):
         self.request, self.config = request, config
-        self.num_classes = config["model"].get("num_classes")
+        self.conditional = any(config["model"].get(k) for k in ("num_classes", "caption_length"))
+        self.num_classes = len(config["data"]["classes"]) if steered else None
+        self.num_classes = config["model"].get("num_classes") or self.num_classes
         self.tokenizer = tokenizer_of(config)
         self.classes = ClassNames(config["data"]["classes"])
         self.require_possible()
@@ -51,13 +56,15 @@ class Wanted:
         kind = kind_of(item_shape(config["data"]))
         self.count = request.num_images or (10 if request.interpolate else COUNT[kind])
         self.columns = self.count if request.interpolate else square(self.count)
-        self.condition = self.choose()
+        self.condition, self.labels = self.choose(), None
+        if steered:
+            self.labels = self.condition.label
+            if bool((self.labels == NULL_LABEL).any()):
+                raise ValueError("give the --class-id that --classifier guides to")
+            if config["model"].get("num_classes") is None:
+                self.condition = replace(self.condition, label=None)
+            self.condition = self.condition if self.conditional else None
         self.negative = self.negative_condition()
-
-    @property
-    def conditional(self) -> bool:
-        """Is the checkpoint conditioned on anything?"""
-        return self.num_classes is not None or self.tokenizer is not None
 
     def require_possible(self) -> None:
         """Raise ValueError for flags that this checkpoint has no use for."""
@@ -116,7 +123,7 @@ class Wanted:
 
     def choose(self) -> Condition | None:
         """The condition of all samples; sets `count`, `columns` and `prompts`."""
-        if not self.conditional:
+        if self.num_classes is None and self.tokenizer is None:
             return None
         if self.given is not None:
             return self.of_prompts(self.given)
@@ -133,7 +140,8 @@ class Wanted:
             if request.num_images is None:
                 self.columns = self.count // 8
                 self.count = self.columns * len(self.prompts)
-            return grid_condition(self.config, torch.arange(self.count), self.columns)
+            tokens = grid_condition(self.config, torch.arange(self.count), self.columns).tokens
+            return self.rows(tokens, None)
         return self.rows(None, torch.arange(self.count) % self.num_classes)
 
     def of_prompts(self, prompts: Sequence[str]) -> Condition:

@@ -18,6 +18,8 @@ from cli.activity import Bar
 from cli.sampling import SamplingRequest
 from diffusion import Denoiser
 from distributed import gather, is_main, own_device, rank, world_size
+from guidance import classifier_guidance
+from models import GUIDES
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
@@ -47,7 +49,14 @@ class SamplingJob:
         self.config, self.step = checkpoint["config"], checkpoint["step"]
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
-        self.plan = SamplingPlan(request, diffusion, self.config, self.device)
+        require_denoiser(self.config, "--checkpoint")
+        classifier = None
+        if request.classifier is not None:
+            request.classifier = str(find_checkpoint(request.classifier))
+            classifier = load_classifier(request.classifier, self.config, self.device)
+        steered = classifier is not None
+        self.plan = SamplingPlan(request, diffusion, self.config, self.device, steered=steered)
+        self.classifier, self.scaled = classifier, diffusion.scaled
         options = guidance_options(request) | {"precision": self.precision}
         if request.guide is not None:
             request.guide = str(find_checkpoint(request.guide))
@@ -61,7 +70,12 @@ class SamplingJob:
     def denoiser(self, indices: range) -> Denoiser:
         """The denoiser of the samples with these indices."""
         condition, negative = self.plan.conditions(indices)
-        return self.make_denoiser(condition, negative=negative)
+        steering = None
+        if self.classifier is not None:
+            labels = self.plan.wanted.labels[indices.start : indices.stop].to(self.device)
+            scale = self.request.classifier_scale
+            steering = classifier_guidance(self.classifier, self.scaled, labels, scale)
+        return self.make_denoiser(condition, negative=negative, steering=steering)
 
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""
@@ -88,6 +102,36 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     if found := config_differences(checkpoint["config"], wanted):
         raise ValueError(f"--guide {path} does not fit the checkpoint: {'; '.join(found)}")
     return restore(checkpoint, device)[0]
+
+
+def load_classifier(path: str, config: dict, device: torch.device) -> nn.Module:
+    """The classifier that guides a checkpoint with this configuration.
+
+    Raises ValueError if it is no classifier, or is of another process or of other data.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint["config"]["model"]["name"] != "classifier":
+        raise ValueError(
+            f"--classifier {path} is a {checkpoint['config']['model']['name']}; "
+            "train.py --model classifier trains one"
+        )
+    own = {
+        "data": ("dataset", "image_size", "image_channels", "classes"),
+        "diffusion": ("schedule", "timesteps", "zero_terminal_snr", "sigma_data"),
+    }
+    wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
+    if found := config_differences(checkpoint["config"], wanted):
+        raise ValueError(f"--classifier {path} does not fit the checkpoint: {'; '.join(found)}")
+    return restore(checkpoint, device)[0]
+
+
+def require_denoiser(config: dict, flag: str) -> None:
+    """Raise ValueError for a checkpoint that draws nothing."""
+    if (name := config["model"]["name"]) in GUIDES:
+        raise ValueError(
+            f"{flag} is a {name}, which draws nothing; give it to sample.py as --{name}, with the "
+            "--checkpoint of a model to guide"
+        )
 
 
 class Samples(NamedTuple):

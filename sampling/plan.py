@@ -32,6 +32,7 @@ class SamplingPlan:
         request: what is asked for.
         diffusion, config: the process and the configuration of the checkpoint.
         device: what computes.
+        steered: does a classifier guide to the classes?
 
     Attributes:
         shape, kind: of an item.
@@ -50,6 +51,8 @@ class SamplingPlan:
         diffusion: GaussianDiffusion,
         config: dict,
         device: torch.device,
+        *,
+        steered: bool = False,
     ):
         self.request, self.config, self.device = request, config, device
         self.shape = item_shape(config["data"])
@@ -60,7 +63,7 @@ class SamplingPlan:
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
         name, options = choose_sampler(request, diffusion)
         self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
-        self.wanted = Wanted(request, config)
+        self.wanted = Wanted(request, config, steered=steered)
         self.columns, self.count = self.wanted.columns, self.wanted.count
         self.levels = diffusion.levels(self.steps, self.spacing)
         self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}

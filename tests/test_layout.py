@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = {"train", "sample", "evaluate", "export", "visualize_diffusion"}
-MATHEMATICS = {"conditions", "diffusion", "objectives", "samplers", "schedules"}
-MAX_TOP_LEVEL = 12
+MATHEMATICS = {"conditions", "diffusion", "guidance", "objectives", "samplers", "schedules"}
+MAX_TOP_LEVEL = 13
 
 # Each layer may import itself, the layers after it, and the services.
 LAYERS = ["commands", "evaluation", "training", "sampling", "checkpoints", "models", "mathematics"]

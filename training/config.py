@@ -10,7 +10,7 @@ from dataset.registry import DATASETS
 from dataset.types import Data
 from diffusion import GaussianDiffusion
 from distributed import world_size
-from models import DEFAULT, MODELS, arguments_of, model_config
+from models import DEFAULT, GUIDES, MODELS, arguments_of, model_config
 from training.conditioning import caption_config, saved_caption_config
 
 # Flags that go together. Explicit flags override them.
@@ -65,12 +65,16 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     limits = flags.named(limit=True)
     if not resumed and not any(found.get(name) or getattr(flags, name) for name in limits):
         found["epochs"] = EPOCHS[kind]
-    arguments = arguments_of(found.get("model", flags.model))
+    model = found.get("model", flags.model)
+    arguments = arguments_of(model)
+    if model in GUIDES:
+        require_for_guide(flags, model)
     if flags.text_conditional is None:
         found["text_conditional"] = bool(data.captions) and "caption_length" in arguments
     if flags.class_conditional is None:
         able = "num_classes" in arguments and not found.get("text_conditional")
         found["class_conditional"] = kind == "images" and able and len(data.classes) > 1
+        found["class_conditional"] |= model in GUIDES  # make_config says if there are no classes
     conditional = [
         found.get(name, getattr(flags, name)) for name in ("class_conditional", "text_conditional")
     ]
@@ -87,6 +91,14 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         raise ValueError("--flip mirrors images, and this data set is points")
     found["validation"] = held_out_count(flags.validation, len(data.items))
     return replace(flags, **found)
+
+
+def require_for_guide(flags: RunConfig, model: str) -> None:
+    """Raise ValueError for flags that have no effect on a network that judges noisy images."""
+    unused = ("prediction", "loss_weight", "learn_sigma", "clip_loss", "label_dropout")
+    for name in (*unused, "class_conditional", "text_conditional", "noise_assignment"):
+        if name in flags.given:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on --model {model}")
 
 
 def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict:

@@ -17,7 +17,7 @@ from training.conditioning import condition_of
 from training.folder import RunFolder
 from training.log import read_metrics
 from training.plan import RunLength
-from training.preview import EVALUATED, EVALUATION_STEPS, FIRST_GRID_STEPS, Preview
+from training.preview import EVALUATED, EVALUATION_STEPS, FIRST_GRID_STEPS, preview_of
 from training.progress import Estimate
 from training.run_log import RunLog
 from training.saving import Saving
@@ -182,7 +182,7 @@ class Run:
         self.log = RunLog(trainer, folder, self.kind, batch_size, tensorboard)
         self.saving = Saving(trainer, folder, train, self.log.progress.say)
         self.threads = Threads(trainer, train, self.batches.of_step, batch_size, self.kind)
-        self.preview = Preview(trainer, config, data.items, condition, self.stop)
+        self.preview = preview_of(trainer, config, data.items, condition, self.held_out, self.stop)
         self.length = RunLength(train, self.epoch_steps, trainer.step, start, trainer.lr)
         end = self.length.end
         if end == trainer.step and not folder.is_complete(end, self.batches.last_epoch(end)):

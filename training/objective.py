@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli.activity import tell
@@ -134,3 +135,27 @@ class DiffusionObjective:
             with autocast(self.device, precision):
                 total += self(model, batch) * len(mine)
         return float(mean(total)) * world_size() / len(items)
+
+
+class NoisyClassifierObjective(DiffusionObjective):
+    """Cross-entropy of the classes of noisy images; the noise is that of the diffusion loss."""
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        self.label_dropout = 0.0  # the labels are what is learned
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        x_t = self.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
+        scores = model(self.diffusion.scaled(x_t, batch.t), batch.t)  # (B, classes)
+        return F.cross_entropy(scores.float(), batch.condition.label)
+
+
+OBJECTIVES = {"classifier": NoisyClassifierObjective}  # of the networks in `models.GUIDES`
+
+
+def objective_of(
+    diffusion: GaussianDiffusion, config: dict, device: torch.device
+) -> DiffusionObjective:
+    """What the network of a run learns."""
+    objective = OBJECTIVES.get(config["model"]["name"], DiffusionObjective)
+    return objective(diffusion, config, device)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from cli.activity import tell
 from conditions import Condition
-from dataset.items import indices_like, item_shape, kind_of
+from dataset.items import MAX_HELD_OUT, indices_like, item_shape, kind_of, to_unit
 from distributed import gather, is_main, rank, share, world_size
+from models import GUIDES
 from samplers import generate
 from sampling.conditioning import grid_condition
 from training.stop import StopSignals
 from training.trainer import Trainer
-from utils import NoisePerImage
+from utils import NoisePerImage, autocast, memory_format
+from visuals.curves import draw_accuracies
 from visuals.pictures import pictures_of, square
 
 GRID_STEPS = 50  # sampling steps of a grid
@@ -24,6 +26,8 @@ NUM_POINTS = 2000  # points of a picture
 EVALUATION_STEPS = 10  # sampling steps of evaluated images
 EVALUATED = 2000  # images that are evaluated
 AT_ONCE = 250  # of them in a batch, at 32 x 32 pixels
+RATIOS = (0.01, 100.0)  # sigma / alpha of the first and the last accuracy of a classifier, at most
+ACCURACY_LEVELS = 12
 
 
 class Preview:
@@ -122,3 +126,67 @@ class Preview:
         start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
         return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
+
+
+class AccuracyPreview:
+    """Accuracy of a classifier of noisy images at several noise levels, in the place of samples.
+
+    Args:
+        trainer: has the weights.
+        items: held-out items (N, ...), or some to train on.
+        condition: their labels (N).
+    """
+
+    samples = None  # a classifier draws none
+
+    def __init__(self, trainer: Trainer, items: Tensor, condition: Condition):
+        self.trainer, self.items, self.labels = trainer, items, condition.label
+        ratios = trainer.diffusion.ratio.clamp(*RATIOS).log()
+        marks = torch.linspace(float(ratios[0]), float(ratios[-1]), ACCURACY_LEVELS)
+        near = {(level := trainer.diffusion.nearest(float(mark.exp()))).t: level for mark in marks}
+        self.levels = [near[t] for t in sorted(near)]
+
+    @torch.no_grad()
+    def accuracies(self) -> dict[float, float]:
+        """The share of items of which the class is recognised, by sigma / alpha."""
+        trainer, found = self.trainer, {}
+        x_0 = to_unit(self.items.to(trainer.device, memory_format=memory_format(trainer.device)))
+        noise = NoisePerImage(trainer.seed, range(len(x_0))).draw(x_0.shape[1:]).to(x_0.device)
+        for level in self.levels:
+            right = []
+            for rows in torch.arange(len(x_0)).split(AT_ONCE):
+                t = torch.full((len(rows),), level.t, device=x_0.device)
+                x_t = trainer.diffusion.q_sample(x_0[rows], t, noise[rows])
+                with autocast(trainer.device, trainer.precision):
+                    scores = trainer.ema.module(trainer.diffusion.scaled(x_t, t), t)
+                right.append(scores.argmax(dim=1) == self.labels[rows])
+            found[level.ratio] = torch.cat(right).double().mean().item()
+        return found
+
+    def picture(self, steps: int | None = None) -> np.ndarray | None:
+        """A diagram of the accuracies (H, W, 3), in the main process; `steps` is ignored."""
+        return draw_accuracies(self.accuracies()) if is_main() else None
+
+    def seconds_of_grid(self) -> float:
+        """The time that the diagram takes."""
+        start = time.monotonic()
+        self.picture()
+        return time.monotonic() - start
+
+
+def preview_of(
+    trainer: Trainer,
+    config: dict,
+    items: Tensor,
+    condition: Condition | None,
+    held_out: Tensor,
+    stop: StopSignals,
+) -> Preview | AccuracyPreview:
+    """What a run shows of its progress; arguments as those of the two classes.
+
+    `held_out` are the indices of the held-out items.
+    """
+    if config["model"]["name"] not in GUIDES:
+        return Preview(trainer, config, items, condition, stop)
+    some = held_out if len(held_out) else torch.arange(min(len(items), MAX_HELD_OUT))
+    return AccuracyPreview(trainer, items[some], condition[some])

@@ -15,7 +15,7 @@ from diffusion import GaussianDiffusion
 from distributed import mean, world_size
 from models import build_model
 from training.ema import EMA
-from training.objective import DiffusionObjective, Objective
+from training.objective import Objective, objective_of
 from training.optimizers import OPTIMIZERS
 from training.sharding import alone, placed, shard, unsharded
 from utils import RANDOM_STATE, autocast, keep_freed_memory, memory_format
@@ -64,7 +64,7 @@ class Trainer:
         self.diffusion = self.objective = None
         if objective is None:
             self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
-            objective = DiffusionObjective(self.diffusion, config, device)
+            objective = objective_of(self.diffusion, config, device)
         self.objective = objective
         self.ema = EMA(self.model, train["ema_decay"])
         if train["grad_checkpoint"]:  # of the trained network, not of its average, which samples

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from utils import matches_type
-from visuals.pictures import save_figure
+from visuals.pictures import pixels_of, save_figure
 from visuals.style import Figure, default_style
 
 
@@ -32,6 +34,18 @@ def plot_loss(rows: list[dict], path: Path) -> None:
         lower.set(xlabel="step", yscale="log", title="classifier-FID of 2,000 images")
         lower.grid(alpha=0.25)
     save_figure(path, figure, dpi=110)
+
+
+@default_style()
+def draw_accuracies(accuracies: dict[float, float]) -> np.ndarray:
+    """A diagram (H, W, 3) of a classifier's accuracy over the noise level, sigma / alpha."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(accuracies), list(accuracies.values()), ".-")
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="noise level, sigma / alpha", ylabel="accuracy")
+    axes.set_title("held-out images of which the class is recognised", fontsize=10)
+    axes.grid(alpha=0.25)
+    return pixels_of(figure)
 
 
 def draw_loss(axes, rows: list[dict]) -> None:
