@@ -38,6 +38,7 @@ from evaluation.prompts import check_of, prompt_measures, unreadable
 from evaluation.real import RealData, load_real_data
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from models.tokenizer import tokenizer_of
+from sampling.draw import require_denoiser
 from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
 from visuals.pictures import save_picture
 
@@ -62,6 +63,8 @@ def main(request: EvaluationRequest) -> int:
     # Load the checkpoint and the real data, and choose what to measure.
     with activity(f"loading {source}"):
         checkpoint = load_checkpoint(source) if request.checkpoint else None
+    if checkpoint is not None:
+        require_denoiser(checkpoint["config"], request.checkpoint)
     real = load_real_data(request, checkpoint, progress=Bar, say=SAY)
     metrics = request.metrics or default_metrics(request, real)
     require_used(request, metrics)

@@ -92,6 +92,8 @@ def require_exportable(path: str, config: dict, form: str) -> None:
             f"restore(checkpoint, model={network}(...)), in Python, with checkpoint = "
             "load_checkpoint(path), and save its state_dict(); export.py cannot rebuild it"
         )
+    if form == "numpy" and config["model"].get("caption_length"):
+        raise ValueError(f"{path} is conditioned on captions, which mini_diffusion cannot read")
     if form == "numpy" and name != "unet":
         raise ValueError(f"{path} contains the network {name}; only unet can be exported to numpy")
 

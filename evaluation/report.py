@@ -22,6 +22,7 @@ from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
+from models import GUIDES
 from samplers import AUTO, SAMPLERS, generate
 from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
@@ -101,8 +102,11 @@ def learning_rows(
         say(f"checkpoint {number} of {len(chosen)}: {each.label}")
         try:
             checkpoint = load_checkpoint(each.path)
-            model, diffusion = restore(checkpoint, device)
             config = checkpoint["config"]
+            if config["model"]["name"] in GUIDES:
+                notes.append(f"A {config['model']['name']} draws nothing.")
+                break
+            model, diffusion = restore(checkpoint, device)
             shape = item_shape(config["data"])
             if samples and shape != next(iter(samples.values())).shape[1:]:
                 raise CheckpointError(f"{each.path} is of another run")

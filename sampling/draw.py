@@ -49,7 +49,7 @@ class SamplingJob:
         self.config, self.step = checkpoint["config"], checkpoint["step"]
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
-        require_denoiser(self.config, "--checkpoint")
+        require_denoiser(self.config, request.checkpoint)
         classifier = None
         if request.classifier is not None:
             request.classifier = str(find_checkpoint(request.classifier))
@@ -125,11 +125,11 @@ def load_classifier(path: str, config: dict, device: torch.device) -> nn.Module:
     return restore(checkpoint, device)[0]
 
 
-def require_denoiser(config: dict, flag: str) -> None:
+def require_denoiser(config: dict, path: str) -> None:
     """Raise ValueError for a checkpoint that draws nothing."""
     if (name := config["model"]["name"]) in GUIDES:
         raise ValueError(
-            f"{flag} is a {name}, which draws nothing; give it to sample.py as --{name}, with the "
+            f"{path} is a {name}, which draws nothing; give it to sample.py as --{name}, with the "
             "--checkpoint of a model to guide"
         )
 

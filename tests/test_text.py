@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
+import export
 import train
 from checkpoints.checkpoint import load_checkpoint
 from cli import process
@@ -399,6 +400,12 @@ def test_captions_that_are_missing(script, flags, message):
     result = script("train", *TINY, *flags, "--max-steps", 1)
     assert result.code == 2
     assert message in result.err
+
+
+def test_captions_are_not_exported_to_numpy(script, tmp_path):
+    config = {"model": {"name": "unet", "caption_length": 16}}
+    with pytest.raises(ValueError, match="conditioned on captions, which mini_diffusion cannot"):
+        export.require_exportable("a.pt", config, "numpy")
 
 
 def test_a_network_that_takes_no_captions(script, emoji):
