@@ -5,14 +5,48 @@ Dhariwal & Nowozin 2021, arXiv:2105.05233, eq. 14). Guidance without such a netw
 condition or by a weaker model, is in `diffusion.Denoiser`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
+
 # (x_t (B, ...), t (B,)) -> the gradient with respect to x_t of how well x_t fits, times a scale
 Steering = Callable[[Tensor, Tensor], Tensor]
+
+
+def together(parts: Sequence[Steering]) -> Steering | None:
+    """The sum of several gradients; None for none."""
+    if not parts:
+        return None
+    return lambda x_t, t: sum(steer(x_t, t) for steer in parts)
+
+
+def clip_guidance(
+    clip: nn.Module,
+    scaled: Callable[[Tensor, Tensor], Tensor],
+    condition: Condition,
+    scale: float,
+) -> Steering:
+    """The gradient of scale * similarity of image and caption (Nichol et al. 2021, eq. 7).
+
+    Args:
+        clip: maps (x, t, condition) to embeddings (B, 2, D) of images and of captions.
+        scaled: of the process: x_t in the scale in which networks receive it.
+        condition: the captions (B).
+        scale: of the gradient; 1 is that of the similarity as it was trained.
+    """
+
+    def steer(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            image, caption = clip(scaled(x, t), t, condition).unbind(dim=1)  # each (B, D)
+            similarity = (image * caption).sum()
+            return scale * torch.autograd.grad(similarity, x)[0]
+
+    return steer
 
 
 def classifier_guidance(

@@ -313,8 +313,9 @@ def summary(job: Run) -> str:
 def next_command(folder: RunFolder, model: str) -> str:
     """The command to run after a finished run with a network of this name."""
     if model in GUIDES:
+        wanted = "--class-id all" if model == "classifier" else '--prompt "..."'
         path = shlex.quote(str(folder.final))
-        return f"next: python sample.py --checkpoint MODEL --classifier {path} --class-id all"
+        return f"next: python sample.py --checkpoint MODEL --{model} {path} {wanted}"
     return f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
 
 

@@ -49,10 +49,16 @@ class SamplerFlags(Flags):
     classifier_scale: float = drawing_flag(
         1.0, "--classifier: scale of its gradient", group=GUIDANCE, parse=number(float, 0),
         metavar="W", decides="value", needs=("classifier",))
+    clip: str | None = drawing_flag(
+        None, "model of train.py --model clip that guides to --prompt", group=GUIDANCE,
+        parse=path, metavar="FILE", decides="file")
+    clip_scale: float = drawing_flag(
+        1.0, "--clip: scale of its gradient", group=GUIDANCE, parse=number(float, 0),
+        metavar="W", decides="value", needs=("clip",))
     guidance_interval: list[float] | None = drawing_flag(
         None, "guide only at these noise levels, sigma / alpha (default: all)", group=GUIDANCE,
         parse=number(float, 0), nargs=2, metavar=("LOW", "HIGH"), decides="value",
-        needs=("guidance_scale", "classifier"))
+        needs=("guidance_scale", "classifier", "clip"))
     guidance_rescale: float = drawing_flag(
         0.0, "restore the output's unguided standard deviation, 0 to 1", group=GUIDANCE,
         parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from models.classifier import NoisyClassifier
+from models.clip import CLIP
 from models.cnn import CNN
 from models.dit import DiT
 from models.mlp import MLP
@@ -36,6 +37,7 @@ MODELS: dict[str, type[nn.Module]] = {
 # (x_t, t) to what its objective in `training.objective` learns.
 GUIDES: dict[str, type[nn.Module]] = {
     "classifier": NoisyClassifier,
+    "clip": CLIP,
 }
 NETWORKS = MODELS | GUIDES
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data

@@ -1,17 +1,17 @@
 """The conditions of the samples that a request asks for: classes and prompts."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cli.sampling import CLASSES, PROMPTS, SamplingRequest
 from conditions import NULL_LABEL, Condition, label_condition
 from dataset.folder_captions import MAX_CAPTION
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
-from models.tokenizer import tokenizer_of
+from models.tokenizer import Tokenizer, tokenizer_of
 from sampling.classes import ClassNames
 from visuals.pictures import square
 
@@ -25,12 +25,14 @@ class Wanted:
     Args:
         request: what is asked for.
         config: the configuration of the checkpoint.
-        steered: does a classifier guide to the classes?
+        judges: the configurations of the networks of --classifier and --clip, which know classes
+            and captions that the checkpoint may not know.
 
     Attributes:
         count, columns: samples, and columns of their grid.
         condition: of all samples (N); None for an unconditional checkpoint.
-        labels: the classes (N) that a classifier guides to; None without one.
+        labels: the classes (N,) that --classifier guides to; None without it.
+        captions: the condition (N) that --clip guides to; None without it.
         classes: the names of the checkpoint's classes.
         class_ids: the classes that the request names; None for no choice.
         prompts: the prompt of each row of the grid; none without prompts.
@@ -40,50 +42,58 @@ class Wanted:
         ValueError: choices that do not fit the checkpoint or each other.
     """
 
-    def __init__(self, request: SamplingRequest, config: dict, *, steered: bool = False):
+    def __init__(self, request: SamplingRequest, config: dict, judges: Mapping[str, dict]):
         self.request, self.config = request, config
-        self.conditional = any(config["model"].get(k) for k in ("num_classes", "caption_length"))
-        self.num_classes = len(config["data"]["classes"]) if steered else None
-        self.num_classes = config["model"].get("num_classes") or self.num_classes
-        self.tokenizer = tokenizer_of(config)
+        self.own_classes = config["model"].get("num_classes")
+        self.own_tokenizer = tokenizer_of(config)
+        self.conditional = self.own_classes is not None or self.own_tokenizer is not None
+        of_classifier, of_clip = judges.get("classifier"), judges.get("clip")
+        clip = None if of_clip is None else tokenizer_of(of_clip)
+        self.num_classes = self.own_classes
+        if of_classifier is not None:
+            self.num_classes = of_classifier["model"]["num_classes"]
+        self.tokenizer = self.own_tokenizer or clip
         self.classes = ClassNames(config["data"]["classes"])
         self.require_possible()
         self.class_ids = None if request.class_id is None else self.named_classes(request.class_id)
         self.given = given_prompts(request)
         for prompt in self.given or []:
-            self.require_fits(prompt, "--prompt")
+            self.require_fits(prompt, "--prompt", self.tokenizer)
         self.prompts: list[str] = []
         kind = kind_of(item_shape(config["data"]))
         self.count = request.num_images or (10 if request.interpolate else COUNT[kind])
         self.columns = self.count if request.interpolate else square(self.count)
-        self.condition, self.labels = self.choose(), None
-        if steered:
-            self.labels = self.condition.label
-            if bool((self.labels == NULL_LABEL).any()):
+        labels, row = self.choose()
+        texts = [""] * self.count if row is None else [self.prompts[i] for i in row.tolist()]
+        self.condition = self.own_condition(labels, texts)
+        self.labels = self.captions = None
+        if of_classifier is not None:
+            self.labels = labels
+            if bool((labels == NULL_LABEL).any()):
                 raise ValueError("give the --class-id that --classifier guides to")
-            if config["model"].get("num_classes") is None:
-                self.condition = replace(self.condition, label=None)
-            self.condition = self.condition if self.conditional else None
+        if clip is not None:
+            if self.given is None:
+                raise ValueError("give the --prompt that --clip guides to")
+            for prompt in self.given:
+                self.require_fits(prompt, "--prompt", clip)
+            self.captions = Condition(tokens=clip.encode(texts))
         self.negative = self.negative_condition()
 
     def require_possible(self) -> None:
         """Raise ValueError for flags that this checkpoint has no use for."""
         request = self.request
-        missing = {CLASSES: self.num_classes is None, PROMPTS: self.tokenizer is None}
-        what = {CLASSES: "class labels", PROMPTS: "captions"}
-        way = {CLASSES: "--class-conditional", PROMPTS: "--text-conditional"}
-        for group in (group for group, absent in missing.items() if absent):
-            for name in request.named(group=group):
-                if name in request.given:
-                    is_not = (
-                        f"not conditioned on {what[group]}"
-                        if self.conditional
-                        else ("unconditional")
-                    )
-                    raise ValueError(
-                        f"--{name.replace('_', '-')}: this checkpoint is {is_not}; "
-                        f"train.py {way[group]} trains one that is"
-                    )
+        unknown = request.named(group=CLASSES) if self.num_classes is None else []
+        unknown += request.named(group=PROMPTS) if self.tokenizer is None else []
+        unknown += ["negative_prompt"] if self.own_tokenizer is None else []
+        for name in (name for name in unknown if name in request.given):
+            what, kind = "class labels", "class"
+            if name in request.named(group=PROMPTS):
+                what, kind = "captions", "text"
+            knows = f"not conditioned on {what}" if self.conditional else "unconditional"
+            raise ValueError(
+                f"--{name.replace('_', '-')}: this checkpoint is {knows}; "
+                f"train.py --{kind}-conditional trains one that is"
+            )
         by_condition = request.guidance_scale != 1 and request.guide is None
         if by_condition and not self.conditional:
             raise ValueError(
@@ -103,66 +113,54 @@ class Wanted:
         except ValueError as error:
             raise ValueError(f"--class-id: {error}") from None
 
-    def require_fits(self, prompt: str, flag: str) -> None:
+    def require_fits(self, prompt: str, flag: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError for a prompt that is too long."""
         if len(prompt) > MAX_CAPTION:
             raise ValueError(
                 f"{flag}: {len(prompt):,} characters; at most {MAX_CAPTION:,} are possible"
             )
-        count = len(self.tokenizer.tokens(prompt))
-        if count > self.tokenizer.length:
+        count = len(tokenizer.tokens(prompt))
+        if count > tokenizer.length:
             raise ValueError(
                 f"{flag} {shortened(prompt)!r} has {count} tokens, and this checkpoint takes at "
-                f"most {self.tokenizer.length}{self.spelled(prompt)}"
+                f"most {tokenizer.length}{spelled(prompt, tokenizer)}"
             )
 
-    def spelled(self, prompt: str) -> str:
-        """Words that cost a token for each letter, for a message; "" if there are none."""
-        named = ", ".join(map(repr, self.tokenizer.unknown(prompt)[:5]))
-        return f"; words outside the training captions take one a letter: {named}" if named else ""
+    def choose(self) -> tuple[Tensor, Tensor | None]:
+        """The class of each sample (N,), and the number of its prompt (N,), or None for no prompts.
 
-    def choose(self) -> Condition | None:
-        """The condition of all samples; sets `count`, `columns` and `prompts`."""
-        if self.num_classes is None and self.tokenizer is None:
-            return None
-        if self.given is not None:
-            return self.of_prompts(self.given)
-        if self.class_ids is not None:
-            return self.of_classes(self.class_ids)
-        request, has_null = self.request, self.config["train"]["label_dropout"] > 0
-        if request.mode:  # of any class
-            if (request.guidance_scale != 1 and request.guide is None) or not has_null:
-                flag = "--class-id" if self.tokenizer is None else "--prompt"
+        Sets `count`, `columns` and `prompts`.
+        """
+        request, ids = self.request, self.class_ids
+        if self.given is not None:  # a row of samples of each prompt
+            if len(ids or []) > 1:
+                raise ValueError("--class-id: give one class, which all prompts share")
+            self.prompts = list(self.given)
+            row = self.repeated(torch.arange(len(self.prompts)), "prompts", "--prompt")
+            return torch.full((self.count,), NULL_LABEL if ids is None else ids[0]), row
+        if ids is not None:  # a row of samples of each class; the whole grid if there is only one
+            return self.repeated(torch.tensor(ids), "classes", "--class-id"), None
+        if request.mode and self.conditional:  # of any class
+            by_condition = request.guidance_scale != 1 and request.guide is None
+            if by_condition or self.config["train"]["label_dropout"] == 0:
+                flag = "--class-id" if self.own_tokenizer is None else "--prompt"
                 raise ValueError(f"give the {flag} of the images")
-            return self.rows(self.tokens([""]), torch.tensor([NULL_LABEL]), self.count)
-        if self.tokenizer is not None:
+        elif self.own_tokenizer is not None:
             self.prompts = self.config["data"]["prompts"]
             if request.num_images is None:
                 self.columns = self.count // 8
                 self.count = self.columns * len(self.prompts)
-            tokens = grid_condition(self.config, torch.arange(self.count), self.columns).tokens
-            return self.rows(tokens, None)
-        return self.rows(None, torch.arange(self.count) % self.num_classes)
+            row = torch.arange(self.count) // self.columns % len(self.prompts)
+            return torch.full((self.count,), NULL_LABEL), row
+        elif self.num_classes is not None and not request.mode:
+            return torch.arange(self.count) % self.num_classes, None
+        return torch.full((self.count,), NULL_LABEL), None
 
-    def of_prompts(self, prompts: Sequence[str]) -> Condition:
-        """A row of samples of each prompt, of one class if one is named."""
-        if len(self.class_ids or []) > 1:
-            raise ValueError("--class-id: give one class, which all prompts share")
-        labels = None if self.class_ids is None else torch.tensor(self.class_ids)
-        tokens = self.repeated(len(prompts), "prompts", "--prompt", self.tokens(prompts))
-        self.prompts = list(prompts)
-        return self.rows(tokens, None if labels is None else labels.expand(self.count))
-
-    def of_classes(self, ids: list[int]) -> Condition:
-        """A row of samples of each class; the whole grid if there is only one."""
-        labels = self.repeated(len(ids), "classes", "--class-id", torch.tensor(ids))
-        return self.rows(None, labels)
-
-    def repeated(self, number: int, what: str, flag: str, choices: torch.Tensor) -> torch.Tensor:
-        """Choices (number, ...), each for a row of the grid: (count, ...). Sets count, columns."""
-        request = self.request
+    def repeated(self, choices: Tensor, what: str, flag: str) -> Tensor:
+        """Choices (number,), each for a row of the grid: (count,). Sets `count` and `columns`."""
+        request, number = self.request, len(choices)
         if number == 1:
-            return choices.expand(self.count, *choices.shape[1:])
+            return choices.expand(self.count)
         if request.interpolate or request.invert:
             one = "class" if what == "classes" else "prompt"
             raise ValueError(f"{flag}: give one {one}, which all of these images share")
@@ -171,30 +169,25 @@ class Wanted:
         if self.count % number:
             raise ValueError(f"--num-images {self.count} is not a multiple of {number} {what}")
         self.columns = self.count // number
-        return choices.repeat_interleave(self.columns, dim=0)
+        return choices.repeat_interleave(self.columns)
 
-    def tokens(self, captions: Sequence[str]) -> torch.Tensor | None:
-        return None if self.tokenizer is None else self.tokenizer.encode(captions)
-
-    def rows(
-        self, tokens: torch.Tensor | None, labels: torch.Tensor | None, repeats: int = 1
-    ) -> Condition:
-        """A condition of tokens and labels; null where the checkpoint knows of more than these."""
-        count = len(tokens if labels is None else labels)
-        if tokens is None and self.tokenizer is not None:
-            tokens = self.tokens([""]).expand(count, -1)
-        if labels is None and self.num_classes is not None:
-            labels = torch.full((count,), NULL_LABEL)
-        labels = labels if self.num_classes is not None else None
-        return Condition(labels, tokens).map(lambda t: t.repeat_interleave(repeats, dim=0))
+    def own_condition(self, labels: Tensor, captions: Sequence[str]) -> Condition | None:
+        """The checkpoint's condition of classes (N,) and captions (N)."""
+        if not self.conditional:
+            return None
+        tokenizer = self.own_tokenizer
+        return Condition(
+            label=None if self.own_classes is None else labels,
+            tokens=None if tokenizer is None else tokenizer.encode(captions),
+        )
 
     def negative_condition(self) -> Condition | None:
         """The condition of --negative-prompt; None where there is none."""
         prompt = self.request.negative_prompt
         if prompt is None:
             return None
-        self.require_fits(prompt, "--negative-prompt")
-        return self.rows(self.tokens([prompt]), None)
+        self.require_fits(prompt, "--negative-prompt", self.own_tokenizer)
+        return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
 
     def of_data(self, condition: Condition) -> None:
         """Take the condition of data (N), for samples like them, unless the request has its own."""
@@ -219,7 +212,13 @@ class Wanted:
         return lines
 
 
-def grid_condition(config: dict, indices: torch.Tensor, columns: int) -> Condition | None:
+def spelled(prompt: str, tokenizer: Tokenizer) -> str:
+    """Words that cost a token for each letter, for a message; "" if there are none."""
+    named = ", ".join(map(repr, tokenizer.unknown(prompt)[:5]))
+    return f"; words outside the training captions take one a letter: {named}" if named else ""
+
+
+def grid_condition(config: dict, indices: Tensor, columns: int) -> Condition | None:
     """The condition of the samples with these indices (N,) in a grid, where none is asked for.
 
     A prompt of the configuration in each row, or else a class in each column.

@@ -18,7 +18,7 @@ from cli.activity import Bar
 from cli.sampling import SamplingRequest
 from diffusion import Denoiser
 from distributed import gather, is_main, own_device, rank, world_size
-from guidance import classifier_guidance
+from guidance import classifier_guidance, clip_guidance, together
 from models import GUIDES
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
@@ -50,13 +50,15 @@ class SamplingJob:
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         require_denoiser(self.config, request.checkpoint)
-        classifier = None
-        if request.classifier is not None:
-            request.classifier = str(find_checkpoint(request.classifier))
-            classifier = load_classifier(request.classifier, self.config, self.device)
-        steered = classifier is not None
-        self.plan = SamplingPlan(request, diffusion, self.config, self.device, steered=steered)
-        self.classifier, self.scaled = classifier, diffusion.scaled
+        self.judges: dict[str, nn.Module] = {}  # the networks that guide, by the flag
+        configs = {}
+        for name in GUIDES:
+            if getattr(request, name) is not None:
+                setattr(request, name, str(find_checkpoint(getattr(request, name))))
+                loaded = load_judge(name, getattr(request, name), self.config, self.device)
+                self.judges[name], configs[name] = loaded
+        self.plan = SamplingPlan(request, diffusion, self.config, self.device, judges=configs)
+        self.scaled = diffusion.scaled
         options = guidance_options(request) | {"precision": self.precision}
         if request.guide is not None:
             request.guide = str(find_checkpoint(request.guide))
@@ -70,12 +72,14 @@ class SamplingJob:
     def denoiser(self, indices: range) -> Denoiser:
         """The denoiser of the samples with these indices."""
         condition, negative = self.plan.conditions(indices)
-        steering = None
-        if self.classifier is not None:
-            labels = self.plan.wanted.labels[indices.start : indices.stop].to(self.device)
-            scale = self.request.classifier_scale
-            steering = classifier_guidance(self.classifier, self.scaled, labels, scale)
-        return self.make_denoiser(condition, negative=negative, steering=steering)
+        rows, wanted, parts = slice(indices.start, indices.stop), self.plan.wanted, []
+        if network := self.judges.get("classifier"):
+            labels, scale = wanted.labels[rows].to(self.device), self.request.classifier_scale
+            parts.append(classifier_guidance(network, self.scaled, labels, scale))
+        if network := self.judges.get("clip"):
+            captions, scale = wanted.captions[rows].to(self.device), self.request.clip_scale
+            parts.append(clip_guidance(network, self.scaled, captions, scale))
+        return self.make_denoiser(condition, negative=negative, steering=together(parts))
 
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""
@@ -104,25 +108,22 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     return restore(checkpoint, device)[0]
 
 
-def load_classifier(path: str, config: dict, device: torch.device) -> nn.Module:
-    """The classifier that guides a checkpoint with this configuration.
+def load_judge(name: str, path: str, config: dict, device: torch.device) -> tuple[nn.Module, dict]:
+    """The network of --classifier or --clip for a checkpoint with this configuration, and its own.
 
-    Raises ValueError if it is no classifier, or is of another process or of other data.
+    Raises ValueError if it is another network, or of another process or other data.
     """
     checkpoint = load_checkpoint(path)
-    if checkpoint["config"]["model"]["name"] != "classifier":
-        raise ValueError(
-            f"--classifier {path} is a {checkpoint['config']['model']['name']}; "
-            "train.py --model classifier trains one"
-        )
+    if (found := checkpoint["config"]["model"]["name"]) != name:
+        raise ValueError(f"--{name} {path} is a {found}; train.py --model {name} trains one")
     own = {
-        "data": ("dataset", "image_size", "image_channels", "classes"),
-        "diffusion": ("schedule", "timesteps", "zero_terminal_snr", "sigma_data"),
+        "data": ["dataset", "image_size", "image_channels"] + ["classes"] * (name == "classifier"),
+        "diffusion": ["schedule", "timesteps", "zero_terminal_snr", "sigma_data"],
     }
-    wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
-    if found := config_differences(checkpoint["config"], wanted):
-        raise ValueError(f"--classifier {path} does not fit the checkpoint: {'; '.join(found)}")
-    return restore(checkpoint, device)[0]
+    wanted = {section: {k: config[section].get(k) for k in keys} for section, keys in own.items()}
+    if differences := config_differences(checkpoint["config"], wanted):
+        raise ValueError(f"--{name} {path} does not fit the checkpoint: {'; '.join(differences)}")
+    return restore(checkpoint, device)[0], checkpoint["config"]
 
 
 def require_denoiser(config: dict, path: str) -> None:

@@ -1,10 +1,11 @@
 """What a sampling request means for one checkpoint: sampler, levels, classes, and the start."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import inf, prod
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class SamplingPlan:
         request: what is asked for.
         diffusion, config: the process and the configuration of the checkpoint.
         device: what computes.
-        steered: does a classifier guide to the classes?
+        judges: the configurations of the networks of --classifier and --clip.
 
     Attributes:
         shape, kind: of an item.
@@ -52,7 +53,7 @@ class SamplingPlan:
         config: dict,
         device: torch.device,
         *,
-        steered: bool = False,
+        judges: Mapping[str, dict] = MappingProxyType({}),
     ):
         self.request, self.config, self.device = request, config, device
         self.shape = item_shape(config["data"])
@@ -63,7 +64,7 @@ class SamplingPlan:
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
         name, options = choose_sampler(request, diffusion)
         self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
-        self.wanted = Wanted(request, config, steered=steered)
+        self.wanted = Wanted(request, config, judges)
         self.columns, self.count = self.wanted.columns, self.wanted.count
         self.levels = diffusion.levels(self.steps, self.spacing)
         self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}

@@ -13,10 +13,14 @@ import train
 from checkpoints.checkpoint import load_checkpoint
 from cli import process
 from cli.training import TRAIN
+from conditions import Condition
 from conftest import TINY
 from diffusion import GaussianDiffusion
-from guidance import classifier_guidance
+from guidance import classifier_guidance, clip_guidance
+from images import save_image
 from runs import assert_same_training
+from training.log import read_metrics
+from training.objective import ClipObjective
 
 MEANS = torch.tensor([[-1.5, 0.5], [1.0, 1.0], [0.0, -1.0]], dtype=torch.float64)  # of the classes
 WIDTH = 0.4  # standard deviation of each
@@ -188,5 +192,109 @@ def test_a_classifier_has_a_report_and_cannot_be_measured(classifier, script):
 )
 def test_flags_that_a_classifier_has_no_use_for(script, flags, message):
     result = script("train", *CLASSIFIER, *flags, "--max-steps", 1)
+    assert result.code == 2
+    assert message in result.err
+
+
+# --- a model of images and captions ---------------------------------------------------------------
+
+
+def test_the_gradient_of_the_similarity():
+    class Pair(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return torch.stack([x.sin(), condition.tokens.float()], dim=1)
+
+    x, captions = torch.randn(2, 3), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    steering = clip_guidance(Pair(), lambda x, t: x, Condition(tokens=captions), 2.0)
+    with torch.no_grad():
+        found = steering(x, torch.zeros(2, dtype=torch.int64))
+    assert_close(found, 2.0 * captions * x.cos())
+
+
+def test_the_contrastive_loss_is_that_of_the_paper():
+    """Radford et al. 2021, figure 3; equal captions count as one."""
+    diffusion = GaussianDiffusion("cosine", 100)
+    config = {"train": {"seed": 0, "timestep_sampling": "uniform", "label_dropout": 0.1}}
+    config["train"]["noise_assignment"] = "independent"
+    config["data"] = {"flip": False}
+    objective = ClipObjective(diffusion, config, torch.device("cpu"))
+    embeddings = torch.randn(4, 2, 8)
+    tokens = torch.tensor([[1, 0], [2, 0], [1, 0], [3, 4]])
+    batch = objective.batch(torch.zeros(4, 1, 4, 4), Condition(tokens=tokens), 0)
+    assert torch.equal(batch.condition.tokens, tokens)  # none is dropped
+    loss = objective(lambda x, t, condition: embeddings, batch)
+    images, captions = embeddings.unbind(dim=1)
+    p, q = ((a @ b.T).log_softmax(dim=1) for a, b in [(images, captions), (captions, images)])
+    same = [[0, 2], [1], [0, 2], [3]]
+    expected = [-each[i, same[i]].mean() for each in (p, q) for i in range(4)]
+    assert_close(loss, torch.stack(expected).mean())
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> Path:
+    """Forty images in two colours with captions, a clip model for them, and a plain checkpoint."""
+    folder = tmp_path_factory.mktemp("clip")
+    lines = []
+    for i in range(40):
+        colour = ("red", "blue")[i % 2]
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        pixels[:, :, 0 if colour == "red" else 2] = 150 + i
+        save_image(folder / "images" / f"{i:02d}.png", pixels)
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "text": f"a {colour} square"}))
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    words = [*TINY, "--dataset", "folder", "--data-dir", str(folder / "images"), "--image-size"]
+    words += ["16", "--batch-size", "16", "--timesteps", "100", "--validation", "8"]
+    clip = [
+        *(word for word in words if word != "--no-class-conditional"),
+        "--captions",
+        "--model",
+        "clip",
+        "--max-steps",
+        "40",
+        "--lr",
+        "0.01",
+    ]
+    assert process.run(train.main, TRAIN.parse([*clip, "--output-dir", str(folder / "clip")])) == 0
+    plain = [*words, "--max-steps", "4", "--multipliers", "1", "--output-dir", str(folder / "run")]
+    assert process.run(train.main, TRAIN.parse(plain)) == 0
+    return folder
+
+
+def test_a_clip_model_is_trained_by_the_one_loop(captioned):
+    rows = read_metrics(captioned / "clip" / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    # One of two captions, of which each batch has about eight times each.
+    assert losses[-1] < np.log(16) - 0.5
+    assert list((captioned / "clip" / "samples").glob("epoch_*.png"))
+
+
+def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
+    def drawn(*flags) -> np.ndarray:
+        words = ["--checkpoint", captioned / "run", "--steps", 5, "--output", "a.npz"]
+        result = script("sample", *words, "--num-images", 4, *flags)
+        assert result.code == 0, result.err
+        return np.load("a.npz")["arr_0"].astype(float)
+
+    guided = ["--clip", captioned / "clip", "--clip-scale"]
+    plain, red = drawn(), drawn(*guided, 20, "--prompt", "a red square")
+    blue = drawn(*guided, 20, "--prompt", "a blue square")
+    assert np.array_equal(plain, drawn(*guided, 0, "--prompt", "a red square"))
+    redness = [(images[..., 0] - images[..., 2]).mean() for images in (red, plain, blue)]
+    assert redness == sorted(redness, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give the --prompt that --clip guides to"),
+        (["--prompt", "a red square", "--negative-prompt", "blue", "--guidance-scale", "2"],
+         "--negative-prompt: this checkpoint is unconditional"),
+        (["--prompt", "a red square", "--guidance-scale", "2"], "this checkpoint is unconditional"),
+        (["--prompt", "moustache " * 3], "has 30 tokens, and this checkpoint takes at most"),
+    ],
+)  # fmt: skip
+def test_clip_guidance_that_is_impossible(captioned, script, flags, message):
+    words = ["--checkpoint", captioned / "run", "--clip", captioned / "clip", "--steps", 2]
+    result = script("sample", *words, *flags)
     assert result.code == 2
     assert message in result.err

@@ -71,10 +71,11 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         require_for_guide(flags, model)
     if flags.text_conditional is None:
         found["text_conditional"] = bool(data.captions) and "caption_length" in arguments
+        found["text_conditional"] |= model == "clip"  # make_config says if there are none
     if flags.class_conditional is None:
         able = "num_classes" in arguments and not found.get("text_conditional")
         found["class_conditional"] = kind == "images" and able and len(data.classes) > 1
-        found["class_conditional"] |= model in GUIDES  # make_config says if there are no classes
+        found["class_conditional"] |= model == "classifier"  # and if there are no classes
     conditional = [
         found.get(name, getattr(flags, name)) for name in ("class_conditional", "text_conditional")
     ]

@@ -150,7 +150,27 @@ class NoisyClassifierObjective(DiffusionObjective):
         return F.cross_entropy(scores.float(), batch.condition.label)
 
 
-OBJECTIVES = {"classifier": NoisyClassifierObjective}  # of the networks in `models.GUIDES`
+class ClipObjective(NoisyClassifierObjective):
+    """Contrastive loss of noisy images and captions (Radford et al. 2021, figure 3).
+
+    Each image is to find its caption among those of the batch, and each caption its image. Equal
+    captions of a batch count as one.
+    """
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        x_t = self.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
+        embeddings = model(self.diffusion.scaled(x_t, batch.t), batch.t, batch.condition)
+        images, captions = embeddings.unbind(dim=1)  # each (B, D)
+        similarities = images @ captions.T  # (B, B)
+        tokens = batch.condition.tokens
+        same = (tokens[:, None] == tokens).all(dim=2).float()
+        target = same / same.sum(dim=1, keepdim=True)
+        by_image = F.cross_entropy(similarities, target)
+        return (by_image + F.cross_entropy(similarities.T, target)) / 2
+
+
+# of the networks in `models.GUIDES`
+OBJECTIVES = {"classifier": NoisyClassifierObjective, "clip": ClipObjective}
 
 
 def objective_of(

@@ -129,26 +129,28 @@ class Preview:
 
 
 class AccuracyPreview:
-    """Accuracy of a classifier of noisy images at several noise levels, in the place of samples.
+    """Accuracy of a network that judges noisy images, at several noise levels: of its classes, or
+    of finding the caption of each image among those of a batch. It takes the place of samples.
 
     Args:
         trainer: has the weights.
         items: held-out items (N, ...), or some to train on.
-        condition: their labels (N).
+        condition: theirs (N).
     """
 
-    samples = None  # a classifier draws none
+    samples = None  # such a network draws none
 
     def __init__(self, trainer: Trainer, items: Tensor, condition: Condition):
-        self.trainer, self.items, self.labels = trainer, items, condition.label
+        self.trainer, self.items, self.condition = trainer, items, condition
         ratios = trainer.diffusion.ratio.clamp(*RATIOS).log()
         marks = torch.linspace(float(ratios[0]), float(ratios[-1]), ACCURACY_LEVELS)
         near = {(level := trainer.diffusion.nearest(float(mark.exp()))).t: level for mark in marks}
         self.levels = [near[t] for t in sorted(near)]
+        self.of_classes = condition.label is not None
 
     @torch.no_grad()
     def accuracies(self) -> dict[float, float]:
-        """The share of items of which the class is recognised, by sigma / alpha."""
+        """The share of items that are judged right, by sigma / alpha."""
         trainer, found = self.trainer, {}
         x_0 = to_unit(self.items.to(trainer.device, memory_format=memory_format(trainer.device)))
         noise = NoisePerImage(trainer.seed, range(len(x_0))).draw(x_0.shape[1:]).to(x_0.device)
@@ -157,15 +159,25 @@ class AccuracyPreview:
             for rows in torch.arange(len(x_0)).split(AT_ONCE):
                 t = torch.full((len(rows),), level.t, device=x_0.device)
                 x_t = trainer.diffusion.q_sample(x_0[rows], t, noise[rows])
-                with autocast(trainer.device, trainer.precision):
-                    scores = trainer.ema.module(trainer.diffusion.scaled(x_t, t), t)
-                right.append(scores.argmax(dim=1) == self.labels[rows])
+                right.append(self.right(x_t, t, self.condition[rows]))
             found[level.ratio] = torch.cat(right).double().mean().item()
         return found
 
+    def right(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Which noisy items are judged right, bool (B,)."""
+        trainer = self.trainer
+        with autocast(trainer.device, trainer.precision):
+            out = trainer.ema.module(trainer.diffusion.scaled(x_t, t), t, condition)
+        if self.of_classes:
+            return out.argmax(dim=1) == condition.label
+        images, captions = out.unbind(dim=1)
+        chosen = (images @ captions.T).argmax(dim=1)
+        return (condition.tokens[chosen] == condition.tokens).all(dim=1)
+
     def picture(self, steps: int | None = None) -> np.ndarray | None:
         """A diagram of the accuracies (H, W, 3), in the main process; `steps` is ignored."""
-        return draw_accuracies(self.accuracies()) if is_main() else None
+        among = "class" if self.of_classes else f"caption, among {min(AT_ONCE, len(self.items))},"
+        return draw_accuracies(self.accuracies(), among) if is_main() else None
 
     def seconds_of_grid(self) -> float:
         """The time that the diagram takes."""

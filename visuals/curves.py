@@ -37,13 +37,13 @@ def plot_loss(rows: list[dict], path: Path) -> None:
 
 
 @default_style()
-def draw_accuracies(accuracies: dict[float, float]) -> np.ndarray:
-    """A diagram (H, W, 3) of a classifier's accuracy over the noise level, sigma / alpha."""
+def draw_accuracies(accuracies: dict[float, float], what: str) -> np.ndarray:
+    """A diagram (H, W, 3) of the accuracy of recognising `what`, over the noise level."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(list(accuracies), list(accuracies.values()), ".-")
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="noise level, sigma / alpha", ylabel="accuracy")
-    axes.set_title("held-out images of which the class is recognised", fontsize=10)
+    axes.set_title(f"held-out images of which the {what} is recognised", fontsize=10)
     axes.grid(alpha=0.25)
     return pixels_of(figure)
 
