@@ -1,7 +1,8 @@
 """Training: the step, the loop, and the run around it.
 
 What is learned:
-    objective       a training step's batch and its loss
+    objective       a training step's batch and its loss: diffusion, classifier, clip
+    conditioning    what the network is conditioned on
     trainer         the training step: loss, backward pass, optimizer, moving average
     optimizers, ema, sharding    what a step uses
     loop            the loop over the steps, and the run: log, validation, samples, checkpoints
@@ -14,7 +15,7 @@ The run:
     folder, foreign its files; files of these names that no run wrote
     saving, saver   when checkpoints are written, and how, while training continues
     run_log, log, progress       metrics on disk, the plot, the bar
-    preview         sample grids, and the images that are evaluated
+    preview         sample grids, and the images that are evaluated; accuracy of a classifier
     stop            Ctrl-C, SIGTERM and SIGHUP
     threads         the number of threads on a CPU
     environment     the machine and the versions of each session

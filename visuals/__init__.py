@@ -3,6 +3,7 @@
 pictures           grids of images, scatter plots of points, animations, picture files
 curves             loss and other metrics over the training steps
 forward_process    data fading into noise, noise schedules
+attention          where a network looks for each word of a prompt
 score_field        learned score of points, as arrows
 style              matplotlib's default style
 page               the report page; its HTML is report.html.j2
