@@ -173,7 +173,7 @@ class RunConfig(DataFlags, ThreadFlags):
         10, "minutes between checkpoints of which 3 are kept; 0: none", "output",
         parse=number(float, 0), metavar="M")
     snapshots: int = train_flag(
-        12, "weights files from during the training, the newest N kept; 0: none", "output",
+        12, "weights files from the training, the newest N kept; 0: none", "output",
         parse=number(int, 0), metavar="N")
     tensorboard: bool = flag(
         False, "also log for TensorBoard, in the run's folder", group="output", switch="on")

@@ -69,7 +69,8 @@ def company(command: Command, name: str, seen: tuple[str, ...] = ()) -> list[str
     words, declared = [], command.declared[name][1]
     if not (command is EVALUATE and "samples" in (name, *declared.needs)):
         words += REQUIRED.get(command, [])
-    for other in {*declared.needs[:1], *PARTNERS.get(name, [])} - {*seen, name}:
+    needed = [] if {*seen} & {*declared.needs} else declared.needs[:1]  # one of them is there
+    for other in {*needed, *PARTNERS.get(name, [])} - {*seen, name}:
         words += [*spelled(command, other), *company(command, other, (*seen, name))]
     return words
 
@@ -125,7 +126,7 @@ def test_a_flag_is_in_use_if_its_value_is_neither_the_default_nor_nothing():
     assert SAMPLE.parse([*interval, "0"]).guidance_scale == 0  # guided away from the class
     churn = ["--checkpoint", "x", "--churn", "0", "--churn-min", "1"]
     for words, needed in [
-        ([*interval, "1"], r"a --guidance-scale other than 1\.0"),
+        ([*interval, "1"], r"a --guidance-scale other than 1\.0 or --classifier or --clip"),
         (churn, "--churn"),
     ]:
         with pytest.raises(ValueError, match=f"has no effect without {needed}$"):
@@ -154,7 +155,7 @@ def test_custom_is_another_word_for_a_folder_of_images():
     [
         ("dataset", registry.DATASETS | {"custom": None}),
         ("fit", image_files.FITS),
-        ("model", models.MODELS),
+        ("model", models.NETWORKS),
         ("preset", config.PRESETS),
         ("schedule", schedules.SCHEDULES),
         ("prediction", objectives.PREDICTIONS),
