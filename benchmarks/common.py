@@ -20,8 +20,8 @@ from tqdm import tqdm
 from checkpoints.checkpoint import load_checkpoint
 from cli.sampling import SAMPLE
 from cli.training import RunConfig
-from conditions import label_condition
-from dataset.items import item_shape
+from conditions import Condition, label_condition
+from dataset.items import indices_like, item_shape
 from dataset.registry import load_dataset
 from dataset.types import Data
 from diffusion import GaussianDiffusion
@@ -94,7 +94,8 @@ def sampled(
     """
     job = SamplingJob(SAMPLE.keywords(checkpoint=checkpoint, **flags))
     if labels is not None:
-        job.plan.use_class_frequencies(labels)
+        indices = indices_like(len(labels), job.plan.count)
+        job.plan.wanted.of_data(Condition(labels[indices]))
     start = now(job.device)
     samples = draw(job)
     return samples, job, now(job.device) - start

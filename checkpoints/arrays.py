@@ -59,8 +59,11 @@ def mini_unet_arguments(
     num_classes: int | None = None,
     learn_sigma: bool = False,
     efficient: bool = False,
+    vocabulary_size: None = None,
+    caption_length: None = None,
+    cross_attention_resolutions: Sequence[int] = (),
 ) -> dict:
-    """Arguments of mini_diffusion's UNet, from those of models/unet.py's."""
+    """Arguments of mini_diffusion's UNet, from those of models/unet.py's, which has no captions."""
     sizes = feature_sizes(image_size, patch_size, len(multipliers))
     return {
         "in_channels": image_channels,

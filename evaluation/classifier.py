@@ -121,6 +121,11 @@ class LabelledBatch(NamedTuple):
         return LabelledBatch(self.x[chosen], self.labels[chosen])
 
 
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss of scores (B, classes) for labels (B,), a scalar."""
+    return F.cross_entropy(scores, labels, label_smoothing=LABEL_SMOOTHING)
+
+
 class ClassifierObjective:
     """Cross-entropy of randomly shifted and mirrored images, with label smoothing.
 
@@ -137,8 +142,8 @@ class ClassifierObjective:
         generator: torch.Generator,
         flip: bool,
         device: torch.device,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        max_shift: float,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        max_shift: float = MAX_SHIFT,
     ):
         self.generator, self.flip, self.device, self.loss = generator, flip, device, loss
         self.max_shift = max_shift
@@ -183,11 +188,6 @@ def train_classifier(
     total, seed = HARDER.get(real.name, 1) * STEPS, derive_seed("classifier", 0)
     make = partial(new_classifier, real)
     return learn(make, real.train, total, seed, real.flip, device, progress)
-
-
-def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """The loss of scores (B, classes) for labels (B,), a scalar."""
-    return F.cross_entropy(scores, labels, label_smoothing=LABEL_SMOOTHING)
 
 
 def learn(

@@ -355,7 +355,7 @@ def test_samples_of_a_checkpoint_are_measured(script, conditional):
 def test_classes_are_sampled_as_often_as_they_are_in_the_data(conditional, real):
     flags = ["--checkpoint", conditional, "--num-images", 25, "--steps", 1, "--repeats", 1]
     request = EVALUATE.parse([*map(str, flags)])
-    found = generated.sampled_images(request, real, say=lambda line: None)
+    found = generated.sampled_images(request, real.train, say=lambda line: None)
     assert torch.equal(found.labels, real.train.labels[indices_like(len(real.train.labels), 25)])
 
 
@@ -483,7 +483,7 @@ def test_evaluating_during_training_does_not_change_the_weights(script, monkeypa
     assert all(torch.equal(weight, b["ema"][name]) for name, weight in a["ema"].items())
     of_data = load_dataset("digits").labels
     expected = of_data[indices_like(len(of_data), 30)]
-    assert sum(torch.equal(requested, expected) for requested in labels) == 2
+    assert sum(torch.equal(requested.label, expected) for requested in labels) == 2
 
 
 def test_points_have_no_classifier_fid_during_training(script):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from checkpoints.consistency import CUSTOM
 from cli.training import RunConfig
 from dataset.changes import digest_of
 from dataset.image_files import printable
@@ -66,7 +67,7 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     if not resumed and not any(found.get(name) or getattr(flags, name) for name in limits):
         found["epochs"] = EPOCHS[kind]
     model = found.get("model", flags.model)
-    arguments = arguments_of(model)
+    arguments = {} if model == CUSTOM else arguments_of(model)
     if model in GUIDES:
         require_for_guide(flags, model)
     if flags.text_conditional is None:
