@@ -127,7 +127,7 @@ def ours(task: Task, flags: list[str], sampling: dict = SAMPLING) -> Result:
     few, job, seconds_of_64 = sample(trained.checkpoint, num_images=64)
     calls = few.calls // len(job.plan.batches)
     return Result(
-        parameters=sum(p.numel() for p in job.denoiser.args[0].parameters()),
+        parameters=sum(p.numel() for p in job.make_denoiser.args[0].parameters()),
         precision=choose_precision(train["precision"], task.device),
         batch=train["update_size"],
         images_per_second=train["update_size"] * updates_per_second(trained.metrics),
