@@ -297,6 +297,8 @@ class Denoiser:
         steering: the gradient of a network that judges noisy images (see `guidance`). It acts
             at the noise levels of `guidance_interval`, in addition to other guidance.
         negative: a condition that guidance leads away from, in place of the unconditional form.
+        blend: another condition, and its share of the conditional prediction for each item, (B,)
+            from 0 to 1 (a mixture of predictions; Liu et al. 2022, arXiv:2206.01714).
         precision: fp32, bf16 or fp16, in which the network computes.
 
     Raises:
@@ -314,6 +316,7 @@ class Denoiser:
         guidance_rescale: float = 0.0,
         guide: nn.Module | None = None,
         negative: Condition | None = None,
+        blend: tuple[Condition, Tensor] | None = None,
         steering: Steering | None = None,
         precision: str = "fp32",
     ):
@@ -322,7 +325,7 @@ class Denoiser:
         self.diffusion, self.model, self.condition = diffusion, model, condition
         self.scale, self.interval = guidance_scale, guidance_interval
         self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
-        self.negative, self.steering = negative, steering
+        self.negative, self.steering, self.blend = negative, steering, blend
         self.nearest = diffusion.nearest
         self.calls, self.seen = 0, None
 
@@ -351,12 +354,16 @@ class Denoiser:
         x_in = self.diffusion.scaled(x_t, t)
         scale = self.scale if self.guides_at(level) else 1.0
         if scale == 1 or (self.condition is None and self.guide is None):
-            return self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
+            return self.conditional(x_in, t)
         if self.guide is not None:
-            cond, fraction = self.diffusion.split(self.predict(self.model, x_in, t, self.condition))
+            cond, fraction = self.conditional(x_in, t)
             weaker, _ = self.diffusion.split(self.predict(self.guide, x_in, t, self.condition))
         elif scale == 0:
             return self.diffusion.split(self.predict(self.model, x_in, t, self.negative))
+        elif self.blend is not None:
+            cond, fraction = self.conditional(x_in, t)
+            null = self.negative or self.condition.null()
+            weaker, _ = self.diffusion.split(self.predict(self.model, x_in, t, null))
         else:
             both = self.condition.cat(self.negative or self.condition.null())
             out = self.predict(self.model, torch.cat([x_in, x_in]), torch.cat([t, t]), both)
@@ -370,6 +377,15 @@ class Denoiser:
             rescaled = guided * cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
             guided = torch.lerp(guided, rescaled, self.rescale)
         return guided, fraction
+
+    def conditional(self, x_in: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction for the condition, and the fraction of the learned variance."""
+        out = self.predict(self.model, x_in, t, self.condition)
+        if self.blend is not None:
+            other, share = self.blend
+            share = share.view(-1, *[1] * (out.ndim - 1))
+            out = torch.lerp(out, self.predict(self.model, x_in, t, other), share)
+        return self.diffusion.split(out)
 
     def guides_at(self, level: Level) -> bool:
         """Does guidance act at a noise level?"""

@@ -36,6 +36,8 @@ class Wanted:
         classes: the names of the checkpoint's classes.
         class_ids: the classes that the request names; None for no choice.
         prompts: the prompt of each row of the grid; none without prompts.
+        blend: with --interpolate between two prompts, the condition (N) of the second, and its
+            share (N,); None otherwise.
         negative: the condition (1) that guidance leads away from; None for the unconditional form.
 
     Raises:
@@ -65,7 +67,11 @@ class Wanted:
         self.columns = self.count if request.interpolate else square(self.count)
         labels, row = self.choose()
         texts = [""] * self.count if row is None else [self.prompts[i] for i in row.tolist()]
-        self.condition = self.own_condition(labels, texts)
+        texts = [self.given[0]] * self.count if self.blends else texts
+        self.condition, self.blend = self.own_condition(labels, texts), None
+        if self.blends:
+            other = self.own_condition(labels, [self.given[1]] * self.count)
+            self.blend = other, torch.linspace(0, 1, self.count)
         self.labels = self.captions = None
         if of_classifier is not None:
             self.labels = labels
@@ -126,6 +132,11 @@ class Wanted:
                 f"most {tokenizer.length}{spelled(prompt, tokenizer)}"
             )
 
+    @property
+    def blends(self) -> bool:
+        """Does the request lead from one prompt to another?"""
+        return self.request.interpolate and len(self.given or []) == 2
+
     def choose(self) -> tuple[Tensor, Tensor | None]:
         """The class of each sample (N,), and the number of its prompt (N,), or None for no prompts.
 
@@ -136,6 +147,10 @@ class Wanted:
             if len(ids or []) > 1:
                 raise ValueError("--class-id: give one class, which all prompts share")
             self.prompts = list(self.given)
+            if self.blends:
+                self.prompts = [f"{self.given[0]} ... {self.given[1]}"]
+                labels = torch.full((self.count,), NULL_LABEL if ids is None else ids[0])
+                return labels, torch.zeros(self.count, dtype=torch.int64)
             row = self.repeated(torch.arange(len(self.prompts)), "prompts", "--prompt")
             return torch.full((self.count,), NULL_LABEL if ids is None else ids[0]), row
         if ids is not None:  # a row of samples of each class; the whole grid if there is only one

@@ -71,7 +71,6 @@ class SamplingJob:
 
     def denoiser(self, indices: range) -> Denoiser:
         """The denoiser of the samples with these indices."""
-        condition, negative = self.plan.conditions(indices)
         rows, wanted, parts = slice(indices.start, indices.stop), self.plan.wanted, []
         if network := self.judges.get("classifier"):
             labels, scale = wanted.labels[rows].to(self.device), self.request.classifier_scale
@@ -79,7 +78,7 @@ class SamplingJob:
         if network := self.judges.get("clip"):
             captions, scale = wanted.captions[rows].to(self.device), self.request.clip_scale
             parts.append(clip_guidance(network, self.scaled, captions, scale))
-        return self.make_denoiser(condition, negative=negative, steering=together(parts))
+        return self.make_denoiser(**self.plan.conditions(indices), steering=together(parts))
 
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""

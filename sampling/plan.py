@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cli.sampling import SamplingRequest
-from conditions import Condition
 from dataset.image_files import read_image, require_same_size
 from dataset.items import item_shape, kind_of, to_unit
 from diffusion import Denoiser, GaussianDiffusion
@@ -92,14 +91,18 @@ class SamplingPlan:
         elif request.invert:
             self.image, self.count, self.columns = self.read(request.invert), 1, 2
 
-    def conditions(self, indices: range) -> tuple[Condition | None, Condition | None]:
-        """The condition of the samples with these indices, and what guidance leads away from."""
-        condition, negative = self.wanted.condition, self.wanted.negative
-        if condition is not None:
-            condition = condition[indices.start : indices.stop].to(self.device)
-        if negative is not None:
-            negative = negative[[0] * len(indices)].to(self.device)
-        return condition, negative
+    def conditions(self, indices: range) -> dict[str, object]:
+        """The conditions of the samples with these indices, as arguments of the denoiser."""
+        wanted, rows = self.wanted, slice(indices.start, indices.stop)
+        found: dict[str, object] = {"condition": None, "negative": None, "blend": None}
+        if wanted.condition is not None:
+            found["condition"] = wanted.condition[rows].to(self.device)
+        if wanted.negative is not None:
+            found["negative"] = wanted.negative[[0] * len(indices)].to(self.device)
+        if wanted.blend is not None:
+            other, share = wanted.blend
+            found["blend"] = other[rows].to(self.device), share[rows].to(self.device)
+        return found
 
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
@@ -121,6 +124,8 @@ class SamplingPlan:
         if not self.request.interpolate:
             return noise_like.draw(self.shape).to(self.device)
         a, b = NoisePerImage(self.request.seed, range(2)).draw(self.shape)
+        if self.wanted.blend is not None:  # the words change, and the noise stays
+            return a.expand(len(indices), *a.shape).to(self.device)
         positions = [i / max(1, self.count - 1) for i in indices]
         return torch.stack([editing.slerp(a, b, each) for each in positions]).to(self.device)
 

@@ -18,6 +18,7 @@ from cli import process
 from cli.training import TRAIN
 from conditions import PADDING, Condition
 from conftest import TINY
+from diffusion import GaussianDiffusion
 from images import save_image
 from models import build_model, model_config
 from models.text import CrossAttention, Text, TextBlock, TextEncoder
@@ -351,6 +352,38 @@ def test_prompts_with_given_images(run, emoji, script):
         assert script("sample", "--checkpoint", run, *words).code == 0
 
 
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_strip_between_two_prompts(run, script, scale):
+    def drawn(*flags) -> np.ndarray:
+        words = ["--checkpoint", run, "--steps", 2, "--interpolate", "--num-images", 3]
+        words += ["--output", "a.npz", "--guidance-scale", scale]
+        result = script("sample", *words, *flags)
+        assert result.code == 0, result.err
+        return np.load("a.npz")["arr_0"].astype(int)
+
+    strip = drawn("--prompt", "a red square", "a blue square")
+    ends = drawn("--prompt", "a red square")[0], drawn("--prompt", "a blue square")[0]
+    assert abs(strip[0] - ends[0]).max() <= 1  # from the same noise
+    assert abs(strip[2] - ends[1]).max() <= 1
+
+
+def test_a_mixture_of_two_predictions():
+    diffusion = GaussianDiffusion("cosine", 100, prediction="x_0", clip=False)
+    x_t, level, share = torch.randn(3, 2), diffusion.levels(10)[4], torch.tensor([0.0, 0.25, 1.0])
+    first, second = (Condition(tokens=torch.full((3, 2), number)) for number in (4, 9))
+
+    def model(x, t, condition):
+        return condition.tokens.float()
+
+    options = {"blend": (second, share)}
+    x_0, _ = diffusion.denoiser(model, first, **options)(x_t, level)
+    assert_close(x_0, torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2))
+    x_0, _ = diffusion.denoiser(model, first, guidance_scale=2, **options)(x_t, level)
+    assert_close(
+        x_0, 2 * torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2)
+    )  # the null caption is 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -366,7 +399,7 @@ def test_prompts_with_given_images(run, emoji, script):
         (["--prompts", "empty.txt"], "empty.txt has no prompts: one is expected in each line"),
         (["--prompts", "latin.txt"], "latin.txt is not UTF-8"),
         (
-            ["--interpolate", "--prompt", "red", "blue"],
+            ["--interpolate", "--prompt", "red", "blue", "a"],
             "give one prompt, which all of these images share",
         ),
     ],
