@@ -172,6 +172,8 @@ def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
             if not same and key != "lr":
                 raise ValueError(f"the optimizer's {key} is {old[key]}; it must be {value}")
     weights = [p for group in optimizer.param_groups for p in group["params"]]
+    if unknown := saved["state"].keys() - set(range(len(weights))):
+        raise ValueError(f"the optimizer has no weight {min(unknown, key=str)!r}")
     example = example_state(type(optimizer))
     for number, weight in enumerate(weights):
         state = saved["state"].get(number, {})  # empty before the first update

@@ -636,6 +636,7 @@ def optimizer_changes(checkpoint: dict) -> dict[str, dict]:
     change("amsgrad")["param_groups"][0]["amsgrad"] = True
     change("capturable")["param_groups"][0]["capturable"] = True
     change("rate")["param_groups"][0]["lr"] = "fast"
+    change("another weight")["state"]["any"] = None
     change("others")["param_groups"][0]["params"] = [10**6]
     changes["none"] = {}
     changes["lists"] = {"adamw": [], "muon": []}

@@ -379,9 +379,7 @@ def test_a_mixture_of_two_predictions():
     x_0, _ = diffusion.denoiser(model, first, **options)(x_t, level)
     assert_close(x_0, torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2))
     x_0, _ = diffusion.denoiser(model, first, guidance_scale=2, **options)(x_t, level)
-    assert_close(
-        x_0, 2 * torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2)
-    )  # the null caption is 0
+    assert_close(x_0, 2 * torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2))
 
 
 @pytest.mark.parametrize(
