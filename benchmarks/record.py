@@ -44,7 +44,7 @@ from benchmarks.sessions import train_to_the_end
 from checkpoints.checkpoint import load_checkpoint
 from training.environment import read_environment
 from training.log import read_metrics
-from utils import save_whole
+from utils import count_of_threads, save_whole
 from visuals.curves import column
 
 ROWS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
@@ -244,7 +244,9 @@ def row_of(
     config = json.loads((folder / "config.json").read_text())
     train, sessions = config["train"], training["sessions"]
     last, distance = read_environment(folder / "env.json")[-1], found["classifier"]
-    machine = last["device"].get("name") or f"{last['cpu']['name']}, {last['threads']} threads"
+    cpu = last["cpu"]
+    processor = f"{cpu['name']}, {count_of_threads(last['threads'])}"
+    machine = last["device"].get("name") or processor
     updates = rows[-1]["step"]
     return {
         "recipe": name,
