@@ -26,6 +26,8 @@ from cli.activity import Bar, activity
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
 from dataset.own_files import is_own_picture, require_own
+from conditions import Condition
+from diffusion import GaussianDiffusion
 from distributed import launched
 from evaluation.attributes import attribute_reader
 from evaluation.bits import bits_per_dimension
@@ -34,11 +36,11 @@ from evaluation.features import classifier_for, require_classes
 from evaluation.generated import Generated, given_images, sampled_images
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
-from evaluation.prompts import check_of, prompt_measures, unreadable
-from evaluation.real import RealData, load_real_data
+from evaluation.prompts import check_of, clip_score, prompt_measures, unreadable
+from evaluation.real import RealData, load_real_data, subset
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from models.tokenizer import tokenizer_of
-from sampling.draw import require_denoiser
+from sampling.draw import load_judge, require_denoiser
 from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
 from visuals.pictures import save_picture
 
@@ -177,6 +179,8 @@ def require_measurable(
         )
     if "prompt" in metrics:
         require_prompts(request, config, real)
+    elif request.clip_score:
+        raise ValueError("--clip-score has no effect without --metrics prompt")
     if "classifier" not in metrics:
         return
     if request.class_id is not None:
@@ -292,11 +296,23 @@ def by_prompts(
     )
     report = {"reader": reader.sha256, "accuracy_of_reader": reader.accuracy}
     report["left_out"] = left_out
+    if request.clip_score:
+        path = str(find_checkpoint(request.clip_score, SAY))
+        clip, clip_config = load_judge("clip", path, config, device)
+        diffusion = GaussianDiffusion(**clip_config["diffusion"]).to(device)
+        tokenizer = tokenizer_of(clip_config)
     for name, (data, drawn) in parts.items():
         with activity(f"reading the pictures of {name}"):
             measures, by_name = prompt_measures(
                 check, reader, data, drawn.indices, drawn.sets, left_out
             )
+        if request.clip_score:
+            chosen = subset(data, drawn.indices)
+            captions = Condition(tokens=tokenizer.encode(chosen.captions))
+            with activity(f"comparing the pictures of {name} with their captions"):
+                measures["clip_score"] = clip_score(
+                    clip, diffusion, captions, drawn.sets, chosen.items
+                )
         print(f"\n{name}\n{measures_table(measures, 'real images')}\n{names_table(by_name)}")
         key = name.split(" ")[0].replace("-", "_")
         report[key] = {each: measure.record() for each, measure in measures.items()}

@@ -41,6 +41,10 @@ class EvaluationRequest(SamplerFlags, ThreadFlags):
         None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth", group="checkpoint",
         metavar="FILE", parse=path, use="drawing")
 
+    clip_score: str | None = flag(
+        None, "--metrics prompt: model of train.py --model clip, for similarities",
+        group="checkpoint", metavar="FILE", parse=path, use="drawing", needs=("checkpoint",))
+
     dataset: str | None = dataset_flag(
         None, "data set that --samples are compared with", needs=("samples",))
     data_dir: str | None = flag(

@@ -8,15 +8,20 @@ from statistics import mean
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from conditions import Condition
 from dataset import avatar_captions, digit_captions
 from dataset.captioned_mnist import facts_of
+from dataset.items import to_unit
 from dataset.types import Attributes, Data
-from evaluation.attributes import AttributeReader
+from diffusion import GaussianDiffusion
+from evaluation.attributes import BATCH_SIZE, AttributeReader
 from evaluation.distances import PRDC, prdc
 from evaluation.measures import NEIGHBOURS, Measure
 from evaluation.real import subset
+from utils import DataError
 
 READABLE = 0.99  # accuracy of the reader from which a statement counts
 
@@ -91,9 +96,15 @@ def score(
 
 
 def unreadable(check: Check, reader: AttributeReader, data: Data) -> dict[str, float]:
-    """What the reader cannot tell for sure: its accuracy on held-out images, by name."""
+    """What the reader cannot tell for sure: its accuracy on held-out images, by name.
+
+    Raises DataError if that is everything.
+    """
     found = score(check, data.captions, reader.read(data.items)[0]).by_name
-    return {name: accuracy for name, accuracy in found.items() if accuracy < READABLE}
+    uncertain = {name: accuracy for name, accuracy in found.items() if accuracy < READABLE}
+    if len(uncertain) == len(found):
+        raise DataError("nothing of what the captions say can be read reliably from real images")
+    return uncertain
 
 
 def prompt_measures(
@@ -142,3 +153,35 @@ def prompt_measures(
         for name, value in sorted(floor.by_name.items())
     }
     return measures, by_name
+
+
+@torch.no_grad()
+def clip_score(
+    clip: nn.Module,
+    diffusion: GaussianDiffusion,
+    condition: Condition,
+    sets: Sequence[Tensor],
+    real: Tensor,
+) -> Measure:
+    """The mean cosine similarity of images and their captions (Hessel et al. 2021,
+    arXiv:2104.08718, without their factor of 2.5), by a model of this data set.
+
+    Args:
+        clip: maps (x, t, condition) to embeddings (B, 2, D) of images and captions.
+        diffusion: the process that it was trained for; images are shown at its lowest noise.
+        condition: the captions (N).
+        sets: uint8 images (N, C, H, W) with these captions.
+        real: the real images with them, for the floor.
+    """
+    device = diffusion.alpha.device
+
+    def similarity(images: Tensor) -> float:
+        found = []
+        for rows in torch.arange(len(images)).split(BATCH_SIZE):
+            x = to_unit(images[rows].to(device))
+            t = torch.zeros(len(x), dtype=torch.int64, device=device)
+            image, caption = clip(diffusion.scaled(x, t), t, condition[rows].to(device)).unbind(1)
+            found.append(F.cosine_similarity(image, caption).cpu())
+        return torch.cat(found).mean().item()
+
+    return Measure([similarity(images) for images in sets], [similarity(real)])
