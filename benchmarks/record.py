@@ -84,7 +84,8 @@ RECIPES = {  # changed flags make a row outdated
         "--steps 20 --guide {run}/snapshots/step_000362.safetensors --guidance-scale 1.75",
     ),
     "fashion_mnist, 15 minutes": Recipe(
-        "--dataset fashion_mnist --preset laptop --max-minutes 15 --sample-interval 0", GUIDED
+        "--dataset fashion_mnist --preset laptop --max-minutes 15 --sample-interval 0",
+        "--steps 20 --guide {run}/snapshots/step_000512.safetensors --guidance-scale 1.5",
     ),
     "fashion_mnist, 60 minutes": Recipe(
         "--dataset fashion_mnist --preset laptop --max-minutes 60 --sample-interval 0",
@@ -244,9 +245,9 @@ def row_of(
     config = json.loads((folder / "config.json").read_text())
     train, sessions = config["train"], training["sessions"]
     last, distance = read_environment(folder / "env.json")[-1], found["classifier"]
-    cpu = last["cpu"]
-    processor = f"{cpu['name']}, {count_of_threads(last['threads'])}"
-    machine = last["device"].get("name") or processor
+    machine = last["device"].get("name")
+    if machine is None:
+        machine = f"{last['cpu']['name']}, {count_of_threads(last['threads'])}"
     updates = rows[-1]["step"]
     return {
         "recipe": name,

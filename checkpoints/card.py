@@ -18,6 +18,12 @@ MEASURES = {  # key in a report of evaluate.py: name in the card
     "confidence": "confidence of the classifier",
     "class_accuracy": "images of the requested class",
 }
+PROMPT_MEASURES = {
+    "attribute_accuracy": "statements that are right",
+    "exact_match": "images of which all statements are right",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 def model_card(
@@ -41,7 +47,9 @@ def model_card(
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
     epochs = step * train["update_size"] / (data["count"] - train["validation"])
     classes = ", ".join(html.escape(printable(c), quote=False) for c in data["classes"]) or "none"
-    conditional = "" if config["model"].get("num_classes") else "not "
+    known = {"the class": "num_classes", "captions": "caption_length"}
+    known = " and ".join(name for name, key in known.items() if config["model"].get(key))
+    conditional = f"conditioned on {known}" if known else "not conditioned on the class"
     parameters = sum(tensor.numel() for tensor in tensors.values())
     minutes = f", {seconds / 60:.1f} minutes of training" if seconds else ""
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
@@ -58,7 +66,7 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 
 The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
 {train["validation"]:,} were held out for validation. Classes:
-{classes}. The network is {conditional}conditioned on the class.
+{classes}. The network is {conditional}.
 
 ## Recipe
 
@@ -97,33 +105,59 @@ def drawing_flags(report: dict) -> str:
 
 
 def figures_table(report: dict) -> str:
-    """Markdown table of the measures in a report."""
-    measured = report.get("classifier")
-    if not measured:
+    """Markdown tables of the measures in a report."""
+    rows = []
+    if measured := report.get("classifier"):
+        rows += [
+            f"{sets_of(report)} compared with real images ({report['compared_with']}), in the "
+            f"features of the classifier `{measured['sha256'][:12]}` "
+            f"(accuracy {100 * measured['accuracy']:.2f} %):",
+            "",
+            "| measure | samples: mean (lowest to highest) | as many training images |",
+            "| --- | --- | --- |",
+            *measure_rows(measured, MEASURES),
+        ]
+        if "ratio" in measured["classifier_fid"]:
+            ratio = measured["classifier_fid"]["ratio"]
+            rows += ["", f"The classifier-FID is {ratio:.2f} times that of training images."]
+    if asked := report.get("prompt"):
+        left_out = ", ".join(asked["left_out"]) or "nothing"
+        rows += [
+            f"{sets_of(report)}, drawn by captions of real images. What they show is read by the "
+            f"network `{asked['reader'][:12]}`; left out, because it cannot be read reliably: "
+            f"{left_out}.",
+            "",
+            "| measure | samples: mean (lowest to highest) | the real images |",
+            "| --- | --- | --- |",
+            *measure_rows(asked["training"], PROMPT_MEASURES, ", captions of training"),
+            *measure_rows(asked["held_out"], PROMPT_MEASURES, ", held-out captions"),
+            "",
+        ]
+    if not rows:
         return "Nothing was measured with a classifier."
-    seeds = ", ".join(map(str, report.get("seeds", [])))
-    rows = [
-        f"Sets of {report['num_images']:,} samples (`{drawing_flags(report)}`, seeds {seeds}) "
-        f"compared with real images ({report['compared_with']}), in the features of the classifier "
-        f"`{measured['sha256'][:12]}` (accuracy {100 * measured['accuracy']:.2f} %):",
-        "",
-        "| measure | samples: mean (lowest to highest) | as many training images |",
-        "| --- | --- | --- |",
-    ]
-    for key, label in MEASURES.items():
-        if key in measured:
-            found = measured[key]
-            spread = f"{min(found['values']):.4g} to {max(found['values']):.4g}"
-            rows.append(f"| {label} | {found['mean']:.4g} ({spread}) | {found['floor']:.4g} |")
-    if "ratio" in measured["classifier_fid"]:
-        ratio = measured["classifier_fid"]["ratio"]
-        rows += ["", f"The classifier-FID is {ratio:.2f} times that of training images."]
     if copied := report.get("copies"):
         rows.append(
             f"Near-copies of training images: {100 * copied['near_copies']:.2f} % "
             f"(held-out images: {100 * copied['of_held_out']:.0f} %)."
         )
     return "\n".join(rows)
+
+
+def sets_of(report: dict) -> str:
+    """The samples that were measured, in words."""
+    seeds = ", ".join(map(str, report.get("seeds", [])))
+    return f"Sets of {report['num_images']:,} samples (`{drawing_flags(report)}`, seeds {seeds})"
+
+
+def measure_rows(measured: dict, names: dict[str, str], of: str = "") -> list[str]:
+    """A line of a table for each measure that was taken."""
+    rows = []
+    for key, label in names.items():
+        if key in measured:
+            found = measured[key]
+            spread = f"{min(found['values']):.4g} to {max(found['values']):.4g}"
+            rows.append(f"| {label}{of} | {found['mean']:.4g} ({spread}) | {found['floor']:.4g} |")
+    return rows
 
 
 def read_report(path: Path) -> dict:
