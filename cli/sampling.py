@@ -42,7 +42,8 @@ class SamplerFlags(Flags):
         parse=number(float, 0), metavar="W", decides="value")
     guide: str | None = drawing_flag(
         None, "weaker model in place of uncond: a snapshot of the run (autoguidance)",
-        group=GUIDANCE, parse=path, metavar="FILE", decides="file", needs=("guidance_scale",))
+        group=GUIDANCE, parse=path, metavar="FILE", decides="file", needs=("guidance_scale",),
+        names=("--guide-with",))
     classifier: str | None = drawing_flag(
         None, "classifier of train.py --model classifier that guides to --class-id",
         group=GUIDANCE, parse=path, metavar="FILE", decides="file")
