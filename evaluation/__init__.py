@@ -10,6 +10,7 @@ How it is compared:
     features        the trained classifier of a data set, stored next to it
     measures        measures of features, each with that of real images
     distances       mathematics: distances between two sets
+    stored          such networks, stored next to the data
     attributes      a network that reads the attributes of images
     prompts         whether pictures show what their prompts say
     two_sample      whether a network can tell images from real ones; grey levels

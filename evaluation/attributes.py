@@ -6,18 +6,14 @@ By it, `evaluation.prompts` finds out whether a picture shows what its prompt sa
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from checkpoints.weights import weights_sha256
 from dataset.items import to_unit
 from dataset.types import Attributes, Data
 from evaluation.classifier import (
@@ -29,7 +25,8 @@ from evaluation.classifier import (
     learn,
 )
 from evaluation.real import RealData
-from utils import derive_seed, memory_format, save_whole, size_of, size_text
+from evaluation.stored import read_stored, store
+from utils import derive_seed, memory_format, size_of, size_text
 
 RECIPE = 1  # raise it with each change below: stored readers of another recipe are not used
 HARDER = 2  # times as many training steps as the classifier of MNIST
@@ -126,9 +123,10 @@ def attribute_reader(
     size = size_text(size_of(*real.shape[1:]))
     name = f"attributes_{real.name}_{size}_{attribute_key(data)[:12]}.safetensors"
     paths = [real.cache / name, folder / name]
-    for path in paths:
-        if (found := stored_reader(path, real, device)) is not None:
-            return found
+    make = partial(new_network, real)
+    if (stored := read_stored(paths, make, device)) is not None:
+        accuracy = json.loads(stored.metadata["accuracy"])
+        return AttributeReader(stored.model, data.attributes.values, stored.sha256, accuracy)
     say(f"training a network that reads the attributes of {real.name}, once")
     counts = counts_of(data)
 
@@ -138,18 +136,11 @@ def attribute_reader(
 
     labelled = data._replace(labels=data.attributes.codes.long())
     seed, steps = derive_seed("attributes", 0), HARDER * STEPS
-    make = partial(new_network, real)
     options = {"loss": loss, "max_shift": 0.0}  # places are attributes, too
     model = learn(make, labelled, steps, seed, False, device, progress, **options)
     reader = AttributeReader(model, data.attributes.values, "", {})
     reader.accuracy = accuracy_of(reader, real.held_out)
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
-    metadata = {"accuracy": json.dumps(reader.accuracy)}
-    reader.sha256 = metadata["sha256"] = weights_sha256(metadata, tensors)
-    for path in paths:
-        with suppress(OSError):
-            save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
-            break
+    reader.sha256 = store(paths, model, {"accuracy": json.dumps(reader.accuracy)}).sha256
     return reader
 
 
@@ -167,26 +158,6 @@ def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
     """The share of images of which an attribute is read as it is, by its name."""
     right = reader.read(data.items)[0].codes == data.attributes.codes
     return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
-
-
-def stored_reader(path: Path, real: RealData, device: torch.device) -> AttributeReader | None:
-    """Load a stored reader; None if it is missing or damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sha256 = metadata.pop("sha256")
-        if sha256 != weights_sha256(metadata, tensors):
-            return None
-        model = new_network(real)
-        model.load_state_dict(tensors)
-        accuracy = json.loads(metadata["accuracy"])
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
-        return None
-    model = model.to(device, memory_format=memory_format(device))
-    return AttributeReader(model, real.train.attributes.values, sha256, accuracy)
 
 
 def attribute_key(data: Data) -> str:

@@ -8,21 +8,19 @@ one particular Inception network (`evaluation.inception`).
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from checkpoints.weights import weights_sha256
 from dataset.items import epoch_order, to_unit
 from dataset.types import Data
 from evaluation.classifier import RECIPE, Classifier, new_classifier, train_classifier
 from evaluation.real import RealData
-from utils import memory_format, save_whole, size_of, size_text
+from evaluation.stored import read_stored, store
+from utils import memory_format, size_of, size_text
 
 BATCH_SIZE = 500
 IMAGES_FOR_STD = 10_000  # images over which the features' standard deviations are measured
@@ -89,9 +87,9 @@ def classifier_for(
     size = size_text(size_of(*real.shape[1:]))
     name = f"classifier_{real.name}_{size}_{classifier_key(data, real.flip)[:12]}.safetensors"
     paths = [real.cache / name, folder / name]
-    for path in paths:
-        if (found := read_classifier(path, real, device)) is not None:
-            return found
+    if (stored := read_stored(paths, partial(new_classifier, real), device)) is not None:
+        accuracy = float(stored.metadata["accuracy"])
+        return TrainedClassifier(stored.model, accuracy, stored.sha256, stored.path)
     say(f"training the classifier of {real.name}, once; on a CPU this takes minutes")
     model = train_classifier(real, device, progress)
     trained = TrainedClassifier(model, 0.0, "", None)
@@ -99,16 +97,11 @@ def classifier_for(
     model.std.copy_(trained.predict(some).features.std(dim=0).clamp(min=1e-6))
     correct = trained.predict(held_out.items).classes == held_out.labels
     trained.accuracy = correct.double().mean().item()
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
     metadata = {"recipe": str(RECIPE), "dataset": real.name, "accuracy": str(trained.accuracy)}
-    trained.sha256 = metadata["sha256"] = weights_sha256(metadata, tensors)
-    for path in paths:
-        with suppress(OSError):
-            save_whole(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
-            trained.path = path
-            break
-    stored = f"; stored in {trained.path}" if trained.path else ""
-    say(f"accuracy: {100 * trained.accuracy:.2f} % of {len(correct):,} images{stored}")
+    stored = store(paths, model, metadata)
+    trained.sha256, trained.path = stored.sha256, stored.path
+    where = f"; stored in {trained.path}" if trained.path else ""
+    say(f"accuracy: {100 * trained.accuracy:.2f} % of {len(correct):,} images{where}")
     return trained
 
 
@@ -118,26 +111,6 @@ def require_classes(real: RealData) -> None:
         raise ValueError(f"a classifier needs images, and {real.name} is points")
     if real.train.labels is None or len(real.train.classes) < 2:
         raise ValueError(f"{real.name} has no classes, which a classifier needs to be trained")
-
-
-def read_classifier(path: Path, real: RealData, device: torch.device) -> TrainedClassifier | None:
-    """Read a stored classifier of a data set; None if it is missing, damaged, or of other size."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sha256 = metadata.pop("sha256")
-        if sha256 != weights_sha256(metadata, tensors):
-            return None
-        model = new_classifier(real)
-        model.load_state_dict(tensors)
-        accuracy = float(metadata["accuracy"])
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
-        return None
-    model = model.to(device, memory_format=memory_format(device))
-    return TrainedClassifier(model, accuracy, sha256, path)
 
 
 def classifier_key(data: Data, flip: bool) -> str:
