@@ -390,7 +390,7 @@ def show(planned: dict[str, str], rows: dict[str, dict]) -> None:
         print(f"{name:<46} {took:<22} {reason}")
 
 
-def run_all(planned: dict[str, str], rows: dict[str, dict], args) -> list[str]:
+def run_all(planned: dict[str, str], args) -> list[str]:
     """Run the recipes of a plan that are not skipped. Returns the names of those that failed."""
     failed = []
     for name, reason in planned.items():
@@ -401,12 +401,12 @@ def run_all(planned: dict[str, str], rows: dict[str, dict], args) -> list[str]:
             work.state = {}
         print(f"{name}: {reason}", flush=True)
         try:
-            rows[name] = run(name, work, args.data_dir)
+            row = run(name, work, args.data_dir)
         except subprocess.CalledProcessError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
-        write(rows)
+        write(read() | {name: row})  # another process may have written rows meanwhile
     return failed
 
 
@@ -440,8 +440,8 @@ def main() -> int:
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    failed = run_all(planned, rows, args)
-    write(rows)
+    failed = run_all(planned, args)
+    write(read())
     print(PAGE)
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
