@@ -30,7 +30,7 @@ def clip_guidance(
     condition: Condition,
     scale: float,
 ) -> Steering:
-    """The gradient of scale * similarity of image and caption (Nichol et al. 2021, eq. 7).
+    """The gradient of scale * similarity of image and caption (Nichol et al. 2021, GLIDE).
 
     Args:
         clip: maps (x, t, condition) to embeddings (B, 2, D) of images and of captions.

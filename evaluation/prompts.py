@@ -1,4 +1,4 @@
-"""Do pictures show what their prompts say? Attributes are read from them and compared."""
+"""Agreement of images with their prompts, by attributes that a network reads from the images."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,7 +30,7 @@ Check = Callable[[str, Attributes, int], Checked]  # of a caption and the image 
 
 
 class Score(NamedTuple):
-    """How well images agree with their captions."""
+    """Agreement of images with their captions."""
 
     attributes: float  # share of all statements that are right
     exact: float  # share of images of which every statement is right
@@ -71,7 +71,7 @@ def check_digits(caption: str, attributes: Attributes, index: int) -> Checked:
 
 
 def check_of(name: str, config: Mapping) -> Check | None:
-    """What compares the images of a data set with their captions; None if nothing can."""
+    """The function that compares images of a data set with captions; None if there is none."""
     if name == "avatars":
         return partial(check_avatar, style=config["avatar_style"])
     return {"captioned_mnist": check_digits}.get(name)
@@ -96,7 +96,7 @@ def score(
 
 
 def unreadable(check: Check, reader: AttributeReader, data: Data) -> dict[str, float]:
-    """What the reader cannot tell for sure: its accuracy on held-out images, by name.
+    """Statements that the reader cannot read reliably, with its accuracy on held-out images.
 
     Raises DataError if that is everything.
     """

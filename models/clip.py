@@ -1,7 +1,7 @@
 """A contrastive model of noisy images and captions, which guides sampling to a prompt.
 
 Radford et al. 2021 (arXiv:2103.00020) train it on clean images; that it must see noisy images to
-guide is in Nichol et al. 2021 (GLIDE, arXiv:2112.10741, section 2.4).
+guide is in Nichol et al. 2021 (GLIDE, arXiv:2112.10741).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The text encoder, and the cross-attention by which networks read what it writes."""
+"""The text encoder, and the cross-attention from images to its states."""
 
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ class CrossAttention(nn.Module):
         return self.out(a.transpose(1, 2).flatten(2))
 
     def queries_keys_values(self, x: Tensor, text: Text) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, heads, N, d), and twice (B, heads, L + 1, d)."""
+        """Queries (B, heads, N, d), keys and values (B, heads, L + 1, d)."""
         q = self.q(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(text.states).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v

@@ -20,7 +20,7 @@ SHOWN = 60  # characters of a prompt in a message
 
 
 class Wanted:
-    """What a request asks for, for one checkpoint.
+    """The classes and prompts of a request, resolved for one checkpoint.
 
     Args:
         request: what is asked for.
@@ -86,7 +86,7 @@ class Wanted:
         self.negative = self.negative_condition()
 
     def require_possible(self) -> None:
-        """Raise ValueError for flags that this checkpoint has no use for."""
+        """Raise ValueError for flags that have no effect on this checkpoint."""
         request = self.request
         unknown = request.named(group=CLASSES) if self.num_classes is None else []
         unknown += request.named(group=PROMPTS) if self.tokenizer is None else []

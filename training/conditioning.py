@@ -25,7 +25,7 @@ def condition_of(data: Data, config: dict) -> Condition | None:
 
 
 def caption_config(data: Data, held_out: int, seed: int) -> tuple[dict, dict]:
-    """What a new configuration says of captions: in "data", and the arguments of the network.
+    """The caption fields of a new configuration: those of "data", and of the network.
 
     The vocabulary is that of the items to train on, and the prompts are those of held-out ones.
     """
@@ -37,7 +37,7 @@ def caption_config(data: Data, held_out: int, seed: int) -> tuple[dict, dict]:
 
 
 def saved_caption_config(saved: dict) -> tuple[dict, dict]:
-    """The same of a run with this configuration, which keeps its vocabulary when it is resumed."""
+    """The caption fields of a saved configuration: a resumed run keeps its vocabulary."""
     return (
         {key: saved["data"][key] for key in ("words", "prompts")},
         {key: saved["model"][key] for key in ("vocabulary_size", "caption_length")},
