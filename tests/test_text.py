@@ -315,6 +315,11 @@ def test_prompts_are_rows_of_the_grid(run, script):
     assert script("sample", *words, *prompts, "--num-images", 3).code == 2
     assert script("sample", *words, "--prompt", "a red square", "--num-images", 3).code == 0
     assert script("sample", *words[:-2], *prompts).code == 0
+    for prompts, captions in ((["a red square"], 1), ([], 8)):  # eight rows each
+        more = ["--prompt", *prompts] if prompts else []
+        assert script("sample", *words[:-2], *more, "--output", "grid.png").code == 0
+        with Image.open("grid.png") as image:
+            assert image.height > 8 * (4 * 16 + 2) + captions * 10
     rows, width = 2, 8 * (4 * 16 + 2) + 2  # enlarged four times, with lines between
     with Image.open("outputs/generated_samples.png") as image:
         assert image.width == width

@@ -53,14 +53,18 @@ class ImagePictures:
     ) -> np.ndarray:
         """A picture (H', W', 3): rows of images; below a thin line, a row of real images.
 
-        Below each row is its caption, if there are any.
+        Below each row is its caption, in turn, and a single caption below all of them.
         """
         picture = tiles(self.pixels(images), columns)
-        if captions:
-            rows = [tiles(row, columns) for row in self.pixels(images).split(columns)]
-            texts = [strip(caption, picture.shape[2]) for caption in captions]
-            rows = [F.pad(row, (0, picture.shape[2] - row.shape[2])) for row in rows]
-            picture = torch.cat([part for pair in zip(rows, texts) for part in pair], dim=1)  # noqa: B905
+        if len(captions) == 1:  # of all rows
+            picture = torch.cat([picture, strip(captions[0], picture.shape[2])], dim=1)
+        elif captions:
+            width, parts = picture.shape[2], []
+            for i, row in enumerate(self.pixels(images).split(columns)):
+                tiled = tiles(row, columns)
+                parts.append(F.pad(tiled, (0, width - tiled.shape[2])))
+                parts.append(strip(captions[i % len(captions)], width))
+            picture = torch.cat(parts, dim=1)
         if real is not None:
             line = torch.full_like(picture[:, :2], 255)
             # Folders are sorted by class, so the row is taken evenly from all of the data.
