@@ -144,7 +144,8 @@ class RunConfig(DataFlags, ThreadFlags):
         fixed=True)
 
     precision: str = precision_flag(
-        "auto", "number format; auto uses bf16 where the hardware has it", section="train")
+        "auto", "number format; auto: bf16 where the hardware has it and it is not slower",
+        section="train")
     fsdp: bool | None = train_flag(
         None, "under torchrun: shard a network that does not fit one GPU", "machine",
         switch="on-off")

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 
 import pytest
 import torch
@@ -71,13 +72,31 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert min(faults[1:]) < 1000
 
 
-def test_automatic_precision_needs_native_bf16(monkeypatch):
-    for native, expected in [(True, "bf16"), (False, "fp32")]:
+def test_automatic_precision_needs_native_and_fast_bf16(monkeypatch):
+    for native, slow, expected in [
+        (True, False, "bf16"),
+        (False, False, "fp32"),
+        (True, True, "fp32"),
+    ]:
         monkeypatch.setattr(utils, "has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(utils, "bf16_is_slow", lambda slow=slow: slow)
         assert choose_precision("auto", CPU) == expected
     assert choose_precision("bf16", CPU) == "bf16"
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU"):
         choose_precision("fp16", CPU)
+
+
+def test_speed_of_bf16_is_measured_without_random_numbers(monkeypatch):
+    state, multiply = torch.get_rng_state(), torch.Tensor.__matmul__
+    for delayed in ("torch.float32", "torch.bfloat16"):
+
+        def slowly(a, b, delayed=delayed):
+            time.sleep(0.05 * (str(a.dtype) == delayed))
+            return multiply(a, b)
+
+        monkeypatch.setattr(torch.Tensor, "__matmul__", slowly)
+        assert utils.bf16_is_slow.__wrapped__() == (delayed == "torch.bfloat16")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_native_bf16_matches_the_flags_of_the_cpu():
