@@ -22,10 +22,12 @@ class Condition:
     Args:
         label: class labels, int64 (B,), from 0; `NULL_LABEL` for no label.
         tokens: of a caption, int64 (B, L), filled up with `PADDING`.
+        states: of these tokens (B, L, D), by a pretrained text encoder that is not trained here.
     """
 
     label: Tensor | None = None
     tokens: Tensor | None = None
+    states: Tensor | None = None
 
     def __len__(self) -> int:
         """The batch size. Raises ValueError for a condition that holds nothing."""
@@ -46,7 +48,8 @@ class Condition:
         """The unconditional form, of the same batch size."""
         label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
         tokens = None if self.tokens is None else torch.full_like(self.tokens, PADDING)
-        return replace(self, label=label, tokens=tokens)
+        states = None if self.states is None else torch.zeros_like(self.states)
+        return replace(self, label=label, tokens=tokens, states=states)
 
     def dropped(self, mask: Tensor) -> Condition:
         """The condition with the rows of a boolean mask (B,) in their unconditional form."""

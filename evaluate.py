@@ -26,7 +26,6 @@ from cli.activity import Bar, activity
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of
 from dataset.own_files import is_own_picture, require_own
-from conditions import Condition
 from diffusion import GaussianDiffusion
 from distributed import launched
 from evaluation.attributes import attribute_reader
@@ -308,7 +307,7 @@ def by_prompts(
             )
         if request.clip_score:
             chosen = subset(data, drawn.indices)
-            captions = Condition(tokens=tokenizer.encode(chosen.captions))
+            captions = tokenizer.condition(chosen.captions)
             with activity(f"comparing the pictures of {name} with their captions"):
                 measures["clip_score"] = clip_score(
                     clip, diffusion, captions, drawn.sets, chosen.items

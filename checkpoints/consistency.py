@@ -77,13 +77,21 @@ def require_config(config: dict) -> None:
 
 def require_captions(data: dict, model: dict) -> None:
     """Raise ValueError unless network and data agree in their captions."""
-    size, length = (model.get(name) for name in ("vocabulary_size", "caption_length"))
-    if (size is None) != (length is None):
-        raise ValueError("the network has a vocabulary_size or a caption_length, but not both")
-    if size is not None:
-        require_types(data, {"words": list[str], "prompts": list[str]}, "data.")
-        if size != FIRST_WORD + len(set(data["words"])) or not data["prompts"]:
-            raise ValueError("the network and the data differ in the vocabulary of the captions")
+    size, width = (model.get(name) for name in ("vocabulary_size", "text_width"))
+    if model.get("caption_length") is None:
+        if size is not None or width is not None:
+            raise ValueError("the network knows captions without a caption_length")
+        return
+    if (size is None) == (width is None):
+        raise ValueError("the network needs either a vocabulary_size or a text_width")
+    require_types(data, {"prompts": list[str]}, "data.")
+    if width is not None:
+        require_types(data, {"text_encoder": str, "text_encoder_sha256": str}, "data.")
+    else:
+        require_types(data, {"words": list[str]}, "data.")
+    different = width is None and size != FIRST_WORD + len(set(data["words"]))
+    if different or not data["prompts"]:
+        raise ValueError("the network and the data differ in the vocabulary of the captions")
 
 
 def require_known(data: dict, model: dict, process: dict) -> None:

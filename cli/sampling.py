@@ -34,6 +34,9 @@ class SamplerFlags(Flags):
     prompts: str | None = drawing_flag(
         None, "file with a prompt in each line", group=PROMPTS, parse=path, metavar="FILE",
         decides="file")
+    text_encoder: str | None = drawing_flag(
+        None, "folder of the run's pretrained text encoder, if it has moved", group=PROMPTS,
+        parse=path, metavar="DIR")
     negative_prompt: str | None = drawing_flag(
         None, "what guidance leads away from, in place of uncond", group=PROMPTS, metavar="TEXT",
         decides="value", needs=("guidance_scale",), unless=("guide",))

@@ -61,6 +61,9 @@ class RunConfig(DataFlags, ThreadFlags):
     cross_attention_resolutions: list[int] | None = network_flag(
         None, "unet: feature map sizes that read the captions, besides the middle",
         parse=number(int, 1), nargs="*")
+    text_encoder: str | None = flag(
+        None, "folder of a pretrained CLIP or T5 that encodes the captions",
+        group="network", section="data", parse=path, metavar="DIR")
     dropout: float | None = network_flag(
         None, "unet, dit, mlp: dropout probability (default: 0)", parse=number(float, 0, 0.99),
         metavar="P")

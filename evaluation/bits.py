@@ -10,7 +10,7 @@ from checkpoints.checkpoint import restore
 from cli.evaluation import EvaluationRequest
 from dataset.items import epoch_order, to_unit
 from evaluation.likelihood import flow_likelihood, variational_bound
-from evaluation.real import RealData
+from evaluation.real import RealData, subset
 from training.conditioning import condition_of
 from utils import NoisePerImage, choose_precision, describe
 
@@ -48,7 +48,7 @@ def bits_per_dimension(
     data, batch_size = real.held_out, request.batch_size or COUNT
     chosen = epoch_order(len(data.items), request.seed, 0)[: request.num_images or COUNT]
     starts = range(0, len(chosen), batch_size)
-    every = condition_of(data, checkpoint["config"])
+    every = condition_of(subset(data, chosen), checkpoint["config"])
     say(f"{len(chosen)} items ({real.origin}), {describe(device, precision)}")
 
     def estimate(measure: Callable, name: str, calls: int, **options) -> Estimate:
@@ -57,7 +57,8 @@ def bits_per_dimension(
             for first in starts:
                 indices = chosen[first : first + batch_size]
                 x_0 = to_unit(data.items[indices].to(device))
-                condition = None if every is None else every[indices].to(device)
+                rows = slice(first, first + batch_size)
+                condition = None if every is None else every[rows].to(device)
                 noise_like = NoisePerImage(request.seed, range(first, first + len(x_0)))
                 denoise = diffusion.denoiser(model, condition, precision=precision)
                 bits.append(measure(denoise, x_0, noise_like, done=bar.update, **options).cpu())

@@ -13,7 +13,7 @@ from dataset.items import indices_like
 from dataset.types import Data
 from evaluation.images import load_images
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
-from evaluation.real import RealData
+from evaluation.real import RealData, subset
 from sampling.draw import SamplingJob, draw
 from sampling.threads import choose_threads
 from training.conditioning import condition_of
@@ -76,9 +76,9 @@ def sampled_images(
     )
     plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
     indices = indices_like(len(data.items), plan.count)
-    condition = condition_of(data, job.config)
+    condition = condition_of(subset(data, indices), job.config)
     if condition is not None:
-        plan.wanted.of_data(condition[indices])
+        plan.wanted.of_data(condition)
     if threads := choose_threads(job, request.repeats):
         say(threads)
     say(

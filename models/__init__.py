@@ -58,6 +58,7 @@ LIMITS = {
     "num_classes": 100_000,
     "vocabulary_size": FIRST_WORD + MAX_WORDS,
     "caption_length": MAX_LENGTH,
+    "text_width": 16_384,
     "cross_attention_resolutions": 1024,
     "timesteps": MAX_TIMESTEPS,
 }

@@ -25,7 +25,7 @@ class CLIP(nn.Module):
     Args:
         image_size, image_channels, channels, multipliers, blocks, dropout, patch_size: of the
             network for images, as in `models.classifier.NoisyClassifier`.
-        vocabulary_size, caption_length: number of different tokens, and tokens of a caption.
+        vocabulary_size, caption_length, text_width: as in `models.unet.UNet`.
 
     Raises:
         ValueError: a value out of range, or no captions.
@@ -44,14 +44,15 @@ class CLIP(nn.Module):
         patch_size: int | None = None,
         vocabulary_size: int | None = None,
         caption_length: int | None = None,
+        text_width: int | None = None,
     ):
         super().__init__()
-        if not vocabulary_size:
+        if not caption_length:
             raise ValueError("a clip model needs captions")
         self.image = NoisyClassifier(
             image_size, image_channels, channels, multipliers, blocks, dropout, patch_size, DIM
         )
-        self.encoder = TextEncoder(vocabulary_size, caption_length)
+        self.encoder = TextEncoder(vocabulary_size, caption_length, text_width)
         self.caption = nn.Linear(WIDTH, DIM)
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
 

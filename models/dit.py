@@ -25,8 +25,8 @@ class DiT(nn.Module):
         long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
             outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
         dropout: probability inside the blocks.
-        num_classes, learn_sigma, vocabulary_size, caption_length: as in `models.unet.UNet`. Every
-            block reads the captions.
+        num_classes, learn_sigma, vocabulary_size, caption_length, text_width: as in
+            `models.unet.UNet`. Every block reads the captions.
 
     Raises:
         ValueError: a patch size that does not divide the image, or a value out of range.
@@ -47,6 +47,7 @@ class DiT(nn.Module):
         learn_sigma: bool = False,
         vocabulary_size: int | None = None,
         caption_length: int | None = None,
+        text_width: int | None = None,
     ):
         super().__init__()
         height, width = sides(image_size)
@@ -73,14 +74,14 @@ class DiT(nn.Module):
         self.time = time_embedding(channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.encoder = None
-        if vocabulary_size:
-            self.encoder = TextEncoder(vocabulary_size, caption_length)
+        if caption_length:
+            self.encoder = TextEncoder(vocabulary_size, caption_length, text_width)
             self.caption = nn.Linear(WIDTH, channels)
         self.stem = nn.Linear(pixels, channels)
         positions = position_embedding(rows, columns, channels)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
-            Block(channels, dropout, reads=bool(vocabulary_size)) for _ in range(blocks)
+            Block(channels, dropout, reads=bool(caption_length)) for _ in range(blocks)
         )
         joined = blocks // 2 if long_skips else 0
         self.joins = nn.ModuleList(nn.Linear(2 * channels, channels) for _ in range(joined))

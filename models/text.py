@@ -28,32 +28,64 @@ class TextEncoder(nn.Module):
     stands for the whole caption, and for "any caption" if all other tokens are padding.
 
     Args:
-        vocabulary_size: number of different tokens.
+        vocabulary_size: number of different tokens, or None with `text_width`.
         length: tokens of a caption; shorter ones are filled up with padding.
+        text_width: width of the states of a pretrained text encoder, which take the place of
+            embedded tokens; None without one.
         width: of a state.
         blocks: transformer blocks.
+
+    Raises:
+        ValueError: neither or both of `vocabulary_size` and `text_width`.
     """
 
-    def __init__(self, vocabulary_size: int, length: int, width: int = WIDTH, blocks: int = BLOCKS):
+    def __init__(
+        self,
+        vocabulary_size: int | None,
+        length: int,
+        text_width: int | None = None,
+        width: int = WIDTH,
+        blocks: int = BLOCKS,
+    ):
         super().__init__()
-        self.length = length
-        self.token = nn.Embedding(vocabulary_size, width)
-        self.position = nn.Embedding(length + 1, width)
-        nn.init.normal_(self.token.weight, std=0.5)
-        nn.init.normal_(self.position.weight, std=0.5)
-        with torch.no_grad():  # bytes that training never sees must say nothing
-            self.token.weight[:FIRST_WORD] = 0
+        if bool(vocabulary_size) == bool(text_width):
+            raise ValueError("a text encoder needs either a vocabulary_size or a text_width")
+        self.length, self.text_width = length, text_width
+        if vocabulary_size:
+            self.token = embedding(vocabulary_size, width)
+            with torch.no_grad():  # bytes that training never sees must say nothing
+                self.token.weight[:FIRST_WORD] = 0
+        else:
+            self.state = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
+        self.position = embedding(length + 1, width)
         self.blocks = nn.ModuleList(TextBlock(width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor) -> Text:
-        """Encode tokens (B, l), where l is at most the length of a caption."""
-        tokens = F.pad(tokens, (0, self.length - tokens.shape[1]), value=PADDING)  # (B, L)
+    def forward(self, tokens: Tensor, states: Tensor | None = None) -> Text:
+        """Encode tokens (B, l), where l is at most the length of a caption.
+
+        With a pretrained encoder, by their states (B, l, text_width); padding needs none.
+        """
+        missing = self.length - tokens.shape[1]
+        tokens = F.pad(tokens, (0, missing), value=PADDING)  # (B, L)
         mask = F.pad(tokens != PADDING, (1, 0), value=True)  # (B, L + 1)
-        h = F.pad(self.token(tokens), (0, 0, 1, 0)) + self.position.weight  # (B, L + 1, D)
+        if self.text_width is None:
+            h = self.token(tokens)  # (B, L, D)
+        elif states is None:
+            h = self.state(self.position.weight.new_zeros(*tokens.shape, self.text_width))
+        else:
+            h = self.state(F.pad(states, (0, 0, 0, missing)).to(self.position.weight.dtype))
+        h = F.pad(h, (0, 0, 1, 0)) + self.position.weight  # (B, L + 1, D)
         for block in self.blocks:
             h = block(h, mask)
         return Text(self.norm(h), mask)
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """An embedding with a standard deviation of 0.5."""
+    table = nn.Embedding(count, width)
+    nn.init.normal_(table.weight, std=0.5)
+    return table
 
 
 class TextBlock(nn.Module):
@@ -117,4 +149,4 @@ def encode(encoder: TextEncoder | None, t: Tensor, condition: Condition | None) 
         return None
     if condition is None or condition.tokens is None:
         return encoder(t.new_full((len(t), 1), PADDING))
-    return encoder(condition.tokens)
+    return encoder(condition.tokens, condition.states)

@@ -3,12 +3,13 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from conditions import PADDING
+from conditions import PADDING, Condition
+from models.pretrained import PretrainedTokenizer
 
 FIRST_BYTE = PADDING + 1
 FIRST_WORD = FIRST_BYTE + 256
@@ -41,7 +42,7 @@ class Tokenizer:
         ranked = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_WORDS]
         tokenizer = cls(ranked, MAX_LENGTH)
         longest = max(sum(map(len, map(tokenizer.tokens_of_word, words))) for words in captions)
-        tokenizer.length = min(MAX_LENGTH, -(-(longest + ROOM) // 8) * 8)
+        tokenizer.length = min(MAX_LENGTH, with_room(longest))
         return tokenizer
 
     @property
@@ -69,9 +70,26 @@ class Tokenizer:
             row[: len(known[caption])] = torch.tensor(known[caption])
         return table
 
+    def condition(
+        self,
+        captions: Sequence[str],
+        progress: Callable[..., Iterable] = lambda items, **_: items,
+    ) -> Condition:
+        """The condition of captions (N)."""
+        return Condition(tokens=self.encode(captions))
+
+    def pieces(self, caption: str) -> list[tuple[str, int]]:
+        """The parts of a caption that have tokens of their own, and the number of these."""
+        return [(word, len(self.tokens_of_word(word))) for word in words_of(caption)]
+
     def unknown(self, caption: str) -> list[str]:
         """The words of a caption that are not in the vocabulary."""
         return [word for word in dict.fromkeys(words_of(caption)) if word not in self.numbers]
+
+
+def with_room(longest: int) -> int:
+    """The tokens of a caption in a network where the longest caption has that many."""
+    return -(-(longest + ROOM) // 8) * 8
 
 
 def words_of(caption: str) -> list[str]:
@@ -79,7 +97,14 @@ def words_of(caption: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFC", caption).casefold())
 
 
-def tokenizer_of(config: dict) -> Tokenizer | None:
-    """The tokenizer of a checkpoint with this configuration; None if it knows no captions."""
-    length = config["model"].get("caption_length")
-    return None if length is None else Tokenizer(config["data"]["words"], length)
+def tokenizer_of(config: dict) -> Tokenizer | PretrainedTokenizer | None:
+    """The tokenizer of a checkpoint with this configuration; None if it knows no captions.
+
+    Raises ValueError if its pretrained text encoder cannot be read.
+    """
+    length, data = config["model"].get("caption_length"), config["data"]
+    if length is None:
+        return None
+    if config["model"].get("text_width"):
+        return PretrainedTokenizer(data["text_encoder"], length, data["text_encoder_sha256"])
+    return Tokenizer(data["words"], length)

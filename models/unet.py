@@ -38,6 +38,7 @@ class UNet(nn.Module):
         vocabulary_size, caption_length: of a network that is conditioned on captions: number of
             different tokens, and tokens of a caption. A transformer encodes them: the state of the
             whole caption joins the time embedding, and cross-attention reads the others.
+        text_width: instead of a vocabulary, the width of the states of a pretrained text encoder.
         cross_attention_resolutions: sizes of feature maps that read the captions, besides the
             middle.
         efficient: compute less at full resolution. The first level has no blocks on the way down,
@@ -67,6 +68,7 @@ class UNet(nn.Module):
         efficient: bool = True,
         vocabulary_size: int | None = None,
         caption_length: int | None = None,
+        text_width: int | None = None,
         cross_attention_resolutions: Sequence[int] = (),
     ):
         super().__init__()
@@ -87,8 +89,8 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
 
         self.encoder = None
-        if vocabulary_size:
-            self.encoder = TextEncoder(vocabulary_size, caption_length)
+        if caption_length:
+            self.encoder = TextEncoder(vocabulary_size, caption_length, text_width)
             self.caption = nn.Linear(WIDTH, embedding)
 
         def options(size: int, attends: bool = False, reads: bool = False) -> dict:

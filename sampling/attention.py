@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conditions import Condition
 from diffusion import GaussianDiffusion
+from models.pretrained import PretrainedTokenizer
 from models.text import CrossAttention
-from models.tokenizer import Tokenizer, words_of
+from models.tokenizer import Tokenizer
 from samplers import AUTO, SAMPLERS, generate
 from utils import NoisePerImage
 
@@ -27,7 +27,7 @@ class Moment(NamedTuple):
 def attention_over_trajectory(
     model: nn.Module,
     diffusion: GaussianDiffusion,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | PretrainedTokenizer,
     prompt: str,
     shape: Sequence[int],
     *,
@@ -48,9 +48,9 @@ def attention_over_trajectory(
 
     Returns the words, of which the first stands for the whole caption, and the moments.
     """
-    words = words_of(prompt)
-    lengths = [1, *(len(tokenizer.tokens_of_word(word)) for word in words)]
-    condition = Condition(tokens=tokenizer.encode([prompt]))
+    words, lengths = zip(*tokenizer.pieces(prompt), strict=True)
+    lengths = [1, *lengths]
+    condition = tokenizer.condition([prompt])
     device = diffusion.alpha.device
     noise_like = NoisePerImage(seed, range(1))
     denoise = diffusion.denoiser(model, condition.to(device))

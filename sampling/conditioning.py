@@ -1,6 +1,7 @@
 """The conditions of the samples that a request asks for: classes and prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from conditions import NULL_LABEL, Condition, label_condition
 from dataset.folder_captions import MAX_CAPTION
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
+from models.pretrained import PretrainedTokenizer
 from models.tokenizer import Tokenizer, tokenizer_of
 from sampling.classes import ClassNames
 from visuals.pictures import square
@@ -82,7 +84,7 @@ class Wanted:
                 raise ValueError("give the --prompt that --clip guides to")
             for prompt in self.given:
                 self.require_fits(prompt, "--prompt", clip)
-            self.captions = Condition(tokens=clip.encode(texts))
+            self.captions = clip.condition(texts)
         self.negative = self.negative_condition()
 
     def require_possible(self) -> None:
@@ -119,7 +121,9 @@ class Wanted:
         except ValueError as error:
             raise ValueError(f"--class-id: {error}") from None
 
-    def require_fits(self, prompt: str, flag: str, tokenizer: Tokenizer) -> None:
+    def require_fits(
+        self, prompt: str, flag: str, tokenizer: Tokenizer | PretrainedTokenizer
+    ) -> None:
         """Raise ValueError for a prompt that is too long."""
         if len(prompt) > MAX_CAPTION:
             raise ValueError(
@@ -191,10 +195,8 @@ class Wanted:
         if not self.conditional:
             return None
         tokenizer = self.own_tokenizer
-        return Condition(
-            label=None if self.own_classes is None else labels,
-            tokens=None if tokenizer is None else tokenizer.encode(captions),
-        )
+        condition = Condition() if tokenizer is None else tokenizer.condition(captions)
+        return condition if self.own_classes is None else replace(condition, label=labels)
 
     def negative_condition(self) -> Condition | None:
         """The condition of --negative-prompt; None where there is none."""
@@ -227,7 +229,7 @@ class Wanted:
         return lines
 
 
-def spelled(prompt: str, tokenizer: Tokenizer) -> str:
+def spelled(prompt: str, tokenizer: Tokenizer | PretrainedTokenizer) -> str:
     """Words that cost a token for each letter, for a message; "" if there are none."""
     named = ", ".join(map(repr, tokenizer.unknown(prompt)[:5]))
     return f"; words outside the training captions take one a letter: {named}" if named else ""
@@ -242,9 +244,10 @@ def grid_condition(config: dict, indices: Tensor, columns: int) -> Condition | N
     if tokenizer is None:
         return label_condition(indices % columns % num_classes if num_classes else None)
     prompts = config["data"]["prompts"]
-    tokens = tokenizer.encode(prompts).to(indices.device)[indices // columns % len(prompts)]
+    rows = indices // columns % len(prompts)
+    condition = tokenizer.condition(prompts).to(indices.device)[rows]
     any_class = torch.full_like(indices, NULL_LABEL)
-    return Condition(any_class if num_classes else None, tokens)
+    return replace(condition, label=any_class) if num_classes else condition
 
 
 def given_prompts(request: SamplingRequest) -> list[str] | None:

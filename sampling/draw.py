@@ -47,6 +47,7 @@ class SamplingJob:
         request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
+        use_text_encoder(self.config, request.text_encoder)
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         require_denoiser(self.config, request.checkpoint)
@@ -90,6 +91,18 @@ class SamplingJob:
         return self.to_items(torch.empty(0, *self.plan.shape))
 
 
+def use_text_encoder(config: dict, path: str | None) -> None:
+    """Let the configuration of a checkpoint name another folder of its pretrained text encoder.
+
+    Raises ValueError if the network has none.
+    """
+    if path is None or config["model"].get("caption_length") is None:
+        return
+    if config["model"].get("text_width") is None:
+        raise ValueError("--text-encoder: this checkpoint encodes its captions itself")
+    config["data"]["text_encoder"] = path
+
+
 def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """The network that guides a checkpoint with this configuration.
 
@@ -97,7 +110,9 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """
     checkpoint = load_checkpoint(path)
     own = {
-        "data": dict.fromkeys(("image_size", "image_channels", "dim", "classes", "words")),
+        "data": dict.fromkeys(
+            ("image_size", "image_channels", "dim", "classes", "words", "text_encoder_sha256")
+        ),
         "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
         "model": dict.fromkeys(("num_classes", "caption_length")),
     }

@@ -82,6 +82,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     ]
     if "label_dropout" in flags.given and not any(conditional):
         raise ValueError("--label-dropout has no effect on an unconditional network")
+    if flags.text_encoder is not None and not conditional[1]:
+        raise ValueError("--text-encoder has no effect on a network that takes no captions")
     edm = flags.schedule == "edm"  # elsewhere flow's velocity learned fastest, with cosine too
     if flags.prediction is None:
         found["prediction"] = "edm" if edm else "flow"
@@ -128,8 +130,12 @@ def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict
         require_captions(flags, data)
         if saved and saved["model"].get("caption_length"):
             of_captions, sizes = saved_caption_config(saved)
+            if flags.text_encoder is not None and "text_width" not in sizes:
+                raise ValueError("--text-encoder: this run encodes its captions itself")
         else:
-            of_captions, sizes = caption_config(data, flags.validation, flags.seed)
+            of_captions, sizes = caption_config(
+                data, flags.validation, flags.seed, flags.text_encoder
+            )
         options |= sizes
     of_data = flags.chosen(flags.named(section="data"))
     of_data.pop("image_size")  # `shape` has it

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from cli.activity import activity
+from cli.activity import Bar, activity
 from conditions import Condition
 from dataset.items import epoch_order, kind_of, on_device, split
 from dataset.types import Data
@@ -165,7 +166,8 @@ class Run:
         self.config, self.trainer, self.folder = config, trainer, folder
         self.distance = distance
         self.sample_interval, self.eval_interval = train["sample_interval"], train["eval_interval"]
-        items, condition = on_device(data.items, trainer.device), condition_of(data, config)
+        items = on_device(data.items, trainer.device)
+        condition = condition_of(data, config, partial(Bar, shown=is_main()))
         if condition is not None:
             condition = condition.to(trainer.device)
         indices, self.held_out = split(len(data.items), train["validation"], train["seed"])
