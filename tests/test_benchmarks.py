@@ -1,7 +1,9 @@
 """Tests of the benchmarks."""
 
+import json
 import sys
 from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from benchmarks import (
     contenders,
     contention,
     contest,
+    guidance,
     profile_step,
     samplers,
     throughput,
@@ -412,3 +415,21 @@ def test_busy_neighbours_end_whatever_happens():
 def test_sampling_next_to_neighbours_is_read_from_its_output(monkeypatch, text, speed):
     monkeypatch.setattr(contention, "run_for", lambda *arguments: text)
     assert contention.sampling_speed("auto", 4) == speed
+
+
+def test_guidance_is_tabulated_and_drawn_over_its_scale(monkeypatch, tmp_path):
+    def evaluate(command, **_):  # exact match grows with the scale
+        scale = float(command[command.index("--guidance-scale") + 1])
+        figures = {"mean": scale / 10, "floor": 0.9}
+        report = {"prompt": {"held_out": dict.fromkeys(guidance.NAMES, figures)}}
+        Path(command[command.index("--output") + 1]).write_text(json.dumps(report))
+
+    monkeypatch.setattr(guidance.subprocess, "run", evaluate)
+    command = ["guidance.py", "--checkpoint", "model.pt", "--output-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--scales", "1", "2.5"])
+    guidance.main()
+    rows = (tmp_path / "guidance.md").read_text().splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        ["| 1", "0.100"], ["| 2.5", "0.250"], ["| real images", "0.900"]
+    ]  # fmt: skip
+    assert (tmp_path / "guidance.png").stat().st_size > 5000
