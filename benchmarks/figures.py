@@ -202,6 +202,7 @@ def wrong_lines_of_card(root: Path, card: Path, row: dict) -> Iterator[str]:
     lines = (root / card).read_text(encoding="utf-8").splitlines()
     report = {
         "classifier": {**row["classifier"], **row["measures"]},
+        "two_sample": row.get("two_sample", {}),
         "copies": {"near_copies": row["near_copies"], "of_held_out": RARE},
         "num_images": 0,
         "compared_with": "",

@@ -18,6 +18,10 @@ MEASURES = {  # key in a report of evaluate.py: name in the card
     "confidence": "confidence of the classifier",
     "class_accuracy": "images of the requested class",
 }
+SEPARATION = {  # of the two-sample test
+    "auc": "AUC of a network that tells samples from real images",
+    "auc_16_levels": "the same with 16 grey levels",
+}
 PROMPT_MEASURES = {
     "attribute_accuracy": "statements that are right",
     "exact_match": "images of which all statements are right",
@@ -116,6 +120,7 @@ def figures_table(report: dict) -> str:
             "| measure | samples: mean (lowest to highest) | as many training images |",
             "| --- | --- | --- |",
             *measure_rows(measured, MEASURES),
+            *measure_rows(report.get("two_sample", {}), SEPARATION),
         ]
         if "ratio" in measured["classifier_fid"]:
             ratio = measured["classifier_fid"]["ratio"]

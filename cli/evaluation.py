@@ -11,7 +11,7 @@ from cli.common import (
     resolve_dataset,
     size_flag,
 )
-from cli.declare import flag, number, path
+from cli.declare import flag, keys, number, path
 from cli.parser import Command
 from cli.sampling import SamplerFlags
 
@@ -56,6 +56,9 @@ class EvaluationRequest(SamplerFlags, ThreadFlags):
     image_size: int | list[int] | None = size_flag(
         "--samples: resize the data set to N or HEIGHTxWIDTH pixels", needs=("samples",))
 
+    avatar_style: str = flag(
+        "voxel-art", "avatars: how they are drawn, voxel-art or open-peeps", group="data",
+        choices=keys("dataset/avatar_styles.py", "STYLES"), metavar="STYLE", needs=("samples",))
     skip_bad_images: bool = flag(
         False, "folders of images: skip files that cannot be read", group="data", switch="on",
         needs=("samples",))

@@ -53,6 +53,7 @@ def load_real_data(
     """
     validation, seed = None, request.seed
     config = {"dataset": request.dataset, "data_dir": "data", "image_size": request.image_size}
+    config |= request.chosen(("avatar_style",))
     if request.dataset == "folder":
         config |= request.chosen(("skip_bad_images", "follow_links"))
     if checkpoint:

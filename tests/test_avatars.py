@@ -2,8 +2,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from torch.testing import assert_close
 
+from cli.evaluation import EVALUATE
 from conftest import TINY
 from dataset import avatars
 from dataset.avatar_captions import ANY, GRAMMARS, MAX_WORDS, all_phrases, mentioned, write_caption
@@ -16,6 +18,7 @@ from dataset.avatar_styles import (
     options,
 )
 from dataset.registry import load_dataset
+from evaluation.real import load_real_data
 from utils import DataError
 
 pytest.importorskip("dicebear")
@@ -310,6 +313,14 @@ def test_both_styles_have_files_of_their_own(rendered, tmp_path):
     peeps = load(rendered, "test", avatar_style="open-peeps", cache_dir=tmp_path)
     assert peeps.items.shape == (4, 3, 16, 16)
     assert [path.name for path in tmp_path.iterdir()] == ["open-peeps_16_test.pixels"]
+
+
+def test_samples_are_compared_with_the_style_that_was_asked_for(rendered):
+    words = ["--samples", "a.npz", "--dataset", "avatars", "--image-size", "16"]
+    words += ["--avatar-style", "open-peeps", "--data-dir", str(rendered)]
+    real = load_real_data(EVALUATE.parse(words), None, progress=lambda items, **_: items)
+    peeps = load(rendered, "test", avatar_style="open-peeps")
+    assert torch.equal(real.held_out.items, peeps.items)
 
 
 # --- messages ------------------------------------------------------------------------------------
