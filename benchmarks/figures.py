@@ -47,6 +47,12 @@ def almost_background(row: Row) -> list[float]:
     return [100 * levels[f"almost_background{of}"] for of in ("", "_of_real")]
 
 
+def obeyed(row: Row, measure: str, captions: str = "held_out") -> list[float]:
+    """The mean and range of a measure of whether samples show what captions say."""
+    found = row["prompt"][captions][measure]
+    return [found["mean"], min(found["values"]), max(found["values"])]
+
+
 FIELDS: dict[str, Callable[[Row], list[float]]] = {
     "minutes": lambda row: [row["minutes"]],
     "updates": lambda row: [row["updates"]],
@@ -66,6 +72,9 @@ FIELDS: dict[str, Callable[[Row], list[float]]] = {
     "AUC, range and floor": lambda row: area(row, "auc"),
     "AUC of 16 levels, range and floor": lambda row: area(row, "auc_16_levels"),
     "almost background": almost_background,
+    "exact match and range": lambda row: obeyed(row, "exact_match"),
+    "statements and range": lambda row: obeyed(row, "attribute_accuracy"),
+    "exact match of training captions": lambda row: obeyed(row, "exact_match", "training"),
 }
 
 
@@ -201,7 +210,8 @@ def wrong_lines_of_card(root: Path, card: Path, row: dict) -> Iterator[str]:
     """The figures of a model card that are not those of its row, each with file and line."""
     lines = (root / card).read_text(encoding="utf-8").splitlines()
     report = {
-        "classifier": {**row["classifier"], **row["measures"]},
+        **({"prompt": row["prompt"]} if "prompt" in row else {}),
+        **({"classifier": row["classifier"] | row["measures"]} if "measures" in row else {}),
         "two_sample": row.get("two_sample", {}),
         "copies": {"near_copies": row["near_copies"], "of_held_out": RARE},
         "num_images": 0,

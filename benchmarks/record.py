@@ -39,7 +39,7 @@ from benchmarks.figures import (
     corrected,
     wrong_lines_of_card,
 )
-from benchmarks.results_page import METRICS, page
+from benchmarks.results_page import METRICS, PROMPTS, page
 from benchmarks.sessions import train_to_the_end
 from checkpoints.checkpoint import load_checkpoint
 from training.environment import read_environment
@@ -59,9 +59,11 @@ class Recipe(NamedTuple):
     weights: str = ""  # name in weights/ if it is published
     part: float | None = None  # minutes after which train.py is stopped and resumed
     needs_gpu: bool = False
+    metrics: str = METRICS  # of evaluate.py, with its other flags for them
 
 
 GUIDED = "--steps 20 --guidance-scale 1.3"
+BY_PROMPT = "--steps 20 --guidance-scale 2"
 LESS_GUIDED = "--steps 20 --guidance-scale 1.15"  # better after longer training
 CIFAR10 = "--dataset cifar10 --preset quality --compile reduce-overhead --sample-interval 0"
 RECIPES = {  # changed flags make a row outdated
@@ -97,6 +99,21 @@ RECIPES = {  # changed flags make a row outdated
     ),
     "cifar10, a night": Recipe(
         "--dataset cifar10 --preset laptop --max-minutes 480 --sample-interval 0", GUIDED
+    ),
+    "avatars, 10 minutes": Recipe(
+        "--dataset avatars --max-minutes 10 --sample-interval 0", BY_PROMPT, metrics=PROMPTS
+    ),
+    "avatars, 30 minutes": Recipe(
+        "--dataset avatars --max-minutes 30 --sample-interval 0", BY_PROMPT, metrics=PROMPTS
+    ),
+    "avatars, 60 minutes": Recipe(
+        "--dataset avatars --max-minutes 60 --sample-interval 0",
+        BY_PROMPT,
+        "avatars",
+        metrics=PROMPTS,
+    ),
+    "captioned_mnist, 60 minutes": Recipe(
+        "--dataset captioned_mnist --max-minutes 60 --sample-interval 0", BY_PROMPT, metrics=PROMPTS
     ),
     "cifar10, 10 minutes on a GPU": Recipe(f"{CIFAR10} --max-minutes 10", GUIDED, needs_gpu=True),
     "cifar10, 40 minutes on a GPU, in parts of 10": Recipe(
@@ -174,6 +191,7 @@ class Work:
         """The state of sampling and measuring: the figures of each finished command."""
         begun = self.state["training"]["sessions"][0]["start"]  # another network, other figures
         key = [code.measuring, self.recipe.draw, self.recipe.weights, str(begun)]
+        key.append(self.recipe.metrics)
         return self.of_stage("measuring", key)
 
     def save(self) -> None:
@@ -189,7 +207,7 @@ def outdated(row: dict, code: Code) -> str:
         return "older flags"
     if made.get("training") != code.training:
         return "older code"
-    if row["draw"] != drawing(recipe):
+    if row["draw"] != drawing(recipe) or row.get("metrics", recipe.metrics) != recipe.metrics:
         return "older flags of sampling"
     return "" if made.get("measuring") == code.measuring else "older code of measuring"
 
@@ -222,7 +240,7 @@ def run(name: str, work: Work, data_dir: str) -> dict:
     measuring = work.measuring(Code.now())
     start = time.monotonic()
     if "report" not in measuring:
-        execute("evaluate", *draw, *data, "--metrics", *METRICS.split())
+        execute("evaluate", *draw, *data, "--metrics", *recipe.metrics.split())
         measuring["report"] = json.loads(report.read_text())
         measuring["minutes"] = (time.monotonic() - start) / 60
         work.save()
@@ -244,7 +262,7 @@ def row_of(
     found, rows = measuring["report"], read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text())
     train, sessions = config["train"], training["sessions"]
-    last, distance = read_environment(folder / "env.json")[-1], found["classifier"]
+    last = read_environment(folder / "env.json")[-1]
     machine = last["device"].get("name")
     if machine is None:
         machine = f"{last['cpu']['name']}, {count_of_threads(last['threads'])}"
@@ -271,12 +289,24 @@ def row_of(
         "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
         "images_per_second": statistics.median(column(rows, "images_per_second")[1]),
         "parameters": parameters_of(folder / "model_final.pt"),
-        "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
-        "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
-        "two_sample": found["two_sample"],
+        "metrics": recipe.metrics,
+        **measured(found),
         "near_copies": found["copies"]["near_copies"],
         "seconds": measuring["seconds"],
         "grid": grid,
+    }
+
+
+def measured(report: dict) -> dict:
+    """The measures in a report of evaluate.py, for a row."""
+    if prompts := report.get("prompt"):
+        kept = ("reader", "left_out", "training", "held_out")
+        return {"prompt": {key: prompts[key] for key in kept}}
+    distance = report["classifier"]
+    return {
+        "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
+        "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
+        "two_sample": report["two_sample"],
     }
 
 

@@ -1,6 +1,7 @@
 """The page docs/results.md, from the rows of docs/results.json."""
 
 METRICS = "classifier two-sample copies"  # of evaluate.py
+PROMPTS = "prompt copies --num-images 1000"  # of data with captions
 PROTOCOL = """\
 Written by `python benchmarks/record.py --all`. The commands of each row reproduce it.
 
@@ -14,6 +15,10 @@ Written by `python benchmarks/record.py --all`. The commands of each row reprodu
   on 16. In brackets, the lowest and highest of three networks, and the floor (training images in
   the place of the samples). **Almost background** is the share of pixels of 1 to 10 grey levels
   from the background; in brackets, that of training images.
+- **Exact match** is the share of samples of which everything is right that their captions say, and
+  **statements** the share of single statements that are right, as a network reads them that was
+  trained on real images ([text.md](text.md)). In brackets, the lowest and highest of three sets of
+  1,000 samples. Held-out captions have combinations that do not occur in training.
 - No test image is trained on. The presets were chosen by runs that were measured on the same test
   split ([presets.md](presets.md)), by differences far above chance. These runs were made later.
 - **Minutes** are those of the whole `train.py`, with imports, data, validation and pictures; of
@@ -29,19 +34,19 @@ Written by `python benchmarks/record.py --all`. The commands of each row reprodu
 def page(rows: list[dict]) -> str:
     """The content of docs/results.md."""
     lines = ["# Results", "", PROTOCOL, ""]
-    lines += table(["recipe", *QUALITY], [[row["recipe"], *quality(row)] for row in rows])
+    classified = [row for row in rows if "measures" in row]
+    lines += table(["recipe", *QUALITY], [[row["recipe"], *quality(row)] for row in classified])
+    if asked := [row for row in rows if "prompt" in row]:
+        lines += ["", *table(["recipe", *OBEYED], [[row["recipe"], *obeyed(row)] for row in asked])]
     lines += ["", *table(["recipe", *COST], [[row["recipe"], *cost(row)] for row in rows])]
     for row in rows:
-        classifier = row["classifier"]
         lines += ["", f"## {row['recipe']}", "", "```", row["train"]]
         lines += [f"python evaluate.py {row['draw']}{metrics_of(row)}"]
         lines += [f"python sample.py {row['draw']}", "```", ""]
         reason = f" ({row['outdated']})" if row.get("outdated") else ""
         lines += [
             f"{row['date']}{made_by(row)}{reason}, {row['machine']}, {row['precision']}, torch "
-            f"{row['torch']}. Classifier `{classifier['sha256'][:12]}`, accuracy on the "
-            f"test split {100 * classifier['accuracy']:.2f} %. The first 64 samples of seed 0, not "
-            "selected:",
+            f"{row['torch']}. {judge_of(row)} The first 64 samples of seed 0, not selected:",
             "",
             f"![{row['recipe']}]({row['grid']})",
         ]
@@ -50,6 +55,8 @@ def page(rows: list[dict]) -> str:
 
 QUALITY = ("classifier-FID", "floor", "ratio", "precision, recall", "near-copies", "AUC")
 QUALITY += ("AUC, 16 levels", "almost background")
+OBEYED = ("exact match", "statements", "precision, recall", "exact match, training captions")
+OBEYED += ("exact match of real images", "near-copies")
 COST = ("minutes", "epochs", "updates", "images/s", "parameters", "start", "memory", "64 images")
 COST += ("date", "code")
 
@@ -58,7 +65,7 @@ def quality(row: dict) -> list[str]:
     """The cells of a row on its samples."""
     distance, tests = row["measures"]["classifier_fid"], row.get("two_sample", {})
     return [
-        f"{distance['mean']:.3f} ({spread(distance['values'])})",
+        ranged(distance),
         f"{distance['floor']:.3f} ({spread(distance['floor_values'])})",
         f"**{distance['ratio']:.2f}**",
         ", ".join(f"{row['measures'][key]['mean']:.2f}" for key in ("precision", "recall")),
@@ -66,6 +73,30 @@ def quality(row: dict) -> list[str]:
         *(area(tests.get(key)) for key in ("auc", "auc_16_levels")),
         almost_background(tests.get("grey_levels")),
     ]
+
+
+def obeyed(row: dict) -> list[str]:
+    """The cells of a row on whether its samples show what their captions say."""
+    ours, training = row["prompt"]["held_out"], row["prompt"]["training"]
+    return [
+        ranged(ours["exact_match"]),
+        ranged(ours["attribute_accuracy"]),
+        ", ".join(f"{ours[key]['mean']:.2f}" for key in ("precision", "recall")),
+        ranged(training["exact_match"]),
+        f"{ours['exact_match']['floor']:.3f}",
+        f"{100 * row['near_copies']:.2f} %",
+    ]
+
+
+def judge_of(row: dict) -> str:
+    """The network that measured a row, in a sentence."""
+    if "prompt" in row:
+        return f"Reader of attributes `{row['prompt']['reader'][:12]}`."
+    classifier = row["classifier"]
+    return (
+        f"Classifier `{classifier['sha256'][:12]}`, accuracy on the test split "
+        f"{100 * classifier['accuracy']:.2f} %."
+    )
 
 
 def area(found: dict | None) -> str:
@@ -115,13 +146,20 @@ def short(commit: str) -> str:
 
 def metrics_of(row: dict) -> str:
     """The flag of evaluate.py for a row's measures."""
-    return f" --metrics {METRICS}" if "two_sample" in row else ""
+    if "metrics" not in row:
+        return f" --metrics {METRICS}" if "two_sample" in row else ""
+    return f" --metrics {row['metrics']}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a table."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def ranged(measure: dict) -> str:
+    """The mean of a measure, with its lowest and highest value."""
+    return f"{measure['mean']:.3f} ({spread(measure['values'])})"
 
 
 def spread(values: list[float]) -> str:

@@ -112,6 +112,24 @@ def ran(project: Path) -> list[str]:
 NEW = "train --tiny --data-dir data --overwrite"
 
 
+def test_a_row_of_prompts_has_a_table_of_its_own(project, call):
+    figures = {"mean": 0.7, "values": [0.6, 0.8], "floor": 0.99}
+    measures = dict.fromkeys(("exact_match", "attribute_accuracy", "precision", "recall"), figures)
+    prompt = {"reader": "5" * 64, "left_out": [], "training": measures, "held_out": measures}
+    report = {"prompt": prompt, "copies": {"near_copies": 0.01}}
+    (project / "report.json").write_text(json.dumps(report))
+    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics="prompt copies")
+    assert call("--only", "tiny").code == 0
+    text = record.PAGE.read_text()
+    assert "| tiny | 0.700 (0.600 to 0.800) | 0.700 (0.600 to 0.800) | 0.70, 0.70 |" in text
+    assert "| 0.990 | 1.00 % |" in text
+    assert "--metrics prompt copies" in text
+    assert "Reader of attributes `555555555555`" in text
+    assert call("--only", "tiny").ran == []
+    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics="prompt")
+    assert call("--only", "tiny").ran == ["evaluate"]  # the network is kept
+
+
 def test_a_row_is_made_once_for_each_version_of_the_code_that_matters(project, call, monkeypatch):
     listed = call("--list")
     assert listed.ran == []
