@@ -24,7 +24,7 @@ from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar, activity
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
-from dataset.items import kind_of
+from dataset.items import kind_of, to_unit
 from dataset.own_files import is_own_picture, require_own
 from diffusion import GaussianDiffusion
 from distributed import launched
@@ -32,19 +32,30 @@ from evaluation.attributes import attribute_reader
 from evaluation.bits import bits_per_dimension
 from evaluation.copies import RARE, find_near_copies, picture_of_pairs
 from evaluation.features import classifier_for, require_classes
-from evaluation.generated import Generated, given_images, sampled_images
+from evaluation.generated import (
+    Generated,
+    given_images,
+    reconstructed_images,
+    sampled_images,
+)
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
 from evaluation.prompts import check_of, clip_score, prompt_measures, unreadable
+from evaluation.reconstruction import mean_and_error, psnr, ssim
 from evaluation.real import RealData, load_real_data, subset
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
+from models import AUTOENCODERS
 from models.tokenizer import tokenizer_of
 from sampling.draw import load_judge, require_denoiser
 from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
-from visuals.pictures import save_picture
+from visuals.pictures import DIFFERENCE, compared, save_picture
 
 SAY = partial(print, flush=True)
-PICTURES = {"two-sample": "two_sample", "copies": "nearest"}  # how their names end
+# how their names end
+PICTURES = {"two-sample": "two_sample", "copies": "nearest", "reconstruction": "reconstruction"}
+
+OF_RECONSTRUCTIONS = {"reconstruction", "classifier", "two-sample", "inception"}
+SHOWN = 16  # reconstructions in a picture
 
 
 @kept_threads()
@@ -64,11 +75,12 @@ def main(request: EvaluationRequest) -> int:
     # Load the checkpoint and the real data, and choose what to measure.
     with activity(f"loading {source}"):
         checkpoint = load_checkpoint(source) if request.checkpoint else None
-    if checkpoint is not None:
+    encodes = checkpoint is not None and checkpoint["config"]["model"]["name"] in AUTOENCODERS
+    if checkpoint is not None and not encodes:
         require_denoiser(checkpoint["config"], request.checkpoint)
     real = load_real_data(request, checkpoint, progress=Bar, say=SAY)
-    metrics = request.metrics or default_metrics(request, real)
-    require_used(request, metrics)
+    metrics = request.metrics or default_metrics(request, real, encodes)
+    require_used(request, metrics, encodes)
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}
@@ -83,10 +95,15 @@ def main(request: EvaluationRequest) -> int:
         require_measurable(request, metrics, real, checkpoint and checkpoint["config"])
         if request.samples:
             generated = given_images(request, real, progress=Bar, say=SAY)
+        elif encodes:
+            with activity("encoding and decoding images"):
+                generated = reconstructed_images(request, checkpoint, real.held_out, device)
         else:
             generated = sampled_images(request, real.train, say=SAY)  # chooses the threads
         images = generated.sets[0]
         report |= {"num_images": len(images), **generated.record}
+        if "reconstruction" in metrics:
+            report["reconstruction"] = by_reconstruction(real, generated, output)
         if "classifier" in metrics:
             report["classifier"] = by_classifier(request, real, generated, device, output.parent)
         if "two-sample" in metrics:
@@ -125,8 +142,10 @@ def description(request: EvaluationRequest, source: Path, checkpoint: dict | Non
     }
 
 
-def default_metrics(request: EvaluationRequest, real: RealData) -> list[str]:
-    """The metrics without --metrics."""
+def default_metrics(request: EvaluationRequest, real: RealData, encodes: bool) -> list[str]:
+    """The metrics without --metrics; `encodes`: of an autoencoder."""
+    if encodes:
+        return ["reconstruction", *(["classifier"] if len(real.train.classes) > 1 else [])]
     if kind_of(real.shape) == "points":
         return ["bpd"]
     metrics = ["classifier", "copies"] if len(real.train.classes) > 1 else ["copies"]
@@ -157,8 +176,15 @@ def is_report(path: Path) -> bool:
     return False
 
 
-def require_used(request: EvaluationRequest, metrics: list[str]) -> None:
-    """Raise ValueError for a flag that has no effect on the metrics."""
+def require_used(request: EvaluationRequest, metrics: list[str], encodes: bool) -> None:
+    """Raise ValueError for a flag that has no effect on the metrics, or a metric on the model."""
+    if encodes and (unfit := set(metrics) - OF_RECONSTRUCTIONS):
+        raise ValueError(f"--metrics {min(unfit)}: an autoencoder draws nothing")
+    if not encodes and "reconstruction" in metrics:
+        raise ValueError("--metrics reconstruction needs the --checkpoint of an autoencoder")
+    if encodes and (unused := set(request.named(use="drawing")) & request.given):
+        flag = min(unused).replace("_", "-")
+        raise ValueError(f"--{flag} has no effect on an autoencoder, which draws nothing")
     unused = set() if "bpd" in metrics else set(request.named(use="likelihood"))
     if metrics == ["bpd"]:
         unused = set(request.named(use="drawing"))
@@ -242,6 +268,21 @@ def by_classifier(
         "accuracy": classifier.accuracy,
         **{name: measure.record() for name, measure in measures.items()},
     }
+
+
+def by_reconstruction(real: RealData, generated: Generated, output: Path) -> dict:
+    """Compare reconstructions with their images."""
+    images, found = real.held_out.items[generated.indices], generated.sets[0]
+    with activity("comparing reconstructions with their images"):
+        measures = {"psnr": psnr(images, found), "ssim": ssim(images, found)}
+    picture = picture_of(output, "reconstruction")
+    save_picture(picture, compared(to_unit(images[:SHOWN]), to_unit(found[:SHOWN])))
+    print(
+        f"\nreconstructions of {len(images):,} images ({real.origin}): "
+        f"PSNR {measures['psnr'].mean():.2f} dB, SSIM {measures['ssim'].mean():.4f}\n"
+        f"images above reconstructions above {DIFFERENCE} times the differences: {picture}"
+    )
+    return {name: mean_and_error(values) for name, values in measures.items()}
 
 
 def by_two_samples(

@@ -44,17 +44,16 @@ from evaluation.features import classifier_for
 from evaluation.measures import Reference
 from evaluation.points import point_distances
 from evaluation.real import real_data
-from models import GUIDES, MODELS, cost, model_config
+from models import AUTOENCODERS, GUIDES, MODELS, NOT_DENOISERS, cost, model_config
 from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
-from training.resume import checkpoint_to_resume, plan_of, require_same_run
+from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
 from training.trainer import Trainer
 from utils import (
     choose_device,
-    choose_precision,
     describe,
     out_of_memory,
     set_deterministic,
@@ -95,10 +94,10 @@ def train_run(flags: RunConfig, start: float) -> Trained:
     with process_group(device):
         # Where does the run start, and on what does it compute?
         flags, checkpoint = checkpoint_to_resume(flags)
-        precision = choose_precision(flags.precision, device)
+        precision, note = number_format(flags.precision, checkpoint, device)
         require_possible(flags, device, precision)
         set_deterministic(flags.deterministic)
-        say(f"device: {describe(device, precision, threads=False)}")
+        say(f"device: {describe(device, precision, threads=False)}{note and f' ({note})'}")
 
         # Load the data, and fill in the defaults that depend on it.
         load = loader(flags)
@@ -110,6 +109,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
         config = make_config(flags, data, checkpoint and checkpoint["config"])
+        config["train"]["number_format"] = precision
         if cut := cut_captions(data, config):
             say(cut)
         if checkpoint is not None:
@@ -240,8 +240,10 @@ def distance_for(
             return lambda images: 0.0
         if kind_of(data.items.shape[1:]) == "points":
             raise ValueError(f"--eval-interval is for images, and {flags.dataset} is points")
-        if flags.model in GUIDES:
-            raise ValueError(f"--eval-interval measures samples, and a {flags.model} draws none")
+        if flags.model in NOT_DENOISERS:
+            raise ValueError(
+                f"--eval-interval measures samples, and --model {flags.model} draws none"
+            )
         test = partial(load, split="test")
         real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
         folder = Path(flags.output_dir)
@@ -316,7 +318,8 @@ def next_command(folder: RunFolder, model: str) -> str:
         wanted = "--class-id all" if model == "classifier" else '--prompt "..."'
         path = shlex.quote(str(folder.final))
         return f"next: python sample.py --checkpoint MODEL --{model} {path} {wanted}"
-    return f"next: python sample.py --checkpoint {shlex.quote(str(folder.final))}"
+    command = "evaluate" if model in AUTOENCODERS else "sample"
+    return f"next: python {command}.py --checkpoint {shlex.quote(str(folder.final))}"
 
 
 def stopped(job: Run) -> str:

@@ -47,7 +47,9 @@ class RunConfig(DataFlags, ThreadFlags):
 
     model: str | None = network_flag(
         None, "network (default: unet for images, mlp for points)",
-        choices=(*keys("models/__init__.py", "MODELS"), *keys("models/__init__.py", "GUIDES")))
+        choices=tuple(
+            name for table in ("MODELS", "GUIDES", "AUTOENCODERS")
+            for name in keys("models/__init__.py", table)))
     channels: int | None = network_flag(
         None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1))
     multipliers: list[int] | None = network_flag(
@@ -74,6 +76,14 @@ class RunConfig(DataFlags, ThreadFlags):
         None, "unet: fewer operations at full resolution (default: on)", switch="on-off")
     long_skips: bool | None = network_flag(
         None, "dit: connect the first blocks to the last, as U-ViT does", switch="on")
+    downsample: int | None = network_flag(
+        None, "autoencoder: sides of images over those of latents, 4 or 8 (default: 4)",
+        parse=number(int, 1))
+    latent_channels: int | None = network_flag(
+        None, "autoencoder: channels of the latents (default: 4)", parse=number(int, 1))
+    regularizer: str | None = network_flag(
+        None, "autoencoder: penalty on the latents (default: kl)",
+        choices=keys("models/autoencoder.py", "REGULARIZERS"))
     list_models: bool = flag(
         False, "print the networks that fit the data, with their cost, and exit", group="network",
         switch="on")

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from checkpoints.checkpoint import restore
 from cli.evaluation import EvaluationRequest
 from cli.sampling import SamplerFlags, SamplingRequest
 from dataset.items import indices_like
@@ -14,10 +16,11 @@ from dataset.types import Data
 from evaluation.images import load_images
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
 from evaluation.real import RealData, subset
+from evaluation.reconstruction import reconstructed
 from sampling.draw import SamplingJob, draw
 from sampling.threads import choose_threads
 from training.conditioning import condition_of
-from utils import DataError, describe
+from utils import DataError, choose_precision, describe
 
 COUNT = 2000  # default number of samples of a set
 
@@ -54,6 +57,19 @@ def given_images(
     images = images[random_indices(len(images), count, "samples")]
     say(f"{len(images):,} images, {how}")
     return Generated([images], None, {"read_as": how})
+
+
+def reconstructed_images(
+    request: EvaluationRequest, checkpoint: dict, data: Data, device: torch.device
+) -> Generated:
+    """Encode and decode some images of data by an autoencoder; without --num-images, 2,000."""
+    precision = choose_precision(request.precision or "auto", device)
+    model, _ = restore(checkpoint, device, raw=request.raw)
+    count = min(request.num_images or COUNT, len(data.items))
+    indices = random_indices(len(data.items), count, "reconstructed", request.seed)
+    images = reconstructed(model, data.items[indices], device, precision)
+    labels = None if data.labels is None else data.labels[indices]
+    return Generated([images], labels, {"precision": precision}, indices)
 
 
 def sampled_images(

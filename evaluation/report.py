@@ -22,7 +22,7 @@ from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
-from models import GUIDES
+from models import NOT_DENOISERS
 from samplers import AUTO, SAMPLERS, generate
 from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
@@ -103,7 +103,7 @@ def learning_rows(
         try:
             checkpoint = load_checkpoint(each.path)
             config = checkpoint["config"]
-            if config["model"]["name"] in GUIDES:
+            if config["model"]["name"] in NOT_DENOISERS:
                 notes.append(f"A {config['model']['name']} draws nothing.")
                 break
             model, diffusion = restore(checkpoint, device)

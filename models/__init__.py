@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from models.autoencoder import Autoencoder
 from models.classifier import NoisyClassifier
 from models.clip import CLIP
 from models.cnn import CNN
@@ -39,7 +40,12 @@ GUIDES: dict[str, type[nn.Module]] = {
     "classifier": NoisyClassifier,
     "clip": CLIP,
 }
-NETWORKS = MODELS | GUIDES
+# Networks that images are encoded with, for diffusion in their latents.
+AUTOENCODERS: dict[str, type[nn.Module]] = {
+    "autoencoder": Autoencoder,
+}
+NOT_DENOISERS = GUIDES | AUTOENCODERS
+NETWORKS = MODELS | NOT_DENOISERS
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
 LATER = {"unet": {"efficient": False}}  # arguments that older configurations lack
@@ -59,6 +65,8 @@ LIMITS = {
     "vocabulary_size": FIRST_WORD + MAX_WORDS,
     "caption_length": MAX_LENGTH,
     "text_width": 16_384,
+    "downsample": 8,
+    "latent_channels": 1024,
     "cross_attention_resolutions": 1024,
     "timesteps": MAX_TIMESTEPS,
 }

@@ -19,7 +19,7 @@ from cli.sampling import SamplingRequest
 from diffusion import Denoiser
 from distributed import gather, is_main, own_device, rank, world_size
 from guidance import classifier_guidance, clip_guidance, together
-from models import GUIDES
+from models import AUTOENCODERS, GUIDES
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
@@ -142,7 +142,11 @@ def load_judge(name: str, path: str, config: dict, device: torch.device) -> tupl
 
 def require_denoiser(config: dict, path: str) -> None:
     """Raise ValueError for a checkpoint that draws nothing."""
-    if (name := config["model"]["name"]) in GUIDES:
+    if (name := config["model"]["name"]) in AUTOENCODERS:
+        raise ValueError(
+            f"{path} is an {name}, which draws nothing; evaluate.py measures its reconstructions"
+        )
+    if name in GUIDES:
         raise ValueError(
             f"{path} is a {name}, which draws nothing; give it to sample.py as --{name}, with the "
             "--checkpoint of a model to guide"

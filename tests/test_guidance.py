@@ -186,7 +186,10 @@ def test_a_classifier_has_a_report_and_cannot_be_measured(classifier, script):
     ("flags", "message"),
     [
         (["--prediction", "v"], "--prediction has no effect on --model classifier"),
-        (["--eval-interval", "1"], "--eval-interval measures samples, and a classifier draws none"),
+        (
+            ["--eval-interval", "1"],
+            "--eval-interval measures samples, and --model classifier draws none",
+        ),
         (["--dataset", "moons"], "the model classifier is for images"),
     ],
 )

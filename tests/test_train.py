@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import train
+import utils
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli.training import TRAIN
 from conftest import ROOT, TINY
@@ -21,7 +22,7 @@ from dataset.items import to_unit
 from dataset.registry import load_dataset
 from models import MODELS, arguments_of
 from runs import SMALL, assert_same_training, ctrl_c_in, killed_in, wait_for
-from training import preview
+from training import preview, resume
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.log import read_metrics
@@ -377,6 +378,40 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder
         assert not [line for line in found if line not in result.err], result.err
         assert "Traceback" not in result.err
     assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_keeps_the_number_format_that_was_measured(script, monkeypatch):
+    flags = [flag for flag in TINY if flag not in ("--precision", "fp32")]
+    monkeypatch.setattr(utils, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(resume, "has_native_bf16", lambda device: True)
+    for slow, name in ((False, "bf16"), (True, "fp32")):
+        monkeypatch.setattr(utils, "bf16_is_slow", lambda slow=slow: slow)
+        result = script("train", *flags, "--max-steps", 2, "--output-dir", name)
+        assert f"device: cpu, {name}\n" in result.out
+        config = json.loads(Path(name, "config.json").read_text())
+        assert config["train"]["number_format"] == name
+        monkeypatch.setattr(utils, "bf16_is_slow", lambda slow=slow: not slow)
+        result = script("train", "--resume", "--output-dir", name, "--max-steps", 3)
+        assert f"device: cpu, {name}\n" in result.out
+        assert json.loads(Path(name, "config.json").read_text())["train"]["number_format"] == name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "saved", "native", "expected"),
+    [
+        ("auto", {"number_format": "fp32"}, True, ("fp32", "")),
+        ("auto", {"number_format": "bf16"}, True, ("bf16", "")),
+        ("auto", {"number_format": "bf16"}, False, ("fp32", "bf16 before: results may differ")),
+        ("auto", {}, True, ("bf16", "")),  # from before it was saved
+        ("fp32", {"number_format": "bf16"}, True, ("fp32", "")),
+    ],
+)
+def test_the_number_format_of_a_resumed_run(wanted, saved, native, expected, monkeypatch):
+    monkeypatch.setattr(resume, "has_native_bf16", lambda device: native)
+    checkpoint = {"config": {"train": saved}}
+    found, note = resume.number_format(wanted, checkpoint, torch.device("cpu"))
+    assert found == expected[0]
+    assert note.startswith(expected[1])
 
 
 def test_a_resumed_run_keeps_its_objective(script):

@@ -11,7 +11,14 @@ from dataset.registry import DATASETS
 from dataset.types import Data
 from diffusion import GaussianDiffusion
 from distributed import world_size
-from models import DEFAULT, GUIDES, MODELS, arguments_of, model_config
+from models import (
+    AUTOENCODERS,
+    DEFAULT,
+    MODELS,
+    NOT_DENOISERS,
+    arguments_of,
+    model_config,
+)
 from training.conditioning import caption_config, saved_caption_config
 
 # Flags that go together. Explicit flags override them.
@@ -68,8 +75,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         found["epochs"] = EPOCHS[kind]
     model = found.get("model", flags.model)
     arguments = {} if model == CUSTOM else arguments_of(model)
-    if model in GUIDES:
-        require_for_guide(flags, model)
+    if model in NOT_DENOISERS:
+        require_used(flags, model)
     if flags.text_conditional is None:
         found["text_conditional"] = bool(data.captions) and "caption_length" in arguments
         found["text_conditional"] |= model == "clip"  # make_config says if there are none
@@ -97,10 +104,13 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     return replace(flags, **found)
 
 
-def require_for_guide(flags: RunConfig, model: str) -> None:
-    """Raise ValueError for flags that have no effect on a network that judges noisy images."""
-    unused = ("prediction", "loss_weight", "learn_sigma", "clip_loss", "label_dropout")
-    for name in (*unused, "class_conditional", "text_conditional", "noise_assignment"):
+def require_used(flags: RunConfig, model: str) -> None:
+    """Raise ValueError for flags that have no effect on a network that denoises nothing."""
+    unused = ["prediction", "loss_weight", "learn_sigma", "clip_loss", "label_dropout"]
+    unused += ["class_conditional", "text_conditional", "noise_assignment"]
+    if model in AUTOENCODERS:  # which sees no noise
+        unused += ["timesteps", "schedule", "zero_terminal_snr", "timestep_sampling"]
+    for name in unused:
         if name in flags.given:
             raise ValueError(f"--{name.replace('_', '-')} has no effect on --model {model}")
 
@@ -186,6 +196,7 @@ def train_config(flags: RunConfig) -> dict:
         "total_steps": None,  # and where the decay continues after a correction; set by RunLength
         "decay_from": None,
         "thread_count": None,  # that `threads` has led to
+        "number_format": None,  # that `precision` has led to
     }
 
 

@@ -14,7 +14,7 @@ from checkpoints.consistency import CUSTOM, require_config
 from cli.streams import unfailing_output
 from cli.training import TRAIN, RunConfig
 from dataset.types import Data
-from distributed import own_device, process_group
+from distributed import own_device, process_group, say
 from training.config import process_config, train_config, with_defaults
 from training.folder import RunFolder
 from training.given import (
@@ -25,10 +25,10 @@ from training.given import (
     require_trainable,
 )
 from training.loop import Finished, Run, Trained, trained_before
-from training.resume import checkpoint_to_resume, plan_of, require_same_run
+from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
 from training.session import session
 from training.trainer import Trainer
-from utils import choose_device, choose_precision, set_deterministic, torch_defaults
+from utils import choose_device, set_deterministic, torch_defaults
 
 # Flags of train.py about what `fit` is given, or that are for this project's networks.
 NOT_FLAGS = {"output_dir", "resume", "overwrite", "preset", "list_models", "eval_interval"}
@@ -80,9 +80,12 @@ def fit(
         wanted, checkpoint = checkpoint_to_resume(parse(flags, folder))
         wanted = of_own_network(wanted, dataset)
         wanted = with_defaults(wanted, dataset, resumed=checkpoint is not None)
-        precision = choose_precision(wanted.precision, device)
+        precision, note = number_format(wanted.precision, checkpoint, device)
+        if note:
+            say(f"precision: {precision} ({note})")
         set_deterministic(wanted.deterministic)
         config = make_custom_config(wanted, dataset, model, value_range)
+        config["train"]["number_format"] = precision
         require_config(config)  # or the checkpoints could not be read again
         if checkpoint is not None:
             require_same_run(checkpoint["config"], config, {}, wanted)

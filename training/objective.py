@@ -1,5 +1,6 @@
 """What a network learns: an objective draws a training step's batch, and computes its loss."""
 
+from math import prod
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,7 +12,10 @@ from conditions import Condition
 from dataset.items import flipped, to_unit
 from diffusion import GaussianDiffusion
 from distributed import gather, mean, rank, share, world_size
+from models.autoencoder import latent_shape
 from utils import autocast, derive_seed, memory_format
+
+KL_WEIGHT = 1e-6  # of the autoencoder's penalty, per number of the latents
 
 
 class Objective(Protocol):
@@ -169,8 +173,29 @@ class ClipObjective(NoisyClassifierObjective):
         return (by_image + F.cross_entropy(similarities.T, target)) / 2
 
 
-# of the networks in `models.GUIDES`
-OBJECTIVES = {"classifier": NoisyClassifierObjective, "clip": ClipObjective}
+class AutoencoderObjective(DiffusionObjective):
+    """Mean absolute error of reconstructions, with a slight penalty on the latents' distribution.
+
+    Rombach et al. 2021, appendix G, without the features of another network and a discriminator.
+    The noise of the latents is a part of that of the batch, which has more numbers.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        self.shape = latent_shape(config["model"])
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        noise = batch.noise.flatten(1)[:, : prod(self.shape)].view(-1, *self.shape)
+        reconstruction, posterior = model(batch.x_0, noise)
+        return F.l1_loss(reconstruction.float(), batch.x_0) + KL_WEIGHT * posterior.kl().mean()
+
+
+# of the networks in `models.NOT_DENOISERS`
+OBJECTIVES = {
+    "classifier": NoisyClassifierObjective,
+    "clip": ClipObjective,
+    "autoencoder": AutoencoderObjective,
+}
 
 
 def objective_of(

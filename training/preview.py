@@ -11,14 +11,14 @@ from cli.activity import tell
 from conditions import Condition
 from dataset.items import MAX_HELD_OUT, indices_like, item_shape, kind_of, to_unit
 from distributed import gather, is_main, rank, share, world_size
-from models import GUIDES
+from models import AUTOENCODERS, NOT_DENOISERS
 from samplers import generate
 from sampling.conditioning import grid_condition
 from training.stop import StopSignals
 from training.trainer import Trainer
 from utils import NoisePerImage, autocast, memory_format
 from visuals.curves import draw_accuracies
-from visuals.pictures import pictures_of, square
+from visuals.pictures import compared, pictures_of, square
 
 GRID_STEPS = 50  # sampling steps of a grid
 FIRST_GRID_STEPS = 15  # of the grid before the end of the first epoch
@@ -28,6 +28,7 @@ EVALUATED = 2000  # images that are evaluated
 AT_ONCE = 250  # of them in a batch, at 32 x 32 pixels
 RATIOS = (0.01, 100.0)  # sigma / alpha of the first and the last accuracy of a classifier, at most
 ACCURACY_LEVELS = 12
+COLUMNS = 16  # reconstructed images of a picture
 
 
 class Preview:
@@ -128,6 +129,38 @@ class Preview:
         return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
 
 
+class ReconstructionPreview:
+    """Images, their reconstructions by an autoencoder, and the differences, in place of samples.
+
+    Args:
+        trainer: has the weights.
+        items: held-out images (N, ...), or some to train on.
+    """
+
+    samples = None  # such a network draws none
+
+    def __init__(self, trainer: Trainer, items: Tensor):
+        self.trainer, self.items = trainer, items[:: max(1, len(items) // COLUMNS)][:COLUMNS]
+
+    @torch.no_grad()
+    def picture(self, steps: int | None = None) -> np.ndarray | None:
+        """The images above their reconstructions above the differences (H, W, 3), in the main
+        process; `steps` is ignored."""
+        if not is_main():
+            return None
+        model, device = self.trainer.ema.module, self.trainer.device
+        x_0 = to_unit(self.items.to(device, memory_format=memory_format(device)))
+        with autocast(device, self.trainer.precision):
+            reconstructed = model.decode(model.encode(x_0)).float()
+        return compared(x_0, reconstructed)
+
+    def seconds_of_grid(self) -> float:
+        """The time that the picture takes."""
+        start = time.monotonic()
+        self.picture()
+        return time.monotonic() - start
+
+
 class AccuracyPreview:
     """Accuracy of a network that judges noisy images, at several noise levels: of its classes, or
     of finding the caption of each image among those of a batch. It takes the place of samples.
@@ -193,12 +226,15 @@ def preview_of(
     condition: Condition | None,
     held_out: Tensor,
     stop: StopSignals,
-) -> Preview | AccuracyPreview:
-    """What a run shows of its progress; arguments as those of the two classes.
+) -> Preview | AccuracyPreview | ReconstructionPreview:
+    """What a run shows of its progress; arguments as those of the classes.
 
     `held_out` are the indices of the held-out items.
     """
-    if config["model"]["name"] not in GUIDES:
+    name = config["model"]["name"]
+    if name not in NOT_DENOISERS:
         return Preview(trainer, config, items, condition, stop)
     some = held_out if len(held_out) else torch.arange(min(len(items), MAX_HELD_OUT))
+    if name in AUTOENCODERS:
+        return ReconstructionPreview(trainer, items[some])
     return AccuracyPreview(trainer, items[some], condition[some])

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from checkpoints.checkpoint import CheckpointError, config_differences, load_resumable
 from checkpoints.consistency import CUSTOM
 from checkpoints.runs import run_path, why_none
@@ -11,12 +13,12 @@ from checkpoints.shards import RECORD_FILE, read_shard_record
 from cli.activity import activity
 from cli.training import TRAIN, RunConfig
 from dataset.changes import changes, digest_of, read_files
-from distributed import job, restarted, say, world_size
+from distributed import job, largest, restarted, say, world_size
 from models import with_later_arguments
 from training.environment import read_environment
 from training.folder import RunFolder
 from training.foreign import require_no_foreign_files
-from utils import check_writable
+from utils import check_writable, choose_precision, has_native_bf16
 
 DIGESTED = ("count", "classes", "skip_bad_images")  # the digest of an image folder covers these
 
@@ -128,6 +130,24 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
             raise CheckpointError(f"the run's configuration contradicts itself: {error}") from None
         found[name] = section[key]
     return replace(flags, **found)
+
+
+def number_format(wanted: str, checkpoint: dict | None, device: torch.device) -> tuple[str, str]:
+    """fp32, bf16 or fp16 for a value of --precision, and a note for the user, or "".
+
+    A resumed run keeps the number format that `auto` has led to, wherever the device has it, so
+    that it keeps its bits. All processes agree. Raises ValueError for fp16 without CUDA.
+    """
+    if wanted != "auto" or checkpoint is None:
+        chosen = choose_precision(wanted, device)
+        if wanted == "auto" and largest([chosen == "fp32"], device)[0]:
+            chosen = "fp32"  # processes may have measured different speeds
+        return chosen, ""
+    native = "bf16" if has_native_bf16(device) else "fp32"
+    saved = checkpoint["config"]["train"].get("number_format") or native  # as before it was saved
+    if saved in ("fp32", native):
+        return saved, ""
+    return native, f"{saved} before: results may differ from those of an uninterrupted run"
 
 
 def with_same_updates(flags: RunConfig, saved: dict) -> RunConfig:

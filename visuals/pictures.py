@@ -18,6 +18,7 @@ from utils import MARK, save_whole
 from visuals.style import Figure, FigureCanvasAgg, default_style
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
+DIFFERENCE = 4
 LINE = 2  # pixels between the images of a grid
 FONT_SIZE, LINE_HEIGHT = 11, 14  # pixels, of captions
 FILMSTRIP_ROWS = 8  # at most, of images
@@ -177,6 +178,16 @@ def pictures_of(
 ) -> ImagePictures | PointPictures:
     """The pictures of items of a shape; `value_range` as in `ImagePictures`."""
     return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range)
+
+
+def compared(x_0: Tensor, reconstructed: Tensor) -> np.ndarray:
+    """Images (N, C, H, W) in [-1, 1], their reconstructions, and the absolute differences.
+
+    Three rows in a picture (H', W', 3); differences are DIFFERENCE times as bright as they are.
+    """
+    difference = (reconstructed.clamp(-1, 1) - x_0).abs() * DIFFERENCE - 1
+    rows = to_uint8(torch.cat([x_0, reconstructed, difference])).cpu()
+    return ImagePictures().grid(rows, len(x_0))
 
 
 def tiles(images: Tensor, columns: int) -> Tensor:
