@@ -40,13 +40,20 @@ from evaluation.generated import (
 )
 from evaluation.inception import inception_figures
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
-from evaluation.prompts import check_of, clip_score, prompt_measures, unreadable
+from evaluation.prompts import (
+    check_of,
+    clip_score,
+    common_errors,
+    confusion,
+    prompt_measures,
+    unreadable,
+)
 from evaluation.reconstruction import mean_and_error, psnr, ssim
 from evaluation.real import RealData, load_real_data, subset
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from models import AUTOENCODERS
 from models.tokenizer import tokenizer_of
-from sampling.draw import load_judge, require_denoiser
+from sampling.draw import load_judge, require_denoiser, use_text_encoder
 from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
 from visuals.pictures import DIFFERENCE, compared, save_picture
 
@@ -55,6 +62,7 @@ SAY = partial(print, flush=True)
 PICTURES = {"two-sample": "two_sample", "copies": "nearest", "reconstruction": "reconstruction"}
 
 OF_RECONSTRUCTIONS = {"reconstruction", "classifier", "two-sample", "inception"}
+ERRORS = 8  # most frequent ones that are printed
 SHOWN = 16  # reconstructions in a picture
 
 
@@ -75,6 +83,8 @@ def main(request: EvaluationRequest) -> int:
     # Load the checkpoint and the real data, and choose what to measure.
     with activity(f"loading {source}"):
         checkpoint = load_checkpoint(source) if request.checkpoint else None
+    if checkpoint is not None:
+        use_text_encoder(checkpoint["config"], request.text_encoder)
     encodes = checkpoint is not None and checkpoint["config"]["model"]["name"] in AUTOENCODERS
     if checkpoint is not None and not encodes:
         require_denoiser(checkpoint["config"], request.checkpoint)
@@ -340,6 +350,8 @@ def by_prompts(
         path = str(find_checkpoint(request.clip_score, SAY))
         clip, clip_config = load_judge("clip", path, config, device)
         diffusion = GaussianDiffusion(**clip_config["diffusion"]).to(device)
+        if clip_config["model"].get("text_width"):
+            use_text_encoder(clip_config, request.text_encoder)
         tokenizer = tokenizer_of(clip_config)
     for name, (data, drawn) in parts.items():
         with activity(f"reading the pictures of {name}"):
@@ -354,8 +366,16 @@ def by_prompts(
                     clip, diffusion, captions, drawn.sets, chosen.items
                 )
         print(f"\n{name}\n{measures_table(measures, 'real images')}\n{names_table(by_name)}")
+        confused = {}
+        if style := config["data"].get("avatar_style", "") if real.name == "avatars" else "":
+            images, chosen = torch.cat(drawn.sets), subset(data, drawn.indices)
+            read, _ = reader.read(images)
+            confused = confusion(list(chosen.captions) * len(drawn.sets), read, style)
+            for what, said, shown, number, of in common_errors(confused, ERRORS):
+                print(f"{what}: {said} is drawn as {shown} in {number} of {of}")
         key = name.split(" ")[0].replace("-", "_")
         report[key] = {each: measure.record() for each, measure in measures.items()}
+        report[key]["confusion"] = confused
         report[key]["by_attribute"] = {each: list(pair) for each, pair in by_name.items()}
     return report
 

@@ -167,8 +167,8 @@ def list_classes(request: SamplingRequest) -> int:
     config = load_checkpoint(request.checkpoint, mapped=True)["config"]
     if config["model"].get("num_classes") is None:
         say(
-            f"{request.checkpoint} is unconditional: it samples without classes. "
-            "train.py --class-conditional trains a conditional one"
+            f"{request.checkpoint} is not conditioned on classes; "
+            "train.py --class-conditional trains a network that is"
         )
         return 0
     classes, kind = config["data"]["classes"], kind_of(item_shape(config["data"]))

@@ -210,9 +210,10 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
     flags = with_defaults(flags, data, resumed=resumed)
     if flags.flip and flips is None and not resumed:
         say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
-    if flags.class_conditional and conditional is None and not resumed:
+    told = not resumed and flags.model not in NOT_DENOISERS  # of defaults that can be changed
+    if flags.class_conditional and conditional is None and told:
         say("the network is class-conditional (default); --no-class-conditional turns it off")
-    if flags.text_conditional and conditioned is None and not resumed:
+    if flags.text_conditional and conditioned is None and told:
         say("the network is conditioned on captions (default); --no-text-conditional turns it off")
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")

@@ -29,6 +29,8 @@ from samplers import Denoise
 from schedules import Level
 from evaluation.report import learning_rows, write_report
 from sampling.attention import attention_over_trajectory
+from sampling.conditioning import require_fits, unknown_words
+from sampling.draw import use_text_encoder
 from schedules import SCHEDULES
 from training.folder import RunFolder
 from training.foreign import foreign_files
@@ -170,12 +172,16 @@ def show_attention(request: VisualizationRequest, path: Path) -> int:
     """Draw where the cross-attention looks for each word of a prompt, over the trajectory."""
     request.checkpoint = str(find_checkpoint(request.checkpoint, print))
     content = load_checkpoint(request.checkpoint)
-    config, tokenizer = content["config"], tokenizer_of(content["config"])
-    if tokenizer is None:
+    config = content["config"]
+    use_text_encoder(config, request.text_encoder)
+    if (tokenizer := tokenizer_of(config)) is None:
         raise ValueError(f"--attention: {request.checkpoint} is not conditioned on captions")
     prompt = config["data"]["prompts"][0] if request.prompt is None else request.prompt
-    if not 0 < len(tokenizer.tokens(prompt)) <= tokenizer.length:
-        raise ValueError(f"--prompt must have 1 to {tokenizer.length} tokens")
+    require_fits(prompt, "--prompt", tokenizer)
+    if not tokenizer.tokens(prompt):
+        raise ValueError("--attention needs a --prompt with words")
+    for line in unknown_words([prompt], tokenizer):
+        print(line)
     model, diffusion = restore(content)
     words, moments = attention_over_trajectory(
         model,

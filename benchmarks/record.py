@@ -300,8 +300,10 @@ def row_of(
 def measured(report: dict) -> dict:
     """The measures in a report of evaluate.py, for a row."""
     if prompts := report.get("prompt"):
-        kept = ("reader", "left_out", "training", "held_out")
-        return {"prompt": {key: prompts[key] for key in kept}}
+        row = {key: prompts[key] for key in ("reader", "left_out")}
+        for key in ("training", "held_out"):
+            row[key] = {k: value for k, value in prompts[key].items() if k != "confusion"}
+        return {"prompt": row}
     distance = report["classifier"]
     return {
         "classifier": {key: distance[key] for key in ("sha256", "accuracy")},

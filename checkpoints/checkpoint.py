@@ -163,11 +163,17 @@ def checkpoint_errors(problem: str) -> Iterator[None]:
         raise CheckpointError(f"{problem}: {first_line(error)}") from None
 
 
+LONGEST = 60  # characters of a value in a message
+
+
 def config_differences(saved: dict, wanted: dict) -> list[str]:
     """Differences in the fields of `wanted`: "model.channels: 64 in the checkpoint, 32 now"."""
 
-    def shown(key: str, value: object) -> object:
-        return size_text(value) if key == "image_size" and value else value
+    def shown(key: str, value: object) -> str:
+        if key == "image_size" and value:
+            return size_text(value)
+        text = str(value)
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
     return [
         f"{section}.{key}: {shown(key, saved.get(section, {}).get(key))} in the checkpoint, "

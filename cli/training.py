@@ -39,8 +39,8 @@ class RunConfig(DataFlags, ThreadFlags):
     """The flags of a training run. None stands for a default that depends on the data."""
 
     flip: bool | None = data_flag(
-        None, "mirror images at random (default: for cifar10 and folder)", switch="on-off",
-        fixed=True)
+        None, "mirror images at random (default: for cifar10 and folder)",
+        switch="on-off", fixed=True)
     allow_data_change: bool = flag(
         False, "resume even if the image folder has changed", group="data", switch="on",
         needs=("resume",))

@@ -49,6 +49,9 @@ class VisualizationRequest(DataFlags, MachineFlags):
     steps: int | None = flag(
         None, "sampling steps, at most T (default: 50)", group="run", parse=number(int, 1),
         needs=("run",))
+    text_encoder: str | None = flag(
+        None, "--attention: folder of the run's pretrained text encoder, if it has moved",
+        group="run", metavar="DIR", parse=path, needs=("attention",))
     device: str = flag(
         "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
         parse=device_name, metavar="NAME", needs=("run",))

@@ -79,14 +79,21 @@ def read_captions(
             f"{len(without):,} of {count:,} images in {root} {have} no caption in {source}:\n"
             f"  {names}\n{remedy}{skip}."
         )
-    require_short(root, captions)
+    long = [file for file, caption in captions.items() if len(caption) > MAX_CAPTION]
+    if long and skip_missing:
+        named_long = first_names([file.relative_to(root).as_posix() for file in long])
+        notes.append(f"{len(long):,} images have too long a caption and are left out: {named_long}")
+        for file in long:
+            del captions[file]
+    else:
+        require_short(root, long)
     notes.append(f"captions are read from {source}")
     if without:
         are = "is" if len(without) == 1 else "are"
         notes.append(
             f"{len(without):,} of {count:,} images {have} no caption and {are} left out: {names}"
         )
-    return Captioned(captions, without, notes)
+    return Captioned(captions, without + (long if skip_missing else []), notes)
 
 
 class Source(NamedTuple):
@@ -121,7 +128,12 @@ def find_captions(root: Path, files: list[Path], from_path: bool, follow_links: 
             f"each image; {FROM_PATH}"
         )
     captions = {file: read_text(path, root, follow_links) for file, path in texts.items()}
-    return Source(captions, ".txt files", "Write a .txt file with the name of each image", [])
+    used, folders, notes = set(texts.values()), {file.parent for file in files}, []
+    others = [path for folder in sorted(folders) for path in sorted(folder.glob("*.txt"))]
+    if strangers := [path for path in others if path not in used]:
+        names = first_names([path.relative_to(root).as_posix() for path in strangers])
+        notes.append(f".txt files of no image, which are ignored: {names}")
+    return Source(captions, ".txt files", "Write a .txt file with the name of each image", notes)
 
 
 def named(metadata: list[Path]) -> str:
@@ -129,14 +141,14 @@ def named(metadata: list[Path]) -> str:
     return printable(metadata[0]) if len(metadata) == 1 else f"{len(metadata)} metadata files"
 
 
-def require_short(root: Path, captions: dict[Path, str]) -> None:
-    """Raise DataError if a caption is too long."""
-    if long := [file for file, caption in captions.items() if len(caption) > MAX_CAPTION]:
+def require_short(root: Path, long: list[Path]) -> None:
+    """Raise DataError if there are images with too long a caption."""
+    if long:
         names = first_names([file.relative_to(root).as_posix() for file in long])
         images, have = ("image", "has") if len(long) == 1 else ("images", "have")
         raise DataError(
             f"{len(long):,} {images} in {root} {have} a caption of more than {MAX_CAPTION:,} "
-            f"characters: {names}. Shorten it."
+            f"characters: {names}. Shorten it, or leave them out with --skip-bad-images."
         )
 
 
@@ -216,11 +228,13 @@ def captions_of_metadata(
 ) -> tuple[dict[Path, str], list[str]]:
     """The captions of metadata files, and notes on files that they name and that are no images."""
     known = {Path(os.path.normpath(file)): file for file in files}
-    found, strangers = {}, {}
+    found, strangers, again = {}, {}, {}
     for path in metadata:
         read = {".jsonl": entries_of_jsonl, ".csv": entries_of_csv}[path.suffix]
         for entry in read(path, root, follow_links):
             before = found.setdefault(entry.file, entry)
+            if before is not entry:
+                again[entry.file] = None
             if before.caption != entry.caption:
                 raise DataError(
                     f"{entry.place}: another caption for {printable(entry.file)} than in "
@@ -239,6 +253,9 @@ def captions_of_metadata(
     if strangers:
         images, are = ("image", "is") if count == 1 else ("images", "are")
         notes.append(f"{count:,} {images} named in {source} {are} missing or left out: {names}")
+    if again:
+        names = first_names([os.path.relpath(file, os.path.normpath(root)) for file in again])
+        notes.append(f"named more than once in {source}, with the same caption: {names}")
     captions = {known[file]: entry.caption for file, entry in found.items() if file in known}
     return captions, notes
 

@@ -92,9 +92,9 @@ def sampled_images(
     )
     plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
     indices = indices_like(len(data.items), plan.count)
-    condition = condition_of(subset(data, indices), job.config)
-    if condition is not None:
-        plan.wanted.of_data(condition)
+    like = subset(data, indices)
+    if (condition := condition_of(like, job.config)) is not None:
+        plan.wanted.of_data(condition, like.captions)
     if threads := choose_threads(job, request.repeats):
         say(threads)
     say(

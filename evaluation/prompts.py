@@ -1,6 +1,6 @@
 """Agreement of images with their prompts, by attributes that a network reads from the images."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import permutations
@@ -75,6 +75,35 @@ def check_of(name: str, config: Mapping) -> Check | None:
     if name == "avatars":
         return partial(check_avatar, style=config["avatar_style"])
     return {"captioned_mnist": check_digits}.get(name)
+
+
+def confusion(
+    captions: Sequence[str], attributes: Attributes, style: str
+) -> dict[str, dict[str, dict[str, int]]]:
+    """How often avatars show each value of an attribute where their captions say another.
+
+    Returns {attribute: {said: {shown: count}}}, the right ones included.
+    """
+    found: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+    for i, caption in enumerate(captions):
+        codes = dict(zip(attributes.values, attributes.codes[i].tolist(), strict=True))
+        for name, said in avatar_captions.mentioned(caption, style).items():
+            found[name][said][attributes.values[name][codes[name]]] += 1
+    return {name: {k: dict(v) for k, v in rows.items()} for name, rows in found.items()}
+
+
+def common_errors(
+    confused: dict[str, dict[str, dict[str, int]]], count: int
+) -> list[tuple[str, str, str, int, int]]:
+    """The most frequent errors: (attribute, said, shown, how often, of how many)."""
+    errors = [
+        (name, said, shown, number, sum(row.values()))
+        for name, rows in confused.items()
+        for said, row in rows.items()
+        for shown, number in row.items()
+        if shown != said
+    ]
+    return sorted(errors, key=lambda error: -error[3])[:count]
 
 
 def score(

@@ -19,7 +19,8 @@ from utils import choose_device
 
 # Classes of transformers that encode texts, by the model_type in config.json.
 CLASSES = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
-OTHER_FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+OTHER_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+OTHER_FILES += ("special_tokens_map.json", "added_tokens.json", "spiece.model")
 BATCH_SIZE = 64
 STATES = torch.float16  # of the states, which are kept for all captions
 
@@ -44,7 +45,7 @@ class PretrainedTokenizer:
             raise ValueError(
                 f"--text-encoder {path}: these are not the files that the network was trained with"
             )
-        self.tokenizer = loaded(self.path, "AutoTokenizer")
+        self.tokenizer = loaded(self.path, "AutoTokenizer", trust_remote_code=False)
 
     def tokens(self, caption: str) -> list[int]:
         """All tokens of a caption: the number of each in the folder's vocabulary, plus 1."""
@@ -140,7 +141,10 @@ def digest_of_files(files: tuple[Path, ...], changed: tuple) -> str:
 def frozen_encoder(path: Path, sha256: str, device: torch.device) -> nn.Module:
     """The encoder of a folder, loaded once."""
     kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
-    encoder = loaded(path, CLASSES[kind], use_safetensors=True)
+    options = {"use_safetensors": True, "output_loading_info": True}
+    encoder, info = loaded(path, CLASSES[kind], **options)
+    if missing := sorted(info["missing_keys"]):  # they would be random
+        raise ValueError(f"--text-encoder {path} lacks {len(missing)} weights, as {missing[0]}")
     return encoder.float().eval().requires_grad_(False).to(device)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cli.sampling import CLASSES, PROMPTS, SamplingRequest
 from conditions import NULL_LABEL, Condition, label_condition
-from dataset.folder_captions import MAX_CAPTION
+from dataset.folder_captions import MAX_CAPTION, is_unicode
 from dataset.image_files import printable
 from dataset.items import item_shape, kind_of
 from models.pretrained import PretrainedTokenizer
@@ -62,7 +62,7 @@ class Wanted:
         self.class_ids = None if request.class_id is None else self.named_classes(request.class_id)
         self.given = given_prompts(request)
         for prompt in self.given or []:
-            self.require_fits(prompt, "--prompt", self.tokenizer)
+            require_fits(prompt, "--prompt", self.tokenizer)
         self.prompts: list[str] = []
         kind = kind_of(item_shape(config["data"]))
         self.count = request.num_images or (10 if request.interpolate else COUNT[kind])
@@ -74,17 +74,21 @@ class Wanted:
         if self.blends:
             other = self.own_condition(labels, [self.given[1]] * self.count)
             self.blend = other, torch.linspace(0, 1, self.count)
-        self.labels = self.captions = None
+        self.labels = self.captions = self.clip = None
         if of_classifier is not None:
             self.labels = labels
             if bool((labels == NULL_LABEL).any()):
                 raise ValueError("give the --class-id that --classifier guides to")
         if clip is not None:
-            if self.given is None:
+            if self.given is None and not self.own_tokenizer:
                 raise ValueError("give the --prompt that --clip guides to")
-            for prompt in self.given:
-                self.require_fits(prompt, "--prompt", clip)
-            self.captions = clip.condition(texts)
+            if self.blends:
+                raise ValueError("--clip guides to one prompt, and --interpolate has two here")
+            for prompt in self.given or []:
+                require_fits(prompt, "--prompt", clip)
+                if not clip.tokens(prompt):
+                    raise ValueError("--clip cannot guide to an empty prompt")
+            self.clip, self.captions = clip, clip.condition(texts)
         self.negative = self.negative_condition()
 
     def require_possible(self) -> None:
@@ -120,21 +124,6 @@ class Wanted:
             return self.classes.indices(text)
         except ValueError as error:
             raise ValueError(f"--class-id: {error}") from None
-
-    def require_fits(
-        self, prompt: str, flag: str, tokenizer: Tokenizer | PretrainedTokenizer
-    ) -> None:
-        """Raise ValueError for a prompt that is too long."""
-        if len(prompt) > MAX_CAPTION:
-            raise ValueError(
-                f"{flag}: {len(prompt):,} characters; at most {MAX_CAPTION:,} are possible"
-            )
-        count = len(tokenizer.tokens(prompt))
-        if count > tokenizer.length:
-            raise ValueError(
-                f"{flag} {shortened(prompt)!r} has {count} tokens, and this checkpoint takes at "
-                f"most {tokenizer.length}{spelled(prompt, tokenizer)}"
-            )
 
     @property
     def blends(self) -> bool:
@@ -203,13 +192,18 @@ class Wanted:
         prompt = self.request.negative_prompt
         if prompt is None:
             return None
-        self.require_fits(prompt, "--negative-prompt", self.own_tokenizer)
+        require_fits(prompt, "--negative-prompt", self.own_tokenizer)
         return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
 
-    def of_data(self, condition: Condition) -> None:
-        """Take the condition of data (N), for samples like them, unless the request has its own."""
+    def of_data(self, condition: Condition, captions: Sequence[str]) -> None:
+        """Take the condition of data (N), for samples like them, unless the request has its own.
+
+        `captions` (N) are theirs, or none; --clip guides to them.
+        """
         if self.condition is not None and self.class_ids is None and self.given is None:
             self.condition, self.prompts = condition, []
+            if self.clip is not None:
+                self.captions = self.clip.condition(captions)
 
     def described(self) -> list[str]:
         """Lines for the user: what is drawn, and words that are unknown."""
@@ -217,21 +211,44 @@ class Wanted:
         if self.class_ids is not None:
             lines.append(self.classes.drawn(self.class_ids))
         if self.given is None and self.prompts:
-            lines.append("prompts: held-out captions (--prompt gives others)")
+            kind = "held-out" if self.config["train"]["validation"] else "training"
+            lines.append(f"prompts: {kind} captions (--prompt gives others)")
         given = self.given or []
         if any(not self.tokenizer.tokens(prompt) for prompt in given):
-            lines.append("an empty prompt: unconditional samples")
+            lines.append("an empty prompt: samples of any caption")
         negative = self.request.negative_prompt
         texts = [*given, *([] if negative is None else [negative])]
-        unknown = dict.fromkeys(word for text in texts for word in self.tokenizer.unknown(text))
-        if unknown:
-            lines.append(f"not in the training captions: {', '.join(map(repr, unknown))}")
-        return lines
+        return lines + (unknown_words(texts, self.tokenizer) if texts else [])
+
+
+def require_fits(prompt: str, flag: str, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
+    """Raise ValueError for a prompt that is too long, or is no text."""
+    if len(prompt) > MAX_CAPTION:
+        raise ValueError(
+            f"{flag}: {len(prompt):,} characters; at most {MAX_CAPTION:,} are possible"
+        )
+    if not is_unicode(prompt):
+        raise ValueError(
+            f"{flag} {shortened(prompt)!r} is not UTF-8; the terminal uses another encoding"
+        )
+    count = len(tokenizer.tokens(prompt))
+    if count > tokenizer.length:
+        raise ValueError(
+            f"{flag} {shortened(prompt)!r} has {count} tokens, and this checkpoint takes at "
+            f"most {tokenizer.length}{spelled(prompt, tokenizer)}"
+        )
+
+
+def unknown_words(texts: Sequence[str], tokenizer: Tokenizer | PretrainedTokenizer) -> list[str]:
+    """A line for the user on words that are unknown; none if there are none."""
+    unknown = dict.fromkeys(word for text in texts for word in tokenizer.unknown(text))
+    named = ", ".join(repr(shortened(word)) for word in unknown)
+    return [f"not in the training captions: {named}"] if unknown else []
 
 
 def spelled(prompt: str, tokenizer: Tokenizer | PretrainedTokenizer) -> str:
     """Words that cost a token for each letter, for a message; "" if there are none."""
-    named = ", ".join(map(repr, tokenizer.unknown(prompt)[:5]))
+    named = ", ".join(repr(shortened(word)) for word in tokenizer.unknown(prompt)[:5])
     return f"; words outside the training captions take one a letter: {named}" if named else ""
 
 

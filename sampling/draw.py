@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import config_differences, load_checkpoint, restore
+from checkpoints.consistency import SHAPE_TYPES
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar
 from cli.sampling import SamplingRequest
-from diffusion import Denoiser
+from diffusion import Denoiser, GaussianDiffusion
 from distributed import gather, is_main, own_device, rank, world_size
 from guidance import classifier_guidance, clip_guidance, together
 from models import AUTOENCODERS, GUIDES
@@ -47,7 +48,8 @@ class SamplingJob:
         request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
-        use_text_encoder(self.config, request.text_encoder)
+        if request.clip is None or self.config["model"].get("text_width"):
+            use_text_encoder(self.config, request.text_encoder)
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
         require_denoiser(self.config, request.checkpoint)
@@ -58,8 +60,11 @@ class SamplingJob:
                 setattr(request, name, str(find_checkpoint(getattr(request, name))))
                 loaded = load_judge(name, getattr(request, name), self.config, self.device)
                 self.judges[name], configs[name] = loaded
+                if configs[name]["model"].get("text_width"):
+                    use_text_encoder(configs[name], request.text_encoder)
         self.plan = SamplingPlan(request, diffusion, self.config, self.device, judges=configs)
-        self.scaled = diffusion.scaled
+        scaled = {name: GaussianDiffusion(**each["diffusion"]) for name, each in configs.items()}
+        self.scaled = {name: each.to(self.device).scaled for name, each in scaled.items()}
         options = guidance_options(request) | {"precision": self.precision}
         if request.guide is not None:
             request.guide = str(find_checkpoint(request.guide))
@@ -75,10 +80,10 @@ class SamplingJob:
         rows, wanted, parts = slice(indices.start, indices.stop), self.plan.wanted, []
         if network := self.judges.get("classifier"):
             labels, scale = wanted.labels[rows].to(self.device), self.request.classifier_scale
-            parts.append(classifier_guidance(network, self.scaled, labels, scale))
+            parts.append(classifier_guidance(network, self.scaled["classifier"], labels, scale))
         if network := self.judges.get("clip"):
             captions, scale = wanted.captions[rows].to(self.device), self.request.clip_scale
-            parts.append(clip_guidance(network, self.scaled, captions, scale))
+            parts.append(clip_guidance(network, self.scaled["clip"], captions, scale))
         return self.make_denoiser(**self.plan.conditions(indices), steering=together(parts))
 
     def decisive(self) -> dict[str, object]:
@@ -106,13 +111,13 @@ def use_text_encoder(config: dict, path: str | None) -> None:
 def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """The network that guides a checkpoint with this configuration.
 
-    Raises ValueError if it is of another process, of other data, or of other classes.
+    Raises ValueError if it is of another process or of other data, or draws nothing.
     """
     checkpoint = load_checkpoint(path)
+    require_denoiser(checkpoint["config"], path)
+    of_data = ("dataset", "avatar_style", "classes", "words", "text_encoder_sha256")
     own = {
-        "data": dict.fromkeys(
-            ("image_size", "image_channels", "dim", "classes", "words", "text_encoder_sha256")
-        ),
+        "data": dict.fromkeys((*of_data, *SHAPE_TYPES)),
         "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
         "model": dict.fromkeys(("num_classes", "caption_length")),
     }
@@ -131,9 +136,13 @@ def load_judge(name: str, path: str, config: dict, device: torch.device) -> tupl
     if (found := checkpoint["config"]["model"]["name"]) != name:
         raise ValueError(f"--{name} {path} is a {found}; train.py --model {name} trains one")
     own = {
-        "data": ["dataset", "image_size", "image_channels"] + ["classes"] * (name == "classifier"),
-        "diffusion": ["schedule", "timesteps", "zero_terminal_snr", "sigma_data"],
+        "data": ["dataset", "avatar_style", "image_size", "image_channels"],
+        "diffusion": ["schedule", "timesteps", "zero_terminal_snr"],
     }
+    own["data"] += ["classes"] * (name == "classifier")
+    found = [each["data"] for each in (config, checkpoint["config"])]
+    told = any(each.get("captions") or each.get("caption_from_path") for each in found)
+    own["data"] += ["digest"] * (not told)  # of a folder of images; it would cover captions
     wanted = {section: {k: config[section].get(k) for k in keys} for section, keys in own.items()}
     if differences := config_differences(checkpoint["config"], wanted):
         raise ValueError(f"--{name} {path} does not fit the checkpoint: {'; '.join(differences)}")

@@ -347,7 +347,7 @@ def test_guidance_by_prompts(run, script):
 
 def test_an_empty_prompt_is_unconditional_and_said_so(run, script):
     result = script("sample", "--checkpoint", run, "--steps", 1, "--prompt", " ")
-    assert "an empty prompt: unconditional samples" in result.out
+    assert "an empty prompt: samples of any caption" in result.out
 
 
 def test_prompts_with_given_images(run, emoji, script):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from conditions import Condition
+from dataset.changes import first_names
 from dataset.items import split
 from dataset.types import Data
 from models.pretrained import PretrainedTokenizer
@@ -68,8 +69,10 @@ def cut_captions(data: Data, config: dict) -> str:
     if tokenizer is None:
         return ""
     lengths = {caption: len(tokenizer.tokens(caption)) for caption in set(data.captions)}
-    count = sum(lengths[caption] > tokenizer.length for caption in data.captions)
-    if not count:
+    long = [i for i, text in enumerate(data.captions) if lengths[text] > tokenizer.length]
+    if not long:
         return ""
-    has = "caption has" if count == 1 else "captions have"
-    return f"{count:,} {has} more than {tokenizer.length} tokens: the rest is ignored"
+    names = list(data.files) if len(data.files) == len(data.captions) else []
+    where = f" ({first_names([names[i] for i in long])})" if names else ""
+    has = "caption has" if len(long) == 1 else "captions have"
+    return f"{len(long):,} {has} more than {tokenizer.length} tokens: the rest is ignored{where}"

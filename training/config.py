@@ -97,7 +97,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     if flags.timestep_sampling is None:
         found["timestep_sampling"] = "log-normal" if edm else "uniform"
     if flags.flip is None:
-        found["flip"] = DATASETS[flags.dataset].flip
+        told = found.get("text_conditional", flags.text_conditional)  # of left and right, perhaps
+        found["flip"] = DATASETS[flags.dataset].flip and not told
     elif flags.flip and kind == "points":
         raise ValueError("--flip mirrors images, and this data set is points")
     found["validation"] = held_out_count(flags.validation, len(data.items))
@@ -140,7 +141,7 @@ def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict
         require_captions(flags, data)
         if saved and saved["model"].get("caption_length"):
             of_captions, sizes = saved_caption_config(saved)
-            if flags.text_encoder is not None and "text_width" not in sizes:
+            if flags.text_encoder is not None and not sizes.get("text_width"):
                 raise ValueError("--text-encoder: this run encodes its captions itself")
         else:
             of_captions, sizes = caption_config(
@@ -178,7 +179,8 @@ def require_captions(flags: RunConfig, data: Data) -> None:
     """Raise ValueError if there are no captions, or if the network takes none."""
     if not data.captions:
         way = "" if flags.dataset != "folder" else ": add --captions or --caption-from-path"
-        raise ValueError(f"--text-conditional: {flags.dataset} has no captions here{way}")
+        what = "--model clip" if flags.model == "clip" else "--text-conditional"
+        raise ValueError(f"{what}: {flags.dataset} has no captions here{way}")
     if "caption_length" not in arguments_of(flags.model):
         fitting = [name for name in MODELS if "caption_length" in arguments_of(name)]
         raise ValueError(

@@ -23,7 +23,7 @@ def draw_attention(
     """
     columns = len(words) + 1
     figure = Figure(figsize=(SIZE * columns + 0.6, SIZE * len(rows) + 0.8), layout="constrained")
-    figure.suptitle(heading, fontsize=10)
+    figure.suptitle(heading, fontsize=10, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     brightest = max(float(maps[1:].max()) for _, _, maps in rows)  # the caption's own is often 1
     for line, (name, x_0, maps) in zip(axes, rows, strict=True):
@@ -38,5 +38,5 @@ def draw_attention(
             panel.set_xticks([])
             panel.set_yticks([])
     for panel, word in zip(axes[0], ["predicted x_0", *words], strict=True):
-        panel.set_title(word, fontsize=8)
+        panel.set_title(word, fontsize=8, parse_math=False)
     return figure
