@@ -276,6 +276,27 @@ def test_a_long_caption_is_refused(folder):
     assert "has a caption of more than 1,000 characters: b.png" in error_of(folder)
 
 
+def test_long_captions_can_be_left_out(folder):
+    write_jsonl(folder / "metadata.jsonl", {**CAPTIONS, "b.png": "long " * 300})
+    data = load(folder, skip_bad_images=True)
+    assert captions_of(data) == {n: t for n, t in CAPTIONS.items() if n != "b.png"}
+    assert "too long a caption and are left out: b.png" in data.note
+
+
+def test_captions_that_are_used_twice_or_not_at_all_are_named(folder):
+    write_texts(folder, CAPTIONS)
+    (folder / "birds" / "e.txt").write_text("of no image")
+    assert ".txt files of no image, which are ignored: birds/e.txt" in load(folder).note
+    write_jsonl(folder / "metadata.jsonl", CAPTIONS)
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps({"file_name": "a.png", "text": CAPTIONS["a.png"]}))
+    note = load(folder).note
+    assert "named more than once in" in note
+    assert note.endswith(
+        f"with the same caption: a.png\ncaptions are read from {folder}/metadata.jsonl"
+    )
+
+
 def test_a_text_file_that_is_a_pipe_or_a_link_out_of_the_folder_is_named(folder, tmp_path):
     write_texts(folder, CAPTIONS)
     (folder / "a.txt").rename(tmp_path / "outside.txt")

@@ -286,9 +286,39 @@ def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
     assert redness == sorted(redness, reverse=True)
 
 
+def test_networks_that_judge_are_no_guides_and_other_data_are_refused(
+    captioned, classifier, script
+):
+    words = ["sample", "--checkpoint", captioned / "run", "--steps", 2, "--guidance-scale", 2]
+    result = script(*words, "--guide", captioned / "clip")
+    assert result.code == 2
+    assert "is a clip, which draws nothing" in result.err
+    result = script(*words[:-2], "--classifier", classifier, "--class-id", 0)
+    assert result.code == 2
+    assert "data.dataset: digits in the checkpoint, folder now" in result.err
+
+
+def test_all_kinds_of_guidance_are_combined(captioned, script):
+    words = ["sample", "--checkpoint", captioned / "run", "--steps", 4, "--num-images", 2]
+    guide = ["--guide", captioned / "run", "--guidance-scale", 2, "--guidance-rescale", 0.5]
+    clip = ["--clip", captioned / "clip", "--prompt", "a red square", "--clip-scale", 9]
+    drawn = []
+    for flags in ([], guide, clip, [*guide, *clip], [*guide, *clip]):
+        result = script(*words, *flags, "--guidance-interval", 0.1, 9, "--output", "a.npz")
+        assert result.code == 0, result.err
+        drawn.append(np.load("a.npz")["arr_0"])
+    assert np.array_equal(drawn[3], drawn[4])
+    # A guide that is the network itself changes nothing, so only the clip model does.
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[2], drawn[3])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--prompt", ""], "--clip cannot guide to an empty prompt"),
+        (["--interpolate", "--prompt", "red", "blue"], "--clip guides to one prompt"),
         ([], "give the --prompt that --clip guides to"),
         (["--prompt", "a red square", "--negative-prompt", "blue", "--guidance-scale", "2"],
          "--negative-prompt: this checkpoint is unconditional"),

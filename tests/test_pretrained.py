@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from checkpoints.checkpoint import load_checkpoint
@@ -122,6 +123,9 @@ def test_training_sampling_and_resume(encoder, images, script):
 
     shutil.copytree("run", "copy")
     start = "copy/checkpoints/model_step_00000002.pt"
+    result = script("train", "--resume", start, "--max-steps", 4, "--text-encoder", "none")
+    assert result.code == 2
+    assert "--text-encoder none is not a folder" in result.err
     assert script("train", "--resume", start, "--max-steps", 4).code == 0
     a, b = (load_checkpoint(Path(folder) / "model_final.pt") for folder in ("run", "copy"))
     assert_same_training(a, b)
@@ -142,6 +146,48 @@ def test_training_sampling_and_resume(encoder, images, script):
     result = script("sample", *words, "--text-encoder", "moved")
     assert result.code == 2
     assert "not the files that the network was trained with" in result.err
+
+
+def test_no_code_of_the_folder_is_run(encoder, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "Evil"}
+    config["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+    path.write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        PretrainedTokenizer(folder, 8)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_weights_are_refused_and_every_file_counts(encoder, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder)
+    digest = PretrainedTokenizer(folder, 8).sha256
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("{", "{ ", 1))
+    assert PretrainedTokenizer(folder, 8).sha256 != digest
+    weights = load_file(folder / "model.safetensors")
+    removed = next(name for name in weights if name.endswith("q.weight") or "q_proj" in name)
+    del weights[removed]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights, as "):
+        PretrainedTokenizer(folder, 8).condition(["a red square"])
+
+
+def test_a_whole_clip_model_is_read(tmp_path):
+    save_encoder(tmp_path, "clip")
+    text = json.loads((tmp_path / "config.json").read_text())
+    config = transformers.CLIPConfig(
+        text_config=text,
+        vision_config={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                       "num_attention_heads": 2, "image_size": 8, "patch_size": 4},
+    )  # fmt: skip
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    tokenizer = PretrainedTokenizer(tmp_path, 8)
+    assert tokenizer.width == 32
+    assert tokenizer.condition(["a red square"]).states.shape == (1, 8, 32)
 
 
 def test_what_cannot_be_used_is_explained(encoder, images, script, monkeypatch):

@@ -18,7 +18,16 @@ from dataset.types import Attributes, Data, Source
 from diffusion import GaussianDiffusion
 from evaluation import attributes, prompts
 from evaluation.attributes import AttributeNetwork, AttributeReader
-from evaluation.prompts import check_avatar, check_digits, check_of, clip_score, score, unreadable
+from evaluation.prompts import (
+    check_avatar,
+    check_digits,
+    check_of,
+    clip_score,
+    common_errors,
+    confusion,
+    score,
+    unreadable,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,17 @@ def test_statements_of_captions_of_avatars():
     seen = Attributes(values, torch.tensor([[0, 1, 1]], dtype=torch.uint8))
     found = check_avatar("a red beanie and a visor", seen, 0, "voxel-art")
     assert dict(found) == {"top": True, "top colour": False, "glasses": True}
+
+
+def test_errors_are_counted_by_what_is_said_and_shown():
+    values = {"top": ("beanie", "cap"), "top colour": ("red", "blue"), "glasses": ("none", "visor")}
+    seen = Attributes(values, torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 0]], dtype=torch.uint8))
+    captions = ["a red beanie and a visor", "a red beanie and a visor", "a red cap"]
+    found = confusion(captions, seen, "voxel-art")
+    assert found["top"] == {"beanie": {"beanie": 1, "cap": 1}, "cap": {"cap": 1}}
+    assert found["top colour"] == {"red": {"blue": 2, "red": 1}}
+    errors = common_errors(found, 2)
+    assert errors == [("top colour", "red", "blue", 2, 3), ("top", "beanie", "cap", 1, 2)]
 
 
 def test_statements_can_be_left_out():

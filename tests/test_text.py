@@ -274,6 +274,40 @@ def test_a_run_keeps_the_vocabulary_and_held_out_prompts(run, script):
     assert "64 images" in result.out
 
 
+def test_captioned_images_are_not_mirrored_by_default(run, emoji, script):
+    assert json.loads((run / "config.json").read_text())["data"]["flip"] is False
+    words = [
+        *TINY,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        emoji,
+        "--image-size",
+        16,
+        "--batch-size",
+        4,
+    ]
+    result = script("train", *words, "--max-steps", 1)  # whose captions are ignored
+    assert "images are mirrored at random (default for folder)" in result.out
+
+
+def test_a_prompt_that_is_no_text_is_refused(run, script):
+    result = script("sample", "--checkpoint", run, "--prompt", "caf\udce9")
+    assert result.code == 2
+    assert "--prompt" in result.err
+    assert "is not UTF-8" in result.err
+
+
+def test_captions_that_are_cut_are_named(emoji, script):
+    shutil.copytree(emoji, "images")
+    path = Path("images/metadata.jsonl")
+    path.write_text(path.read_text().replace("number 3", "number " + "3 " * 140))
+    words = [str(word).replace(str(emoji), "images") for word in flags_of(emoji)]
+    result = script("train", *words, "--max-steps", 1)
+    assert result.code == 0, result.err
+    assert "1 caption has more than 128 tokens: the rest is ignored (03.png)" in result.out
+
+
 def test_text_training_resumes_bit_for_bit(emoji, run, script, tmp_path):
     shutil.copytree(run, "copy")
     start = "copy/checkpoints/model_step_00000002.pt"
