@@ -91,6 +91,8 @@ def main(request: EvaluationRequest) -> int:
     real = load_real_data(request, checkpoint, progress=Bar, say=SAY)
     metrics = request.metrics or default_metrics(request, real, encodes)
     require_used(request, metrics, encodes)
+    if "bpd" in metrics and checkpoint["config"]["model"].get("autoencoder"):
+        raise ValueError("--metrics bpd: the bits of latents are not those of images")
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}

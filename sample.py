@@ -121,7 +121,7 @@ def require_ending(output: Path) -> None:
 def require_sizes(job: SamplingJob, output: Path) -> None:
     """Raise ValueError for pictures that their format cannot hold, before they are drawn."""
     plan = job.plan
-    size = partial(plan.pictures.size, plan.shape, columns=plan.columns)
+    size = partial(plan.pictures.size, plan.item, columns=plan.columns)
     if not is_array(output):
         require_size(output, *size(count=plan.count))
     if job.request.animate:
@@ -200,7 +200,7 @@ def write_inversion(job: SamplingJob, output: Path) -> None:
         with activity("inverting and reconstructing"):
             images, how_close = reconstruct(job)
         say(how_close)
-        save(output, job.to_items(images), job.plan)
+        save(output, images, job.plan)
         say(f"the image and its reconstruction: {output}")
 
 

@@ -48,6 +48,7 @@ from models import AUTOENCODERS, GUIDES, MODELS, NOT_DENOISERS, cost, model_conf
 from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
+from training.latents import autoencoder_of, use_autoencoder
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
@@ -108,7 +109,9 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             data = data.as_learned(checkpoint["config"]["data"])
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
-        config = make_config(flags, data, checkpoint and checkpoint["config"])
+        encoder = autoencoder_of(flags.latents, data, checkpoint)
+        shape_of_latents = encoder and encoder["config"]["model"]
+        config = make_config(flags, data, checkpoint and checkpoint["config"], shape_of_latents)
         config["train"]["number_format"] = precision
         if cut := cut_captions(data, config):
             say(cut)
@@ -119,7 +122,9 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             # Build the network and what trains it.
             with activity("building the network"):
                 trainer = Trainer(config, device, precision, flags.compile)
-            parameters = sum(p.numel() for p in trainer.model.parameters())
+            if encoder is not None:
+                use_autoencoder(trainer, encoder)
+            parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             say(f"network: {flags.model}, {parameters:,} parameters")
             if checkpoint is not None:
                 with activity("loading the checkpoint into the network"):
@@ -210,10 +215,10 @@ def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
     flags = with_defaults(flags, data, resumed=resumed)
     if flags.flip and flips is None and not resumed:
         say(f"images are mirrored at random (default for {flags.dataset}); --no-flip turns it off")
-    told = not resumed and flags.model not in NOT_DENOISERS  # of defaults that can be changed
-    if flags.class_conditional and conditional is None and told:
+    announced = not resumed and flags.model not in NOT_DENOISERS  # of defaults that can be changed
+    if flags.class_conditional and conditional is None and announced:
         say("the network is class-conditional (default); --no-class-conditional turns it off")
-    if flags.text_conditional and conditioned is None and told:
+    if flags.text_conditional and conditioned is None and announced:
         say("the network is conditioned on captions (default); --no-text-conditional turns it off")
     if flags.preset:
         say(f"preset {flags.preset}: {spelled(flags, PRESETS[flags.preset])}")

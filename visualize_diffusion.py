@@ -21,7 +21,7 @@ from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.runs import find_checkpoint, run_path
 from dataset.downloads import MissingData
 from dataset.own_files import is_own_figure, require_own
-from dataset.items import epoch_order, item_shape, kind_of, to_unit
+from dataset.items import epoch_order, item_shape, kind_of, noise_shape, to_unit
 from dataset.registry import READING, load_dataset
 from diffusion import GaussianDiffusion
 from models.tokenizer import tokenizer_of
@@ -188,7 +188,7 @@ def show_attention(request: VisualizationRequest, path: Path) -> int:
         diffusion,
         tokenizer,
         prompt,
-        item_shape(config["data"]),
+        noise_shape(config),
         steps=ATTENTION_STEPS,
         moments=ATTENTION_ROWS,
         seed=request.seed,

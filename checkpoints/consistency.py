@@ -8,10 +8,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from dataset.items import item_shape, kind_of
+from dataset.items import item_shape, kind_of, shape_config
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
-from models import NETWORKS, require_within_limit
+from models import AUTOENCODERS, NETWORKS, require_within_limit
+from models.autoencoder import latent_shape
 from models.tokenizer import FIRST_WORD
 from utils import UnknownName, matches_type, pick
 
@@ -97,11 +98,15 @@ def require_captions(data: dict, model: dict) -> None:
 def require_known(data: dict, model: dict, process: dict) -> None:
     """Raise ValueError unless a network of `NETWORKS` fits its data and its process."""
     network = pick(NETWORKS, model["name"], "model")
-    arguments = {key: value for key, value in model.items() if key != "name"}
+    arguments = {k: value for k, value in model.items() if k not in ("name", "autoencoder")}
     require_arguments(network, arguments, "model.")
     shape = {key: data[key] for key in SHAPE_TYPES if key in data}
     require_types(shape, {key: SHAPE_TYPES[key] for key in shape}, "data.")
-    if shape != {key: model[key] for key in SHAPE_TYPES if key in model}:
+    expected = shape
+    if (encoder := model.get("autoencoder")) is not None:
+        require_autoencoder(encoder, data)
+        expected = shape_config(latent_shape(encoder))
+    if expected != {key: model[key] for key in SHAPE_TYPES if key in model}:
         raise ValueError("the network and the data differ in the shape of an item")
     is_image = shape.keys() == {"image_size", "image_channels"}
     if not (shape["image_channels"] in (1, 3) if is_image else shape == {"dim": 2}):
@@ -112,6 +117,19 @@ def require_known(data: dict, model: dict, process: dict) -> None:
         raise ValueError(f"{data['dataset']} is not a data set of {network.kind}")
     if model.get("learn_sigma", False) != process.get("learn_sigma", False):
         raise ValueError("the network and the process differ in learn_sigma")
+
+
+def require_autoencoder(model: dict, data: dict) -> None:
+    """Raise ValueError unless this is the configuration of an autoencoder of such data."""
+    require_types({"autoencoder": model}, {"autoencoder": dict}, "model.")
+    arguments = {key: value for key, value in model.items() if key != "name"}
+    network = pick(AUTOENCODERS, model.get("name"), "autoencoder")
+    require_arguments(network, arguments, "model.autoencoder.")
+    for key in ("image_size", "image_channels"):
+        if key not in model or model[key] != data.get(key):
+            raise ValueError("the autoencoder and the data differ in the shape of an item")
+    for key in ("downsample", "latent_channels"):
+        require_within_limit(key, model.get(key))
 
 
 def require_custom(data: dict, model: dict) -> None:

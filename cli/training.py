@@ -84,6 +84,9 @@ class RunConfig(DataFlags, ThreadFlags):
     regularizer: str | None = network_flag(
         None, "autoencoder: penalty on the latents (default: kl)",
         choices=keys("models/autoencoder.py", "REGULARIZERS"))
+    latents: str | None = flag(
+        None, "autoencoder, a checkpoint of train.py: learn its latents instead of pixels",
+        group="network", parse=path, metavar="FILE", unless=("fsdp",))
     list_models: bool = flag(
         False, "print the networks that fit the data, with their cost, and exit", group="network",
         switch="on")

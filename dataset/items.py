@@ -34,9 +34,18 @@ def item_shape(config: dict) -> tuple[int, ...]:
     return (config["image_channels"], *sides(config["image_size"]))
 
 
+def noise_shape(config: dict) -> tuple[int, ...]:
+    """Shape of the noise that becomes an item of a checkpoint with this configuration: that of the
+    item, or of its latents."""
+    return item_shape(config["model"] if config["model"].get("autoencoder") else config["data"])
+
+
 def to_unit(items: Tensor) -> Tensor:
-    """Scale uint8 images in 0 ... 255 to floats in [-1, 1]. Points are returned unchanged."""
-    return items.float() / 127.5 - 1 if items.dtype == torch.uint8 else items
+    """Scale uint8 images in 0 ... 255 to floats in [-1, 1]. Points and latents keep their values,
+    in float32 at least."""
+    if items.dtype == torch.uint8:
+        return items.float() / 127.5 - 1
+    return items.float() if items.dtype == torch.float16 else items
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, restore
 from checkpoints.runs import snapshots
 from dataset.image_files import printable
-from dataset.items import item_shape, kind_of
+from dataset.items import item_shape, kind_of, noise_shape
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from models import NOT_DENOISERS
+from models.latents import space_of
 from samplers import AUTO, SAMPLERS, generate
 from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
@@ -104,7 +105,7 @@ def learning_rows(
             checkpoint = load_checkpoint(each.path)
             config = checkpoint["config"]
             if config["model"]["name"] in NOT_DENOISERS:
-                notes.append(f"A {config['model']['name']} draws nothing.")
+                notes.append(f"The model {config['model']['name']} draws nothing.")
                 break
             model, diffusion = restore(checkpoint, device)
             shape = item_shape(config["data"])
@@ -200,14 +201,15 @@ def trajectory(
 ) -> Iterator[Tensor]:
     """Yield uint8 images or points: noise, then each step of sampling. A column is one class, or a
     row one prompt."""
-    shape = item_shape(config["data"])
+    shape, space = item_shape(config["data"]), space_of(model)
+    pictures = pictures_of(shape, None, space and space.decode)
     indices = torch.arange(count, device=device)
     denoise = diffusion.denoiser(model, grid_condition(config, indices, item_counts(shape)[0]))
     levels, noise_like = diffusion.levels(steps), NoisePerImage(seed, range(count))
-    noise = noise_like.draw(shape).to(device)
+    noise = noise_like.draw(noise_shape(config)).to(device)
     sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[AUTO])
     for level, x in zip(levels, sampled, strict=True):
-        yield pictures_of(shape).to_items(x / level.scale)  # edm's x_t would be far too bright
+        yield pictures.to_items(x / level.scale)  # edm's x_t would be far too bright
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from models.classifier import NoisyClassifier
 from models.clip import CLIP
 from models.cnn import CNN
 from models.dit import DiT
+from models.latents import LatentSpace
 from models.mlp import MLP
 from models.naive_unet import NaiveUNet
 from models.tokenizer import FIRST_WORD, MAX_LENGTH, MAX_WORDS
@@ -119,10 +120,17 @@ def with_later_arguments(config: dict) -> dict:
 def build_model(config: dict) -> nn.Module:
     """The network of a checkpoint's `config["model"]`: its name in `NETWORKS` and its arguments.
 
+    One that learns latents has the configuration of an "autoencoder" too, and a `latent_space`.
+
     Raises ValueError for an unknown name, arguments that the network does not take, and sizes
     beyond `LIMITS`, before anything is allocated for them.
     """
     arguments = with_later_arguments(config)
+    encoder = arguments.pop("autoencoder", None)
+    if encoder is not None:
+        network = build_model(arguments)
+        network.latent_space = LatentSpace(build_model(encoder))
+        return network
     name = arguments.pop("name", None)
     network = pick(NETWORKS, name, "model")
     for argument in LIMITS.keys() & arguments.keys():

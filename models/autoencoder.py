@@ -76,7 +76,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         check(image_size, image_channels, channels, blocks, downsample, latent_channels)
         moments = pick(REGULARIZERS, regularizer, "regularizer")
-        self.regularizer = regularizer
+        self.regularizer, self.latent_channels = regularizer, latent_channels
         levels = int(log2(downsample // PATCH)) + 1
         widths = [channels * min(2**level, WIDEST) for level in range(levels)]
         pixels = image_channels * PATCH**2

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion import GaussianDiffusion
+from models.latents import space_of
 from models.pretrained import PretrainedTokenizer
 from models.text import CrossAttention
 from models.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def attention_over_trajectory(
         model, diffusion: of a checkpoint with captions.
         tokenizer: its tokenizer.
         prompt: what to draw.
-        shape: (C, H, W) of the image.
+        shape: (C, H, W) of the noise.
         steps: of sampling.
         moments: number of steps to return, evenly spread from the first to the last.
         seed: of the noise.
@@ -56,17 +57,18 @@ def attention_over_trajectory(
     denoise = diffusion.denoiser(model, condition.to(device))
     levels = diffusion.levels(steps)
     chosen = {round(i * (steps - 1) / max(1, moments - 1)) for i in range(moments)}
-    found = []
+    found, space = [], space_of(model)
     with recorded_attention(model) as recorded:
         noise = noise_like.draw(shape).to(device)
         trajectory = generate(denoise, noise, levels, noise_like, SAMPLERS[AUTO])
         next(trajectory)  # the noise itself
         for i, _ in enumerate(trajectory):
             if i in chosen:
-                maps = mean_map(recorded, shape[1:])  # (L + 1, H, W)
+                x_0 = denoise.seen[0] if space is None else space.decode(denoise.seen)[0]
+                maps = mean_map(recorded, x_0.shape[1:])  # (L + 1, H, W)
                 by_word = maps[: sum(lengths)].split(lengths)
                 summed = torch.stack([part.sum(dim=0) for part in by_word])
-                found.append(Moment(levels[i].t, denoise.seen[0].cpu(), summed.cpu()))
+                found.append(Moment(levels[i].t, x_0.cpu(), summed.cpu()))
             recorded.clear()
     return ["(caption)", *words], found
 

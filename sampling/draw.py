@@ -21,6 +21,7 @@ from diffusion import Denoiser, GaussianDiffusion
 from distributed import gather, is_main, own_device, rank, world_size
 from guidance import classifier_guidance, clip_guidance, together
 from models import AUTOENCODERS, GUIDES
+from models.latents import space_of
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
@@ -62,7 +63,13 @@ class SamplingJob:
                 self.judges[name], configs[name] = loaded
                 if configs[name]["model"].get("text_width"):
                     use_text_encoder(configs[name], request.text_encoder)
-        self.plan = SamplingPlan(request, diffusion, self.config, self.device, judges=configs)
+        self.space = space_of(network)
+        if configs and self.space is not None:
+            raise ValueError(
+                f"--{next(iter(configs))} judges images, and this checkpoint is of latents"
+            )
+        options = {"judges": configs, "space": self.space}
+        self.plan = SamplingPlan(request, diffusion, self.config, self.device, **options)
         scaled = {name: GaussianDiffusion(**each["diffusion"]) for name, each in configs.items()}
         self.scaled = {name: each.to(self.device).scaled for name, each in scaled.items()}
         options = guidance_options(request) | {"precision": self.precision}
@@ -119,7 +126,7 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     own = {
         "data": dict.fromkeys((*of_data, *SHAPE_TYPES)),
         "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
-        "model": dict.fromkeys(("num_classes", "caption_length")),
+        "model": dict.fromkeys(("num_classes", "caption_length", "autoencoder")),
     }
     wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
     if found := config_differences(checkpoint["config"], wanted):
@@ -141,8 +148,8 @@ def load_judge(name: str, path: str, config: dict, device: torch.device) -> tupl
     }
     own["data"] += ["classes"] * (name == "classifier")
     found = [each["data"] for each in (config, checkpoint["config"])]
-    told = any(each.get("captions") or each.get("caption_from_path") for each in found)
-    own["data"] += ["digest"] * (not told)  # of a folder of images; it would cover captions
+    captioned = any(each.get("captions") or each.get("caption_from_path") for each in found)
+    own["data"] += ["digest"] * (not captioned)  # of a folder of images, and of captions
     wanted = {section: {k: config[section].get(k) for k in keys} for section, keys in own.items()}
     if differences := config_differences(checkpoint["config"], wanted):
         raise ValueError(f"--{name} {path} does not fit the checkpoint: {'; '.join(differences)}")
@@ -214,18 +221,19 @@ def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
 
 
 def reconstruct(job: SamplingJob) -> tuple[Tensor, str]:
-    """An image and its reconstruction from its own noise (2, C, H, W), and how close it is."""
+    """An image and its reconstruction from its noise, uint8 (2, C, H, W), and how close it is."""
     plan = job.plan
     denoise = job.denoiser(range(1))
     *_, noise = editing.invert(denoise, plan.image, plan.levels)
     *_, x = plan.sampler(denoise, noise, plan.levels, NoisePerImage(0, range(1)))
-    error = (x.clamp(-1, 1) - plan.image).square().mean().sqrt().item() * 127.5
+    images = job.to_items(torch.cat([plan.image, x]))
+    error = (images[1].float() - images[0].float()).square().mean().sqrt().item()
     how_close = (
         f"image -> noise -> image in {denoise.calls} network calls: root-mean-square error "
         f"{error:.1f} of 255 grey levels; the noise's standard deviation is "
         f"{noise.std() / plan.levels[0].scale:.2f}"
     )
-    return torch.cat([plan.image, x]), how_close
+    return images, how_close
 
 
 def own_batches(numbers: Sequence[int]) -> Sequence[int]:

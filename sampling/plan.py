@@ -8,12 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cli.sampling import SamplingRequest
 from dataset.image_files import read_image, require_same_size
-from dataset.items import item_shape, kind_of, to_unit
+from dataset.items import item_shape, kind_of, noise_shape, to_unit
 from diffusion import Denoiser, GaussianDiffusion
+from models.latents import LatentSpace
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
 from sampling.conditioning import COUNT, Wanted
@@ -33,9 +35,11 @@ class SamplingPlan:
         diffusion, config: the process and the configuration of the checkpoint.
         device: what computes.
         judges: the configurations of the networks of --classifier and --clip.
+        space: the latents that the network has learned; None for one of items.
 
     Attributes:
-        shape, kind: of an item.
+        shape: of the noise: that of an item, or of its latents.
+        item, kind: shape and kind of an item.
         count, columns: samples, and columns of their grid.
         wanted: the classes and prompts that are asked for.
         levels: the noise levels of the trajectory.
@@ -53,11 +57,12 @@ class SamplingPlan:
         device: torch.device,
         *,
         judges: Mapping[str, dict] = MappingProxyType({}),
+        space: LatentSpace | None = None,
     ):
-        self.request, self.config, self.device = request, config, device
-        self.shape = item_shape(config["data"])
-        self.kind = kind_of(self.shape)
-        self.pictures = pictures_of(self.shape, config["data"].get("range"))
+        self.request, self.config, self.device, self.space = request, config, device, space
+        self.shape, self.item = noise_shape(config), item_shape(config["data"])
+        self.kind = kind_of(self.item)
+        self.pictures = pictures_of(self.item, config["data"].get("range"), space and space.decode)
         if self.kind == "points" and request.mode:
             flag = request.mode.replace("_", "-")
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
@@ -71,7 +76,7 @@ class SamplingPlan:
         self.name, self.sampler = name, partial(SAMPLERS[name], **options)
         if request.mode:
             self.start_from_images(request, options)
-        fitting = max(1, MAX_PIXELS // prod(self.shape[1:]))
+        fitting = max(1, MAX_PIXELS // prod(self.item[1:]))
         size = request.batch_size or min(COUNT[self.kind], fitting)
         starts = range(0, self.count, size)
         self.batches = [range(first, min(first + size, self.count)) for first in starts]
@@ -105,8 +110,10 @@ class SamplingPlan:
         return found
 
     def read(self, path: str) -> Tensor:
-        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes."""
-        return to_unit(read_image(Path(path), self.shape[1:], self.shape[0])[None]).to(self.device)
+        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes; or its
+        latents."""
+        x_0 = to_unit(read_image(Path(path), self.item[1:], self.item[0])[None]).to(self.device)
+        return x_0 if self.space is None else self.space.encode(x_0)
 
     def read_mask(self, path: str) -> Tensor:
         """A mask file as (1, 1, H, W) in [0, 1], where 1 is white.
@@ -114,10 +121,13 @@ class SamplingPlan:
         Transparent pixels are black; in a mask that is white nowhere else, they are white.
         """
         for background in ("black", "white"):
-            mask = read_image(Path(path), self.shape[1:], 1, background)[None].to(self.device) / 255
+            mask = read_image(Path(path), self.item[1:], 1, background)[None].to(self.device) / 255
             if (mask > 0.5).any():
                 break
-        return mask
+        if self.space is None:
+            return mask
+        factor = self.item[1] // self.shape[1]  # latents are kept if all of their pixels are
+        return -F.max_pool2d(-(mask > 0.5).float(), factor)
 
     def noise(self, indices: range, noise_like: NoisePerImage) -> Tensor:
         """The noise (B, ...) that the samples with these indices start from."""

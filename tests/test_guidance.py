@@ -176,7 +176,7 @@ def test_classifiers_that_do_not_fit(classifier, unconditional, script, flags, m
 def test_a_classifier_has_a_report_and_cannot_be_measured(classifier, script):
     result = script("visualize_diffusion", "--run", classifier)
     assert result.code == 0, result.err
-    assert "A classifier draws nothing." in result.err
+    assert "The model classifier draws nothing." in result.err
     result = script("evaluate", "--checkpoint", classifier, "--metrics", "bpd")
     assert result.code == 2
     assert "is a classifier, which draws nothing" in result.err

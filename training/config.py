@@ -19,6 +19,7 @@ from models import (
     arguments_of,
     model_config,
 )
+from models.autoencoder import latent_shape
 from training.conditioning import caption_config, saved_caption_config
 
 # Flags that go together. Explicit flags override them.
@@ -97,10 +98,14 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     if flags.timestep_sampling is None:
         found["timestep_sampling"] = "log-normal" if edm else "uniform"
     if flags.flip is None:
-        told = found.get("text_conditional", flags.text_conditional)  # of left and right, perhaps
-        found["flip"] = DATASETS[flags.dataset].flip and not told
+        captioned = found.get(
+            "text_conditional", flags.text_conditional
+        )  # of left and right, perhaps
+        found["flip"] = DATASETS[flags.dataset].flip and not captioned and flags.latents is None
     elif flags.flip and kind == "points":
         raise ValueError("--flip mirrors images, and this data set is points")
+    if flags.latents is not None and flags.flip:
+        raise ValueError("--flip mirrors images, and mirrored latents are not those of an image")
     found["validation"] = held_out_count(flags.validation, len(data.items))
     return replace(flags, **found)
 
@@ -116,16 +121,21 @@ def require_used(flags: RunConfig, model: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} has no effect on --model {model}")
 
 
-def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict:
+def make_config(
+    flags: RunConfig, data: Data, saved: dict | None = None, autoencoder: dict | None = None
+) -> dict:
     """The configuration that checkpoints keep: plain values only.
 
     Args:
         flags: with their defaults filled in, by `with_defaults`.
         data: the data set.
         saved: the configuration of the run that is resumed, or None.
+        autoencoder: the configuration of the network of --latents, or None.
 
     Raises ValueError for flags that do not fit the data.
     """
+    if saved is not None:
+        autoencoder = saved["model"].get("autoencoder")
     shape = shape_config(data.items.shape[1:])
     options = flags.chosen(flags.named(section="model"))
     name = options.pop("model")
@@ -160,10 +170,22 @@ def make_config(flags: RunConfig, data: Data, saved: dict | None = None) -> dict
             "digest": digest_of(data.files),
             **of_captions,
         },
-        "model": model_config(name, shape, flags.timesteps, options),
-        "diffusion": process_config(flags, data),
+        "model": network_config(name, shape, flags.timesteps, options, autoencoder),
+        "diffusion": process_config(flags, data, latents=autoencoder is not None),
         "train": train_config(flags),
     }
+
+
+def network_config(
+    name: str, shape: dict, timesteps: int, options: dict, autoencoder: dict | None
+) -> dict:
+    """The configuration of the network: of items, or of the latents of an autoencoder."""
+    if autoencoder is None:
+        return model_config(name, shape, timesteps, options)
+    if name in NOT_DENOISERS:
+        raise ValueError(f"--latents has no effect on --model {name}")
+    found = model_config(name, shape_config(latent_shape(autoencoder)), timesteps, options)
+    return {**found, "autoencoder": autoencoder}
 
 
 def why_no_classes(flags: RunConfig, classes: list[str]) -> str:
@@ -202,11 +224,14 @@ def train_config(flags: RunConfig) -> dict:
     }
 
 
-def process_config(flags: RunConfig, data: Data) -> dict:
-    """The arguments of the diffusion process. Raises ValueError for an unstable choice."""
-    is_image = kind_of(data.items.shape[1:]) == "images"
+def process_config(flags: RunConfig, data: Data, *, latents: bool = False) -> dict:
+    """The arguments of the diffusion process. Raises ValueError for an unstable choice.
+
+    Latents have unit variance and no bounds.
+    """
+    is_image = kind_of(data.items.shape[1:]) == "images" and not latents
     edm = flags.prediction == "edm"
-    sigma_data = standard_deviation(data.items) if edm else 1.0
+    sigma_data = standard_deviation(data.items) if edm and not latents else 1.0
     if not sigma_data > 0:
         raise ValueError(
             "all values of the data are equal, and --prediction edm, which --schedule edm uses, "

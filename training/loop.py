@@ -16,6 +16,7 @@ from dataset.types import Data
 from distributed import is_main, largest, share, world_size
 from training.conditioning import condition_of
 from training.folder import RunFolder
+from training.latents import encoded
 from training.log import read_metrics
 from training.plan import RunLength
 from training.preview import EVALUATED, EVALUATION_STEPS, FIRST_GRID_STEPS, preview_of
@@ -166,7 +167,11 @@ class Run:
         self.config, self.trainer, self.folder = config, trainer, folder
         self.distance = distance
         self.sample_interval, self.eval_interval = train["sample_interval"], train["eval_interval"]
-        items = on_device(data.items, trainer.device)
+        items = data.items
+        if config["model"].get("autoencoder"):
+            bar = partial(Bar, shown=is_main())
+            items = encoded(trainer, items, config["data"], bar, measure=trainer.step == 0)
+        items = on_device(items, trainer.device)
         condition = condition_of(data, config, partial(Bar, shown=is_main()))
         if condition is not None:
             condition = condition.to(trainer.device)

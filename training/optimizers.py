@@ -108,14 +108,15 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
     hidden, rest = [], []
-    for p in model.parameters():
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
         fits = p.ndim >= 2 and id(p) not in ends | embeddings
         (hidden if fits else rest).append(p)
     return hidden, rest
 
 
 def adamw(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:
-    return {"adamw": torch.optim.AdamW(model.parameters(), lr=lr, fused=True)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {"adamw": torch.optim.AdamW(trained, lr=lr, fused=True)}
 
 
 def muon(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cli.activity import tell
 from conditions import Condition
-from dataset.items import MAX_HELD_OUT, indices_like, item_shape, kind_of, to_unit
+from dataset.items import MAX_HELD_OUT, indices_like, item_shape, kind_of, noise_shape, to_unit
 from distributed import gather, is_main, rank, share, world_size
 from models import AUTOENCODERS, NOT_DENOISERS
+from models.latents import space_of
 from samplers import generate
 from sampling.conditioning import grid_condition
 from training.stop import StopSignals
@@ -51,14 +52,16 @@ class Preview:
         stop: StopSignals,
     ):
         self.trainer, self.condition, self.stop = trainer, condition, stop
-        self.shape = item_shape(config["data"])
+        self.shape = noise_shape(config)
         self.config = config
-        self.pictures = pictures_of(self.shape, config["data"].get("range"))
+        space = space_of(trainer.ema.module)
+        shape, limits = item_shape(config["data"]), config["data"].get("range")
+        self.pictures = pictures_of(shape, limits, space and space.decode)
         floats = items.ndim == 4 and items.is_floating_point()
         self.data = self.pictures.to_items(items) if floats else items
         self.samples: Tensor | None = None  # of the last grid
         self.part = ""  # of the images that are sampled now, for the user
-        self.at_once = max(1, AT_ONCE * 32**2 // math.prod(self.shape[1:]))
+        self.at_once = max(1, AT_ONCE * 32**2 // math.prod(shape[1:]))
 
     def picture(self, steps: int | None = None) -> np.ndarray | None:
         """A sample grid with a row of the data (H, W, 3), in the main process; None if stopped."""
@@ -74,7 +77,8 @@ class Preview:
         Each process samples its share of them.
         """
         points = kind_of(self.shape) == "points"
-        count = NUM_POINTS if points else 64 if max(self.shape[1:]) <= 32 else 16
+        side = 0 if points else max(item_shape(self.config["data"])[1:])
+        count = NUM_POINTS if points else 64 if side <= 32 else 16
         mine = share(count)
         # At least one item: a sharded network computes in all processes together.
         indices = torch.arange(mine.start, max(mine.stop, mine.start + 1))

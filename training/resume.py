@@ -101,6 +101,8 @@ def start_anew(flags: RunConfig, folder: RunFolder, damaged: list) -> RunConfig:
     if damaged or (config is None and "dataset" not in flags.given):
         hint = "" if damaged else "; with --dataset, a new run is started there"
         raise ValueError(f"--resume: there is no valid checkpoint in {folder.path}{hint}")
+    if config is not None and config["model"].get("autoencoder") and flags.latents is None:
+        raise ValueError(f"--resume: there is no checkpoint in {folder.path} yet; add --latents")
     say(f"there is no checkpoint in {folder.path} yet: the run starts at step 0")
     return flags if config is None else with_saved_flags(flags, config)
 

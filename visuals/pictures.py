@@ -5,7 +5,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from visuals.style import Figure, FigureCanvasAgg, default_style
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
 DIFFERENCE = 4
+DECODED = 16  # images that are decoded from latents at once, so that memory stays small
 LINE = 2  # pixels between the images of a grid
 FONT_SIZE, LINE_HEIGHT = 11, 14  # pixels, of captions
 FILMSTRIP_ROWS = 8  # at most, of images
@@ -26,13 +27,22 @@ LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels of a side; a PN
 
 
 class ImagePictures:
-    """Pictures of images (N, C, H, W): uint8, or floats in `value_range` (low, high)."""
+    """Pictures of images (N, C, H, W): uint8, or floats in `value_range` (low, high).
 
-    def __init__(self, value_range: Sequence[float] | None = None):
-        self.value_range = value_range
+    `decode` maps x_0 or x_t to images in [-1, 1], if they are latents.
+    """
+
+    def __init__(
+        self,
+        value_range: Sequence[float] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.value_range, self.decode = value_range, decode
 
     def to_items(self, x: Tensor) -> Tensor:
         """Convert x_0 or x_t, floats in [-1, 1], to images as the data has them, on the CPU."""
+        if self.decode is not None:
+            x = torch.cat([self.decode(part) for part in x.split(DECODED)])
         if self.value_range is None:
             return to_uint8(x).cpu()
         low, high = self.value_range
@@ -174,10 +184,12 @@ class PointPictures:
 
 
 def pictures_of(
-    shape: Sequence[int], value_range: Sequence[float] | None = None
+    shape: Sequence[int],
+    value_range: Sequence[float] | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> ImagePictures | PointPictures:
-    """The pictures of items of a shape; `value_range` as in `ImagePictures`."""
-    return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range)
+    """The pictures of items of a shape; the rest as in `ImagePictures`."""
+    return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range, decode)
 
 
 def compared(x_0: Tensor, reconstructed: Tensor) -> np.ndarray:
