@@ -160,7 +160,7 @@ class RunConfig(DataFlags, ThreadFlags):
         fixed=True)
 
     precision: str = precision_flag(
-        "auto", "number format; auto: bf16 where the hardware has it and it is not slower",
+        "auto", "number format; auto is bf16, or fp32 where that is faster",
         section="train")
     fsdp: bool | None = train_flag(
         None, "under torchrun: shard a network that does not fit one GPU", "machine",
