@@ -48,7 +48,7 @@ from utils import count_of_threads, save_whole
 from visuals.curves import column
 
 ROWS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
-PRECISION = ["--precision", "bf16", "--batch-size", "250"]
+PRECISION = ["--precision", "bf16", "--batch-size", "250"]  # unless a recipe has another
 
 
 class Recipe(NamedTuple):
@@ -63,7 +63,7 @@ class Recipe(NamedTuple):
 
 
 GUIDED = "--steps 20 --guidance-scale 1.3"
-BY_PROMPT = "--steps 20 --guidance-scale 2"
+BY_PROMPT = "--steps 20 --guidance-scale 2 --precision auto"
 LESS_GUIDED = "--steps 20 --guidance-scale 1.15"  # better after longer training
 CIFAR10 = "--dataset cifar10 --preset quality --compile reduce-overhead --sample-interval 0"
 RECIPES = {  # changed flags make a row outdated
@@ -236,7 +236,7 @@ def run(name: str, work: Work, data_dir: str) -> dict:
 
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
     words = [word.format(run=folder) for word in shlex.split(recipe.draw)]
-    draw = ["--checkpoint", str(checkpoint), *words, *PRECISION]
+    draw = ["--checkpoint", str(checkpoint), *PRECISION, *words]
     measuring = work.measuring(Code.now())
     start = time.monotonic()
     if "report" not in measuring:
@@ -325,7 +325,7 @@ def slug_of(name: str) -> str:
 def drawing(recipe: Recipe) -> str:
     """The flags of evaluate.py and sample.py that a reader types."""
     words = f"--checkpoint outputs/model_final.pt {recipe.draw.format(run='outputs')}"
-    words += f" {shlex.join(PRECISION)}"
+    words += f" {shlex.join(PRECISION[2:] if '--precision' in words else PRECISION)}"
     return " ".join(words.split())
 
 
