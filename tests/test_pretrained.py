@@ -108,6 +108,7 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("encoder", ["t5"], indirect=True)
 def test_training_sampling_and_resume(encoder, images, script):
     shutil.copytree(encoder, "encoder")
     flags = [*TINY, "--dataset", "folder", "--data-dir", images, "--image-size", 16, "--captions"]
@@ -190,6 +191,7 @@ def test_a_whole_clip_model_is_read(tmp_path):
     assert tokenizer.condition(["a red square"]).states.shape == (1, 8, 32)
 
 
+@pytest.mark.parametrize("encoder", ["clip"], indirect=True)
 def test_what_cannot_be_used_is_explained(encoder, images, script, monkeypatch):
     flags = [*TINY, "--dataset", "folder", "--data-dir", images, "--image-size", 16, "--captions"]
     flags += ["--max-steps", 1, "--batch-size", 4]
