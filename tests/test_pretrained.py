@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_no_code_of_the_folder_is_run(encoder, tmp_path):
     config["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
     path.write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with suppress(ValueError):  # transformers refuses such a folder, or uses its own class
         PretrainedTokenizer(folder, 8)
     assert not (tmp_path / "ran").exists()
 
