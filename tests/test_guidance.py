@@ -310,9 +310,10 @@ def test_all_kinds_of_guidance_are_combined(captioned, script):
         drawn.append(np.load("a.npz")["arr_0"])
     assert np.array_equal(drawn[3], drawn[4])
     # A guide that is the network itself changes nothing, so only the clip model does.
-    assert np.array_equal(drawn[0], drawn[1])
-    assert np.array_equal(drawn[2], drawn[3])
-    assert not np.array_equal(drawn[0], drawn[2])
+    plain, alone, steered, both, _ = (images.astype(int) for images in drawn)
+    assert np.abs(plain - alone).max() <= 1
+    assert np.abs(steered - both).max() <= 1
+    assert np.abs(plain - steered).max() > 2
 
 
 @pytest.mark.parametrize(
