@@ -309,11 +309,10 @@ def test_all_kinds_of_guidance_are_combined(captioned, script):
         assert result.code == 0, result.err
         drawn.append(np.load("a.npz")["arr_0"])
     assert np.array_equal(drawn[3], drawn[4])
-    # A guide that is the network itself changes nothing, so only the clip model does.
+    # A guide that is the network itself changes nothing but where predictions are clipped.
     plain, alone, steered, both, _ = (images.astype(int) for images in drawn)
     assert np.abs(plain - alone).max() <= 1
-    assert np.abs(steered - both).max() <= 1
-    assert np.abs(plain - steered).max() > 2
+    assert np.abs(steered - both).mean() < np.abs(steered - plain).mean() / 4
 
 
 @pytest.mark.parametrize(
