@@ -95,7 +95,7 @@ RECIPES = {  # changed flags make a row outdated
         "fashion_mnist",
     ),
     "cifar10, 60 minutes": Recipe(
-        "--dataset cifar10 --preset laptop --max-minutes 60 --sample-interval 0", GUIDED
+        "--dataset cifar10 --preset laptop --max-minutes 60 --sample-interval 0", GUIDED, "cifar10"
     ),
     "cifar10, a night": Recipe(
         "--dataset cifar10 --preset laptop --max-minutes 480 --sample-interval 0", GUIDED
