@@ -195,7 +195,7 @@ class Wanted:
         require_fits(prompt, "--negative-prompt", self.own_tokenizer)
         return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
 
-    def of_data(self, condition: Condition, captions: Sequence[str]) -> None:
+    def of_data(self, condition: Condition, captions: Sequence[str] = ()) -> None:
         """Take the condition of data (N), for samples like them, unless the request has its own.
 
         `captions` (N) are theirs, or none; --clip guides to them.
