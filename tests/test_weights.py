@@ -305,7 +305,7 @@ def test_published_weights_sample_images(script, path):
     with np.load("s.npz") as drawn:
         images = drawn["arr_0"]
     assert 10 < images.mean() < 220  # ink, and paper
-    assert images.std() > 25
+    assert images.std() > (25 if path.stem == "cifar10" else 50)  # of few steps
     assert path.stat().st_size < 12e6
     weights, card = load_checkpoint(path), path.with_suffix(".md").read_text(encoding="utf-8")
     assert not Path(weights["config"]["data"]["data_dir"]).is_absolute()
