@@ -61,7 +61,7 @@ SAY = partial(print, flush=True)
 # how their names end
 PICTURES = {"two-sample": "two_sample", "copies": "nearest", "reconstruction": "reconstruction"}
 
-OF_RECONSTRUCTIONS = {"reconstruction", "classifier", "two-sample", "inception"}
+OF_RECONSTRUCTIONS = {"reconstruction", "classifier", "two-sample"}
 ERRORS = 8  # most frequent ones that are printed
 SHOWN = 16  # reconstructions in a picture
 
@@ -191,7 +191,7 @@ def is_report(path: Path) -> bool:
 def require_used(request: EvaluationRequest, metrics: list[str], encodes: bool) -> None:
     """Raise ValueError for a flag that has no effect on the metrics, or a metric on the model."""
     if encodes and (unfit := set(metrics) - OF_RECONSTRUCTIONS):
-        raise ValueError(f"--metrics {min(unfit)}: an autoencoder draws nothing")
+        raise ValueError(f"--metrics {min(unfit)} needs samples, and an autoencoder draws nothing")
     if not encodes and "reconstruction" in metrics:
         raise ValueError("--metrics reconstruction needs the --checkpoint of an autoencoder")
     if encodes and (unused := set(request.named(use="drawing")) & request.given):
@@ -369,10 +369,12 @@ def by_prompts(
                 )
         print(f"\n{name}\n{measures_table(measures, 'real images')}\n{names_table(by_name)}")
         confused = {}
-        if style := config["data"].get("avatar_style", "") if real.name == "avatars" else "":
-            images, chosen = torch.cat(drawn.sets), subset(data, drawn.indices)
+        if real.name == "avatars":
+            style, chosen = config["data"]["avatar_style"], subset(data, drawn.indices)
+            images = torch.cat(drawn.sets)
             read, _ = reader.read(images)
             confused = confusion(list(chosen.captions) * len(drawn.sets), read, style)
+            confused = {what: rows for what, rows in confused.items() if what not in left_out}
             for what, said, shown, number, of in common_errors(confused, ERRORS):
                 print(f"{what}: {said} is drawn as {shown} in {number} of {of}")
         key = name.split(" ")[0].replace("-", "_")

@@ -80,9 +80,12 @@ def check_of(name: str, config: Mapping) -> Check | None:
 def confusion(
     captions: Sequence[str], attributes: Attributes, style: str
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """How often avatars show each value of an attribute where their captions say another.
+    """Confusion matrix of each attribute of avatars: {attribute: {said: {shown: count}}}.
 
-    Returns {attribute: {said: {shown: count}}}, the right ones included.
+    Args:
+        captions: of the images (N).
+        attributes: of the images (N), as they were read.
+        style: of the avatars, a key of `avatar_styles.STYLES`.
     """
     found: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     for i, caption in enumerate(captions):

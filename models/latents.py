@@ -11,7 +11,7 @@ BATCH_SIZE = 128  # images that are encoded at once
 
 
 def space_of(network: nn.Module) -> "LatentSpace | None":
-    """The latents that a network has learned; None for one of items."""
+    """The latent space of a network that learns latents; None for a network that learns items."""
     space = getattr(network, "latent_space", None)
     return space if isinstance(space, LatentSpace) else None
 

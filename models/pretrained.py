@@ -1,4 +1,4 @@
-"""A pretrained text encoder, CLIP's or T5's, which stays as it is: `train.py --text-encoder PATH`.
+"""A frozen pretrained text encoder, CLIP's or T5's: `train.py --text-encoder PATH`.
 
 PATH is a folder that the package transformers has written (`save_pretrained`): config.json, weights
 as .safetensors, and the files of the tokenizer. Nothing is downloaded, and no code of the folder
@@ -160,7 +160,7 @@ def states_of(encoder: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def loaded(path: Path, name: str, **options):
-    """What a class of transformers reads from a folder. Raises ValueError if it cannot."""
+    """Load a folder by a class of transformers. Raises ValueError if that fails."""
     try:
         import transformers
     except ImportError:
