@@ -30,7 +30,8 @@ def train_by_plain_loop(real: RealData, total: int) -> dict[str, torch.Tensor]:
     size = min(128, len(items))
     torch.manual_seed(derive_seed("classifier", 0))
     model = classifier.Classifier(1, 10).to(memory_format=torch.channels_last)
-    optimizers = muon(model, 3e-3).values()
+    precision = choose_precision("auto", CPU)
+    optimizers = muon(model, 3e-3, precision).values()
     for step in range(total):
         epoch, i = divmod(step, len(items) // size)
         chosen = epoch_order(len(items), 0, epoch)[i * size : (i + 1) * size]
@@ -38,7 +39,7 @@ def train_by_plain_loop(real: RealData, total: int) -> dict[str, torch.Tensor]:
         x = shifted(items[chosen], up, left)
         x = flipped(x, torch.rand(size) < 0.5) if real.flip else x
         x = to_unit(x).contiguous(memory_format=torch.channels_last)
-        with autocast(CPU, choose_precision("auto", CPU)):
+        with autocast(CPU, precision):
             scores = model(x).float()
             loss = F.cross_entropy(scores, labels[chosen], label_smoothing=0.1)
         loss.backward()

@@ -20,7 +20,7 @@ from models import MODELS
 from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
 from runs import assert_same_training, trainer_of
 from training.config import make_config, with_defaults
-from training.optimizers import Muon, orthogonal
+from training.optimizers import OPTIMIZERS, Muon, orthogonal
 from training.trainer import Trainer
 
 IMAGES = load_dataset("digits").items[:16]
@@ -175,11 +175,12 @@ def test_the_seed_decides_everything():
     assert not torch.equal(first["stem.weight"], other["stem.weight"])
 
 
-def test_the_updates_of_muon_are_nearly_orthogonal():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_updates_of_muon_are_nearly_orthogonal(dtype):
     torch.manual_seed(0)
     for shape in [(16, 144), (64, 32), (8, 8)]:
         matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -2, shape[1]))
-        update = orthogonal(matrix[None])[0].float()
+        update = orthogonal(matrix[None], dtype)[0].float()
         singular = torch.linalg.svdvals(update)
         assert singular.max() < 1.3
         assert singular.median() > 0.6
@@ -202,6 +203,14 @@ def test_the_updates_of_muon_are_as_large_as_those_of_adamw():
             matrix = p.grad.flatten(1)
             alone = orthogonal(matrix[None]).view(shape).float()
             assert_close(p, -0.02 * max(matrix.shape) ** 0.5 * alone, rtol=0.02, atol=1e-3)
+
+
+def test_muon_computes_in_bfloat16_only_where_the_run_does():
+    """CPUs without instructions for bfloat16 need many times as long for it."""
+    model = trainer_of().model
+    chosen = {p: OPTIMIZERS["muon"](model, 1e-3, p)["muon"].dtype for p in ("fp32", "bf16", "fp16")}
+    assert chosen == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
+    assert trainer_of().optimizers["muon"].dtype == torch.float32  # --precision fp32 in tests
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():

@@ -78,7 +78,7 @@ class Trainer:
         elif world_size() > 1:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self.alone = self.network.no_sync
-        self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"])
+        self.optimizers = OPTIMIZERS[train["optimizer"]](self.model, train["lr"], precision)
         if compiled:
             self.network = torch.compile(self.network, mode=compiled)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
