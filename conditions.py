@@ -23,11 +23,15 @@ class Condition:
         label: class labels, int64 (B,), from 0; `NULL_LABEL` for no label.
         tokens: of a caption, int64 (B, L), filled up with `PADDING`.
         states: of these tokens (B, L, D), by a pretrained text encoder that is not trained here.
+        image: low-resolution images (B, C, h, w) in about [-1, 1], for super-resolution.
+        level: noise in them (B,): each is sqrt(1 - level^2) image + level noise (`augmented`).
     """
 
     label: Tensor | None = None
     tokens: Tensor | None = None
     states: Tensor | None = None
+    image: Tensor | None = None
+    level: Tensor | None = None
 
     def __len__(self) -> int:
         """The batch size. Raises ValueError for a condition that holds nothing."""
@@ -45,7 +49,10 @@ class Condition:
         return replace(self, **{name: function(t) for name, t in self.tensors().items()})
 
     def null(self) -> Condition:
-        """The unconditional form, of the same batch size."""
+        """The unconditional form, of the same batch size.
+
+        A low-resolution image is kept: guidance is by class and caption.
+        """
         label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
         tokens = None if self.tokens is None else torch.full_like(self.tokens, PADDING)
         states = None if self.states is None else torch.zeros_like(self.states)
@@ -74,6 +81,16 @@ class Condition:
     def __getitem__(self, rows) -> Condition:
         """Some rows of the batch: a slice, or a tensor of indices or of booleans."""
         return self.map(lambda tensor: tensor[rows])
+
+
+def augmented(image: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Low-resolution images (B, C, h, w) with noise of the levels (B,) in [0, 1]; 0 adds none.
+
+    Conditioning augmentation (Ho et al. 2021, arXiv:2106.15282, section 4): a network that has seen
+    it does not rely on details that another network drew. The variance is preserved.
+    """
+    level = level.view(-1, 1, 1, 1)
+    return (1 - level**2).sqrt() * image + level * noise
 
 
 def label_condition(labels: Tensor | None) -> Condition | None:

@@ -13,8 +13,10 @@ if __name__ == "__main__":
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from checkpoints.card import read_report
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar, activity
+from cli.sampling import OPTIONS
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of, to_unit
 from dataset.own_files import is_own_picture, require_own
@@ -50,16 +53,26 @@ from evaluation.prompts import (
 )
 from evaluation.reconstruction import mean_and_error, psnr, ssim
 from evaluation.real import RealData, load_real_data, subset
+from evaluation.super_resolution import bicubic, compare_ways, in_low_resolution
 from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sample_test
 from models import AUTOENCODERS
 from models.tokenizer import tokenizer_of
 from sampling.draw import load_judge, require_denoiser, use_text_encoder
-from utils import DataError, check_output, choose_device, kept_threads, save_whole, use_threads
-from visuals.pictures import DIFFERENCE, compared, save_picture
+from utils import (
+    DataError,
+    check_output,
+    choose_device,
+    kept_threads,
+    save_whole,
+    sides,
+    use_threads,
+)
+from visuals.pictures import DIFFERENCE, compared, save_picture, stacked
 
 SAY = partial(print, flush=True)
 # how their names end
 PICTURES = {"two-sample": "two_sample", "copies": "nearest", "reconstruction": "reconstruction"}
+PICTURES |= {"super-resolution": "super_resolution"}
 
 OF_RECONSTRUCTIONS = {"reconstruction", "classifier", "two-sample"}
 ERRORS = 8  # most frequent ones that are printed
@@ -86,11 +99,12 @@ def main(request: EvaluationRequest) -> int:
     if checkpoint is not None:
         use_text_encoder(checkpoint["config"], request.text_encoder)
     encodes = checkpoint is not None and checkpoint["config"]["model"]["name"] in AUTOENCODERS
+    small = checkpoint and checkpoint["config"]["model"].get("super_resolution")
     if checkpoint is not None and not encodes:
         require_denoiser(checkpoint["config"], request.checkpoint)
     real = load_real_data(request, checkpoint, progress=Bar, say=SAY)
-    metrics = request.metrics or default_metrics(request, real, encodes)
-    require_used(request, metrics, encodes)
+    metrics = request.metrics or default_metrics(request, real, encodes, small)
+    require_used(request, metrics, encodes, small)
     if "bpd" in metrics and checkpoint["config"]["model"].get("autoencoder"):
         raise ValueError("--metrics bpd: the bits of latents are not those of images")
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
@@ -111,11 +125,15 @@ def main(request: EvaluationRequest) -> int:
             with activity("encoding and decoding images"):
                 generated = reconstructed_images(request, checkpoint, real.held_out, device)
         else:
-            generated = sampled_images(request, real.train, say=SAY)  # chooses the threads
+            data = real.held_out if small else real.train  # whose conditions are used
+            generated = sampled_images(request, data, say=SAY)  # chooses the threads
         images = generated.sets[0]
         report |= {"num_images": len(images), **generated.record}
         if "reconstruction" in metrics:
             report["reconstruction"] = by_reconstruction(real, generated, output)
+        if "super-resolution" in metrics:
+            found = by_super_resolution(request, sides(small), real, generated, device, output)
+            report["super_resolution"] = found
         if "classifier" in metrics:
             report["classifier"] = by_classifier(request, real, generated, device, output.parent)
         if "two-sample" in metrics:
@@ -154,10 +172,19 @@ def description(request: EvaluationRequest, source: Path, checkpoint: dict | Non
     }
 
 
-def default_metrics(request: EvaluationRequest, real: RealData, encodes: bool) -> list[str]:
-    """The metrics without --metrics; `encodes`: of an autoencoder."""
+def default_metrics(
+    request: EvaluationRequest, real: RealData, encodes: bool, small: int | list | None
+) -> list[str]:
+    """The metrics without --metrics.
+
+    Args:
+        encodes: of an autoencoder?
+        small: the size of the images that the checkpoint enlarges, if it does.
+    """
     if encodes:
         return ["reconstruction", *(["classifier"] if len(real.train.classes) > 1 else [])]
+    if small:
+        return ["super-resolution"]
     if kind_of(real.shape) == "points":
         return ["bpd"]
     metrics = ["classifier", "copies"] if len(real.train.classes) > 1 else ["copies"]
@@ -188,8 +215,16 @@ def is_report(path: Path) -> bool:
     return False
 
 
-def require_used(request: EvaluationRequest, metrics: list[str], encodes: bool) -> None:
+def require_used(
+    request: EvaluationRequest, metrics: list[str], encodes: bool, small: int | list | None
+) -> None:
     """Raise ValueError for a flag that has no effect on the metrics, or a metric on the model."""
+    if not small and "super-resolution" in metrics:
+        raise ValueError(
+            "--metrics super-resolution needs a --checkpoint of train.py --super-resolution"
+        )
+    if small and "bpd" in metrics:
+        raise ValueError("--metrics bpd: the bits of images given small ones are not measured")
     if encodes and (unfit := set(metrics) - OF_RECONSTRUCTIONS):
         raise ValueError(f"--metrics {min(unfit)} needs samples, and an autoencoder draws nothing")
     if not encodes and "reconstruction" in metrics:
@@ -295,6 +330,47 @@ def by_reconstruction(real: RealData, generated: Generated, output: Path) -> dic
         f"images above reconstructions above {DIFFERENCE} times the differences: {picture}"
     )
     return {name: mean_and_error(values) for name, values in measures.items()}
+
+
+def by_super_resolution(
+    request: EvaluationRequest,
+    size: tuple[int, int],
+    real: RealData,
+    generated: Generated,
+    device: torch.device,
+    output: Path,
+) -> dict:
+    """Compare enlarged images with their originals, next to two simple ways of enlarging them."""
+    originals = real.held_out.items[generated.indices]
+    small = in_low_resolution(originals, size)
+    options = {name: request.default(name) for name in request.named(group=OPTIONS)}
+    options |= {"sampler": "ddim", "steps": 1, "spacing": None, "repeats": 1, "guide": None}
+    options |= {"guidance_scale": 1.0, "given": request.given - options.keys()}
+    one_step = sampled_images(replace(request, **options), real.held_out, say=lambda line: None)
+    ways = {
+        "bicubic": [bicubic(small, originals.shape[2:])],
+        "mean prediction (one step)": one_step.sets,
+        "samples": generated.sets,
+    }
+    distance, floor = None, None
+    if len(real.train.classes) > 1:
+        classifier = classifier_for(real, output.parent, device, progress=Bar, say=SAY)
+        distance = Reference(classifier, real).distance
+        floor = distance(originals)
+    with activity("comparing enlarged images with their originals"):
+        found = compare_ways(originals, ways, distance)
+    picture = picture_of(output, "super-resolution")
+    rows = [to_unit(images[:SHOWN]) for images in (*(w[0] for w in ways.values()), originals)]
+    save_picture(picture, stacked(small[:SHOWN], *rows))
+    print(f"\n{len(originals):,} images ({real.origin}) from {size[1]} x {size[0]} pixels\n")
+    for name, measures in found.items():
+        values = ", ".join(f"{key} {mean(m.values):.4g}" for key, m in measures.items())
+        print(f"  {name:<28} {values}")
+    if floor is not None:
+        print(f"  {'the originals themselves':<28} classifier_fid {floor:.4g}")
+    print(f"from low resolution, at the top, to the originals: {picture}")
+    report = {name: {k: m.values for k, m in each.items()} for name, each in found.items()}
+    return {**report, "floor": floor}
 
 
 def by_two_samples(

@@ -94,6 +94,8 @@ def require_exportable(path: str, config: dict, form: str) -> None:
         )
     if form == "numpy" and config["model"].get("caption_length"):
         raise ValueError(f"{path} is conditioned on captions, which mini_diffusion cannot read")
+    if form == "numpy" and config["model"].get("super_resolution"):
+        raise ValueError(f"{path} enlarges images, which mini_diffusion cannot")
     if form == "numpy" and config["model"].get("autoencoder"):
         raise ValueError(f"{path} is of latents, which mini_diffusion cannot decode")
     if form == "numpy" and name != "unet":

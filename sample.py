@@ -183,6 +183,8 @@ def list_classes(request: SamplingRequest) -> int:
 def introduction(job: SamplingJob) -> str:
     """The first lines of output: the checkpoint, the sampler, the machine."""
     request, plan = job.request, job.plan
+    before = [] if job.previous is None else [introduction(job.previous)]
+    described = plan.wanted.described() if job.previous is None else []
     weights = "as trained" if request.raw else "moving average"
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     lines = [
@@ -191,7 +193,7 @@ def introduction(job: SamplingJob) -> str:
         f"{plan.name}, {len(plan.levels) - 1} steps, {describe(job.device, job.precision)}"
         f"{processes}",
     ]
-    return "\n".join([*lines, *plan.wanted.described()])
+    return "\n".join([*before, *lines, *described])
 
 
 def write_inversion(job: SamplingJob, output: Path) -> None:

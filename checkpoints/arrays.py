@@ -62,6 +62,7 @@ def mini_unet_arguments(
     vocabulary_size: None = None,
     caption_length: None = None,
     text_width: None = None,
+    super_resolution: None = None,
     cross_attention_resolutions: Sequence[int] = (),
 ) -> dict:
     """Arguments of mini_diffusion's UNet, from those of models/unet.py's, which has no captions."""

@@ -52,6 +52,7 @@ def model_card(
     epochs = step * train["update_size"] / (data["count"] - train["validation"])
     classes = ", ".join(html.escape(printable(c), quote=False) for c in data["classes"]) or "none"
     known = {"the class": "num_classes", "captions": "caption_length"}
+    known |= {"images in low resolution": "super_resolution"}
     known = " and ".join(name for name, key in known.items() if config["model"].get(key))
     conditional = f"conditioned on {known}" if known else "not conditioned on the class"
     parameters = sum(tensor.numel() for tensor in tensors.values())

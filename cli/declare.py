@@ -77,7 +77,10 @@ class Flags:
     def read(self) -> list[str]:
         """The files and folders that the flags name for reading."""
         names = [e.name for e, d in self.declarations() if d.parse is path and d.group != "output"]
-        return [value for value in self.chosen(names).values() if value]
+        values = [value for value in self.chosen(names).values() if value]
+        return [
+            each for value in values for each in (value if isinstance(value, list) else [value])
+        ]
 
     def check(self) -> None:
         """Raise ValueError for flags that contradict each other."""

@@ -15,7 +15,8 @@ from cli.declare import flag, keys, number, path
 from cli.parser import Command
 from cli.sampling import SamplerFlags
 
-METRICS = ("classifier", "two-sample", "prompt", "copies", "reconstruction", "inception", "bpd")
+METRICS = ("classifier", "two-sample", "prompt", "copies", "reconstruction", "super-resolution")
+METRICS += ("inception", "bpd")
 
 
 # fmt: off

@@ -11,6 +11,7 @@ PROMPTS = "prompts (of a checkpoint of train.py --text-conditional)"
 GUIDANCE = "guidance (by the class, or by a weaker model)"
 OPTIONS = "options of single samplers"
 EDITING = "from given images"
+STAGES = "super-resolution (of checkpoints of train.py --super-resolution)"
 MODES = ("start_from", "inpaint", "interpolate", "invert")
 
 
@@ -66,6 +67,10 @@ class SamplerFlags(Flags):
     guidance_rescale: float = drawing_flag(
         0.0, "restore the output's unguided standard deviation, 0 to 1", group=GUIDANCE,
         parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))
+
+    augmentation: float = drawing_flag(
+        0.0, "noise level of the image to enlarge, from 0 to 1", group=STAGES,
+        parse=number(float, 0, 1), metavar="S", decides="value")
 
     sampler: str = drawing_flag(
         "auto", "sampler; auto is the best known", group="sampler",
@@ -126,7 +131,7 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         unless=("invert",))
 
     start_from: str | None = flag(
-        None, "image to image: start from this image with noise", group=EDITING,
+        None, "image to image: add noise to this image; or the image to enlarge", group=EDITING,
         metavar="IMAGE", parse=path, decides="file")
     strength: float = flag(
         0.6, "--start-from: share of the sampling steps to take", group=EDITING,
@@ -145,6 +150,23 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
     invert: str | None = flag(
         None, "from this image to its noise and back; print the error", group=EDITING,
         metavar="IMAGE", parse=path)
+
+    then: list[str] | None = drawing_flag(
+        None, "enlarge the samples with these models, one after the other", group=STAGES,
+        parse=path, nargs="+", metavar="FILE", use="", unless=("invert", "list_classes"))
+    then_augmentation: list[float] | None = drawing_flag(
+        None, "--then: noise level of the images to enlarge (default: 0.1)", group=STAGES,
+        parse=number(float, 0, 1), nargs="+", needs=("then",), use="", metavar="S")
+    then_sampler: list[str] | None = drawing_flag(
+        None, "--then: sampler of all stages, or one each (default: auto)", group=STAGES,
+        choices=("auto", *keys("samplers.py", "SAMPLERS")), nargs="+", needs=("then",), use="",
+        metavar="NAME")
+    then_steps: list[int] | None = drawing_flag(
+        None, "--then: sampling steps (default: the sampler's)", group=STAGES,
+        parse=number(int, 1), nargs="+", needs=("then",), use="", metavar="N")
+    then_guidance_scale: list[float] | None = drawing_flag(
+        None, "--then: classifier-free guidance (default: 1)", group=STAGES,
+        parse=number(float, 0), nargs="+", needs=("then",), use="", metavar="W")
 
     precision: str = precision_flag(
         "fp32", "number format; with bf16, pixels may depend on the batch size")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import DataFlags, ThreadFlags, data_flag, precision_flag
-from cli.declare import flag, keys, number, path
+from cli.declare import flag, image_size, joined_sides, keys, number, path
 from cli.parser import Command
 
 
@@ -72,6 +72,9 @@ class RunConfig(DataFlags, ThreadFlags):
     patch_size: int | None = network_flag(
         None, "unet, dit: side of a patch (default: 2, 4; below 16 pixels 1, 2)",
         parse=number(int, 1))
+    super_resolution: int | list[int] | None = network_flag(
+        None, "unet, dit: enlarge images of this size to --image-size", parse=image_size,
+        join=joined_sides, metavar="SIZE", unless=("latents",))
     efficient: bool | None = network_flag(
         None, "unet: fewer operations at full resolution (default: on)", switch="on-off")
     long_skips: bool | None = network_flag(

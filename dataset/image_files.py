@@ -98,6 +98,22 @@ def require_same_size(image: Path, mask: Path) -> None:
         raise ValueError(f"{mask} is {mask_w} x {mask_h} pixels, and {image} {w} x {h}")
 
 
+@strict_pillow()
+def require_large_enough(file: Path, size: tuple[int, int]) -> None:
+    """Raise a ValueError for an image with fewer pixels than a size (height, width)."""
+    if not file.is_file():
+        raise DataError(f"there is no image {file}")
+    try:
+        width, height = open_upright(file).size
+    except Exception as error:  # Pillow's decoders raise almost any exception
+        raise unreadable(file, error) from None
+    if height < size[0] or width < size[1]:
+        raise ValueError(
+            f"{file} is {width} x {height} pixels, and this checkpoint enlarges images of "
+            f"{size[1]} x {size[0]}"
+        )
+
+
 def unreadable(file: Path, error: Exception) -> DataError:
     """The error for an image that cannot be read, to be raised."""
     return DataError(f"{file} cannot be read as an image ({why_unreadable(file, error)})")

@@ -77,6 +77,12 @@ def resized(images: Tensor, size: tuple[int, int], chunk: int = 512) -> Tensor:
     return torch.cat(parts)
 
 
+def low_resolution(x_0: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], resized to (B, C, h, w) and rounded to 256 levels, as
+    `resized` and an image file have them."""
+    return to_unit(to_uint8(F.interpolate(x_0, size, mode="bicubic", antialias=True)))
+
+
 def flipped(images: Tensor, mirror: Tensor) -> Tensor:
     """Images (B, C, H, W), mirrored left to right where `mirror`, bool (B,), is true."""
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)

@@ -17,6 +17,7 @@ from evaluation.images import load_images
 from evaluation.measures import NEIGHBOURS_OF_DENSITY, random_indices
 from evaluation.real import RealData, subset
 from evaluation.reconstruction import reconstructed
+from evaluation.super_resolution import in_low_resolution
 from sampling.draw import SamplingJob, draw
 from sampling.threads import choose_threads
 from training.conditioning import condition_of
@@ -75,7 +76,10 @@ def reconstructed_images(
 def sampled_images(
     request: EvaluationRequest, data: Data, *, say: Callable[[str], object]
 ) -> Generated:
-    """Sample sets of images from the checkpoint, with the classes and captions of data."""
+    """Sample sets of images from the checkpoint, with the classes and captions of data.
+
+    One for super-resolution enlarges the data's images.
+    """
     job = SamplingJob(
         SamplingRequest(
             **request.chosen(SamplerFlags.named(use="drawing")),
@@ -88,13 +92,16 @@ def sampled_images(
             threads=request.threads,
             seed=request.seed,
             given=request.given,
-        )
+        ),
+        images_follow=True,
     )
     plan, seeds = job.plan, list(range(request.seed, request.seed + request.repeats))
     indices = indices_like(len(data.items), plan.count)
     like = subset(data, indices)
     if (condition := condition_of(like, job.config)) is not None:
         plan.wanted.of_data(condition, like.captions)
+    if plan.images is not None:
+        plan.images = in_low_resolution(like.items, tuple(plan.images.shape[2:]))
     if threads := choose_threads(job, request.repeats):
         say(threads)
     say(

@@ -107,6 +107,9 @@ def learning_rows(
             if config["model"]["name"] in NOT_DENOISERS:
                 notes.append(f"The model {config['model']['name']} draws nothing.")
                 break
+            if config["model"].get("super_resolution"):
+                notes.append("The model enlarges images; the pictures in samples/ show how.")
+                break
             model, diffusion = restore(checkpoint, device)
             shape = item_shape(config["data"])
             if samples and shape != next(iter(samples.values())).shape[1:]:

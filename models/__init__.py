@@ -69,6 +69,7 @@ LIMITS = {
     "downsample": 8,
     "latent_channels": 1024,
     "cross_attention_resolutions": 1024,
+    "super_resolution": 1024,
     "timesteps": MAX_TIMESTEPS,
 }
 MAX_LEVELS = 10

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditions import Condition
-from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from models.layers import (
+    MAX_SIDE,
+    LowResolution,
+    attend,
+    embed,
+    heads_for,
+    time_embedding,
+    zero,
+)
 from models.text import WIDTH, CrossAttention, Text, TextEncoder, encode
 from utils import sides, size_text
 
@@ -25,8 +33,8 @@ class DiT(nn.Module):
         long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
             outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
         dropout: probability inside the blocks.
-        num_classes, learn_sigma, vocabulary_size, caption_length, text_width: as in
-            `models.unet.UNet`. Every block reads the captions.
+        num_classes, learn_sigma, vocabulary_size, caption_length, text_width, super_resolution: as
+            in `models.unet.UNet`. Every block reads the captions.
 
     Raises:
         ValueError: a patch size that does not divide the image, or a value out of range.
@@ -48,6 +56,7 @@ class DiT(nn.Module):
         vocabulary_size: int | None = None,
         caption_length: int | None = None,
         text_width: int | None = None,
+        super_resolution: int | Sequence[int] | None = None,
     ):
         super().__init__()
         height, width = sides(image_size)
@@ -77,7 +86,10 @@ class DiT(nn.Module):
         if caption_length:
             self.encoder = TextEncoder(vocabulary_size, caption_length, text_width)
             self.caption = nn.Linear(WIDTH, channels)
-        self.stem = nn.Linear(pixels, channels)
+        self.low_resolution = None
+        if super_resolution:
+            self.low_resolution = LowResolution(super_resolution, image_size, channels)
+        self.stem = nn.Linear(2 * pixels if super_resolution else pixels, channels)
         positions = position_embedding(rows, columns, channels)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
@@ -104,6 +116,9 @@ class DiT(nn.Module):
         text = encode(self.encoder, t, condition)
         if text is not None:
             emb = emb + self.caption(text.states[:, 0])
+        if self.low_resolution is not None:
+            x_t, level = self.low_resolution(x_t, condition)  # (B, 2C, H, W)
+            emb = emb + level
         emb = F.silu(emb)
         patches = F.pixel_unshuffle(x_t, self.patch_size)  # (B, C p^2, H/p, W/p)
         h = self.stem(patches.flatten(2).mT) + self.positions  # (B, N, D)

@@ -1,14 +1,17 @@
 """Layers that several networks share."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditions import NULL_LABEL, Condition
+from utils import sides, size_text
 
 HEAD_DIM = 32  # channels of one attention head, at least
+LEVEL_SCALE = 1000  # noise levels in [0, 1] are embedded as timesteps up to this
 MAX_SIDE = 128  # of a feature map with attention: its cost grows with the fourth power of this
 
 
@@ -48,6 +51,38 @@ def embed(
     if condition is None or condition.label is None:
         return emb + label(torch.full_like(t, any_class))
     return emb + label(torch.where(condition.label == NULL_LABEL, any_class, condition.label))
+
+
+class LowResolution(nn.Module):
+    """Gives a network the low-resolution image of its condition (Saharia et al. 2021, SR3,
+    arXiv:2104.07636, section 2.2).
+
+    Args:
+        size: side of the images in pixels, or (height, width).
+        image_size: that of the images to draw.
+        dim: features of the noise level.
+
+    Raises ValueError for sizes that are not smaller.
+    """
+
+    def __init__(self, size: int | Sequence[int], image_size: int | Sequence[int], dim: int):
+        super().__init__()
+        self.size = sides(size)
+        if any(low >= high for low, high in zip(self.size, sides(image_size), strict=True)):
+            raise ValueError(
+                f"super-resolution from {size_text(size)} needs larger images than "
+                f"{size_text(image_size)}"
+            )
+        self.level = time_embedding(dim)
+
+    def forward(self, x_t: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
+        """x_t (B, C, H, W) with the enlarged image as more channels, (B, 2C, H, W), and features
+        (B, dim) of the image's noise level. Without an image, a grey one is used."""
+        image, level = x_t.new_zeros(*x_t.shape[:2], *self.size), x_t.new_zeros(len(x_t))
+        if condition is not None and condition.image is not None:
+            image, level = condition.image, condition.level
+        enlarged = F.interpolate(image, x_t.shape[2:], mode="bicubic")
+        return torch.cat([x_t, enlarged], dim=1), self.level(LEVEL_SCALE * level)
 
 
 def heads_for(channels: int) -> int:

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditions import Condition
-from models.layers import MAX_SIDE, attend, embed, heads_for, time_embedding, zero
+from models.layers import (
+    MAX_SIDE,
+    LowResolution,
+    attend,
+    embed,
+    heads_for,
+    time_embedding,
+    zero,
+)
 from models.text import WIDTH, CrossAttention, Text, TextEncoder, encode
 from utils import sides, size_of, size_text
 
@@ -41,6 +49,8 @@ class UNet(nn.Module):
         text_width: instead of a vocabulary, the width of the states of a pretrained text encoder.
         cross_attention_resolutions: sizes of feature maps that read the captions, besides the
             middle.
+        super_resolution: size of the low-resolution images that the network also receives, smaller
+            than image_size; None for none.
         efficient: compute less at full resolution. The first level has no blocks on the way down,
             and the first block of each level on the way up adds the output of the way down to its
             input (Chaurasia & Culurciello 2017, LinkNet). Otherwise every block on the way up
@@ -70,6 +80,7 @@ class UNet(nn.Module):
         caption_length: int | None = None,
         text_width: int | None = None,
         cross_attention_resolutions: Sequence[int] = (),
+        super_resolution: int | Sequence[int] | None = None,
     ):
         super().__init__()
         patch_size = patch_size or default_patch_size(image_size)
@@ -86,7 +97,11 @@ class UNet(nn.Module):
 
         self.time = time_embedding(embedding)
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
-        self.stem = nn.Conv2d(patch_channels, channels, 3, padding=1)
+        self.low_resolution, seen = None, patch_channels
+        if super_resolution:
+            self.low_resolution = LowResolution(super_resolution, image_size, embedding)
+            seen = 2 * patch_channels
+        self.stem = nn.Conv2d(seen, channels, 3, padding=1)
 
         self.encoder = None
         if caption_length:
@@ -152,6 +167,9 @@ class UNet(nn.Module):
         text = encode(self.encoder, t, condition)
         if text is not None:
             emb = emb + self.caption(text.states[:, 0])
+        if self.low_resolution is not None:
+            x_t, level = self.low_resolution(x_t, condition)  # (B, 2C, H, W)
+            emb = emb + level
         emb = F.silu(emb)
         h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))  # (B, channels, H/p, W/p)
 

@@ -33,6 +33,7 @@ class Wanted:
     Attributes:
         count, columns: samples, and columns of their grid.
         condition: of all samples (N); None for an unconditional checkpoint.
+        chosen, texts: the class (N,) and the prompt (N) of each sample, or none.
         labels: the classes (N,) that --classifier guides to; None without it.
         captions: the condition (N) that --clip guides to; None without it.
         classes: the names of the checkpoint's classes.
@@ -70,6 +71,7 @@ class Wanted:
         labels, row = self.choose()
         texts = [""] * self.count if row is None else [self.prompts[i] for i in row.tolist()]
         texts = [self.given[0]] * self.count if self.blends else texts
+        self.chosen, self.texts = labels, texts
         self.condition, self.blend = self.own_condition(labels, texts), None
         if self.blends:
             other = self.own_condition(labels, [self.given[1]] * self.count)
@@ -194,6 +196,24 @@ class Wanted:
             return None
         require_fits(prompt, "--negative-prompt", self.own_tokenizer)
         return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
+
+    def follow(self, before: "Wanted") -> None:
+        """Take the classes and prompts of the stage before, which draws what this one enlarges.
+
+        Raises ValueError for a network that is conditioned on what the stage before has not.
+        """
+        if self.own_classes is not None:
+            if before.own_classes is None or before.classes.names != self.classes.names:
+                raise ValueError("it is conditioned on classes that the stage before has not")
+            self.chosen = before.chosen
+        if self.own_tokenizer is not None:
+            if before.own_tokenizer is None:
+                raise ValueError("it is conditioned on captions, and the stage before is not")
+            for prompt in before.prompts:
+                require_fits(prompt, "--prompt", self.own_tokenizer)
+        self.texts, self.prompts = before.texts, before.prompts
+        self.condition = self.own_condition(self.chosen, self.texts)
+        self.columns = before.columns
 
     def of_data(self, condition: Condition, captions: Sequence[str] = ()) -> None:
         """Take the condition of data (N), for samples like them, unless the request has its own.

@@ -17,6 +17,7 @@ from checkpoints.consistency import SHAPE_TYPES
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar
 from cli.sampling import SamplingRequest
+from dataset.items import to_unit
 from diffusion import Denoiser, GaussianDiffusion
 from distributed import gather, is_main, own_device, rank, world_size
 from guidance import classifier_guidance, clip_guidance, together
@@ -24,6 +25,7 @@ from models import AUTOENCODERS, GUIDES
 from models.latents import space_of
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
+from sampling.stages import first_request, last_request
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
 
 SNAPSHOTS = 10  # pictures that --show-intermediate writes
@@ -34,14 +36,20 @@ class SamplingJob:
     """A checkpoint that is ready to sample from, and the plan of what to sample.
 
     Args:
-        request: what is asked for.
+        request: what is asked for. With --then, `previous` is the job of the stages before the
+            last, and everything else is of the last stage.
+        images_follow: of a checkpoint that enlarges images: the caller will set `plan.images`.
 
     Raises:
         ValueError: choices that do not fit the checkpoint.
         OSError: the checkpoint cannot be read.
     """
 
-    def __init__(self, request: SamplingRequest):
+    def __init__(self, request: SamplingRequest, *, images_follow: bool = False):
+        self.previous = None
+        if request.then:
+            self.previous = SamplingJob(first_request(request))
+            request = last_request(request, self.previous.plan.count)
         self.request = request
         self.device = own_device(choose_device(request.device))
         self.precision = choose_precision(request.precision, self.device)
@@ -70,6 +78,13 @@ class SamplingJob:
             )
         options = {"judges": configs, "space": self.space}
         self.plan = SamplingPlan(request, diffusion, self.config, self.device, **options)
+        if self.previous is not None:
+            follow(self.plan, self.previous.plan, request.checkpoint)
+        elif self.plan.images is not None and not (images_follow or request.start_from):
+            raise ValueError(
+                f"{request.checkpoint} enlarges images: give it one with --start-from, or a model "
+                "that draws them: --checkpoint MODEL --then " + request.checkpoint
+            )
         scaled = {name: GaussianDiffusion(**each["diffusion"]) for name, each in configs.items()}
         self.scaled = {name: each.to(self.device).scaled for name, each in scaled.items()}
         options = guidance_options(request) | {"precision": self.precision}
@@ -96,11 +111,40 @@ class SamplingJob:
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""
         machine = {"--device": self.device.type, "--precision": self.precision}
-        return {**self.plan.decisive(), **machine, "PyTorch": torch.__version__}
+        found = {**self.plan.decisive(), **machine, "PyTorch": torch.__version__}
+        if self.previous is not None:
+            before = self.previous.decisive()
+            found |= {f"before {self.request.checkpoint}: {k}": v for k, v in before.items()}
+        return found
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps of all stages."""
+        return len(self.plan.levels) - 1 + (0 if self.previous is None else self.previous.steps)
 
     def no_items(self) -> Tensor:
         """No samples (0, ...), of the type and shape that samples have."""
         return self.to_items(torch.empty(0, *self.plan.shape))
+
+
+def follow(plan: SamplingPlan, before: SamplingPlan, path: str) -> None:
+    """Let a stage enlarge what the one before draws. Raises ValueError if it cannot."""
+    if plan.images is None:
+        raise ValueError(
+            f"--then {path} enlarges no images; train.py --super-resolution trains a model that "
+            "does"
+        )
+    expected, drawn = tuple(plan.images.shape[1:]), before.item
+    if expected != drawn:
+        sizes = [" x ".join(map(str, shape)) for shape in (expected, drawn)]
+        raise ValueError(
+            f"--then {path} enlarges images of {sizes[0]}, and the stage before draws {sizes[1]}"
+        )
+    try:
+        plan.wanted.follow(before.wanted)
+    except ValueError as error:
+        raise ValueError(f"--then {path}: {error}") from None
+    plan.columns = plan.wanted.columns
 
 
 def use_text_encoder(config: dict, path: str | None) -> None:
@@ -126,7 +170,9 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     own = {
         "data": dict.fromkeys((*of_data, *SHAPE_TYPES)),
         "diffusion": dict.fromkeys(set(config["diffusion"]) - {"loss_weight", "clip_loss"}),
-        "model": dict.fromkeys(("num_classes", "caption_length", "autoencoder")),
+        "model": dict.fromkeys(
+            ("num_classes", "caption_length", "autoencoder", "super_resolution")
+        ),
     }
     wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
     if found := config_differences(checkpoint["config"], wanted):
@@ -194,7 +240,7 @@ def draw(job: SamplingJob) -> Samples:
 def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int, Samples]]:
     """Draw one batch after the other; yields each with its number."""
     batches = job.plan.batches
-    total = sum(len(batches[number]) for number in numbers) * (len(job.plan.levels) - 1)
+    total = sum(len(batches[number]) for number in numbers) * job.steps
     process = f"the first of {world_size()} processes" if world_size() > 1 else "sampling"
     with Bar(total=total, unit="step", desc=process, shown=is_main()) as bar:
         for number in numbers:
@@ -203,7 +249,10 @@ def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int
 
 def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
     """Draw the samples with these indices."""
-    plan, to_items, frames = job.plan, job.to_items, {}
+    plan, to_items, frames, calls = job.plan, job.to_items, {}, 0
+    if job.previous is not None:
+        small = draw_batch(job.previous, indices, bar)
+        plan.images[indices.start : indices.stop], calls = to_unit(small.items), small.calls
     noise_like = NoisePerImage(job.request.seed, indices)
     denoise = job.denoiser(indices)
     kept = job.kept if indices.start == 0 else set()
@@ -217,7 +266,7 @@ def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
         before = x_t
     if kept:
         frames[len(plan.levels) - 1] = to_items(x_t), to_items(x_t)
-    return Samples(to_items(x_t), frames, denoise.calls)
+    return Samples(to_items(x_t), frames, calls + denoise.calls)
 
 
 def reconstruct(job: SamplingJob) -> tuple[Tensor, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from math import inf, prod
 from pathlib import Path
@@ -12,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cli.sampling import SamplingRequest
-from dataset.image_files import read_image, require_same_size
+from conditions import Condition, augmented
+from dataset.image_files import read_image, require_large_enough, require_same_size
 from dataset.items import item_shape, kind_of, noise_shape, to_unit
 from diffusion import Denoiser, GaussianDiffusion
 from models.latents import LatentSpace
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
 from sampling.conditioning import COUNT, Wanted
-from utils import NoisePerImage
+from utils import NoisePerImage, derive_seed, sides
 from visuals.pictures import pictures_of
 
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
@@ -39,6 +41,8 @@ class SamplingPlan:
 
     Attributes:
         shape: of the noise: that of an item, or of its latents.
+        images: in low resolution (N, C, h, w), of each sample, for a checkpoint that enlarges
+            them; None for others. Zeros until they are known.
         item, kind: shape and kind of an item.
         count, columns: samples, and columns of their grid.
         wanted: the classes and prompts that are asked for.
@@ -74,6 +78,16 @@ class SamplingPlan:
         self.chosen = {"sampler": name, **options_of(SAMPLERS[name]), **options}
         self.chosen |= {"steps": self.steps, "spacing": self.spacing, "num_images": self.count}
         self.name, self.sampler = name, partial(SAMPLERS[name], **options)
+        self.images = self.level = None
+        if (size := config["model"].get("super_resolution")) is not None:
+            self.images = torch.zeros(self.count, self.item[0], *sides(size))
+            self.level = request.augmentation
+            require_enlarging(request)
+        elif "augmentation" in request.given:
+            raise ValueError(
+                "--augmentation: this checkpoint enlarges no images; train.py --super-resolution "
+                "trains one that does"
+            )
         if request.mode:
             self.start_from_images(request, options)
         fitting = max(1, MAX_PIXELS // prod(self.item[1:]))
@@ -83,7 +97,12 @@ class SamplingPlan:
 
     def start_from_images(self, request: SamplingRequest, options: dict) -> None:
         """Read the images that a request starts from, and choose what is done with them."""
-        if request.start_from:
+        if self.images is not None:
+            file, size = Path(request.start_from), self.images.shape[2:]
+            require_large_enough(file, tuple(size))
+            self.images[:] = to_unit(read_image(file, tuple(size), self.item[0]))
+            self.name = f"{request.start_from}, {size[0]} x {size[1]}, enlarged with {self.name}"
+        elif request.start_from:
             self.image = self.read(request.start_from)
             self.levels = editing.last_part(self.levels, request.strength)
             self.name = f"{request.start_from} with {self.name}"
@@ -107,7 +126,20 @@ class SamplingPlan:
         if wanted.blend is not None:
             other, share = wanted.blend
             found["blend"] = other[rows].to(self.device), share[rows].to(self.device)
+        if self.images is not None:
+            small = self.low_resolution(indices)
+            found["condition"] = replace(found["condition"] or Condition(), **small)
+            if found["negative"] is not None:
+                found["negative"] = replace(found["negative"], **small)
         return found
+
+    def low_resolution(self, indices: range) -> dict[str, Tensor]:
+        """The low-resolution images of these samples and their noise, as a condition has them."""
+        images = self.images[indices.start : indices.stop]
+        stream = NoisePerImage(derive_seed("augmentation", self.request.seed), indices)
+        level = torch.full((len(indices),), self.level)
+        noisy = augmented(images, level, stream.draw(images.shape[1:]))
+        return {"image": noisy.to(self.device), "level": level.to(self.device)}
 
     def read(self, path: str) -> Tensor:
         """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes; or its
@@ -144,7 +176,7 @@ class SamplingPlan:
     ) -> Iterator[Tensor]:
         """x at each level, from noise, or from the given image, to the samples."""
         noise = self.noise(indices, noise_like)
-        x_0 = self.image if self.request.start_from else None
+        x_0 = self.image if self.request.start_from and self.images is None else None
         return generate(denoise, noise, self.levels, noise_like, self.sampler, x_0)
 
     def decisive(self) -> dict[str, object]:
@@ -163,6 +195,15 @@ def without_effect(mask: Tensor, name: str) -> str:
     if not (mask > 0.5).any():
         return f" ({name} is white nowhere: nothing is kept)"
     return f" ({name} is white everywhere: nothing is sampled)" if (mask > 0.5).all() else ""
+
+
+def require_enlarging(request: SamplingRequest) -> None:
+    """Raise ValueError for flags that a checkpoint that enlarges images cannot have."""
+    if request.mode not in (None, "start_from"):
+        flag = request.mode.replace("_", "-")
+        raise ValueError(f"--{flag}: this checkpoint enlarges images; it has --start-from")
+    if "strength" in request.given:
+        raise ValueError("--strength has no effect on a checkpoint that enlarges images")
 
 
 def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tuple[str, dict]:

@@ -309,6 +309,7 @@ def test_every_flag_decides_the_samples_or_is_known_not_to(conditional):
     others |= {"timesteps"}  # checked, and without an effect
     others |= {"threads"}  # rounds as another machine does, on which parts may be sampled, too
     others |= {"text_encoder"}  # its files must have the digest in the checkpoint
+    others |= {name for name in SAMPLE.declared if name.startswith("then")}  # each stage decides
     decisive = set()
     for sampler in SAMPLERS:  # their options are among the flags
         job = SamplingJob(SAMPLE.parse(["--checkpoint", str(conditional), "--sampler", sampler]))

@@ -1,5 +1,6 @@
 """What a network learns: an objective draws a training step's batch, and computes its loss."""
 
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -8,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli.activity import tell
-from conditions import Condition
-from dataset.items import flipped, to_unit
+from conditions import Condition, augmented
+from dataset.items import flipped, low_resolution, to_unit
 from diffusion import GaussianDiffusion
 from distributed import gather, mean, rank, share, world_size
 from models.autoencoder import latent_shape
-from utils import autocast, derive_seed, memory_format
+from utils import autocast, derive_seed, memory_format, sides
 
+MAX_LEVEL = 0.6  # of the noise in low-resolution images; the lowest is 0
 KL_WEIGHT = 1e-6  # of the autoencoder's penalty, per number of the latents
 
 
@@ -98,6 +100,10 @@ class DiffusionObjective:
         torch.manual_seed(derive_seed("dropout", self.seed, step, rank()))
         return NoisyBatch(x_0, condition, t, noise)
 
+    def conditioned(self, condition: Condition | None, x_0: Tensor) -> Condition | None:
+        """The condition (B) of clean data (B, ...), with what is computed from these."""
+        return condition
+
     def noise(self, x_0: Tensor, count: int) -> Tensor:
         """The noise (count, ...) of all processes, of which x_0 is this process's part."""
         if count == len(x_0):
@@ -135,10 +141,47 @@ class DiffusionObjective:
             # At least one item: a sharded network computes in all processes together.
             part = slice(mine.start, max(mine.stop, mine.start + 1))
             given = None if condition is None else condition[rows].to(self.device)
+            given = self.conditioned(given, x_0)
             batch = NoisyBatch(x_0, given, t[rows], noise).rows(part)
             with autocast(self.device, precision):
                 total += self(model, batch) * len(mine)
         return float(mean(total)) * world_size() / len(items)
+
+
+class SuperResolutionObjective(DiffusionObjective):
+    """The diffusion loss of a network that receives each image in low resolution too, with noise
+    of a random level (conditioning augmentation; Ho et al. 2021)."""
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        self.size = sides(config["model"]["super_resolution"])
+
+    def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
+        batch = super().batch(items, condition, step)
+        found = self.conditioned(batch.condition, batch.x_0, world_size(), rank(), step)
+        return batch._replace(condition=found)
+
+    def conditioned(
+        self,
+        condition: Condition | None,
+        x_0: Tensor,
+        parts: int = 1,
+        part: int = 0,
+        step: int = -1,
+    ) -> Condition:
+        """The condition with the low-resolution images.
+
+        Their noise is drawn for `parts` batches of this size, of which x_0 is one; it depends on
+        the step alone.
+        """
+        generator = torch.Generator().manual_seed(
+            derive_seed("augmentation", self.seed, step, len(x_0) * parts)
+        )
+        count, mine = parts * len(x_0), slice(part * len(x_0), (part + 1) * len(x_0))
+        image = low_resolution(x_0, self.size)
+        level = MAX_LEVEL * torch.rand(count, generator=generator)[mine].to(x_0.device)
+        noise = torch.randn(count, *image.shape[1:], generator=generator)[mine].to(x_0.device)
+        return replace(condition or Condition(), image=augmented(image, level, noise), level=level)
 
 
 class NoisyClassifierObjective(DiffusionObjective):
@@ -202,5 +245,8 @@ def objective_of(
     diffusion: GaussianDiffusion, config: dict, device: torch.device
 ) -> DiffusionObjective:
     """What the network of a run learns."""
-    objective = OBJECTIVES.get(config["model"]["name"], DiffusionObjective)
+    usual = DiffusionObjective
+    if config["model"].get("super_resolution"):
+        usual = SuperResolutionObjective
+    objective = OBJECTIVES.get(config["model"]["name"], usual)
     return objective(diffusion, config, device)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from cli.activity import tell
 from conditions import Condition
-from dataset.items import MAX_HELD_OUT, indices_like, item_shape, kind_of, noise_shape, to_unit
+from dataset.items import (
+    MAX_HELD_OUT,
+    indices_like,
+    item_shape,
+    kind_of,
+    low_resolution,
+    noise_shape,
+    to_unit,
+)
 from distributed import gather, is_main, rank, share, world_size
 from models import AUTOENCODERS, NOT_DENOISERS
 from models.latents import space_of
@@ -17,9 +26,9 @@ from samplers import generate
 from sampling.conditioning import grid_condition
 from training.stop import StopSignals
 from training.trainer import Trainer
-from utils import NoisePerImage, autocast, memory_format
+from utils import NoisePerImage, autocast, memory_format, sides
 from visuals.curves import draw_accuracies
-from visuals.pictures import compared, pictures_of, square
+from visuals.pictures import compared, pictures_of, square, stacked
 
 GRID_STEPS = 50  # sampling steps of a grid
 FIRST_GRID_STEPS = 15  # of the grid before the end of the first epoch
@@ -93,17 +102,19 @@ class Preview:
         """
         each = -(-count // world_size())
         indices, images = torch.arange(rank() * each, (rank() + 1) * each), []
-        given = self.condition
-        rows = None if given is None else indices_like(len(given), int(indices[-1]) + 1)
+        rows = indices_like(len(self.data), int(indices[-1]) + 1)
         parts = indices.split(self.at_once)
         for number, part in enumerate(parts, start=1):
             self.part = f"batch {number} of {len(parts)}, " if len(parts) > 1 else ""
-            condition = None if given is None else given[rows[part]]
-            if (x := self.sample(steps, part, condition)) is None:
+            if (x := self.sample(steps, part, self.condition_of(rows[part]))) is None:
                 return None
             images.append(self.pictures.to_items(x))
         self.part = ""
         return gather(torch.cat(images))[:count].cpu()
+
+    def condition_of(self, rows: Tensor) -> Condition | None:
+        """The condition of some items (N,) of the data."""
+        return None if self.condition is None else self.condition[rows]
 
     def sample(self, steps: int, indices: Tensor, condition: Condition | None) -> Tensor | None:
         """The samples of these indices (N,), of a condition (N); None if stopped."""
@@ -131,6 +142,46 @@ class Preview:
         start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
         return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
+
+
+class SuperResolutionPreview(Preview):
+    """Held-out images in low resolution, enlarged by the averaged weights, and in full.
+
+    Args:
+        shown: indices of items.
+        others: as those of `Preview`.
+    """
+
+    def __init__(self, shown: Tensor, trainer: Trainer, config: dict, *others):
+        super().__init__(trainer, config, *others)
+        wide = max(item_shape(config["data"])[1:]) > 32
+        self.shown = shown[: COLUMNS // 2 if wide else COLUMNS]
+        self.size = sides(config["model"]["super_resolution"])
+
+    def condition_of(self, rows: Tensor) -> Condition:
+        """The condition of items (N,), with their images in low resolution, without noise."""
+        image = low_resolution(to_unit(self.data[rows.to(self.data.device)].cpu()), self.size)
+        given = super().condition_of(rows)
+        given = Condition() if given is None else given.to(image.device)
+        return replace(given, image=image, level=torch.zeros(len(rows)))
+
+    def grid(self, steps: int | None = None) -> Tensor | None:
+        """The enlarged images; each process samples its share of them."""
+        mine = share(len(self.shown))
+        indices = torch.arange(mine.start, max(mine.stop, mine.start + 1))
+        condition = self.condition_of(self.shown[indices])
+        x = self.sample(GRID_STEPS if steps is None else steps, indices, condition)
+        return None if x is None else self.pictures.to_items(gather(x[: len(mine)]))
+
+    def picture(self, steps: int | None = None) -> np.ndarray | None:
+        """Low resolution above enlarged images above the originals (H, W, 3), in the main process;
+        None if stopped."""
+        self.samples = self.grid(steps)
+        if self.samples is None or not is_main():
+            return None
+        originals = to_unit(self.data[self.shown.to(self.data.device)].cpu())
+        small = self.condition_of(self.shown).image
+        return stacked(small, to_unit(self.samples.cpu()), originals)
 
 
 class ReconstructionPreview:
@@ -236,9 +287,11 @@ def preview_of(
     `held_out` are the indices of the held-out items.
     """
     name = config["model"]["name"]
-    if name not in NOT_DENOISERS:
+    if name not in NOT_DENOISERS and not config["model"].get("super_resolution"):
         return Preview(trainer, config, items, condition, stop)
     some = held_out if len(held_out) else torch.arange(min(len(items), MAX_HELD_OUT))
+    if name not in NOT_DENOISERS:
+        return SuperResolutionPreview(some, trainer, config, items, condition, stop)
     if name in AUTOENCODERS:
         return ReconstructionPreview(trainer, items[some])
     return AccuracyPreview(trainer, items[some], condition[some])

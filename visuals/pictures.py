@@ -198,8 +198,17 @@ def compared(x_0: Tensor, reconstructed: Tensor) -> np.ndarray:
     Three rows in a picture (H', W', 3); differences are DIFFERENCE times as bright as they are.
     """
     difference = (reconstructed.clamp(-1, 1) - x_0).abs() * DIFFERENCE - 1
-    rows = to_uint8(torch.cat([x_0, reconstructed, difference])).cpu()
-    return ImagePictures().grid(rows, len(x_0))
+    return stacked(x_0, reconstructed, difference)
+
+
+def stacked(*rows: Tensor) -> np.ndarray:
+    """A picture (H', W', 3) with a row for each batch of images (N, C, H, W) in [-1, 1].
+
+    Smaller images are enlarged to the size of the largest, by nearest pixels.
+    """
+    size = max(tuple(row.shape[2:]) for row in rows)
+    rows = [row if row.shape[2:] == size else F.interpolate(row, size) for row in rows]
+    return ImagePictures().grid(to_uint8(torch.cat(rows)).cpu(), len(rows[0]))
 
 
 def tiles(images: Tensor, columns: int) -> Tensor:
