@@ -77,6 +77,7 @@ class Autoencoder(nn.Module):
         check(image_size, image_channels, channels, blocks, downsample, latent_channels)
         moments = pick(REGULARIZERS, regularizer, "regularizer")
         self.regularizer, self.latent_channels = regularizer, latent_channels
+        self.downsample = downsample
         levels = int(log2(downsample // PATCH)) + 1
         widths = [channels * min(2**level, WIDEST) for level in range(levels)]
         pixels = image_channels * PATCH**2

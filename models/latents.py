@@ -1,12 +1,14 @@
 """The space of latents: a frozen autoencoder, and the scale that gives latents unit variance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
 
+TILE = 64  # sides of latents that are decoded at once, at most
+OVERLAP = 16  # of neighbouring tiles
 BATCH_SIZE = 128  # images that are encoded at once
 
 
@@ -14,6 +16,55 @@ def space_of(network: nn.Module) -> "LatentSpace | None":
     """The latent space of a network that learns latents; None for a network that learns items."""
     space = getattr(network, "latent_space", None)
     return space if isinstance(space, LatentSpace) else None
+
+
+def decoded_in_tiles(
+    decode: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    factor: int,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+) -> Tensor:
+    """The images (B, C, H, W) of latents (B, c, h, w), decoded in tiles that overlap.
+
+    Where tiles overlap, one fades into the next. A tile is normalised by its own statistics, so the
+    result differs slightly from that of decoding everything at once.
+
+    Args:
+        decode: maps latents to images of `factor` times their sides.
+        latents: to decode.
+        factor: of the sides of images and latents.
+        tile: side of a tile, in latents.
+        overlap: of neighbouring tiles, in latents.
+    """
+    height, width = latents.shape[2:]
+    total = weights = None
+    for top in starts(height, tile, overlap):
+        for left in starts(width, tile, overlap):
+            part = decode(latents[:, :, top : top + tile, left : left + tile])
+            rows = slice(factor * top, factor * top + part.shape[2])
+            columns = slice(factor * left, factor * left + part.shape[3])
+            if total is None:
+                shape = (*part.shape[:2], factor * height, factor * width)
+                total, weights = part.new_zeros(shape), part.new_zeros(shape[2:])
+            vertical, horizontal = (ramp(side, factor * overlap) for side in part.shape[2:])
+            weight = (vertical[:, None] * horizontal).to(part)
+            total[:, :, rows, columns] += weight * part
+            weights[rows, columns] += weight
+    return total / weights
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: the last one ends with it."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def ramp(length: int, edge: int) -> Tensor:
+    """Weights (length,) of a tile's pixels, which rise and fall over `edge` pixels at its ends."""
+    at = torch.arange(length)
+    return torch.minimum(at + 1, length - at).clamp(max=edge) / edge
 
 
 class LatentSpace(nn.Module):
@@ -37,8 +88,11 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of latents."""
-        return self.autoencoder.decode(latents.float() * self.std + self.mean)
+        """The images of latents. Large ones are decoded in tiles, so that memory stays flat."""
+        latents = latents.float() * self.std + self.mean
+        if max(latents.shape[2:]) <= TILE:
+            return self.autoencoder.decode(latents)
+        return decoded_in_tiles(self.autoencoder.decode, latents, self.autoencoder.downsample)
 
     @torch.no_grad()
     def measure(self, parts: Sequence[Tensor]) -> None:

@@ -18,7 +18,7 @@ from dataset.items import to_unit
 from dataset.registry import load_dataset
 from images import save_image
 from models.autoencoder import Autoencoder
-from models.latents import LatentSpace
+from models.latents import TILE, LatentSpace, decoded_in_tiles
 from runs import assert_same_training
 from training.latents import encoded
 from training.trainer import Trainer
@@ -79,6 +79,40 @@ def test_latents_have_zero_mean_and_unit_variance():
     assert_close(scaled.var(dim=(0, 2, 3), correction=0), torch.ones(4), atol=1e-5, rtol=0)
     assert_close(space.decode(scaled), space.autoencoder.decode(raw), atol=1e-5, rtol=1e-4)
     assert not any(p.requires_grad for p in space.parameters())
+
+
+@pytest.mark.parametrize("shape", [(70, 20), (64, 150), (129, 97)])
+def test_tiles_of_a_local_decoder_join_without_a_seam(shape):
+    """Each pixel of this decoder depends on its latent and on neighbours that all tiles see."""
+    torch.manual_seed(0)
+    latents, factor = torch.randn(1, 2, *shape), 4
+    pooled = torch.nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(pooled(x), scale_factor=factor)
+
+    assert max(shape) > TILE
+    found = decoded_in_tiles(decode, latents, factor)
+    assert found.shape == (1, 2, factor * shape[0], factor * shape[1])
+    error = (found - decode(latents)).abs()
+    assert error.max() < 0.15  # at the edge of a tile, where it lacks a neighbour and counts little
+    assert error.mean() < 0.001
+    inner = decoded_in_tiles(lambda x: x, latents, 1)
+    assert_close(inner, latents)
+
+
+def test_large_latents_are_decoded_in_tiles():
+    torch.manual_seed(0)
+    space = LatentSpace(Autoencoder(288, 1, channels=8)).eval()
+    latents = torch.randn(1, 4, 72, 72)
+    sizes = []
+    decode = space.autoencoder.decode
+    space.autoencoder.decode = lambda x: sizes.append(tuple(x.shape[2:])) or decode(x)
+    image = space.decode(latents)
+    assert sizes == [(TILE, TILE)] * 4
+    whole = decode(latents)
+    assert image.shape == whole.shape == (1, 1, 288, 288)
+    assert (image - whole).abs().mean() < 0.1 * whole.std()
 
 
 def test_training_learns_scaled_latents(run, autoencoder, images, tmp_path):
