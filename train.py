@@ -40,7 +40,7 @@ from distributed import (
     say,
     world_size,
 )
-from evaluation.features import classifier_for
+from evaluation.features import FeatureDistance, classifier_for
 from evaluation.measures import Reference
 from evaluation.points import point_distances
 from evaluation.real import real_data
@@ -130,6 +130,9 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 with activity("loading the checkpoint into the network"):
                     load_state(trainer, checkpoint)
             waited = time.monotonic()
+            if flags.feature_loss:
+                used = use_features(trainer, flags, data, load, checkpoint)
+                config["train"]["feature_classifier"] = used
             distance = distance_for(flags, data, load, device) if flags.eval_interval else None
             start += time.monotonic() - waited  # a classifier's training is not the run's time
 
@@ -235,6 +238,26 @@ def spelled(flags: RunConfig, names: Iterable[str]) -> str:
         else:
             words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return " ".join(words)
+
+
+def use_features(
+    trainer: Trainer, flags: RunConfig, data: Data, load: Callable[..., Data], resumed: dict | None
+) -> str:
+    """Give the autoencoder's objective the features of --feature-loss.
+
+    Returns the SHA-256 of the classifier that has them.
+    """
+    with main_first():
+        test = partial(load, split="test")
+        real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
+        folder = Path(flags.output_dir)
+        classifier = classifier_for(real, folder, trainer.device, progress=Bar, say=say)
+    trainer.objective.feature_distance = distance = FeatureDistance(classifier)
+    saved = resumed and resumed["config"]["train"].get("feature_classifier")
+    if saved not in (None, distance.sha256):
+        say("--feature-loss: another classifier than before, so results may differ from those of "
+            "an uninterrupted run")  # fmt: skip
+    return distance.sha256
 
 
 def distance_for(

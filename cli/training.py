@@ -120,6 +120,9 @@ class RunConfig(DataFlags, ThreadFlags):
     noise_assignment: str = objective_flag(
         "independent", "assignment of noise to the images of a batch",
         choices=keys("objectives.py", "NOISE_ASSIGNMENTS"))
+    feature_loss: float = objective_flag(
+        0.0, "autoencoder: weight of a loss in the features of a classifier",
+        parse=number(float, 0), metavar="W")
     class_conditional: bool | None = objective_flag(
         None, "condition on class labels (default: for images)", switch="on-off",
         before=False)

@@ -72,10 +72,21 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The activations (B, F) of the last level."""
+        return self.trunk(self.first(x))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The activations (B, F_i, H_i, W_i) of all layers before the mean over the pixels."""
+        found = [self.first(x)]
+        for layer in self.trunk[:-2]:
+            found.append(layer(found[-1]))
+        return found
+
+    def first(self, x: Tensor) -> Tensor:
+        """The activations of the first layer."""
         missing = [-size % FOLD for size in x.shape[2:]]
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]), mode="replicate")
-        return self.trunk(self.stem(F.pixel_unshuffle(x, FOLD)))
+        return self.stem(F.pixel_unshuffle(x, FOLD))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.items import epoch_order, to_unit
@@ -103,6 +104,26 @@ def classifier_for(
     where = f"; stored in {trained.path}" if trained.path else ""
     say(f"accuracy: {100 * trained.accuracy:.2f} % of {len(correct):,} images{where}")
     return trained
+
+
+class FeatureDistance:
+    """Distance of images in the features of a classifier, which can be a loss.
+
+    The mean over the layers of the squared distance of features that are scaled to unit length in
+    each pixel (Zhang et al. 2018, arXiv:1801.03924, eq. 1, without learned weights).
+
+    Args:
+        classifier: the data set's. It stays as it is.
+    """
+
+    def __init__(self, classifier: TrainedClassifier):
+        self.model, self.sha256 = classifier.model.requires_grad_(False), classifier.sha256
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean distance, a scalar, of the pairs of images (B, C, H, W) in [-1, 1]."""
+        pairs = zip(self.model.maps(x), self.model.maps(y), strict=True)
+        found = [(F.normalize(a) - F.normalize(b)).square().sum(dim=1).mean() for a, b in pairs]
+        return torch.stack(found).mean()
 
 
 def require_classes(real: RealData) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
@@ -16,6 +17,8 @@ from cli import process
 from cli.training import TRAIN
 from dataset.items import to_unit
 from dataset.registry import load_dataset
+from evaluation import classifier
+from evaluation.features import FeatureDistance, TrainedClassifier
 from evaluation.reconstruction import psnr, reconstructed, ssim
 from models import build_model, model_config
 from models.autoencoder import Posterior, latent_shape
@@ -194,3 +197,39 @@ def test_an_autoencoder_draws_nothing(run, script):
     flags = ["--samples", run, "--dataset", "digits", "--metrics", "reconstruction"]
     result = script("evaluate", *flags)
     assert "--metrics reconstruction needs the --checkpoint of an autoencoder" in result.err
+
+
+def test_the_distance_of_features_is_zero_for_equal_images_and_grows_with_blur():
+    torch.manual_seed(0)
+    network = classifier.Classifier(1, 3, channels=(8, 8)).eval()
+    distance = FeatureDistance(TrainedClassifier(network, 1.0, "abc", None))
+    x = torch.rand(4, 1, 8, 8)
+    blurred = [
+        F.avg_pool2d(x, 3, stride=1, padding=1) * share + x * (1 - share) for share in (0.5, 1)
+    ]
+    found = [float(distance(y, x)) for y in (x, *blurred)]
+    assert found[0] == 0
+    assert 0 < found[1] < found[2]
+    assert len(network.maps(x)) == 3
+    assert_close(network.trunk[-2:](network.maps(x)[-1]), network.features(x))
+    y = x.clone().requires_grad_()
+    distance(y + 0.1, x).backward()
+    assert y.grad.abs().sum() > 0
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_run_with_a_feature_loss_resumes_bit_for_bit(script):
+    words = [*FLAGS, "--batch-size", 16, "--save-every-steps", 2]
+    with_features = [*words, "--feature-loss", 0.5]
+    assert script("train", *with_features, "--max-steps", 4, "--output-dir", "a").code == 0
+    shutil.copytree("a", "b")
+    start = "b/checkpoints/model_step_00000002.pt"
+    assert script("train", "--resume", start, "--max-steps", 4).code == 0
+    whole, resumed = (load_checkpoint(Path(name, "model_final.pt")) for name in "ab")
+    assert_same_training(whole, resumed)
+    assert len(whole["config"]["train"]["feature_classifier"]) == 64
+    assert script("train", *words, "--max-steps", 4, "--output-dir", "c").code == 0
+    other = load_checkpoint(Path("c", "model_final.pt"))
+    assert not torch.equal(other["model"]["stem.weight"], whole["model"]["stem.weight"])
+    result = script("train", *words[:2], "--feature-loss", 1, "--max-steps", 1, "--output-dir", "d")
+    assert "--feature-loss has no effect without --model autoencoder" in result.err

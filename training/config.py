@@ -104,6 +104,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         found["flip"] = DATASETS[flags.dataset].flip and not captioned and flags.latents is None
     elif flags.flip and kind == "points":
         raise ValueError("--flip mirrors images, and this data set is points")
+    if "feature_loss" in flags.given and model not in AUTOENCODERS:
+        raise ValueError("--feature-loss has no effect without --model autoencoder")
     if flags.latents is not None and flags.flip:
         raise ValueError("--flip mirrors images, and mirrored latents are not those of an image")
     found["validation"] = held_out_count(flags.validation, len(data.items))
@@ -221,6 +223,7 @@ def train_config(flags: RunConfig) -> dict:
         "decay_from": None,
         "thread_count": None,  # that `threads` has led to
         "number_format": None,  # that `precision` has led to
+        "feature_classifier": None,  # SHA-256 of that of `feature_loss`
     }
 
 

@@ -1,5 +1,6 @@
 """What a network learns: an objective draws a training step's batch, and computes its loss."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple, Protocol
@@ -219,18 +220,25 @@ class ClipObjective(NoisyClassifierObjective):
 class AutoencoderObjective(DiffusionObjective):
     """Mean absolute error of reconstructions, with a slight penalty on the latents' distribution.
 
-    Rombach et al. 2021, appendix G, without the features of another network and a discriminator.
-    The noise of the latents is a part of that of the batch, which has more numbers.
+    Rombach et al. 2021, appendix G, without a discriminator. The noise of the latents is a part of
+    that of the batch, which has more numbers. `feature_distance` of reconstructions and images, a
+    scalar, counts with the weight of --feature-loss.
     """
+
+    feature_distance: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         super().__init__(diffusion, config, device)
         self.shape = latent_shape(config["model"])
+        self.feature_weight = config["train"].get("feature_loss", 0.0)
 
     def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
         noise = batch.noise.flatten(1)[:, : prod(self.shape)].view(-1, *self.shape)
         reconstruction, posterior = model(batch.x_0, noise)
-        return F.l1_loss(reconstruction.float(), batch.x_0) + KL_WEIGHT * posterior.kl().mean()
+        loss = F.l1_loss(reconstruction.float(), batch.x_0) + KL_WEIGHT * posterior.kl().mean()
+        if self.feature_distance is not None:
+            loss = loss + self.feature_weight * self.feature_distance(reconstruction, batch.x_0)
+        return loss
 
 
 # of the networks in `models.NOT_DENOISERS`
