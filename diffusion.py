@@ -359,7 +359,8 @@ class Denoiser:
             cond, fraction = self.conditional(x_in, t)
             weaker, _ = self.diffusion.split(self.predict(self.guide, x_in, t, self.condition))
         elif scale == 0:
-            return self.diffusion.split(self.predict(self.model, x_in, t, self.negative))
+            null = self.negative or self.condition.null()
+            return self.diffusion.split(self.predict(self.model, x_in, t, null))
         elif self.blend is not None:
             cond, fraction = self.conditional(x_in, t)
             null = self.negative or self.condition.null()

@@ -25,7 +25,7 @@ from checkpoints.card import read_report
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar, activity
-from cli.sampling import OPTIONS
+from cli.sampling import GUIDANCE, OPTIONS
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.items import kind_of, to_unit
 from dataset.own_files import is_own_picture, require_own
@@ -36,13 +36,19 @@ from evaluation.bits import bits_per_dimension
 from evaluation.copies import RARE, find_near_copies, picture_of_pairs
 from evaluation.features import classifier_for, require_classes
 from evaluation.generated import (
+    COUNT,
     Generated,
     given_images,
     reconstructed_images,
     sampled_images,
 )
 from evaluation.inception import inception_figures
-from evaluation.measures import NEIGHBOURS_OF_DENSITY, Reference, measures_table
+from evaluation.measures import (
+    NEIGHBOURS_OF_DENSITY,
+    Reference,
+    measures_table,
+    random_indices,
+)
 from evaluation.prompts import (
     check_of,
     clip_score,
@@ -65,6 +71,8 @@ from utils import (
     kept_threads,
     save_whole,
     sides,
+    size_of,
+    size_text,
     use_threads,
 )
 from visuals.pictures import DIFFERENCE, compared, save_picture, stacked
@@ -125,7 +133,9 @@ def main(request: EvaluationRequest) -> int:
             with activity("encoding and decoding images"):
                 generated = reconstructed_images(request, checkpoint, real.held_out, device)
         else:
-            data = real.held_out if small else real.train  # whose conditions are used
+            data = real.held_out if small else real.train  # for the conditions
+            if small:
+                request.num_images = min(request.num_images or COUNT, len(data.items))
             generated = sampled_images(request, data, say=SAY)  # chooses the threads
         images = generated.sets[0]
         report |= {"num_images": len(images), **generated.record}
@@ -184,7 +194,7 @@ def default_metrics(
     if encodes:
         return ["reconstruction", *(["classifier"] if len(real.train.classes) > 1 else [])]
     if small:
-        return ["super-resolution"]
+        return ["super-resolution", *(["inception"] if request.inception_weights else [])]
     if kind_of(real.shape) == "points":
         return ["bpd"]
     metrics = ["classifier", "copies"] if len(real.train.classes) > 1 else ["copies"]
@@ -223,8 +233,11 @@ def require_used(
         raise ValueError(
             "--metrics super-resolution needs a --checkpoint of train.py --super-resolution"
         )
-    if small and "bpd" in metrics:
-        raise ValueError("--metrics bpd: the bits of images given small ones are not measured")
+    if small and (unfit := {"bpd", "prompt"} & set(metrics)):
+        raise ValueError(f"--metrics {min(unfit)} does not support super-resolution models")
+    if small and (unused := {"class_id", "prompt", "prompts"} & request.given):
+        flag = min(unused).replace("_", "-")
+        raise ValueError(f"--{flag} has no effect on super-resolution: the data have conditions")
     if encodes and (unfit := set(metrics) - OF_RECONSTRUCTIONS):
         raise ValueError(f"--metrics {min(unfit)} needs samples, and an autoencoder draws nothing")
     if not encodes and "reconstruction" in metrics:
@@ -344,33 +357,35 @@ def by_super_resolution(
     originals = real.held_out.items[generated.indices]
     small = in_low_resolution(originals, size)
     options = {name: request.default(name) for name in request.named(group=OPTIONS)}
-    options |= {"sampler": "ddim", "steps": 1, "spacing": None, "repeats": 1, "guide": None}
-    options |= {"guidance_scale": 1.0, "given": request.given - options.keys()}
+    options |= {name: request.default(name) for name in request.named(group=GUIDANCE)}
+    options |= {"sampler": "ddim", "steps": 1, "spacing": None, "repeats": 1}
+    options |= {"given": request.given - options.keys()}
     one_step = sampled_images(replace(request, **options), real.held_out, say=lambda line: None)
     ways = {
         "bicubic": [bicubic(small, originals.shape[2:])],
         "mean prediction (one step)": one_step.sets,
         "samples": generated.sets,
     }
-    distance, floor = None, None
+    distance = floor = sha256 = None
     if len(real.train.classes) > 1:
         classifier = classifier_for(real, output.parent, device, progress=Bar, say=SAY)
-        distance = Reference(classifier, real).distance
-        floor = distance(originals)
+        distance, sha256 = Reference(classifier, real).distance, classifier.sha256
+        indices = random_indices(len(real.train.items), len(originals), "floor", request.seed)
+        floor = distance(real.train.items[indices])
     with activity("comparing enlarged images with their originals"):
         found = compare_ways(originals, ways, distance)
     picture = picture_of(output, "super-resolution")
     rows = [to_unit(images[:SHOWN]) for images in (*(w[0] for w in ways.values()), originals)]
     save_picture(picture, stacked(small[:SHOWN], *rows))
-    print(f"\n{len(originals):,} images ({real.origin}) from {size[1]} x {size[0]} pixels\n")
+    print(f"\n{len(originals):,} images ({real.origin}), from {size_text(size_of(*size))} pixels\n")
     for name, measures in found.items():
         values = ", ".join(f"{key} {mean(m.values):.4g}" for key, m in measures.items())
         print(f"  {name:<28} {values}")
     if floor is not None:
-        print(f"  {'the originals themselves':<28} classifier_fid {floor:.4g}")
+        print(f"  {'training images':<28} classifier_fid {floor:.4g}")
     print(f"from low resolution, at the top, to the originals: {picture}")
     report = {name: {k: m.values for k, m in each.items()} for name, each in found.items()}
-    return {**report, "floor": floor}
+    return {**report, "floor": floor, "sha256": sha256, "size": list(size)}
 
 
 def by_two_samples(

@@ -40,10 +40,10 @@ from distributed import (
     say,
     world_size,
 )
-from evaluation.features import FeatureDistance, classifier_for
+from evaluation.features import FeatureDistance, TrainedClassifier, classifier_for
 from evaluation.measures import Reference
 from evaluation.points import point_distances
-from evaluation.real import real_data
+from evaluation.real import RealData, real_data
 from models import AUTOENCODERS, GUIDES, MODELS, NOT_DENOISERS, cost, model_config
 from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
@@ -248,10 +248,7 @@ def use_features(
     Returns the SHA-256 of the classifier that has them.
     """
     with main_first():
-        test = partial(load, split="test")
-        real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
-        folder = Path(flags.output_dir)
-        classifier = classifier_for(real, folder, trainer.device, progress=Bar, say=say)
+        classifier, _ = classifier_of(flags, data, load, trainer.device)
     trainer.objective.feature_distance = distance = FeatureDistance(classifier)
     saved = resumed and resumed["config"]["train"].get("feature_classifier")
     if saved not in (None, distance.sha256):
@@ -273,11 +270,16 @@ def distance_for(
             raise ValueError(
                 f"--eval-interval measures samples, and --model {flags.model} draws none"
             )
-        test = partial(load, split="test")
-        real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
-        folder = Path(flags.output_dir)
-        classifier = classifier_for(real, folder, device, progress=Bar, say=say)
-        return Reference(classifier, real).distance
+        return Reference(*classifier_of(flags, data, load, device)).distance
+
+
+def classifier_of(
+    flags: RunConfig, data: Data, load: Callable[..., Data], device: torch.device
+) -> tuple[TrainedClassifier, RealData]:
+    """The classifier of the data set, which is trained if there is none, and the data set."""
+    test = partial(load, split="test")
+    real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
+    return classifier_for(real, Path(flags.output_dir), device, progress=Bar, say=say), real
 
 
 def shorter(flags: RunConfig, data: Data, *, resumed: bool) -> str:

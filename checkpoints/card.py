@@ -3,6 +3,7 @@
 import html
 import json
 from pathlib import Path
+from statistics import mean
 
 from checkpoints.weights import WEIGHT_KINDS, weights_sha256
 from dataset.image_files import printable
@@ -57,6 +58,10 @@ def model_card(
     conditional = f"conditioned on {known}" if known else "not conditioned on the class"
     parameters = sum(tensor.numel() for tensor in tensors.values())
     minutes = f", {seconds / 60:.1f} minutes of training" if seconds else ""
+    searched = ""
+    if report.get("copies"):
+        searched = """ Near-copies were searched for pixel by
+pixel, which does not find shifted or altered ones."""
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
     return f"""# {name}
 
@@ -89,8 +94,7 @@ The weights are the {WEIGHT_KINDS[which]}. The configuration:
 ## Limits
 
 The network generates only {kind} like those of its data set, with the biases of that set. Figures
-can be compared only if they are from the same classifier. Near-copies were searched for pixel by
-pixel, which does not find shifted or altered ones.
+can be compared only if they are from the same classifier.{searched}
 """
 
 
@@ -99,9 +103,26 @@ def is_card(path: Path) -> bool:
     return "\n\nA diffusion model of " in path.read_text(encoding="utf-8", errors="replace")
 
 
+def super_resolution_rows(enlarged: dict, origin: str) -> list[str]:
+    """Markdown of a table of ways of enlarging images."""
+    sha256, size = enlarged["sha256"], " x ".join(map(str, enlarged["size"]))
+    rows = [f"Real images ({origin}), enlarged from {size} pixels:", ""]
+    rows += ["| | PSNR, dB | SSIM | classifier-FID |", "| --- | --- | --- | --- |"]
+    for name, measures in enlarged.items():
+        if name not in ("floor", "sha256", "size"):
+            found = [mean(measures[key]) for key in ("psnr", "ssim")]
+            fid = f"{mean(measures['classifier_fid']):.2f}" if sha256 else ""
+            rows.append(f"| {name} | {found[0]:.2f} | {found[1]:.3f} | {fid} |")
+    if sha256:
+        rows.append(f"| training images | | | {enlarged['floor']:.2f} |")
+        rows += ["", f"The features are those of the classifier `{sha256[:12]}`."]
+    return rows
+
+
 def drawing_flags(report: dict) -> str:
     """Flags of sample.py that sample as the report's images were sampled."""
-    flags = [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
+    flags = ["--start-from small.png"] if report.get("super_resolution") else []
+    flags += [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
     if report.get("guidance_scale", 1) != 1:
         flags.append(f"--guidance-scale {report['guidance_scale']}")
     if report.get("guide"):
@@ -112,6 +133,8 @@ def drawing_flags(report: dict) -> str:
 def figures_table(report: dict) -> str:
     """Markdown tables of the measures in a report."""
     rows = []
+    if enlarged := report.get("super_resolution"):
+        rows += [*super_resolution_rows(enlarged, report["compared_with"]), ""]
     if measured := report.get("classifier"):
         rows += [
             f"{sets_of(report)} compared with real images ({report['compared_with']}), in the "

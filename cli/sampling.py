@@ -12,6 +12,7 @@ GUIDANCE = "guidance (by the class, or by a weaker model)"
 OPTIONS = "options of single samplers"
 EDITING = "from given images"
 STAGES = "super-resolution (of checkpoints of train.py --super-resolution)"
+MAX_AUGMENTATION = 0.6  # largest noise level of small images in training
 MODES = ("start_from", "inpaint", "interpolate", "invert")
 
 
@@ -69,8 +70,8 @@ class SamplerFlags(Flags):
         parse=number(float, 0, 1), decides="value", needs=("guidance_scale",))
 
     augmentation: float = drawing_flag(
-        0.0, "noise level of the image to enlarge, from 0 to 1", group=STAGES,
-        parse=number(float, 0, 1), metavar="S", decides="value")
+        0.0, "noise level of the image to enlarge, from 0 to 0.6", group=STAGES,
+        parse=number(float, 0, MAX_AUGMENTATION), metavar="S", decides="value")
 
     sampler: str = drawing_flag(
         "auto", "sampler; auto is the best known", group="sampler",
@@ -156,9 +157,11 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         parse=path, nargs="+", metavar="FILE", use="", unless=("invert", "list_classes"))
     then_augmentation: list[float] | None = drawing_flag(
         None, "--then: noise level of the images to enlarge (default: 0.1)", group=STAGES,
-        parse=number(float, 0, 1), nargs="+", needs=("then",), use="", metavar="S")
+        parse=number(float, 0, MAX_AUGMENTATION), nargs="+", needs=("then",), use="",
+        metavar="S")
     then_sampler: list[str] | None = drawing_flag(
-        None, "--then: sampler of all stages, or one each (default: auto)", group=STAGES,
+        None, "--then: sampler, one for all of these models or one each (default: auto)",
+        group=STAGES,
         choices=("auto", *keys("samplers.py", "SAMPLERS")), nargs="+", needs=("then",), use="",
         metavar="NAME")
     then_steps: list[int] | None = drawing_flag(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset.opening import what_is
-from utils import DataError
+from utils import DataError, size_of, size_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,8 +109,8 @@ def require_large_enough(file: Path, size: tuple[int, int]) -> None:
         raise unreadable(file, error) from None
     if height < size[0] or width < size[1]:
         raise ValueError(
-            f"{file} is {width} x {height} pixels, and this checkpoint enlarges images of "
-            f"{size[1]} x {size[0]}"
+            f"{file} has {size_text(size_of(height, width))} pixels, and this checkpoint enlarges "
+            f"images of {size_text(size_of(*size))}"
         )
 
 

@@ -113,7 +113,7 @@ class FeatureDistance:
     each pixel (Zhang et al. 2018, arXiv:1801.03924, eq. 1, without learned weights).
 
     Args:
-        classifier: the data set's. It stays as it is.
+        classifier: the data set's; it is not trained.
     """
 
     def __init__(self, classifier: TrainedClassifier):
@@ -121,7 +121,8 @@ class FeatureDistance:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean distance, a scalar, of the pairs of images (B, C, H, W) in [-1, 1]."""
-        pairs = zip(self.model.maps(x), self.model.maps(y), strict=True)
+        with torch.autocast(x.device.type, enabled=False):  # as everywhere, it computes in fp32
+            pairs = zip(self.model.maps(x), self.model.maps(y), strict=True)
         found = [(F.normalize(a) - F.normalize(b)).square().sum(dim=1).mean() for a, b in pairs]
         return torch.stack(found).mean()
 

@@ -78,7 +78,7 @@ def sampled_images(
 ) -> Generated:
     """Sample sets of images from the checkpoint, with the classes and captions of data.
 
-    One for super-resolution enlarges the data's images.
+    A checkpoint for super-resolution enlarges the images of `data`.
     """
     job = SamplingJob(
         SamplingRequest(
@@ -120,6 +120,7 @@ def sampled_images(
         "precision": job.precision,
         "guidance_scale": request.guidance_scale,
         "guide": request.guide,
+        **({} if plan.images is None else {"augmentation": request.augmentation}),
         "seconds_of_a_set": (time.monotonic() - start) / request.repeats,
     }
     condition = plan.wanted.condition

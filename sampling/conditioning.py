@@ -34,6 +34,7 @@ class Wanted:
         count, columns: samples, and columns of their grid.
         condition: of all samples (N); None for an unconditional checkpoint.
         chosen, texts: the class (N,) and the prompt (N) of each sample, or none.
+        source: the request of the first stage of a cascade, or this one.
         labels: the classes (N,) that --classifier guides to; None without it.
         captions: the condition (N) that --clip guides to; None without it.
         classes: the names of the checkpoint's classes.
@@ -71,7 +72,7 @@ class Wanted:
         labels, row = self.choose()
         texts = [""] * self.count if row is None else [self.prompts[i] for i in row.tolist()]
         texts = [self.given[0]] * self.count if self.blends else texts
-        self.chosen, self.texts = labels, texts
+        self.chosen, self.texts, self.source = labels, texts, self
         self.condition, self.blend = self.own_condition(labels, texts), None
         if self.blends:
             other = self.own_condition(labels, [self.given[1]] * self.count)
@@ -198,22 +199,25 @@ class Wanted:
         return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
 
     def follow(self, before: "Wanted") -> None:
-        """Take the classes and prompts of the stage before, which draws what this one enlarges.
+        """Take the classes and prompts of a cascade, of which this network is not the first stage.
 
-        Raises ValueError for a network that is conditioned on what the stage before has not.
+        Raises ValueError for a network that is conditioned on what the first stage is not.
         """
+        source = self.source = before.source
         if self.own_classes is not None:
-            if before.own_classes is None or before.classes.names != self.classes.names:
-                raise ValueError("it is conditioned on classes that the stage before has not")
-            self.chosen = before.chosen
+            if source.own_classes is None or source.classes.names != self.classes.names:
+                raise ValueError("the first stage is not conditioned on the classes of this one")
+            self.chosen = source.chosen
         if self.own_tokenizer is not None:
-            if before.own_tokenizer is None:
-                raise ValueError("it is conditioned on captions, and the stage before is not")
-            for prompt in before.prompts:
+            if source.own_tokenizer is None:
+                raise ValueError("the first stage is not conditioned on captions, and this one is")
+            for prompt in source.given or source.prompts:
                 require_fits(prompt, "--prompt", self.own_tokenizer)
-        self.texts, self.prompts = before.texts, before.prompts
+        self.texts, self.prompts, self.columns = source.texts, source.prompts, source.columns
         self.condition = self.own_condition(self.chosen, self.texts)
-        self.columns = before.columns
+        if source.blend is not None and self.own_tokenizer is not None:
+            other = self.own_condition(self.chosen, [source.given[1]] * self.count)
+            self.blend = other, source.blend[1]
 
     def of_data(self, condition: Condition, captions: Sequence[str] = ()) -> None:
         """Take the condition of data (N), for samples like them, unless the request has its own.

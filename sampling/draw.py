@@ -6,6 +6,7 @@ because the rounding of a network's output may depend on the batch size.
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import SHAPE_TYPES
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar
+from cli.declare import option
 from cli.sampling import SamplingRequest
 from dataset.items import to_unit
 from diffusion import Denoiser, GaussianDiffusion
@@ -25,7 +27,7 @@ from models import AUTOENCODERS, GUIDES
 from models.latents import space_of
 from sampling import editing
 from sampling.plan import SamplingPlan, guidance_options
-from sampling.stages import first_request, last_request
+from sampling.stages import first_request, last_request, per_stage
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
 
 SNAPSHOTS = 10  # pictures that --show-intermediate writes
@@ -57,7 +59,8 @@ class SamplingJob:
         request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
-        if request.clip is None or self.config["model"].get("text_width"):
+        alone = request.clip is None and self.previous is None
+        if alone or self.config["model"].get("text_width"):
             use_text_encoder(self.config, request.text_encoder)
         own = copy.deepcopy(request.model)  # the caller's stays trainable
         network, diffusion = restore(checkpoint, self.device, raw=request.raw, model=own)
@@ -77,7 +80,8 @@ class SamplingJob:
                 f"--{next(iter(configs))} judges images, and this checkpoint is of latents"
             )
         options = {"judges": configs, "space": self.space}
-        self.plan = SamplingPlan(request, diffusion, self.config, self.device, **options)
+        with explained_stage(self.previous is not None, request):
+            self.plan = SamplingPlan(request, diffusion, self.config, self.device, **options)
         if self.previous is not None:
             follow(self.plan, self.previous.plan, request.checkpoint)
         elif self.plan.images is not None and not (images_follow or request.start_from):
@@ -97,8 +101,8 @@ class SamplingJob:
         self.kept = evenly_spread(steps, SNAPSHOTS if request.show_intermediate else 0)
         self.kept |= evenly_spread(steps, FRAMES if request.animate else 0)
 
-    def denoiser(self, indices: range) -> Denoiser:
-        """The denoiser of the samples with these indices."""
+    def denoiser(self, indices: range, images: Tensor | None = None) -> Denoiser:
+        """The denoiser of the samples with these indices, which enlarges images (B, C, h, w)."""
         rows, wanted, parts = slice(indices.start, indices.stop), self.plan.wanted, []
         if network := self.judges.get("classifier"):
             labels, scale = wanted.labels[rows].to(self.device), self.request.classifier_scale
@@ -106,16 +110,22 @@ class SamplingJob:
         if network := self.judges.get("clip"):
             captions, scale = wanted.captions[rows].to(self.device), self.request.clip_scale
             parts.append(clip_guidance(network, self.scaled["clip"], captions, scale))
-        return self.make_denoiser(**self.plan.conditions(indices), steering=together(parts))
+        return self.make_denoiser(**self.plan.conditions(indices, images), steering=together(parts))
 
     def decisive(self) -> dict[str, object]:
         """Everything that decides the bits of the samples, by name."""
         machine = {"--device": self.device.type, "--precision": self.precision}
         found = {**self.plan.decisive(), **machine, "PyTorch": torch.__version__}
         if self.previous is not None:
-            before = self.previous.decisive()
-            found |= {f"before {self.request.checkpoint}: {k}": v for k, v in before.items()}
+            for name, value in self.previous.decisive().items():
+                stage = "" if name.startswith("stage") else f"stage {self.previous.stage}: "
+                found[f"{stage}{name}"] = value
         return found
+
+    @property
+    def stage(self) -> int:
+        """The number of the stage in a cascade, from 1."""
+        return 1 if self.previous is None else self.previous.stage + 1
 
     @property
     def steps(self) -> int:
@@ -125,6 +135,20 @@ class SamplingJob:
     def no_items(self) -> Tensor:
         """No samples (0, ...), of the type and shape that samples have."""
         return self.to_items(torch.empty(0, *self.plan.shape))
+
+
+@contextmanager
+def explained_stage(is_later: bool, request: SamplingRequest) -> Iterator[None]:
+    """Name the file and the flag in errors of a cascade's later stages."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_later:
+            raise
+        text, _, _ = str(error).partition("; give a weaker model")  # which stages cannot have
+        for name in per_stage(request):
+            text = text.replace(option(name.removeprefix("then_")), option(name))
+        raise ValueError(f"--then {request.checkpoint}: {text}") from None
 
 
 def follow(plan: SamplingPlan, before: SamplingPlan, path: str) -> None:
@@ -140,10 +164,8 @@ def follow(plan: SamplingPlan, before: SamplingPlan, path: str) -> None:
         raise ValueError(
             f"--then {path} enlarges images of {sizes[0]}, and the stage before draws {sizes[1]}"
         )
-    try:
+    with explained_stage(True, plan.request):
         plan.wanted.follow(before.wanted)
-    except ValueError as error:
-        raise ValueError(f"--then {path}: {error}") from None
     plan.columns = plan.wanted.columns
 
 
@@ -249,12 +271,12 @@ def draw_batches(job: SamplingJob, numbers: Sequence[int]) -> Iterator[tuple[int
 
 def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
     """Draw the samples with these indices."""
-    plan, to_items, frames, calls = job.plan, job.to_items, {}, 0
+    plan, to_items, frames, calls, images = job.plan, job.to_items, {}, 0, None
     if job.previous is not None:
         small = draw_batch(job.previous, indices, bar)
-        plan.images[indices.start : indices.stop], calls = to_unit(small.items), small.calls
+        images, calls = to_unit(small.items.cpu()), small.calls
     noise_like = NoisePerImage(job.request.seed, indices)
-    denoise = job.denoiser(indices)
+    denoise = job.denoiser(indices, images)
     kept = job.kept if indices.start == 0 else set()
     before = None
     for done, x_t in enumerate(plan.trajectory(denoise, indices, noise_like)):

@@ -21,7 +21,7 @@ from models.latents import LatentSpace
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
 from sampling.conditioning import COUNT, Wanted
-from utils import NoisePerImage, derive_seed, sides
+from utils import NoisePerImage, derive_seed, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
@@ -42,7 +42,7 @@ class SamplingPlan:
     Attributes:
         shape: of the noise: that of an item, or of its latents.
         images: in low resolution (N, C, h, w), of each sample, for a checkpoint that enlarges
-            them; None for others. Zeros until they are known.
+            them; None for others. Grey where they are drawn by another model.
         item, kind: shape and kind of an item.
         count, columns: samples, and columns of their grid.
         wanted: the classes and prompts that are asked for.
@@ -80,7 +80,7 @@ class SamplingPlan:
         self.name, self.sampler = name, partial(SAMPLERS[name], **options)
         self.images = self.level = None
         if (size := config["model"].get("super_resolution")) is not None:
-            self.images = torch.zeros(self.count, self.item[0], *sides(size))
+            self.images = torch.zeros(self.item[0], *sides(size)).expand(self.count, -1, -1, -1)
             self.level = request.augmentation
             require_enlarging(request)
         elif "augmentation" in request.given:
@@ -100,8 +100,9 @@ class SamplingPlan:
         if self.images is not None:
             file, size = Path(request.start_from), self.images.shape[2:]
             require_large_enough(file, tuple(size))
-            self.images[:] = to_unit(read_image(file, tuple(size), self.item[0]))
-            self.name = f"{request.start_from}, {size[0]} x {size[1]}, enlarged with {self.name}"
+            image = to_unit(read_image(file, tuple(size), self.item[0]))
+            self.images = image.expand(self.count, -1, -1, -1)
+            self.name = f"{request.start_from}, {size_text(size_of(*size))}, enlarged, {self.name}"
         elif request.start_from:
             self.image = self.read(request.start_from)
             self.levels = editing.last_part(self.levels, request.strength)
@@ -115,8 +116,11 @@ class SamplingPlan:
         elif request.invert:
             self.image, self.count, self.columns = self.read(request.invert), 1, 2
 
-    def conditions(self, indices: range) -> dict[str, object]:
-        """The conditions of the samples with these indices, as arguments of the denoiser."""
+    def conditions(self, indices: range, images: Tensor | None = None) -> dict[str, object]:
+        """The conditions of the samples with these indices, as arguments of the denoiser.
+
+        `images` (B, C, h, w) are those to enlarge, if not `self.images`.
+        """
         wanted, rows = self.wanted, slice(indices.start, indices.stop)
         found: dict[str, object] = {"condition": None, "negative": None, "blend": None}
         if wanted.condition is not None:
@@ -127,15 +131,20 @@ class SamplingPlan:
             other, share = wanted.blend
             found["blend"] = other[rows].to(self.device), share[rows].to(self.device)
         if self.images is not None:
-            small = self.low_resolution(indices)
+            if images is None:
+                images = self.images[rows]
+            small = self.low_resolution(indices, images)
             found["condition"] = replace(found["condition"] or Condition(), **small)
             if found["negative"] is not None:
                 found["negative"] = replace(found["negative"], **small)
+            if found["blend"] is not None:
+                other, share = found["blend"]
+                found["blend"] = replace(other, **small), share
         return found
 
-    def low_resolution(self, indices: range) -> dict[str, Tensor]:
-        """The low-resolution images of these samples and their noise, as a condition has them."""
-        images = self.images[indices.start : indices.stop]
+    def low_resolution(self, indices: range, images: Tensor) -> dict[str, Tensor]:
+        """The images to enlarge (B, C, h, w) for these samples, with noise, as a condition has
+        them."""
         stream = NoisePerImage(derive_seed("augmentation", self.request.seed), indices)
         level = torch.full((len(indices),), self.level)
         noisy = augmented(images, level, stream.draw(images.shape[1:]))

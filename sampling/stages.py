@@ -21,9 +21,9 @@ def first_request(request: SamplingRequest) -> SamplingRequest:
 
 def last_request(request: SamplingRequest, count: int) -> SamplingRequest:
     """The request of the last stage, which enlarges `count` images."""
-    cleared = ["then", "augmentation", "sampler", "steps", "spacing", "timesteps"]
+    cleared = ["then", "augmentation", "sampler", "steps", "spacing", "timesteps", "model"]
     for group in (CLASSES, PROMPTS, GUIDANCE, OPTIONS, EDITING):
-        cleared += request.named(group=group)
+        cleared += [name for name in request.named(group=group) if name != "text_encoder"]
     changed = {name: request.default(name) for name in [*cleared, *per_stage(request)]}
     changed["augmentation"] = AUGMENTATION
     for name in per_stage(request):

@@ -27,8 +27,7 @@ def choose_threads(job: SamplingJob, repeats: int = 1) -> str:
         return f"threads: {wanted}"
     if threads_from_environment():
         return ""
-    steps = len(plan.levels) - 1
-    calls = repeats * len(own_batches(range(len(plan.batches)))) * steps
+    calls = repeats * len(own_batches(range(len(plan.batches)))) * job.steps
     if launched() or not may_measure_threads(job.device) or calls < MIN_CALLS:
         return ""
     batch = plan.batches[0]

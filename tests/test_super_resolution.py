@@ -10,23 +10,30 @@ import torch
 from torch.testing import assert_close
 
 import evaluate
+import export
 import train
 from checkpoints.checkpoint import load_checkpoint
 from cli import process
 from cli.evaluation import EVALUATE
-from cli.sampling import SAMPLE
+from cli.export import EXPORT
+from cli.sampling import MAX_AUGMENTATION, SAMPLE
 from cli.training import TRAIN
-from conditions import Condition, augmented
+from conditions import NULL_LABEL, Condition, augmented
 from dataset.items import low_resolution, resized, to_uint8, to_unit
 from dataset.registry import load_dataset
+from diffusion import GaussianDiffusion
 from evaluation.super_resolution import bicubic, compare_ways
 from images import save_image
+from models.tokenizer import FIRST_WORD
 from models.unet import UNet
 from runs import assert_same_training, trainer_of
+from sampling.conditioning import Wanted
 from sampling.draw import SamplingJob, draw
 from training.conditioning import condition_of
-from training.objective import MAX_LEVEL
+from training.preview import SuperResolutionPreview
+from training.stop import StopSignals
 from utils import derive_seed
+from visuals.pictures import stacked
 
 COMMON = ["--device", "cpu", "--precision", "fp32", "--dataset", "digits", "--channels", "8"]
 COMMON += ["--sample-interval", "0", "--save-interval", "0", "--snapshots", "0", "--batch-size"]
@@ -66,7 +73,7 @@ def drawn(**flags) -> torch.Tensor:
 def test_augmentation_preserves_the_variance_and_level_0_adds_nothing():
     torch.manual_seed(0)
     image, noise = torch.randn(2, 3, 50, 80, 80)
-    level = torch.tensor([0.0, 0.3, 1.0]).repeat_interleave(1)
+    level = torch.tensor([0.0, 0.3, 1.0])
     found = augmented(image[:3].mT, level, noise[:3].mT)
     assert torch.equal(found[0], image[0].mT)
     assert torch.equal(found[2], noise[2].mT)
@@ -83,19 +90,19 @@ def test_a_training_batch_has_its_images_in_low_resolution(parts):
     """Each process draws its part of the whole batch's noise."""
     trainer = trainer_of(*SMALL)
     x_0 = to_unit(load_dataset("digits").items[:8])
-    whole = trainer.objective.conditioned(None, x_0, step=3)
+    whole = trainer.objective.conditioned(None, x_0, 3)
     size = len(x_0) // parts
     found = [
-        trainer.objective.conditioned(None, x_0[i * size : (i + 1) * size], parts, i, 3)
+        trainer.objective.conditioned(None, x_0[i * size : (i + 1) * size], 3, parts, i)
         for i in range(parts)
     ]
     assert torch.equal(torch.cat([each.image for each in found]), whole.image)
-    assert 0 <= whole.level.min() < whole.level.max() <= MAX_LEVEL
+    assert 0 <= whole.level.min() < whole.level.max() <= MAX_AUGMENTATION
     clean = low_resolution(x_0, (4, 4))
     scale = (1 - whole.level**2).sqrt().view(-1, 1, 1, 1)
     noise = (whole.image - scale * clean) / whole.level.view(-1, 1, 1, 1)
     assert 0.7 < noise.std() < 1.3
-    assert not torch.equal(trainer.objective.conditioned(None, x_0, step=4).image, whole.image)
+    assert not torch.equal(trainer.objective.conditioned(None, x_0, 4).image, whole.image)
 
 
 def test_the_image_and_its_noise_level_change_the_prediction():
@@ -115,11 +122,24 @@ def test_the_image_and_its_noise_level_change_the_prediction():
     assert_close(swapped, out.flip(0), atol=1e-5, rtol=1e-5)
 
 
-def test_guidance_is_by_the_class_and_keeps_the_image():
-    condition = Condition(torch.tensor([3]), image=torch.ones(1, 1, 4, 4), level=torch.ones(1))
-    null = condition.null()
-    assert null.label.item() == -1
-    assert torch.equal(null.image, condition.image)
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_guidance_is_by_the_class_and_keeps_the_image(scale):
+    torch.manual_seed(0)
+    model = UNet(8, 1, channels=16, num_classes=3, super_resolution=4).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    diffusion, label = GaussianDiffusion(timesteps=100), torch.tensor([1, 2])
+    given = {"image": torch.randn(2, 1, 4, 4), "level": torch.tensor([0.0, 0.2])}
+    level, x_t = diffusion.levels(10)[3], torch.randn(2, 1, 8, 8)
+
+    def predicted(condition: Condition, scale: float) -> torch.Tensor:
+        return diffusion.denoiser(model, condition, guidance_scale=scale).output(x_t, level)[0]
+
+    cond = predicted(Condition(label, **given), 1.0)
+    null = predicted(Condition(torch.full_like(label, NULL_LABEL), **given), 1.0)
+    assert not torch.allclose(cond, null, atol=1e-3)
+    found = predicted(Condition(label, **given), scale)
+    assert_close(found, null + scale * (cond - null), atol=1e-4, rtol=1e-4)
 
 
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(run, script):
@@ -159,14 +179,47 @@ def test_a_cascade_of_three_stages_draws_the_same_in_batches_of_any_size(run, ba
     assert other.decisive() != decisive
 
 
-def test_pictures_of_sampling_and_training(run, base, script):
-    first = script("sample", "--checkpoint", base, "--then", run, "--output", "a.png", "--steps",
-                   2, "--then-steps", 2, "--num-images", 16, "--show-intermediate")  # fmt: skip
-    assert first.out.index(str(base)) < first.out.index(str(run))
-    assert Path("a.png").exists()
-    assert Path("intermediate").is_dir()
-    grid = next((run / "samples").glob("*.png"))
-    assert grid.stat().st_size > 0
+def test_a_cascade_in_parts_continues_and_depends_on_each_stage(run, base, script):
+    words = ["--checkpoint", base, "--then", run, "--steps", 2, "--num-images", 6]
+    words += ["--batch-size", 2, "--output", "a.npz"]
+    result = script("sample", *words, "--then-steps", 2)
+    assert result.code == 0, result.err
+    assert result.out.index(str(base)) < result.out.index(str(run))
+    assert np.load("a.npz")["arr_0"].shape == (6, 8, 8, 1)
+    options = {"then": [str(run)], "num_images": 1, "checkpoint": base}
+    keys = [
+        SamplingJob(SAMPLE.keywords(**FEW, **options | changed)).decisive()
+        for changed in (
+            {},
+            {"then": [str(run / "model_final.pt")]},
+            {"then_augmentation": [0.3]},
+            {"then_sampler": ["ddim"]},
+            {"then_guidance_scale": [2.0]},
+            {"then_steps": [7]},
+            {"seed": 3},
+        )
+    ]
+    assert keys[0] == keys[1]  # the file's content decides, not its name
+    assert all(key != keys[0] for key in keys[2:])
+
+
+def test_the_picture_of_training_shows_low_resolution_above_samples_above_originals():
+    trainer = trainer_of(*SMALL)
+    data = load_dataset("digits")
+    config = {"model": {"super_resolution": 4}, "data": {"image_size": 8, "image_channels": 1}}
+    preview = SuperResolutionPreview(
+        torch.arange(5), trainer, config, data.items, None, StopSignals()
+    )
+    assert torch.equal(
+        preview.condition_of(torch.arange(5)).image, low_resolution(to_unit(data.items[:5]), (4, 4))
+    )
+    picture = preview.picture(2)
+    expected = stacked(
+        low_resolution(to_unit(data.items[:5]), (4, 4)),
+        to_unit(preview.samples),
+        to_unit(data.items[:5]),
+    )
+    assert np.array_equal(picture, expected)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +227,14 @@ def test_pictures_of_sampling_and_training(run, base, script):
     [
         (["--checkpoint", "RUN"], "enlarges images: give it one with --start-from"),
         (["--checkpoint", "RUN", "--interpolate"], "enlarges images; it has --start-from"),
-        (["--checkpoint", "RUN", "--start-from", "TINY"], "3 x 3 pixels, and this checkpoint"),
+        (["--checkpoint", "RUN", "--start-from", "TINY"], "has 3 pixels, and this checkpoint"),
         (["--checkpoint", "RUN", "--start-from", "BIG", "--strength", 0.5], "--strength has no"),
         (["--checkpoint", "BASE", "--then", "BASE"], "enlarges no images"),
         (["--checkpoint", "BASE", "--then", "RUN", "RUN"], "of 1 x 4 x 4, and the stage before"),
         (["--checkpoint", "BASE", "--augmentation", 0.1], "this checkpoint enlarges no images"),
         (["--checkpoint", "BASE", "--then-steps", 3], "has no effect without --then"),
         (["--checkpoint", "BASE", "--then", "RUN", "--then-steps", 3, 4], "give one, or one for"),
+        (["--checkpoint", "BASE", "--then", "RUN", "--then-steps", 2000], "--then-steps 2000: the"),
     ],
 )
 def test_what_cannot_be_enlarged(words, message, run, base, script, tmp_path):
@@ -211,9 +265,16 @@ def test_evaluation_compares_ways_of_enlarging(run, folder):
     request = EVALUATE.parse([*map(str, words), "--output", str(output), "--threads", "1"])
     assert process.run(evaluate.main, request) == 0
     report = json.loads(output.read_text())["super_resolution"]
-    assert report.keys() == {"bicubic", "mean prediction (one step)", "samples", "floor"}
+    ways = {"bicubic", "mean prediction (one step)", "samples"}
+    assert report.keys() == ways | {"floor", "sha256", "size"}
     assert report["bicubic"]["psnr"][0] > report["samples"]["psnr"][0]  # after six steps
-    assert report["floor"] < report["bicubic"]["classifier_fid"][0]
+    assert 0.01 < report["floor"] < report["bicubic"]["classifier_fid"][0]
+    weights = str(folder / "weights.safetensors")
+    words = ["--checkpoint", str(run), "--card", str(output), weights]
+    assert process.run(export.main, EXPORT.parse(words)) == 0
+    card = Path(weights).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| bicubic |" in card
+    assert "--start-from small.png" in card
     assert Path(folder, "metrics_super_resolution.png").exists()
 
 
@@ -223,6 +284,32 @@ def test_the_psnr_of_a_known_error():
     assert found["way"]["psnr"].values[0] == pytest.approx(20 * np.log10(25.5))
     flat = bicubic(to_unit(originals)[:, :, :3, :3], (12, 12))
     assert torch.equal(flat, originals)
+
+
+def test_a_stage_with_captions_follows_the_prompts_of_the_first():
+    words = ["red", "blue", "cat"]
+    model = {"caption_length": 4, "vocabulary_size": FIRST_WORD + len(words)}
+    data = {"words": words, "prompts": ["red"], "classes": [], "image_size": 8}
+    data["image_channels"] = 1
+    config = {"model": model, "data": data, "train": {"label_dropout": 0.1, "validation": 1}}
+    flags = {"checkpoint": "a", "num_images": 3}
+    first = Wanted(
+        SAMPLE.keywords(**flags, prompt=["red cat", "blue cat"], interpolate=True), config, {}
+    )
+    later = Wanted(SAMPLE.keywords(**flags), config, {})
+    later.follow(first)
+    assert torch.equal(later.condition.tokens, first.condition.tokens)
+    assert torch.equal(later.blend[0].tokens, first.blend[0].tokens)
+    assert torch.equal(later.blend[1], first.blend[1])
+    without = {**config, "model": {}}
+    unconditional = Wanted(SAMPLE.keywords(**flags), without, {})
+    unconditional.follow(first)
+    assert unconditional.condition is None
+    third = Wanted(SAMPLE.keywords(**flags), config, {})
+    third.follow(unconditional)
+    assert torch.equal(third.condition.tokens, first.condition.tokens)
+    with pytest.raises(ValueError, match="the first stage is not conditioned on captions"):
+        third.follow(Wanted(SAMPLE.keywords(**flags), without, {}))
 
 
 def test_classes_of_the_stages_must_be_the_same(run, folder, script):
@@ -235,7 +322,7 @@ def test_classes_of_the_stages_must_be_the_same(run, folder, script):
     words += ["--multipliers", 1, 1, "--validation", 2, "--max-steps", 1, "--batch-size", 4]
     run_train(*words, "--class-conditional", "--output-dir", letters)
     found = script("sample", "--checkpoint", letters, "--then", run)
-    assert "conditioned on classes that the stage before has not" in found.err
+    assert "the first stage is not conditioned on the classes of this one" in found.err
 
 
 def test_conditions_of_labels_are_unchanged():

@@ -106,6 +106,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         raise ValueError("--flip mirrors images, and this data set is points")
     if "feature_loss" in flags.given and model not in AUTOENCODERS:
         raise ValueError("--feature-loss has no effect without --model autoencoder")
+    if flags.feature_loss and len(data.classes) < 2:
+        raise ValueError("--feature-loss needs data with classes, for a classifier's features")
     if flags.latents is not None and flags.flip:
         raise ValueError("--flip mirrors images, and mirrored latents are not those of an image")
     found["validation"] = held_out_count(flags.validation, len(data.items))

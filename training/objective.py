@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli.activity import tell
+from cli.sampling import MAX_AUGMENTATION
 from conditions import Condition, augmented
 from dataset.items import flipped, low_resolution, to_unit
 from diffusion import GaussianDiffusion
@@ -17,7 +18,6 @@ from distributed import gather, mean, rank, share, world_size
 from models.autoencoder import latent_shape
 from utils import autocast, derive_seed, memory_format, sides
 
-MAX_LEVEL = 0.6  # of the noise in low-resolution images; the lowest is 0
 KL_WEIGHT = 1e-6  # of the autoencoder's penalty, per number of the latents
 
 
@@ -101,8 +101,14 @@ class DiffusionObjective:
         torch.manual_seed(derive_seed("dropout", self.seed, step, rank()))
         return NoisyBatch(x_0, condition, t, noise)
 
-    def conditioned(self, condition: Condition | None, x_0: Tensor) -> Condition | None:
-        """The condition (B) of clean data (B, ...), with what is computed from these."""
+    def conditioned(
+        self, condition: Condition | None, x_0: Tensor, step: int, parts: int = 1, part: int = 0
+    ) -> Condition | None:
+        """The condition (B) of clean data (B, ...), with what is computed from these.
+
+        Random numbers depend on the step alone. They are drawn for `parts` batches of this size, of
+        which x_0 is the one with the number `part`.
+        """
         return condition
 
     def noise(self, x_0: Tensor, count: int) -> Tensor:
@@ -142,7 +148,7 @@ class DiffusionObjective:
             # At least one item: a sharded network computes in all processes together.
             part = slice(mine.start, max(mine.stop, mine.start + 1))
             given = None if condition is None else condition[rows].to(self.device)
-            given = self.conditioned(given, x_0)
+            given = self.conditioned(given, x_0, -1 - first)
             batch = NoisyBatch(x_0, given, t[rows], noise).rows(part)
             with autocast(self.device, precision):
                 total += self(model, batch) * len(mine)
@@ -159,28 +165,17 @@ class SuperResolutionObjective(DiffusionObjective):
 
     def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
         batch = super().batch(items, condition, step)
-        found = self.conditioned(batch.condition, batch.x_0, world_size(), rank(), step)
+        found = self.conditioned(batch.condition, batch.x_0, step, world_size(), rank())
         return batch._replace(condition=found)
 
     def conditioned(
-        self,
-        condition: Condition | None,
-        x_0: Tensor,
-        parts: int = 1,
-        part: int = 0,
-        step: int = -1,
+        self, condition: Condition | None, x_0: Tensor, step: int, parts: int = 1, part: int = 0
     ) -> Condition:
-        """The condition with the low-resolution images.
-
-        Their noise is drawn for `parts` batches of this size, of which x_0 is one; it depends on
-        the step alone.
-        """
-        generator = torch.Generator().manual_seed(
-            derive_seed("augmentation", self.seed, step, len(x_0) * parts)
-        )
+        """The condition with the low-resolution images, with noise."""
+        generator = torch.Generator().manual_seed(derive_seed("augmentation", self.seed, step))
         count, mine = parts * len(x_0), slice(part * len(x_0), (part + 1) * len(x_0))
         image = low_resolution(x_0, self.size)
-        level = MAX_LEVEL * torch.rand(count, generator=generator)[mine].to(x_0.device)
+        level = MAX_AUGMENTATION * torch.rand(count, generator=generator)[mine].to(x_0.device)
         noise = torch.randn(count, *image.shape[1:], generator=generator)[mine].to(x_0.device)
         return replace(condition or Condition(), image=augmented(image, level, noise), level=level)
 
@@ -237,7 +232,9 @@ class AutoencoderObjective(DiffusionObjective):
         reconstruction, posterior = model(batch.x_0, noise)
         loss = F.l1_loss(reconstruction.float(), batch.x_0) + KL_WEIGHT * posterior.kl().mean()
         if self.feature_distance is not None:
-            loss = loss + self.feature_weight * self.feature_distance(reconstruction, batch.x_0)
+            loss = loss + self.feature_weight * self.feature_distance(
+                reconstruction.float(), batch.x_0
+            )
         return loss
 
 
