@@ -87,6 +87,10 @@ class RunConfig(DataFlags, ThreadFlags):
     regularizer: str | None = network_flag(
         None, "autoencoder: penalty on the latents (default: kl)",
         choices=keys("models/autoencoder.py", "REGULARIZERS"))
+    codes: int | None = network_flag(
+        None, "autoencoder, vq: codes of the codebook (default: 1024)", parse=number(int, 2))
+    discriminator: bool | None = network_flag(
+        None, "autoencoder: also learn to look real to a patch discriminator", switch="on")
     latents: str | None = flag(
         None, "autoencoder, a checkpoint of train.py: learn its latents instead of pixels",
         group="network", parse=path, metavar="FILE", unless=("fsdp",))

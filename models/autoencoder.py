@@ -1,7 +1,5 @@
-"""A convolutional autoencoder whose latents diffusion can be trained on.
-
-Rombach et al. 2021 (arXiv:2112.10752), section 3.1 and appendix G: a slight Kullback-Leibler
-penalty holds the latents near a standard normal distribution.
+"""A convolutional autoencoder for diffusion in its latents (Rombach et al. 2021, arXiv:2112.10752,
+section 3.1 and appendix G).
 """
 
 from collections.abc import Sequence
@@ -11,13 +9,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.layers import zero
 from models.unet import group_norm, upsampled
 from utils import pick, sides, size_of, size_text
 
 DOWNSAMPLE = (4, 8)  # how many times smaller the sides of latents can be
-REGULARIZERS = {"kl": 2, "none": 1}  # numbers of the encoder for each number of the latents
+REGULARIZERS = {"kl": 2, "none": 1, "vq": 1}  # numbers of the encoder for each of the latents
+KL_WEIGHT = 1e-6  # of the Kullback-Leibler divergence, per number of the latents
+COMMITMENT = 0.25  # weight of the encoder's distance to the codes (van den Oord et al. 2017)
+ADVERSARIAL = 0.05  # weight of looking real to the discriminator
+CODED_AT_ONCE = 4096  # vectors that are compared with all codes at once
 PATCH = 2  # side of the patches that the image is folded into
 WIDEST = 4  # times `channels`, of the smallest feature maps
 LOG_VARIANCE = (-20.0, 10.0)  # limits of the logarithm of the latents' variance
@@ -55,7 +58,12 @@ class Autoencoder(nn.Module):
         downsample: how many times smaller the sides of latents are, 4 or 8.
         latent_channels: channels of the latents.
         regularizer: "kl": latents are drawn from a normal distribution around the encoder's output,
-            which a penalty holds near the standard normal one; "none": they are the output.
+            which a penalty holds near the standard normal one; "none": they are the output; "vq":
+            the decoder replaces the vector of each pixel by the nearest code of a learned codebook
+            (van den Oord et al. 2017, arXiv:1711.00937).
+        codes: vectors of that codebook.
+        discriminator: also learn to tell images from reconstructions, patch by patch, and
+            reconstruct so that they cannot be told apart (Esser et al. 2021, arXiv:2012.09841).
 
     Raises:
         ValueError: an image size that `downsample` does not divide, or a value out of range.
@@ -72,6 +80,8 @@ class Autoencoder(nn.Module):
         downsample: int = 4,
         latent_channels: int = 4,
         regularizer: str = "kl",
+        codes: int = 1024,
+        discriminator: bool = False,
     ):
         super().__init__()
         check(image_size, image_channels, channels, blocks, downsample, latent_channels)
@@ -91,6 +101,12 @@ class Autoencoder(nn.Module):
             for _ in range(blocks):
                 self.down.append(ResidualBlock(width, out))
                 width = out
+        self.codebook = None
+        if regularizer == "vq":
+            if codes < 2:
+                raise ValueError(f"a codebook needs at least 2 codes, not {codes}")
+            self.codebook = nn.Embedding(codes, latent_channels)
+        self.discriminator = PatchDiscriminator(image_channels, channels) if discriminator else None
         outputs = latent_channels * moments
         self.to_latents = nn.Sequential(
             group_norm(width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1)
@@ -116,10 +132,29 @@ class Autoencoder(nn.Module):
         """The blocks, which gradient checkpointing computes twice."""
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
-    def forward(self, x_0: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
-        """Images (B, C, H, W), decoded from latents that noise (B, c, h, w) draws."""
+    def forward(self, x_0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W), decoded from latents that noise (B, c, h, w) draws, and what is to
+        be minimised besides their distance to x_0: a scalar."""
         posterior = self.posterior(x_0)
-        return self.decode(posterior.latents(noise)), posterior
+        latents = posterior.latents(noise)
+        penalty = KL_WEIGHT * posterior.kl().mean()
+        if self.codebook is not None:
+            codes = self.quantized(latents)
+            penalty = F.mse_loss(codes, latents.detach())
+            penalty = penalty + COMMITMENT * F.mse_loss(latents, codes.detach())
+            latents = latents + (codes - latents).detach()  # gradients pass straight through
+        reconstruction = self.decoded(latents)
+        if self.discriminator is not None and self.training:
+            penalty = penalty + self.discriminator.loss(x_0, reconstruction)
+        return reconstruction, penalty
+
+    def quantized(self, latents: Tensor) -> Tensor:
+        """The nearest code of each pixel's vector, (B, c, h, w)."""
+        vectors = latents.movedim(1, -1)  # (B, h, w, c)
+        codes = self.codebook.weight.detach().float()
+        parts = vectors.detach().float().flatten(0, 2).split(CODED_AT_ONCE)
+        nearest = torch.cat([torch.cdist(part, codes).argmin(dim=1) for part in parts])
+        return self.codebook(nearest).view(vectors.shape).movedim(-1, 1)
 
     def posterior(self, x_0: Tensor) -> Posterior:
         """The distribution of the latents of images (B, C, H, W)."""
@@ -127,7 +162,7 @@ class Autoencoder(nn.Module):
         for layer in self.down:
             h = layer(h)
         moments = self.to_latents(h).float()  # (B, 2c, h, w)
-        if self.regularizer == "none":
+        if self.regularizer != "kl":
             return Posterior(moments, None)
         mean, log_variance = moments.chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE))
@@ -137,7 +172,11 @@ class Autoencoder(nn.Module):
         return self.posterior(x_0).mean
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, c, h, w)."""
+        """Images (B, C, H, W) of latents (B, c, h, w), which are quantized if there are codes."""
+        return self.decoded(latents if self.codebook is None else self.quantized(latents))
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Images (B, C, H, W) of latents (B, c, h, w), or of their codes."""
         h = self.from_latents(latents)
         for layer in self.up:
             h = layer(h)
@@ -170,6 +209,35 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(upsampled(x, (2 * x.shape[2], 2 * x.shape[3])))
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores patches of images (B, C, H, W): positive for real ones (Isola et al. 2016)."""
+
+    def __init__(self, image_channels: int, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(image_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
+            group_norm(2 * channels),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * channels, 1, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def loss(self, x_0: Tensor, reconstruction: Tensor) -> Tensor:
+        """The discriminator's loss and the autoencoder's, in one scalar (Goodfellow et al. 2014).
+
+        Each part has gradients for one of the two alone: in the first, reconstructions are
+        constant, and in the second, the discriminator's weights.
+        """
+        judged = F.softplus(-self(x_0)).mean() + F.softplus(self(reconstruction.detach())).mean()
+        weights = {name: weight.detach() for name, weight in self.named_parameters()}
+        fooled = F.softplus(-functional_call(self, weights, reconstruction)).mean()
+        return judged + ADVERSARIAL * fooled
 
 
 def latent_shape(config: dict) -> tuple[int, int, int]:

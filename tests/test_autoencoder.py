@@ -21,9 +21,17 @@ from evaluation import classifier
 from evaluation.features import FeatureDistance, TrainedClassifier
 from evaluation.reconstruction import psnr, reconstructed, ssim
 from models import build_model, model_config
-from models.autoencoder import Posterior, latent_shape
+from models.autoencoder import (
+    ADVERSARIAL,
+    COMMITMENT,
+    KL_WEIGHT,
+    REGULARIZERS,
+    PatchDiscriminator,
+    Posterior,
+    latent_shape,
+)
 from runs import assert_same_training
-from training.objective import KL_WEIGHT, AutoencoderObjective, NoisyBatch
+from training.objective import AutoencoderObjective, NoisyBatch
 
 CPU = torch.device("cpu")
 FLAGS = ["--dataset", "digits", "--model", "autoencoder", "--channels", "8", "--device", "cpu"]
@@ -56,7 +64,7 @@ def test_latents_are_drawn_around_the_mean():
     assert_close(drawn.std(), torch.tensor(2.0), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("regularizer", ["kl", "none"])
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
 @pytest.mark.parametrize(("size", "downsample"), [(16, 4), ([16, 24], 8)])
 def test_latents_have_the_promised_shape(size, downsample, regularizer):
     options = {"downsample": downsample, "latent_channels": 5, "regularizer": regularizer}
@@ -65,11 +73,13 @@ def test_latents_have_the_promised_shape(size, downsample, regularizer):
     x_0 = torch.randn(2, 3, height, width)
     shape = (2, 5, height // downsample, width // downsample)
     assert latent_shape(config) == shape[1:]
-    out, posterior = model(x_0, torch.randn(shape))
+    out, penalty = model(x_0, torch.randn(shape))
+    posterior = model.posterior(x_0)
     assert out.shape == x_0.shape
     assert posterior.mean.shape == shape
     assert torch.equal(model.encode(x_0), posterior.mean)
-    assert (posterior.log_variance is None) == (regularizer == "none")
+    assert (posterior.log_variance is None) == (regularizer != "kl")
+    assert (penalty > 0) == (regularizer != "none")
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -81,9 +91,56 @@ def test_the_loss_is_the_absolute_error_and_the_penalty():
     x_0, noise = torch.randn(2, 2, 3, 16, 16)
     loss = objective(model, NoisyBatch(x_0, None, torch.zeros(2), noise))
     latent_noise = torch.stack([each.flatten()[:64].view(4, 4, 4) for each in noise])
-    out, posterior = model(x_0, latent_noise)
-    expected = (out - x_0).abs().mean() + KL_WEIGHT * posterior.kl().mean()
-    assert_close(loss, expected)
+    out, penalty = model(x_0, latent_noise)
+    assert_close(penalty, KL_WEIGHT * model.posterior(x_0).kl().mean())
+    assert_close(loss, (out - x_0).abs().mean() + penalty)
+
+
+def test_codes_are_the_nearest_ones_and_gradients_pass_straight_through():
+    model, _ = autoencoder(regularizer="vq", codes=7)
+    x_0 = torch.randn(2, 3, 16, 16)
+    latents = model.encode(x_0)
+    codes = model.quantized(latents)
+    vectors, chosen = (each.movedim(1, -1).reshape(-1, 4) for each in (latents, codes))
+    distances = (vectors[:, None] - model.codebook.weight).square().sum(dim=2)
+    assert_close(chosen, model.codebook.weight[distances.argmin(dim=1)])
+    assert torch.equal(model.decode(latents), model.decode(codes))
+    out, penalty = model(x_0, torch.zeros_like(latents))
+    assert_close(out, model.decode(latents))
+    assert_close(penalty, (1 + COMMITMENT) * (codes - latents).square().mean())
+    out.square().mean().backward()
+    assert model.codebook.weight.grad is None  # only the penalty trains the codes
+    assert model.stem.weight.grad.abs().sum() > 0
+
+
+def test_the_discriminator_and_the_autoencoder_each_have_their_own_loss():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(1, 8)
+    x_0 = torch.randn(2, 1, 16, 16)
+    made = torch.randn(2, 1, 16, 16, requires_grad=True)
+    judge.loss(x_0, made).backward()
+    found = [p.grad.clone() for p in judge.parameters()]
+    judge.zero_grad()
+    alone = made.detach()
+    (F.softplus(-judge(x_0)).mean() + F.softplus(judge(alone)).mean()).backward()
+    assert_close(found, [p.grad for p in judge.parameters()])
+    again = alone.clone().requires_grad_()
+    (ADVERSARIAL * F.softplus(-judge(again)).mean()).backward()
+    assert_close(made.grad, again.grad)
+
+
+def test_latents_leave_the_discriminator_out(script):
+    words = [*FLAGS, "--discriminator", "--image-size", 16, "--max-steps", 2, "--batch-size", 8]
+    result = script("train", *words, "--output-dir", "a")
+    assert result.code == 0, result.err
+    assert any("discriminator" in name for name in load_checkpoint(Path("a/model_final.pt"))["ema"])
+    words = ["--dataset", "digits", "--image-size", 16, "--latents", "a", "--channels", 8]
+    words += ["--max-steps", 1, "--batch-size", 8, "--sample-interval", 0, "--snapshots", 0]
+    result = script("train", *words, "--output-dir", "b")
+    assert result.code == 0, result.err
+    found = load_checkpoint(Path("b/model_final.pt"))
+    assert not any("discriminator" in name for name in found["ema"])
+    assert script("sample", "--checkpoint", "b", "--num-images", 2, "--steps", 2).code == 0
 
 
 # --- the measures ---------------------------------------------------------------------------------
@@ -171,7 +228,7 @@ def test_pictures_of_training_show_reconstructions(script):
         (["--latent-channels", "40"], "latent_channels must lie between 1 and 16, not 40"),
         (["--schedule", "linear"], "--schedule has no effect on --model autoencoder"),
         (["--label-dropout", "0"], "--label-dropout has no effect on --model autoencoder"),
-        (["--regularizer", "vq"], "invalid choice"),
+        (["--regularizer", "gan"], "invalid choice"),
         (["--eval-interval", "1"], "--model autoencoder draws none"),
         (["--model", "unet", "--downsample", "4"], "the model unet has no downsample"),
         (["--dataset", "moons"], "the model autoencoder is for images"),

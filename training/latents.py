@@ -36,6 +36,13 @@ def load_autoencoder(path: str, data: Data) -> dict:
     if shapes[0] != shapes[1]:
         of, here = (" x ".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"--latents {path} is for images of {of}, and these are of {here}")
+    config["model"]["discriminator"] = False  # which encodes and decodes nothing
+    for which in ("model", "ema"):
+        checkpoint[which] = {
+            name: weight
+            for name, weight in checkpoint[which].items()
+            if not name.startswith("discriminator.")
+        }
     return checkpoint
 
 

@@ -18,8 +18,6 @@ from distributed import gather, mean, rank, share, world_size
 from models.autoencoder import latent_shape
 from utils import autocast, derive_seed, memory_format, sides
 
-KL_WEIGHT = 1e-6  # of the autoencoder's penalty, per number of the latents
-
 
 class Objective(Protocol):
     """What the training loop needs of an objective: any loss can be trained by it."""
@@ -213,11 +211,11 @@ class ClipObjective(NoisyClassifierObjective):
 
 
 class AutoencoderObjective(DiffusionObjective):
-    """Mean absolute error of reconstructions, with a slight penalty on the latents' distribution.
+    """Mean absolute error of reconstructions, and the penalty of the autoencoder.
 
-    Rombach et al. 2021, appendix G, without a discriminator. The noise of the latents is a part of
-    that of the batch, which has more numbers. `feature_distance` of reconstructions and images, a
-    scalar, counts with the weight of --feature-loss.
+    The noise of the latents is a part of that of the batch, which has more numbers.
+    `feature_distance` of reconstructions and images, a scalar, counts with the weight of
+    --feature-loss.
     """
 
     feature_distance: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -229,8 +227,8 @@ class AutoencoderObjective(DiffusionObjective):
 
     def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
         noise = batch.noise.flatten(1)[:, : prod(self.shape)].view(-1, *self.shape)
-        reconstruction, posterior = model(batch.x_0, noise)
-        loss = F.l1_loss(reconstruction.float(), batch.x_0) + KL_WEIGHT * posterior.kl().mean()
+        reconstruction, penalty = model(batch.x_0, noise)
+        loss = F.l1_loss(reconstruction.float(), batch.x_0) + penalty
         if self.feature_distance is not None:
             loss = loss + self.feature_weight * self.feature_distance(
                 reconstruction.float(), batch.x_0
