@@ -37,6 +37,7 @@ CUSTOM_TYPES = {
     "data": {"shape": list[int], "range": list[float] | None},
     "model": {"name": str, "class": str, "num_classes": int | None},
 }
+SET_IN_EACH_STEP = ("lr", "momentum")  # of optimizers: what a checkpoint has is not used
 MAX_ITEM = 2**24  # numbers in an item of the user's own data
 
 
@@ -185,7 +186,8 @@ def require_weights(weights: dict, model: nn.Module) -> None:
 
 
 def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless a saved state fits the optimizer; the learning rate may differ."""
+    """Raise ValueError unless a saved state fits the optimizer; learning rate and momentum may
+    differ."""
     require_types(saved, {"param_groups": list, "state": dict}, "optimizer.")
     groups = optimizer.state_dict()["param_groups"]
     if len(saved["param_groups"]) != len(groups):
@@ -195,7 +197,7 @@ def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
             raise ValueError("a parameter group of the optimizer has no learning rate")
         for key, value in group.items():  # an older PyTorch saved fewer
             same = matches_type(old.setdefault(key, value), type(value)) and old[key] == value
-            if not same and key != "lr":
+            if not same and key not in SET_IN_EACH_STEP:
                 raise ValueError(f"the optimizer's {key} is {old[key]}; it must be {value}")
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     if unknown := saved["state"].keys() - set(range(len(weights))):

@@ -87,8 +87,6 @@ class RunConfig(DataFlags, ThreadFlags):
     regularizer: str | None = network_flag(
         None, "autoencoder: penalty on the latents (default: kl)",
         choices=keys("models/autoencoder.py", "REGULARIZERS"))
-    codes: int | None = network_flag(
-        None, "autoencoder, vq: codes of the codebook (default: 1024)", parse=number(int, 2))
     discriminator: bool | None = network_flag(
         None, "autoencoder: also learn to look real to a patch discriminator", switch="on")
     latents: str | None = flag(
@@ -160,6 +158,9 @@ class RunConfig(DataFlags, ThreadFlags):
         choices=keys("training/plan.py", "LR_DECAYS"))
     warmup_steps: int = train_flag(
         100, "steps of linear warm-up of the learning rate", parse=number(int, 0))
+    momentum_warmup: int = train_flag(
+        300, "muon: steps in which its momentum rises from 0.85 to 0.95", parse=number(int, 0),
+        fixed=True, before=0)
     grad_clip: float = train_flag(
         1.0, "maximum norm of the gradient; 0 disables clipping", parse=number(float, 0))
     ema_decay: float = train_flag(

@@ -68,7 +68,6 @@ LIMITS = {
     "text_width": 16_384,
     "downsample": 8,
     "latent_channels": 1024,
-    "codes": 65_536,
     "cross_attention_resolutions": 1024,
     "super_resolution": 1024,
     "timesteps": MAX_TIMESTEPS,

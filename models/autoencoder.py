@@ -16,11 +16,9 @@ from models.unet import group_norm, upsampled
 from utils import pick, sides, size_of, size_text
 
 DOWNSAMPLE = (4, 8)  # how many times smaller the sides of latents can be
-REGULARIZERS = {"kl": 2, "none": 1, "vq": 1}  # numbers of the encoder for each of the latents
+REGULARIZERS = {"kl": 2, "none": 1}  # numbers of the encoder for each number of the latents
 KL_WEIGHT = 1e-6  # of the Kullback-Leibler divergence, per number of the latents
-COMMITMENT = 0.25  # weight of the encoder's distance to the codes (van den Oord et al. 2017)
 ADVERSARIAL = 0.05  # weight of looking real to the discriminator
-CODED_AT_ONCE = 4096  # vectors that are compared with all codes at once
 PATCH = 2  # side of the patches that the image is folded into
 WIDEST = 4  # times `channels`, of the smallest feature maps
 LOG_VARIANCE = (-20.0, 10.0)  # limits of the logarithm of the latents' variance
@@ -58,10 +56,7 @@ class Autoencoder(nn.Module):
         downsample: how many times smaller the sides of latents are, 4 or 8.
         latent_channels: channels of the latents.
         regularizer: "kl": latents are drawn from a normal distribution around the encoder's output,
-            which a penalty holds near the standard normal one; "none": they are the output; "vq":
-            the decoder replaces the vector of each pixel by the nearest code of a learned codebook
-            (van den Oord et al. 2017, arXiv:1711.00937).
-        codes: vectors of that codebook.
+            which a penalty holds near the standard normal one; "none": they are the output.
         discriminator: also learn to tell images from reconstructions, patch by patch, and
             reconstruct so that they cannot be told apart (Esser et al. 2021, arXiv:2012.09841).
 
@@ -80,7 +75,6 @@ class Autoencoder(nn.Module):
         downsample: int = 4,
         latent_channels: int = 4,
         regularizer: str = "kl",
-        codes: int = 1024,
         discriminator: bool = False,
     ):
         super().__init__()
@@ -101,11 +95,6 @@ class Autoencoder(nn.Module):
             for _ in range(blocks):
                 self.down.append(ResidualBlock(width, out))
                 width = out
-        self.codebook = None
-        if regularizer == "vq":
-            if codes < 2:
-                raise ValueError(f"a codebook needs at least 2 codes, not {codes}")
-            self.codebook = nn.Embedding(codes, latent_channels)
         self.discriminator = PatchDiscriminator(image_channels, channels) if discriminator else None
         outputs = latent_channels * moments
         self.to_latents = nn.Sequential(
@@ -136,25 +125,11 @@ class Autoencoder(nn.Module):
         """Images (B, C, H, W), decoded from latents that noise (B, c, h, w) draws, and what is to
         be minimised besides their distance to x_0: a scalar."""
         posterior = self.posterior(x_0)
-        latents = posterior.latents(noise)
         penalty = KL_WEIGHT * posterior.kl().mean()
-        if self.codebook is not None:
-            codes = self.quantized(latents)
-            penalty = F.mse_loss(codes, latents.detach())
-            penalty = penalty + COMMITMENT * F.mse_loss(latents, codes.detach())
-            latents = latents + (codes - latents).detach()  # gradients pass straight through
-        reconstruction = self.decoded(latents)
+        reconstruction = self.decode(posterior.latents(noise))
         if self.discriminator is not None and self.training:
             penalty = penalty + self.discriminator.loss(x_0, reconstruction)
         return reconstruction, penalty
-
-    def quantized(self, latents: Tensor) -> Tensor:
-        """The nearest code of each pixel's vector, (B, c, h, w)."""
-        vectors = latents.movedim(1, -1)  # (B, h, w, c)
-        codes = self.codebook.weight.detach().float()
-        parts = vectors.detach().float().flatten(0, 2).split(CODED_AT_ONCE)
-        nearest = torch.cat([torch.cdist(part, codes).argmin(dim=1) for part in parts])
-        return self.codebook(nearest).view(vectors.shape).movedim(-1, 1)
 
     def posterior(self, x_0: Tensor) -> Posterior:
         """The distribution of the latents of images (B, C, H, W)."""
@@ -162,7 +137,7 @@ class Autoencoder(nn.Module):
         for layer in self.down:
             h = layer(h)
         moments = self.to_latents(h).float()  # (B, 2c, h, w)
-        if self.regularizer != "kl":
+        if self.regularizer == "none":
             return Posterior(moments, None)
         mean, log_variance = moments.chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE))
@@ -172,11 +147,7 @@ class Autoencoder(nn.Module):
         return self.posterior(x_0).mean
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, c, h, w), which are quantized if there are codes."""
-        return self.decoded(latents if self.codebook is None else self.quantized(latents))
-
-    def decoded(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, c, h, w), or of their codes."""
+        """Images (B, C, H, W) of latents (B, c, h, w)."""
         h = self.from_latents(latents)
         for layer in self.up:
             h = layer(h)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from checkpoints.checkpoint import load_checkpoint
 from cli.training import TRAIN
 from conditions import NULL_LABEL, Condition
 from conftest import TINY
@@ -20,7 +21,7 @@ from models import MODELS
 from objectives import LOSS_WEIGHTS, NOISE_ASSIGNMENTS, PREDICTIONS, TIMESTEP_SAMPLINGS
 from runs import assert_same_training, trainer_of
 from training.config import make_config, with_defaults
-from training.optimizers import OPTIMIZERS, Muon, orthogonal
+from training.optimizers import OPTIMIZERS, Muon, muon_momentum, orthogonal
 from training.trainer import Trainer
 
 IMAGES = load_dataset("digits").items[:16]
@@ -211,6 +212,22 @@ def test_muon_computes_in_bfloat16_only_where_the_run_does():
     chosen = {p: OPTIMIZERS["muon"](model, 1e-3, p)["muon"].dtype for p in ("fp32", "bf16", "fp16")}
     assert chosen == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
     assert trainer_of().optimizers["muon"].dtype == torch.float32  # --precision fp32 in tests
+
+
+def test_the_momentum_of_muon_rises_in_the_first_steps_of_new_runs(trained):
+    found = [muon_momentum(step, 300) for step in (0, 150, 300, 9000)]
+    assert found == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    assert muon_momentum(0, 0) == 0.95
+    trainer = trainer_of("--momentum-warmup", 2, "--warmup-steps", 0)
+    seen = []
+    for _ in range(4):
+        trainer.train_step(IMAGES, None, 1e-3)
+        seen.append(trainer.optimizers["muon"].param_groups[0]["momentum"])
+    assert seen == [0.85, pytest.approx(0.9), 0.95, 0.95]
+    assert "momentum" not in trainer.optimizers["adamw"].param_groups[0]
+    old = load_checkpoint(trained / "model_final.pt")
+    del old["config"]["train"]["momentum_warmup"]  # as in runs from before there was a choice
+    assert Trainer(old["config"], torch.device("cpu"), "fp32").momentum_warmup == 0
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():

@@ -9,6 +9,7 @@ from training.sharding import placed, unsharded
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan's post, chosen for speed
 ITERATIONS = 5
+MOMENTUM = (0.85, 0.95)  # of Muon, in the first step and after its warm-up
 
 
 class Muon(torch.optim.Optimizer):
@@ -21,7 +22,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: parameters of two or more dimensions.
         lr: learning rate.
-        momentum: decay of the moving average of gradients, applied as Nesterov's.
+        momentum: decay of the moving average of gradients, applied as Nesterov's. The trainer sets
+            it before each step.
         dtype: number format of the iteration for matrices that are about as high as wide.
             torch.bfloat16 is enough (Jordan et al. 2024), but CPUs without instructions for it
             take 17 times as long with it as with torch.float32.
@@ -31,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         self,
         params: Iterable[nn.Parameter],
         lr: float,
-        momentum: float = 0.95,
+        momentum: float = MOMENTUM[1],
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -58,6 +60,13 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         average = state["momentum"].lerp_(p.grad, 1 - momentum)
         return unfolded(unsharded(p.grad.lerp(average, momentum)))
+
+
+def muon_momentum(step: int, warmup: int) -> float:
+    """Muon's momentum in a step, from 0: it rises linearly for `warmup` steps (Jordan et al. 2024,
+    github.com/KellerJordan/modded-nanogpt). A long memory of early gradients slows a short run."""
+    first, last = MOMENTUM
+    return last if step >= warmup else first + (last - first) * step / warmup
 
 
 def unfolded(weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from distributed import mean, world_size
 from models import build_model
 from training.ema import EMA
 from training.objective import Objective, objective_of
-from training.optimizers import OPTIMIZERS
+from training.optimizers import OPTIMIZERS, muon_momentum
 from training.sharding import alone, placed, shard, unsharded
 from utils import RANDOM_STATE, autocast, keep_freed_memory, memory_format
 
@@ -54,6 +54,7 @@ class Trainer:
         self.seed, self.grad_accum = train["seed"], train["grad_accum"]
         self.batch_size = train["batch_size"]  # of one forward pass
         self.max_norm = train["grad_clip"] or float("inf")
+        self.momentum_warmup = train.get("momentum_warmup", 0)
         self.device, self.precision = device, precision
         keep_freed_memory()
         if model is None:
@@ -132,6 +133,8 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
+                if "momentum" in group:
+                    group["momentum"] = muon_momentum(self.step, self.momentum_warmup)
             self.scaler.step(optimizer)
         if not unsharded(get_total_norm(self.model.parameters())).isfinite():
             raise Diverged(
