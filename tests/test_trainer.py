@@ -212,6 +212,8 @@ def test_muon_computes_in_bfloat16_only_where_the_run_does():
     chosen = {p: OPTIMIZERS["muon"](model, 1e-3, p)["muon"].dtype for p in ("fp32", "bf16", "fp16")}
     assert chosen == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
     assert trainer_of().optimizers["muon"].dtype == torch.float32  # --precision fp32 in tests
+    copied = copy.deepcopy(OPTIMIZERS["muon"](model, 1e-3, "bf16")["muon"])
+    assert copied.dtype == torch.bfloat16
 
 
 def test_the_momentum_of_muon_rises_in_the_first_steps_of_new_runs(trained):

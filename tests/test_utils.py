@@ -87,12 +87,12 @@ def test_automatic_precision_needs_native_and_fast_bf16(monkeypatch):
 
 
 def test_speed_of_bf16_is_measured_without_random_numbers(monkeypatch):
-    state, multiply = torch.get_rng_state(), torch.Tensor.__matmul__
+    state = torch.get_rng_state()
     for delayed in ("torch.float32", "torch.bfloat16"):
 
         def slowly(a, b, delayed=delayed):
-            time.sleep(0.05 * (str(a.dtype) == delayed))
-            return multiply(a, b)
+            time.sleep(0.01 * (str(a.dtype) == delayed))  # a real product may take any time
+            return a
 
         monkeypatch.setattr(torch.Tensor, "__matmul__", slowly)
         assert utils.bf16_is_slow.__wrapped__() == (delayed == "torch.bfloat16")

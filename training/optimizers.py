@@ -39,6 +39,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.dtype = dtype
 
+    def __getstate__(self) -> dict:  # of a copy; PyTorch's has its own fields alone
+        return {**super().__getstate__(), "dtype": self.dtype}
+
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
