@@ -57,8 +57,8 @@ class Autoencoder(nn.Module):
         latent_channels: channels of the latents.
         regularizer: "kl": latents are drawn from a normal distribution around the encoder's output,
             which a penalty holds near the standard normal one; "none": they are the output.
-        discriminator: also learn to tell images from reconstructions, patch by patch, and
-            reconstruct so that they cannot be told apart (Esser et al. 2021, arXiv:2012.09841).
+        discriminator: also train a network that classifies patches as real or reconstructed, and
+            add its score of the reconstructions to the loss (Esser et al. 2021, arXiv:2012.09841).
 
     Raises:
         ValueError: an image size that `downsample` does not divide, or a value out of range.
