@@ -122,8 +122,8 @@ class Autoencoder(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def forward(self, x_0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W), decoded from latents that noise (B, c, h, w) draws, and what is to
-        be minimised besides their distance to x_0: a scalar."""
+        """Reconstructions (B, C, H, W) from latents drawn with noise (B, c, h, w), and the penalty
+        to add to the reconstruction loss, a scalar."""
         posterior = self.posterior(x_0)
         penalty = KL_WEIGHT * posterior.kl().mean()
         reconstruction = self.decode(posterior.latents(noise))

@@ -88,7 +88,7 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of latents. Large ones are decoded in tiles, so that memory stays flat."""
+        """The images of latents. Large ones are decoded in tiles, which takes less memory."""
         latents = latents.float() * self.std + self.mean
         if max(latents.shape[2:]) <= TILE:
             return self.autoencoder.decode(latents)

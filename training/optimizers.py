@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.dtype = dtype
 
-    def __getstate__(self) -> dict:  # of a copy; PyTorch's has its own fields alone
+    def __getstate__(self) -> dict:  # for copies: PyTorch's omits dtype
         return {**super().__getstate__(), "dtype": self.dtype}
 
     @torch.no_grad()
