@@ -69,7 +69,7 @@ def run_for(seconds: float, begins: str, script: str, *flags: object) -> str:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # SIGINT is ignored if this process was started in the background
                 process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             pass  # the caller finds what there is

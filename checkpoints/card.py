@@ -28,6 +28,7 @@ PROMPT_MEASURES = {
     "exact_match": "images of which all statements are right",
     "precision": "precision",
     "recall": "recall",
+    "reader_fid": "distance in the reader's features",
 }
 
 

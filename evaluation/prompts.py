@@ -18,7 +18,7 @@ from dataset.items import to_unit
 from dataset.types import Attributes, Data
 from diffusion import GaussianDiffusion
 from evaluation.attributes import BATCH_SIZE, AttributeReader
-from evaluation.distances import PRDC, prdc
+from evaluation.distances import PRDC, frechet_distance, gaussian_of, prdc
 from evaluation.measures import NEIGHBOURS, Measure
 from evaluation.real import subset
 from utils import DataError
@@ -161,24 +161,29 @@ def prompt_measures(
     """
     chosen = subset(data, indices)
     real, real_features = reader.read(chosen.items)
+    std = real_features.std(dim=0).clamp(min=1e-6)
+    real_gaussian = gaussian_of(real_features / std)
 
-    def measured(images: Tensor, captions: Sequence[str]) -> tuple[Score, PRDC]:
+    def measured(images: Tensor, captions: Sequence[str]) -> tuple[Score, PRDC, float]:
         attributes, features = reader.read(images)
-        return score(check, captions, attributes, left_out), prdc(
-            real_features, features, NEIGHBOURS
+        return (
+            score(check, captions, attributes, left_out),
+            prdc(real_features, features, NEIGHBOURS),
+            frechet_distance(gaussian_of(features / std), real_gaussian),
         )
 
     found = [measured(images, chosen.captions) for images in sets]
-    scores, close = zip(*found, strict=True)
+    scores, close, distances = zip(*found, strict=True)
     floor = score(check, chosen.captions, real, left_out)
     rest = torch.ones(len(data.items), dtype=torch.bool).index_fill(0, indices, False).nonzero()
     others = subset(data, rest[: len(indices), 0])  # other real images, for precision and recall
-    _, close_floor = measured(others.items, others.captions)
+    _, close_floor, floor_distance = measured(others.items, others.captions)
     measures = {
         "attribute_accuracy": Measure([each.attributes for each in scores], [floor.attributes]),
         "exact_match": Measure([each.exact for each in scores], [floor.exact]),
         "precision": Measure([each.precision for each in close], [close_floor.precision]),
         "recall": Measure([each.recall for each in close], [close_floor.recall]),
+        "reader_fid": Measure(list(distances), [floor_distance]),
     }
     by_name = {
         name: (mean(each.by_name.get(name, 0.0) for each in scores), value)
