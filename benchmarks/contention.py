@@ -69,7 +69,7 @@ def run_for(seconds: float, begins: str, script: str, *flags: object) -> str:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
-                process.terminate()  # SIGINT is ignored if this process was started in the background
+                process.terminate()  # a program started in the background may ignore SIGINT
                 process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             pass  # the caller finds what there is
