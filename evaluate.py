@@ -115,6 +115,8 @@ def main(request: EvaluationRequest) -> int:
     require_used(request, metrics, encodes, small)
     if "bpd" in metrics and checkpoint["config"]["model"].get("autoencoder"):
         raise ValueError("--metrics bpd: the bits of latents are not those of images")
+    if "bpd" in metrics and checkpoint["config"]["train"].get("tune"):
+        raise ValueError("--metrics bpd: a tuned network is no longer a denoiser of single steps")
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}

@@ -1,4 +1,4 @@
-"""Training objectives: predictions, loss weights, and the choice of timesteps and noise."""
+"""Training objectives: predictions, loss weights, the choice of timesteps and noise, tuning."""
 
 from collections.abc import Callable
 from math import inf, log, pi
@@ -157,6 +157,45 @@ NOISE_ASSIGNMENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "optimal": optimal,
     "nearest": nearest,
 }
+
+
+# --- consistency tuning (Geng et al. 2024, arXiv:2406.14548) --------------------------------------
+
+
+def why_not_tuned(prediction: str) -> str:
+    """Why a network with this prediction cannot become a consistency model; "" if it can.
+
+    Whatever the network puts out, its x_0 must be the input where there is no noise (the boundary
+    condition), and must be finite in pure noise, where sampling begins.
+    """
+    x_0, out, x_t = PREDICTIONS[prediction].x_0, 0.5, 0.25
+    if x_0(out, x_t, 1.0, 0.0) != x_t:
+        return "its x_0 without noise is not the input, but what the network puts out"
+    try:
+        x_0(out, x_t, 0.0, 1.0)
+    except ZeroDivisionError:
+        return "its x_0 in pure noise is a division by zero"
+    return ""
+
+
+def earlier_ratio(ratio: Tensor, stage: int) -> Tensor:
+    """The noise level sigma / alpha (B,) that `ratio` (B,) is compared with at a stage, from 0.
+
+    Section 3.3, with q = 2, k = 8 and b = 1: the first stage compares low noise with clean data,
+    which is the diffusion loss, and each stage halves the distance.
+    """
+    n = 1 + 8 * torch.sigmoid(-ratio)
+    return ratio * (1 - n / 2 ** (stage + 1)).clamp(min=0)
+
+
+def pseudo_huber(error: Tensor) -> Tensor:
+    """sqrt(mean(error^2) + c^2) - c for each item of a batch: (B,), from errors (B, ...).
+
+    Like the error's size, it weighs large errors less than a square does (Song & Dhariwal 2023,
+    arXiv:2310.14189, section 3.3, whose c it has).
+    """
+    c = 0.00054
+    return (error.flatten(1).square().mean(dim=1) + c**2).sqrt() - c
 
 
 # --- densities -----------------------------------------------------------------------------------

@@ -313,6 +313,22 @@ def gamma(
         yield x
 
 
+def consistency(
+    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise_like: NoiseLike
+) -> Iterator[Tensor]:
+    """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1).
+
+    For networks of `train.py --tune consistency`, which map x at any level to clean data. Each step
+    goes there, and adds fresh noise of the next level.
+    """
+    for cur, nxt in pairwise(levels):
+        x_0, _ = denoise(x, cur)
+        x = nxt.alpha * x_0
+        if nxt.sigma > 0:
+            x = x + nxt.sigma * noise_like(x)
+        yield x
+
+
 SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "ddpm": ddpm,
     "ddim": ddim,
@@ -324,6 +340,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "unipc": unipc,
     "ipndm": ipndm,
     "gamma": gamma,
+    "consistency": consistency,
 }
 
 

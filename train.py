@@ -52,6 +52,7 @@ from training.latents import autoencoder_of, use_autoencoder
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
+from training.teacher import load_teacher, require_tunable, use_teacher, with_teacher
 from training.trainer import Trainer
 from utils import (
     choose_device,
@@ -95,6 +96,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
     with process_group(device):
         # Where does the run start, and on what does it compute?
         flags, checkpoint = checkpoint_to_resume(flags)
+        flags, teacher = teacher_of(flags, resumed=checkpoint is not None)
+        before = checkpoint or teacher
         precision, note = number_format(flags.precision, checkpoint, device)
         require_possible(flags, device, precision)
         set_deterministic(flags.deterministic)
@@ -105,13 +108,14 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         saved = None if checkpoint is None or "data_dir" in flags.given else flags.data_dir
         with activity("loading the data", has_bar=True), main_first(), explained_folder(saved):
             data = load()
-        if checkpoint is not None:
-            data = data.as_learned(checkpoint["config"]["data"])
+        if before is not None:
+            data = data.as_learned(before["config"]["data"])
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
         encoder = autoencoder_of(flags.latents, data, checkpoint)
         shape_of_latents = encoder and encoder["config"]["model"]
-        config = make_config(flags, data, checkpoint and checkpoint["config"], shape_of_latents)
+        config = make_config(flags, data, before and before["config"], shape_of_latents)
+        require_tunable(flags, config, teacher)
         config["train"]["number_format"] = precision
         if cut := cut_captions(data, config):
             say(cut)
@@ -124,6 +128,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 trainer = Trainer(config, device, precision, flags.compile)
             if encoder is not None:
                 use_autoencoder(trainer, encoder)
+            if teacher is not None:
+                use_teacher(trainer, teacher)
             parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             say(f"network: {flags.model}, {parameters:,} parameters")
             if checkpoint is not None:
@@ -157,6 +163,23 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 # --- before the run ------------------------------------------------------------------------------
 
 
+def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | None]:
+    """The checkpoint of --teacher for a new run, and the flags with those of its run.
+
+    A resumed run has all that it needs of its teacher.
+    """
+    if flags.tune is None or resumed:
+        return flags, None
+    if flags.teacher is None:
+        say(
+            f"--tune {flags.tune} without --teacher: a trained network would learn this much faster"
+        )
+        return flags, None
+    with activity(f"loading {flags.teacher}"):
+        teacher = load_teacher(flags.teacher)
+    return with_teacher(flags, teacher), teacher
+
+
 def require_possible(flags: RunConfig, device: torch.device, precision: str) -> None:
     """Raise a ValueError for flags that this device or this number of processes cannot have."""
     if flags.fsdp and (not launched() or flags.compile or precision == "fp16"):
@@ -175,7 +198,7 @@ def require_possible(flags: RunConfig, device: torch.device, precision: str) -> 
 def load_state(trainer: Trainer, checkpoint: dict) -> None:
     """Load a checkpoint into the trainer. Raises CheckpointError if it does not fit."""
     if "shards" not in checkpoint:
-        require_state(checkpoint, trainer.model, trainer.optimizers)
+        require_state(checkpoint, trainer.model, trainer.optimizers, trainer.teacher)
     trainer.load(checkpoint)
 
 

@@ -18,6 +18,7 @@ model             weights as trained
 ema               moving average of the weights; samples are drawn with it
 optimizer         state of each optimizer, by name
 scaler            state of the gradient scaler of fp16, or None
+teacher           weights of the network that guides a tuning (`training.tuning`), if there is one
 
 best.pt also has "validation_loss". A network of the user's own (`training.fit`), which
 `restore` takes as an argument, has the model {"name": "custom", "class": its class, "num_classes"}.
@@ -78,6 +79,7 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
             require_types(checkpoint, CHECKPOINT_TYPES)
             require_tensors(checkpoint["model"])
             require_tensors(checkpoint["ema"])
+            require_tensors(checkpoint.get("teacher", {}))
         require_config(checkpoint["config"])
     return checkpoint
 
@@ -134,12 +136,17 @@ def restore(
 
 
 def require_state(
-    checkpoint: dict, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
+    checkpoint: dict,
+    model: nn.Module,
+    optimizers: dict[str, torch.optim.Optimizer],
+    teacher: nn.Module | None = None,
 ) -> None:
     """Raise CheckpointError if training of this network and its optimizers cannot resume."""
     with checkpoint_errors("the checkpoint contradicts itself"):
         require_weights(checkpoint["model"], model)
         require_weights(checkpoint["ema"], model)
+        if teacher is not None:
+            require_weights(checkpoint.get("teacher", {}), teacher)
         require_types(checkpoint["optimizer"], dict.fromkeys(optimizers, dict), "optimizer.")
         for name, optimizer in optimizers.items():
             require_optimizer(checkpoint["optimizer"][name], optimizer)

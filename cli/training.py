@@ -19,7 +19,7 @@ def process_flag(default: object, help: str, **nature):
 
 def objective_flag(default: object, help: str, **nature):
     """A choice of what the network learns from, saved with the run."""
-    return flag(default, help, group="process", section="train", fixed=True, **nature)
+    return flag(default, help, section="train", fixed=True, **{"group": "process"} | nature)
 
 
 def length_flag(help: str, **nature):
@@ -135,6 +135,22 @@ class RunConfig(DataFlags, ThreadFlags):
         0.1, "share of labels and captions dropped, for guidance", parse=number(float, 0, 1),
         metavar="P")
 
+    tune: str | None = objective_flag(
+        None, "learn to draw in few steps, best from a trained network (--teacher)",
+        choices=keys("training/tuning.py", "TUNINGS"), group="few steps", unless=("fsdp",))
+    teacher: str | None = flag(
+        None, "--tune: file of train.py or export.py; data and network are its own",
+        group="few steps", parse=path, metavar="FILE", needs=("tune",))
+    teacher_guidance: float = objective_flag(
+        1.0, "--tune: guidance scale with which the network then draws, in single calls",
+        group="few steps", parse=number(float, 0), metavar="W", needs=("tune",))
+    teacher_steps: int = objective_flag(
+        32, "--tune distill: steps of the teacher, a power of 2; each stage halves them",
+        group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))
+    stage_steps: int = objective_flag(
+        250, "--tune: training steps of each stage", group="few steps", parse=number(int, 1),
+        needs=("tune",))
+
     epochs: int | None = length_flag(
         "passes over the data (default: 15, points: 20, if no limit)", parse=number(int, 1))
     max_steps: int | None = length_flag("training steps", parse=number(int, 1))
@@ -216,6 +232,8 @@ class RunConfig(DataFlags, ThreadFlags):
             raise ValueError("--list-models prints the default networks; omit --preset")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite deletes it: give only one")
+        if self.teacher_steps.bit_count() != 1:
+            raise ValueError(f"--teacher-steps must be a power of 2, not {self.teacher_steps}")
 # fmt: on
 
 

@@ -24,9 +24,10 @@ from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from models import NOT_DENOISERS
 from models.latents import space_of
-from samplers import AUTO, SAMPLERS, generate
+from samplers import SAMPLERS, generate
 from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
+from sampling.plan import default_sampler, default_steps
 from training.folder import RunFolder, number_of
 from training.log import read_metrics
 from utils import NoisePerImage, describe, existing_path, matches_type, save_whole
@@ -120,7 +121,8 @@ def learning_rows(
         in_row, in_grid, _ = item_counts(shape)
         if kind_of(shape) == "points" and not samples:
             samples["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
-        used = {"steps": steps or min(STEPS, diffusion.timesteps), "seed": seed}
+        usual = default_steps(config, min(STEPS, diffusion.timesteps))
+        used = {"steps": steps or usual, "seed": seed}
         sampled = partial(trajectory, model, diffusion, config, device=device, **used)
         samples[each.label] = deque(sampled(in_row), maxlen=1).pop()
         newest = {key: checkpoint[key] for key in ("step", "seconds", "config")}
@@ -128,7 +130,7 @@ def learning_rows(
     if newest:
         shown = evenly_spread(used["steps"], FRAMES)
         frames = [x for done, x in enumerate(sampled(in_grid)) if done in shown]
-        settings |= {"sampler": AUTO, **used, "weights": "moving average"}
+        settings |= {"sampler": default_sampler(config), **used, "weights": "moving average"}
     return Learning(samples, frames, newest, settings, notes)
 
 
@@ -210,7 +212,7 @@ def trajectory(
     denoise = diffusion.denoiser(model, grid_condition(config, indices, item_counts(shape)[0]))
     levels, noise_like = diffusion.levels(steps), NoisePerImage(seed, range(count))
     noise = noise_like.draw(noise_shape(config)).to(device)
-    sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[AUTO])
+    sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[default_sampler(config)])
     for level, x in zip(levels, sampled, strict=True):
         yield pictures.to_items(x / level.scale)  # edm's x_t would be far too bright
 

@@ -24,7 +24,9 @@ from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage, derive_seed, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
+TUNED = {"consistency": "consistency", "distill": "ddim"}  # sampler of a tuned network
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
+STEPS |= {"consistency": 2}
 SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
@@ -70,8 +72,9 @@ class SamplingPlan:
         if self.kind == "points" and request.mode:
             flag = request.mode.replace("_", "-")
             raise ValueError(f"--{flag} is for images, and this checkpoint is of points")
-        name, options = choose_sampler(request, diffusion)
-        self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name)
+        require_untuned(request, config)
+        name, options = choose_sampler(request, diffusion, config)
+        self.steps, self.spacing = choose_steps(request, diffusion.timesteps, name, config)
         self.wanted = Wanted(request, config, judges)
         self.columns, self.count = self.wanted.columns, self.wanted.count
         self.levels = diffusion.levels(self.steps, self.spacing)
@@ -215,7 +218,46 @@ def require_enlarging(request: SamplingRequest) -> None:
         raise ValueError("--strength has no effect on a checkpoint that enlarges images")
 
 
-def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tuple[str, dict]:
+def require_untuned(request: SamplingRequest, config: dict) -> None:
+    """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
+    tune = config["train"].get("tune")
+    if tune is None:
+        if request.sampler == "consistency":
+            raise ValueError(
+                "--sampler consistency is for networks of train.py --tune consistency; an ordinary "
+                "one predicts the mean of all images that a noisy one may be, which is blurred"
+            )
+        return
+    if request.sampler not in ("auto", TUNED[tune]):
+        raise ValueError(
+            f"--sampler {request.sampler}: this network is tuned to draw in few steps by "
+            f"--sampler {TUNED[tune]} alone"
+        )
+    if request.mode in ("inpaint", "invert"):
+        raise ValueError(f"--{request.mode} needs a network that is not tuned")
+    if request.guidance_scale != 1 or request.guide or request.classifier or request.clip:
+        scale = config["train"]["teacher_guidance"]
+        raise ValueError(
+            f"a tuned network is not guided: its scale, {scale:g}, is that of train.py "
+            "--teacher-guidance"
+        )
+
+
+def default_sampler(config: dict) -> str:
+    """The sampler that fits a checkpoint best."""
+    return TUNED.get(config["train"].get("tune"), AUTO)
+
+
+def default_steps(config: dict, steps: int) -> int:
+    """A number of steps for the default sampler: `steps`, or what a tuned network needs."""
+    if (tune := config["train"].get("tune")) is None:
+        return steps
+    return config["train"].get("student_steps") or STEPS[TUNED[tune]]
+
+
+def choose_sampler(
+    request: SamplingRequest, diffusion: GaussianDiffusion, config: dict
+) -> tuple[str, dict]:
     """The name of the sampler, and its options that were given.
 
     Raises ValueError for what does not fit together.
@@ -223,6 +265,7 @@ def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tu
     name = request.sampler
     if name == "auto":
         name = "ddim" if request.invert else "dpmpp_2m" if request.interpolate else AUTO
+        name = TUNED.get(config["train"].get("tune"), name)
     if request.inpaint and request.sampler not in ("auto", "ddpm"):
         raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
     name = "ddpm" if request.inpaint else name
@@ -237,7 +280,7 @@ def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tu
         given.setdefault("variance", "learned")
     if request.interpolate or request.invert:
         mode = "--interpolate" if request.interpolate else "--invert"
-        if name in ("ddpm", "dpmpp_2m_sde"):
+        if name in ("ddpm", "dpmpp_2m_sde") or (name == "consistency" and request.steps != 1):
             raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; use ddim")
         if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
             raise ValueError(f"{mode} needs sampling without fresh noise: omit --{noisy[0]}")
@@ -246,7 +289,9 @@ def choose_sampler(request: SamplingRequest, diffusion: GaussianDiffusion) -> tu
     return name, given
 
 
-def choose_steps(request: SamplingRequest, timesteps: int, sampler: str) -> tuple[int, str]:
+def choose_steps(
+    request: SamplingRequest, timesteps: int, sampler: str, config: dict
+) -> tuple[int, str]:
     """The number of steps and their spacing. Raises ValueError for what the checkpoint lacks."""
     if request.timesteps not in (None, timesteps):
         raise ValueError(
@@ -254,6 +299,13 @@ def choose_steps(request: SamplingRequest, timesteps: int, sampler: str) -> tupl
         )
     if request.steps is not None and request.steps > timesteps:
         raise ValueError(f"--steps {request.steps}: the checkpoint has only {timesteps} timesteps")
+    if (learned := config["train"].get("student_steps")) is not None:
+        if request.steps not in (None, learned) or request.spacing not in (None, "trailing"):
+            raise ValueError(
+                f"this network was distilled for --steps {learned} with trailing spacing, and "
+                "draws in no other way"
+            )
+        return learned, "trailing"
     steps = request.steps or min(STEPS.get(sampler, 20), timesteps)
     return steps, request.spacing or SPACING.get(sampler, "trailing")
 

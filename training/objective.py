@@ -62,11 +62,15 @@ class NoisyBatch(NamedTuple):
 class DiffusionObjective:
     """The diffusion loss of a process, for a network that predicts what its configuration says.
 
+    `teacher` is another network that the loss needs, or None. Checkpoints keep its weights.
+
     Args:
         diffusion: the process.
         config: the configuration of the run.
         device: what computes.
     """
+
+    teacher: nn.Module | None = None
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         train = config["train"]
@@ -97,7 +101,7 @@ class DiffusionObjective:
             dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
             condition = condition.to(self.device).dropped(dropped)
         torch.manual_seed(derive_seed("dropout", self.seed, step, rank()))
-        return NoisyBatch(x_0, condition, t, noise)
+        return self.completed(NoisyBatch(x_0, condition, t, noise), step)
 
     def conditioned(
         self, condition: Condition | None, x_0: Tensor, step: int, parts: int = 1, part: int = 0
@@ -108,6 +112,14 @@ class DiffusionObjective:
         which x_0 is the one with the number `part`.
         """
         return condition
+
+    def has_new_teacher(self, step: int) -> bool:
+        """Does the network itself become the teacher after so many training steps?"""
+        return False
+
+    def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
+        """A batch with what else the loss needs, which depends on the step."""
+        return batch
 
     def noise(self, x_0: Tensor, count: int) -> Tensor:
         """The noise (count, ...) of all processes, of which x_0 is this process's part."""
@@ -147,7 +159,7 @@ class DiffusionObjective:
             part = slice(mine.start, max(mine.stop, mine.start + 1))
             given = None if condition is None else condition[rows].to(self.device)
             given = self.conditioned(given, x_0, -1 - first)
-            batch = NoisyBatch(x_0, given, t[rows], noise).rows(part)
+            batch = self.completed(NoisyBatch(x_0, given, t[rows], noise), 0).rows(part)
             with autocast(self.device, precision):
                 total += self(model, batch) * len(mine)
         return float(mean(total)) * world_size() / len(items)
@@ -242,14 +254,3 @@ OBJECTIVES = {
     "clip": ClipObjective,
     "autoencoder": AutoencoderObjective,
 }
-
-
-def objective_of(
-    diffusion: GaussianDiffusion, config: dict, device: torch.device
-) -> DiffusionObjective:
-    """What the network of a run learns."""
-    usual = DiffusionObjective
-    if config["model"].get("super_resolution"):
-        usual = SuperResolutionObjective
-    objective = OBJECTIVES.get(config["model"]["name"], usual)
-    return objective(diffusion, config, device)

@@ -22,8 +22,9 @@ from dataset.items import (
 from distributed import gather, is_main, rank, share, world_size
 from models import AUTOENCODERS, NOT_DENOISERS
 from models.latents import space_of
-from samplers import generate
+from samplers import SAMPLERS, generate
 from sampling.conditioning import grid_condition
+from sampling.plan import default_sampler, default_steps
 from training.stop import StopSignals
 from training.trainer import Trainer
 from utils import NoisePerImage, autocast, memory_format, sides
@@ -123,8 +124,9 @@ class Preview:
         noise = noise_like.draw(self.shape).to(trainer.device)
         condition = None if condition is None else condition.to(trainer.device)
         denoise = diffusion.denoiser(trainer.ema.module, condition, precision=trainer.precision)
-        levels = diffusion.levels(min(steps, diffusion.timesteps))
-        for done, x in enumerate(generate(denoise, noise, levels, noise_like)):  # noqa: B007
+        levels = diffusion.levels(min(default_steps(self.config, steps), diffusion.timesteps))
+        sampler = SAMPLERS[default_sampler(self.config)]
+        for done, x in enumerate(generate(denoise, noise, levels, noise_like, sampler)):  # noqa: B007
             tell(f"{self.part}step {done} of {len(levels) - 1}")
             if self.stop.received and world_size() == 1:  # the others would wait for our share
                 return None

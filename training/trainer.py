@@ -15,7 +15,8 @@ from diffusion import GaussianDiffusion
 from distributed import mean, world_size
 from models import build_model
 from training.ema import EMA
-from training.objective import Objective, objective_of
+from training.learned import objective_of
+from training.objective import Objective
 from training.optimizers import OPTIMIZERS, muon_momentum
 from training.sharding import alone, placed, shard, unsharded
 from utils import RANDOM_STATE, autocast, keep_freed_memory, memory_format
@@ -67,6 +68,7 @@ class Trainer:
             self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
             objective = objective_of(self.diffusion, config, device)
         self.objective = objective
+        self.teacher: nn.Module | None = getattr(objective, "teacher", None)
         self.ema = EMA(self.model, train["ema_decay"])
         if train["grad_checkpoint"]:  # of the trained network, not of its average, which samples
             recompute_blocks(self.model)
@@ -112,6 +114,8 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         self.lr = lr
+        if self.teacher is not None and self.objective.has_new_teacher(self.step):
+            self.teacher.load_state_dict(self.ema.module.state_dict())
         return loss, norm
 
     def forward_backward(self, batch, count: int) -> Tensor:
@@ -159,6 +163,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            **({} if self.teacher is None else {"teacher": self.teacher.state_dict()}),
         }
 
     def load(self, state: dict) -> None:
@@ -179,6 +184,8 @@ class Trainer:
                     values[key] = placed(value, weights[i])
             optimizer.load_state_dict(saved)
             self.lr = optimizer.param_groups[0]["lr"]
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -1,0 +1,372 @@
+"""Tuning: consistency models and progressive distillation."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import train
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from cli import process
+from cli.training import TRAIN
+from conditions import label_condition
+from diffusion import GaussianDiffusion
+from objectives import PREDICTIONS, earlier_ratio, pseudo_huber, why_not_tuned
+from runs import assert_same_training
+from samplers import SAMPLERS, generate
+from training.objective import NoisyBatch
+from training.tuning import ConsistencyObjective, DistillationObjective
+
+T = 64
+FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
+FEW += ["--sample-interval", "0", "--snapshots", "0"]
+
+
+def config_of(tune: str, **train) -> dict:
+    common = {"seed": 0, "timestep_sampling": "uniform", "noise_assignment": "independent"}
+    common |= {"label_dropout": 0.1, "teacher_guidance": 1.0, "teacher_steps": 8}
+    common |= {"stage_steps": 10, "tune": tune}
+    model = {"name": "mlp", "dim": 2, "channels": 8}
+    return {"train": {**common, **train}, "data": {"flip": False}, "model": model}
+
+
+def process_of(prediction: str = "flow", **more) -> GaussianDiffusion:
+    return GaussianDiffusion("cosine", T, prediction, clip=False, **more)
+
+
+def gaussian_step(x: Tensor, alpha: Tensor, sigma: Tensor, mean: Tensor, std: float) -> Tensor:
+    """Where the probability-flow ODE leads from x, if the data are N(mean, std^2)."""
+    return mean + std * (x - alpha * mean) / (alpha**2 * std**2 + sigma**2).sqrt()
+
+
+class Solution(nn.Module):
+    """A network that implies a given x_0 as a function of (x, alpha, sigma)."""
+
+    def __init__(self, diffusion: GaussianDiffusion, x_0):
+        super().__init__()
+        self.diffusion, self.x_0 = diffusion, x_0
+
+    def forward(self, x: Tensor, t: Tensor, condition=None) -> Tensor:
+        d = self.diffusion
+        alpha, sigma = d.alpha[t][:, None].double(), d.sigma[t][:, None].double()
+        x = x.double() / d.scale_in[t][:, None].double()
+        x_0 = self.x_0(x, alpha, sigma)
+        return d.prediction.target(x_0, (x - alpha * x_0) / sigma, alpha, sigma)
+
+
+# --- consistency tuning --------------------------------------------------------------------------
+
+
+def test_which_predictions_have_the_boundary_condition():
+    fitting = {name for name in PREDICTIONS if not why_not_tuned(name)}
+    assert fitting == {"flow", "v", "edm"}
+    assert "division by zero" in why_not_tuned("eps")
+    assert "what the network puts out" in why_not_tuned("x_0")
+
+
+def test_stages_compare_with_clean_data_first_and_with_the_neighbour_at_last():
+    diffusion = process_of()
+    objective = ConsistencyObjective(diffusion, config_of("consistency"), torch.device("cpu"))
+    t = torch.arange(T)
+    stages = [objective.earlier(t, stage) for stage in range(12)]
+    low = diffusion.ratio < 1
+    assert (stages[0][low] == -1).all()
+    for before, after in pairwise(stages):
+        assert (after >= before).all()
+    assert torch.equal(stages[-1], t - 1)
+    ratio = torch.tensor([0.5, 2.0, 40.0])
+    n = 1 + 8 / (1 + ratio.exp())
+    assert_close(earlier_ratio(ratio, 3), ratio * (1 - n / 16))
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v", "edm"])
+@pytest.mark.parametrize("stage", [0, 3, 11])
+def test_the_loss_is_zero_at_the_exact_function_for_every_pair(prediction, stage):
+    """All data are one point, so the way from x_t to it is that of the ODE."""
+    diffusion, mean = process_of(prediction).double(), torch.tensor([0.3, -0.7]).double()
+    objective = ConsistencyObjective(
+        diffusion, config_of("consistency", stage_steps=1), torch.device("cpu")
+    )
+    t = torch.arange(T)
+    x_0, noise = mean.expand(T, 2), torch.randn(T, 2, dtype=torch.float64)
+    batch = objective.completed(NoisyBatch(x_0, None, t, noise), stage)
+    exact = Solution(diffusion, lambda x, alpha, sigma: mean.expand_as(x))
+    assert objective(exact, batch) < 1e-5
+    wrong = Solution(diffusion, lambda x, alpha, sigma: mean + 0.1 * x)
+    assert objective(wrong, batch) > 1e-3
+
+
+class Affine(nn.Module):
+    """out = a_t x + b_t: what the consistency function of Gaussian data takes, for flow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(T, 1)), nn.Parameter(torch.zeros(T, 2))
+
+    def forward(self, x: Tensor, t: Tensor, condition=None) -> Tensor:
+        return self.a[t] * x + self.b[t]
+
+
+def test_tuning_converges_to_the_consistency_function_of_gaussian_data():
+    torch.manual_seed(0)
+    diffusion, mean, std = process_of(), torch.tensor([0.5, -0.5]), 0.4
+    objective = ConsistencyObjective(
+        diffusion, config_of("consistency", stage_steps=300), torch.device("cpu")
+    )
+    model, steps = Affine(), 2400
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.99))
+    for step in range(steps):
+        x_0 = mean + std * torch.randn(256, 2)
+        batch = NoisyBatch(x_0, None, torch.randint(T, (256,)), torch.randn(256, 2))
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+        objective(model, objective.completed(batch, step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    alpha, sigma = diffusion.alpha[-1], diffusion.sigma[-1]
+    x = alpha * mean + (alpha**2 * std**2 + sigma**2).sqrt() * torch.randn(1000, 2)
+    level = diffusion.levels()[0]
+    x_0, _ = diffusion.denoiser(model)(x, level)
+    expected = gaussian_step(x, alpha, sigma, mean, std)
+    assert (x_0 - expected).square().mean().sqrt() < 0.15 * std
+    assert abs(x_0.std(dim=0).mean() - std) < 0.06  # a denoiser's single step gives 0
+
+
+def test_guidance_by_a_teacher_shifts_where_the_way_leads():
+    """With one class, whose data are a point, and another for no class, all is known."""
+    diffusion = process_of().double()
+    cond, uncond = torch.tensor([0.4, 0.2]).double(), torch.tensor([0.1, 0.0]).double()
+
+    def point(condition):
+        return torch.where((condition.label < 0)[:, None], uncond, cond)
+
+    class Teacher(nn.Module):
+        def forward(self, x, t, condition):
+            exact = Solution(diffusion, lambda x, alpha, sigma: point(condition))
+            return exact(x, t)
+
+    config = config_of("consistency", teacher_guidance=3.0)
+    objective = ConsistencyObjective(diffusion, config, torch.device("cpu"))
+    assert objective.label_dropout == 0
+    objective.teacher = Teacher()
+    count = 50
+    condition = label_condition(torch.zeros(count, dtype=torch.int64))
+    t, noise = torch.randint(T, (count,)), torch.randn(count, 2, dtype=torch.float64)
+    guided = uncond + 3 * (cond - uncond)
+    exact = Solution(diffusion, lambda x, alpha, sigma: guided.expand_as(x))
+    for stage in (0, 10):
+        batch = objective.completed(NoisyBatch(cond.expand(count, 2), condition, t, noise), stage)
+        assert objective(exact, batch) < 1e-5
+
+
+def test_pseudo_huber_is_the_size_of_large_errors_and_smooth_at_zero():
+    error = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    loss = pseudo_huber(error)
+    assert_close(loss, torch.tensor([12.5**0.5, 0.0]), atol=1e-3, rtol=0)
+    loss.sum().backward()
+    assert error.grad.isfinite().all()
+
+
+def test_the_sampler_adds_fresh_noise_of_each_level():
+    """Of a network that knows its point, samples are that point after any number of steps."""
+    diffusion, mean = process_of(), torch.tensor([0.3, -0.7])
+    exact = Solution(diffusion, lambda x, alpha, sigma: mean.double().expand_as(x))
+    denoise = diffusion.denoiser(exact)
+    for steps in (1, 2, 5):
+        levels, seen = diffusion.levels(steps), []
+        noise = torch.randn(2000, 2)
+        for x in generate(denoise, noise, levels, torch.randn_like, SAMPLERS["consistency"]):
+            seen.append(x)
+        assert denoise.calls == steps
+        denoise.calls = 0
+        assert_close(seen[-1], mean.expand(2000, 2), atol=1e-4, rtol=0)
+        for level, x in zip(levels[:-1], seen[:-1], strict=True):
+            assert abs(x.std(dim=0).mean() - level.sigma) < 0.05
+            assert (
+                steps == 1
+                or not torch.equal(x, level.alpha * mean + level.sigma * noise)
+                or (level is levels[0])
+            )
+
+
+# --- progressive distillation --------------------------------------------------------------------
+
+
+def test_the_target_is_two_steps_of_ddim_by_the_teacher():
+    torch.manual_seed(0)
+    diffusion = process_of("v").double()
+    objective = DistillationObjective(diffusion, config_of("distill"), torch.device("cpu"))
+    mean = torch.tensor([0.3, -0.2]).double()
+    teacher = Solution(
+        diffusion, lambda x, a, s: mean + 0.09 * a * (x - a * mean) / (0.09 * a**2 + s**2)
+    )
+    objective.teacher = teacher
+    levels = diffusion.levels(8)
+    denoise = diffusion.denoiser(teacher)
+    for first in (0, 2, 4, 6):
+        t = torch.full((5,), levels[first].t)
+        x_t = torch.randn(5, 2, dtype=torch.float64)
+        *_, x = SAMPLERS["ddim"](denoise, x_t, levels[first : first + 3], None)
+        x_0, eps = objective.implied(x_t, None, t)
+        end = levels[first + 2]
+        assert_close(end.alpha * x_0 + end.sigma * eps, x, atol=1e-6, rtol=0)
+        student = Solution(diffusion, lambda x, a, s, goal=x_0: goal)
+        batch = NoisyBatch(x_0, None, t, eps)
+        assert objective(student, batch) < 1e-10
+
+
+def test_training_visits_the_steps_of_the_student_and_halves_them():
+    objective = DistillationObjective(process_of(), config_of("distill"), torch.device("cpu"))
+    assert [objective.steps_of(step) for step in (0, 9, 10, 20, 30, 99)] == [4, 4, 2, 1, 1, 1]
+    assert [s for s in range(1, 60) if objective.has_new_teacher(s)] == [10, 20]
+    t = torch.arange(T)
+    noisy = NoisyBatch(torch.zeros(T, 2), None, t, torch.zeros(T, 2))
+    for step, count in [(0, 4), (10, 2), (20, 1)]:
+        batch = objective.batch(torch.zeros(T, 2), None, step)
+        visited = [level.t for level in process_of().levels(count)[:-1]]
+        assert set(batch.t.tolist()) <= set(visited)
+        assert objective.train["student_steps"] == count
+        moved = objective.completed(noisy, step).t
+        assert sorted(moved.unique().tolist()) == sorted(visited)
+        assert (moved.bincount()[visited] == T // count).all()
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A class-conditional run on digits."""
+    folder = tmp_path_factory.mktemp("teacher")
+    words = ["--dataset", "digits", "--channels", "8", "--image-size", "8", "--max-steps", "12"]
+    words += [*FEW, "--batch-size", "16", "--output-dir", str(folder)]
+    assert process.run(train.main, TRAIN.parse(words)) == 0
+    return folder / "model_final.pt"
+
+
+TUNINGS = {
+    "consistency": ["--stage-steps", "3", "--teacher-guidance", "1.5"],
+    "distill": ["--stage-steps", "3", "--teacher-steps", "8", "--teacher-guidance", "1.5"],
+}
+
+
+@pytest.mark.parametrize("tune", TUNINGS)
+def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script, teacher, tune):
+    words = ["--tune", tune, "--teacher", teacher, *TUNINGS[tune], *FEW]
+    straight = script("train", *words, "--max-steps", 8, "--output-dir", "straight")
+    assert straight.code == 0, straight.err
+    part = ["--max-steps", 8, "--save-every-steps", 4, "--output-dir", "parts"]
+    assert script("train", *words, *part).code == 0
+    (Path("parts") / "model_final.pt").unlink()
+    saved = load_checkpoint("parts/checkpoints/model_step_00000004.pt")
+    assert saved["config"]["model"] == load_checkpoint(teacher)["config"]["model"]
+    assert saved["teacher"].keys() == saved["model"].keys()
+    resumed = script("train", "--resume", "parts/checkpoints/model_step_00000004.pt", *FEW)
+    assert resumed.code == 0, resumed.err
+    a, b = load_checkpoint("straight/model_final.pt"), load_checkpoint("parts/model_final.pt")
+    assert_same_training(a, b)
+    for name, weight in a["teacher"].items():
+        assert torch.equal(weight, b["teacher"][name])
+    drawn = script("sample", "--checkpoint", "straight/model_final.pt", "--num-images", "4")
+    assert drawn.code == 0, drawn.err
+    expected = {"consistency": "consistency, 2 steps", "distill": "ddim, 1 step"}
+    assert expected[tune] in drawn.out
+    if tune == "distill":
+        new = load_checkpoint(teacher)["ema"]
+        assert not all(torch.equal(new[name], w) for name, w in a["teacher"].items())
+        refused = script("sample", "--checkpoint", "straight/model_final.pt", "--steps", "4")
+        assert refused.code == 2
+        assert "--steps 1" in refused.err
+
+
+def test_without_steps_a_tuned_run_has_the_weights_of_its_teacher(script, teacher):
+    words = ["--tune", "consistency", "--teacher", teacher, "--lr", "0", *FEW]
+    assert script("train", *words, "--max-steps", 1, "--output-dir", "out").code == 0
+    own, taught = load_checkpoint("out/model_final.pt")["model"], load_checkpoint(teacher)["ema"]
+    for name, weight in taught.items():
+        assert_close(own[name], weight)
+
+
+def test_weights_of_export_can_be_a_teacher_and_be_tuned_and_exported(script, teacher):
+    assert script("export", "--checkpoint", teacher, "t.safetensors").code == 0
+    words = ["--tune", "consistency", "--teacher", "t.safetensors", *FEW]
+    assert script("train", *words, "--max-steps", 2, "--output-dir", "out").code == 0
+    exported = ["--checkpoint", "out/model_final.pt", "s.safetensors"]
+    assert script("export", *exported).code == 0
+    drawn = script("sample", "--checkpoint", "s.safetensors", "--num-images", "4")
+    assert "consistency, 2 steps" in drawn.out
+
+
+REFUSED = {
+    "teacher without tune": (["--teacher", "{t}"], "--tune"),
+    "other data": (["--tune", "distill", "--teacher", "{t}", "--dataset", "mnist"], "has learned"),
+    "other network": (
+        ["--tune", "distill", "--teacher", "{t}", "--channels", "16"],
+        "another network: model.channels",
+    ),
+    "other process": (
+        ["--tune", "distill", "--teacher", "{t}", "--schedule", "linear"],
+        "another network: diffusion.schedule",
+    ),
+    "steps": (["--tune", "distill", "--teacher", "{t}", "--teacher-steps", "6"], "power of 2"),
+    "prediction": (
+        ["--tune", "consistency", "--dataset", "digits", "--prediction", "eps"],
+        "division by zero",
+    ),
+    "unguided": (
+        ["--tune", "consistency", "--dataset", "moons", "--teacher-guidance", "2"],
+        "conditioned on classes",
+    ),
+    "classifier": (
+        ["--tune", "consistency", "--dataset", "digits", "--model", "classifier"],
+        "draw from noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_tunings(script, teacher, name):
+    words, message = REFUSED[name]
+    result = script("train", *[word.format(t=teacher) for word in words], *FEW)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_refused_teachers_and_samplers(script, teacher):
+    words = ["--tune", "consistency", "--teacher", teacher, *FEW, "--max-steps", 1]
+    assert script("train", *words, "--output-dir", "tuned").code == 0
+    again = ["--tune", "consistency", "--teacher", "tuned/model_final.pt", *FEW]
+    assert "tuned already" in script("train", *again, "--output-dir", "again").err
+    for checkpoint, flags, message in [
+        (teacher, ["--sampler", "consistency"], "blurred"),
+        ("tuned/model_final.pt", ["--sampler", "heun"], "tuned to draw in few steps"),
+        ("tuned/model_final.pt", ["--guidance-scale", "2"], "not guided"),
+        ("tuned/model_final.pt", ["--invert", "x.png"], "not tuned"),
+    ]:
+        result = script("sample", "--checkpoint", checkpoint, *flags)
+        assert result.code == 2
+        assert message in result.err
+    bits = script("evaluate", "--checkpoint", "tuned/model_final.pt", "--metrics", "bpd")
+    assert bits.code == 2
+    assert "tuned" in bits.err
+
+
+def test_a_checkpoint_without_its_teacher_is_refused(script, teacher):
+    words = ["--tune", "distill", "--teacher", teacher, *FEW, "--max-steps", 2]
+    assert script("train", *words, "--output-dir", "out").code == 0
+    saved = load_checkpoint("out/model_final.pt")
+    saved["teacher"].popitem()
+    del saved["format"]
+    save_checkpoint(Path("out/model_final.pt"), saved)
+    result = script("train", "--resume", "--output-dir", "out", "--max-steps", 4, *FEW)
+    assert result.code == 1
+    assert "is missing" in result.err
+
+
+def test_without_a_teacher_a_run_says_that_tuning_is_better(script):
+    words = ["--tune", "consistency", "--dataset", "digits", "--channels", "8", "--max-steps", 1]
+    result = script("train", *words, *FEW, "--output-dir", "out")
+    assert result.code == 0
+    assert "without --teacher" in result.out

@@ -1,0 +1,72 @@
+"""The teacher of a tuning: the trained network that a run of --tune starts from."""
+
+from checkpoints.checkpoint import config_differences, load_checkpoint, restore
+from checkpoints.consistency import CUSTOM
+from cli.training import RunConfig
+from models import NOT_DENOISERS
+from objectives import why_not_tuned
+from training.resume import with_saved_flags
+from training.trainer import Trainer
+
+# Choices of the training that a tuned network has from its teacher, unless flags say otherwise.
+INHERITED = ("class_conditional", "text_conditional", "timestep_sampling", "batch_size")
+
+
+def load_teacher(path: str) -> dict:
+    """The checkpoint of --teacher. Raises ValueError for one that cannot be tuned."""
+    checkpoint = load_checkpoint(path)
+    config = checkpoint["config"]
+    if (name := config["model"]["name"]) == CUSTOM:
+        raise ValueError(f"--teacher {path} is a network of your own, which train.py cannot build")
+    if name in NOT_DENOISERS:
+        raise ValueError(f"--teacher {path} is a {name}, which draws nothing")
+    if config["model"].get("super_resolution"):
+        raise ValueError(f"--teacher {path} enlarges images; --tune is for models that draw them")
+    if tuned := config["train"].get("tune"):
+        raise ValueError(f"--teacher {path} is tuned already (--tune {tuned}): give its teacher")
+    return checkpoint
+
+
+def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
+    """The flags of a new run, with the data, the network and the process of its teacher."""
+    config, train = teacher["config"], teacher["config"]["train"]
+    if "dataset" in flags.given and flags.dataset != config["data"]["dataset"]:
+        raise ValueError(
+            f"--teacher {flags.teacher} has learned {config['data']['dataset']}, and --dataset is "
+            f"{flags.dataset}"
+        )
+    shared = {name: train[name] for name in INHERITED if train.get(name) is not None}
+    return with_saved_flags(flags, {**config, "train": shared})
+
+
+def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> None:
+    """Raise ValueError for a run of --tune with another network or process than its teacher's, or
+    with one that cannot be tuned."""
+    if flags.tune is None:
+        return
+    if why := why_not_tuned(config["diffusion"]["prediction"]):
+        raise ValueError(
+            f"--tune {flags.tune} cannot use --prediction {config['diffusion']['prediction']}: "
+            f"{why}; flow, v and edm can be tuned"
+        )
+    model = config["model"]
+    if model["name"] in NOT_DENOISERS or model.get("super_resolution"):
+        raise ValueError(f"--tune {flags.tune} is for networks that draw from noise alone")
+    guided = flags.teacher_guidance != 1
+    if guided and not (model.get("num_classes") or model.get("caption_length")):
+        raise ValueError(
+            "--teacher-guidance needs a network that is conditioned on classes or captions"
+        )
+    if teacher is None:
+        return
+    wanted = {name: config[name] for name in ("model", "diffusion")}
+    if found := config_differences(teacher["config"], wanted):
+        raise ValueError(f"--teacher {flags.teacher} has another network: {'; '.join(found)}")
+
+
+def use_teacher(trainer: Trainer, checkpoint: dict) -> None:
+    """Start a new run from the averaged weights of a teacher, or those that it has."""
+    weights = restore(checkpoint, raw="ema" not in checkpoint)[0].state_dict()
+    for network in (trainer.model, trainer.ema.module, trainer.teacher):
+        if network is not None:
+            network.load_state_dict(weights)

@@ -1,0 +1,227 @@
+"""Tuning: a trained network, the teacher, becomes one that draws in one or two steps."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from conditions import Condition
+from diffusion import GaussianDiffusion, at, call
+from models import build_model
+from objectives import earlier_ratio, pseudo_huber, right_once_clipped
+from training.objective import DiffusionObjective, NoisyBatch
+
+
+class PairedBatch(NamedTuple):
+    """A batch whose items are seen at two noise levels, t and r < t."""
+
+    x_0: Tensor  # (B, ...)
+    condition: Condition | None
+    t: Tensor  # (B,)
+    noise: Tensor  # (B, ...)
+    r: Tensor  # (B,), -1 for clean data
+
+    def rows(self, chosen: slice) -> "PairedBatch":
+        """Some items of the batch."""
+        condition = None if self.condition is None else self.condition[chosen]
+        return PairedBatch(
+            self.x_0[chosen], condition, self.t[chosen], self.noise[chosen], self.r[chosen]
+        )
+
+
+class ConsistencyObjective(DiffusionObjective):
+    """Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548).
+
+    The network's x_0 at t is to be its x_0 at r, on a straight way from x_t to clean data. r comes
+    closer to t with each stage, until they are neighbours; then x_0 is the same all along the way
+    from noise to data, and one step draws. Dropout is the same for both.
+
+    With a guidance scale w, that way leads to x_0 + (w - 1) (cond - uncond), by the teacher's two
+    predictions of x_0. Its mean is the guided prediction, so one call draws what the teacher draws
+    with guidance, in two. The scale is fixed: as an input, it would need another network.
+
+    The validation loss is that of the first stage throughout, so that its values can be compared.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        train = config["train"]
+        self.stage_steps, self.scale = train["stage_steps"], train["teacher_guidance"]
+        self.alpha, self.sigma = clean_last(diffusion)
+        self.time = self.sigma / (self.alpha + self.sigma)  # as flow matching counts it
+        if self.scale != 1:
+            self.label_dropout = 0.0  # the network itself is never guided
+            self.teacher = build_model(config["model"]).eval().requires_grad_(False).to(device)
+
+    def completed(self, batch: NoisyBatch, step: int) -> PairedBatch:
+        """The batch with the lower noise level of each item, at the stage of a step."""
+        return PairedBatch(*batch, self.earlier(batch.t, step // self.stage_steps))
+
+    def earlier(self, t: Tensor, stage: int) -> Tensor:
+        """The timesteps r (B,), from -1 to t - 1, that timesteps t (B,) are compared with."""
+        table = self.diffusion.ratio
+        wanted = earlier_ratio(table[t], stage)
+        return torch.minimum(torch.searchsorted(table, wanted, right=True) - 1, t - 1)
+
+    def __call__(self, model: nn.Module, batch: PairedBatch) -> Tensor:
+        diffusion, (x_0, condition, t, noise, r) = self.diffusion, batch
+        x_t = diffusion.q_sample(x_0, t, noise)
+        goal = x_0 + self.shift(x_t, condition, t)
+        eps = (x_t - at(self.alpha, t, x_t) * goal) / at(self.sigma, t, x_t)
+        x_r = at(self.alpha, r, x_t) * goal + at(self.sigma, r, x_t) * eps
+        state = random_state(x_t.device)
+        with torch.no_grad():
+            target = predicted(diffusion, model, x_r, condition, r.clamp(min=0))
+            target = target.clamp(-1, 1) if diffusion.clip else target
+            target = torch.where((r < 0).view(-1, *[1] * (x_0.ndim - 1)), goal, target)
+        set_random_state(x_t.device, state)  # the same dropout
+        found = predicted(diffusion, model, x_t, condition, t)
+        error = found - target
+        if diffusion.clip_loss:
+            error = error.masked_fill(right_once_clipped(found, target), 0)
+        return (self.weight(t, r) * pseudo_huber(error / diffusion.sigma_data)).mean()
+
+    def weight(self, t: Tensor, r: Tensor) -> Tensor:
+        """The inverse of the time (B,) between t and r."""
+        return 1 / (self.time[t] - self.time[r])
+
+    @torch.no_grad()
+    def shift(self, x_t: Tensor, condition: Condition | None, t: Tensor) -> Tensor | float:
+        """How far guidance by the teacher moves x_0, (B, ...)."""
+        if self.teacher is None:
+            return 0.0
+        cond, uncond = both_predictions(self.diffusion, self.teacher, x_t, condition, t)
+        return (self.scale - 1) * (cond - uncond)
+
+
+class DistillationObjective(DiffusionObjective):
+    """Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2).
+
+    In each stage the network learns to make one step of DDIM where its teacher makes two. Then it
+    is the teacher of the next stage, which has half as many steps, until one is left. Guidance by
+    --teacher-guidance is learned in the first stage.
+
+    The loss is the usual one, for the clean data and the noise that the teacher's two steps imply.
+    The configuration keeps how many steps the network has learned ("student_steps").
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        self.train = config["train"]
+        self.stage_steps, self.first = self.train["stage_steps"], self.train["teacher_steps"]
+        self.teacher = build_model(config["model"]).eval().requires_grad_(False).to(device)
+        if self.train["teacher_guidance"] != 1:
+            self.label_dropout = 0.0  # the network itself is never guided
+        self.step = 0
+
+    def steps_of(self, step: int) -> int:
+        """The number of sampling steps that the network learns at a training step."""
+        return max(1, self.first >> (1 + step // self.stage_steps))
+
+    def has_new_teacher(self, step: int) -> bool:
+        """Does a stage end after so many training steps, and another one follow?"""
+        return step % self.stage_steps == 0 and self.steps_of(step) < self.steps_of(step - 1)
+
+    def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
+        self.step = step
+        self.train["student_steps"] = self.steps_of(step)
+        return super().batch(items, condition, step)
+
+    def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
+        """The batch with its timesteps moved to the nearest that are visited in sampling."""
+        count = self.steps_of(self.step)
+        visited = torch.tensor([level.t for level in self.diffusion.levels(count)[-2::-1]])
+        index = batch.t * count // self.diffusion.timesteps
+        return batch._replace(t=visited.to(batch.t.device)[index])
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        x_t = self.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
+        x_0, eps = self.implied(x_t, batch.condition, batch.t)
+        return self.diffusion.loss(model, x_0, batch.condition, t=batch.t, noise=eps)
+
+    @torch.no_grad()
+    def implied(self, x_t: Tensor, condition: Condition | None, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The (x_0, eps) with which one step of DDIM leads from x_t to where the teacher's two do:
+        appendix G."""
+        count, tables = self.steps_of(self.step), clean_last(self.diffusion)
+        path = torch.tensor([level.t for level in self.diffusion.levels(2 * count)]).to(t.device)
+        index = (path == t[:, None]).int().argmax(dim=1)  # path ends with clean data, -1
+        x, now = x_t, t
+        for following in (path[index + 1], path[index + 2]):
+            x_0, eps = self.teacher_says(x, condition, now)
+            x = at(tables.alpha, following, x) * x_0 + at(tables.sigma, following, x) * eps
+            now = following
+        share = at(tables.sigma, now, x) / at(tables.sigma, t, x)
+        x_0 = (x - share * x_t) / (at(tables.alpha, now, x) - share * at(tables.alpha, t, x))
+        if self.diffusion.clip:
+            x_0 = x_0.clamp(-1, 1)
+        return x_0, (x_t - at(tables.alpha, t, x) * x_0) / at(tables.sigma, t, x)
+
+    def teacher_says(
+        self, x_t: Tensor, condition: Condition | None, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's (x_0, eps), in the first stage with guidance."""
+        scale = self.train["teacher_guidance"] if self.step < self.stage_steps else 1.0
+        if scale == 1:
+            x_0 = predicted(self.diffusion, self.teacher, x_t, condition, t)
+        else:
+            cond, uncond = both_predictions(self.diffusion, self.teacher, x_t, condition, t)
+            x_0 = uncond + scale * (cond - uncond)
+        if self.diffusion.clip:
+            x_0 = x_0.clamp(-1, 1)
+        alpha, sigma = at(self.diffusion.alpha, t, x_t), at(self.diffusion.sigma, t, x_t)
+        return x_0, (x_t - alpha * x_0) / sigma
+
+
+TUNINGS: dict[str, type[DiffusionObjective]] = {
+    "consistency": ConsistencyObjective,
+    "distill": DistillationObjective,
+}
+
+
+class Tables(NamedTuple):
+    """alpha and sigma (T + 1,) of a process; the last row, which is also row -1, is clean data."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
+def clean_last(diffusion: GaussianDiffusion) -> Tables:
+    """The tables of a process, with a row for clean data."""
+    one = diffusion.alpha.new_ones(1)
+    return Tables(torch.cat([diffusion.alpha, one]), torch.cat([diffusion.sigma, 0 * one]))
+
+
+def predicted(
+    diffusion: GaussianDiffusion,
+    model: nn.Module,
+    x: Tensor,
+    condition: Condition | None,
+    t: Tensor,
+) -> Tensor:
+    """The clean data (B, ...) that a network predicts for x (B, ...) at timesteps t (B,)."""
+    out, _ = diffusion.split(call(model, diffusion.scaled(x, t), t, condition).float())
+    return diffusion.x_0(out, x, at(diffusion.alpha, t, x), at(diffusion.sigma, t, x))
+
+
+def both_predictions(
+    diffusion: GaussianDiffusion, model: nn.Module, x: Tensor, condition: Condition, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with the condition and without, clipped as in sampling."""
+    both = condition.cat(condition.null())
+    x_0 = predicted(diffusion, model, torch.cat([x, x]), both, torch.cat([t, t]))
+    cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip else x_0).chunk(2)
+    return cond, uncond
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of the random numbers that a network draws on a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    """Go back to a state of `random_state`."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
