@@ -49,7 +49,7 @@ NOT_DENOISERS = GUIDES | AUTOENCODERS
 NETWORKS = MODELS | NOT_DENOISERS
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
-LATER = {"unet": {"efficient": False}}  # arguments that older configurations lack
+LATER = {"unet": {"efficient": False}}  # arguments of older configurations, if not the default
 
 # The largest values in a configuration from a command line or a file. They exceed every use, and
 # keep the construction of a network without its weights under two seconds.
@@ -115,7 +115,12 @@ def arguments_of(name: str) -> dict[str, object]:
 
 def with_later_arguments(config: dict) -> dict:
     """A network's configuration with the arguments that were added since it was saved."""
-    return {**LATER.get(config.get("name"), {}), **config}
+    name = config.get("name")
+    if name not in NETWORKS:
+        return config
+    known = {key: v for key, v in arguments_of(name).items() if v is not inspect.Parameter.empty}
+    lists = {key: list(v) if isinstance(v, tuple) else v for key, v in known.items()}
+    return {**lists, **LATER.get(name, {}), **config}
 
 
 def build_model(config: dict) -> nn.Module:

@@ -3,7 +3,7 @@
 from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from cli.training import RunConfig
-from models import NOT_DENOISERS
+from models import NOT_DENOISERS, with_later_arguments
 from objectives import why_not_tuned
 from training.resume import with_saved_flags
 from training.trainer import Trainer
@@ -59,8 +59,12 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
         )
     if teacher is None:
         return
-    wanted = {name: config[name] for name in ("model", "diffusion")}
-    if found := config_differences(teacher["config"], wanted):
+    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
+    own = {
+        "model": with_later_arguments(teacher["config"]["model"]),
+        "diffusion": {**before, **teacher["config"]["diffusion"]},
+    }
+    if found := config_differences(own, {name: config[name] for name in own}):
         raise ValueError(f"--teacher {flags.teacher} has another network: {'; '.join(found)}")
 
 
