@@ -55,24 +55,31 @@ class Stage(NamedTuple):
     share: float
 
 
-FIRST = Stage(f"--image-size {SMALL}", 0.5)
+# So few images are seen in the time that batches are small: the larger the image, the smaller.
+PIXELS, ENCODED, REDUCED = "--batch-size 32", "--batch-size 16", "--batch-size 64"
 WAYS = {
-    "pixels": {"model": Stage("--image-size {size}", 1)},
-    "pixels, patches of 8": {"model": Stage("--image-size {size} --patch-size 8", 1)},
+    "pixels": {"model": Stage(f"--image-size {{size}} {PIXELS}", 1)},
+    "pixels, patches of 8": {"model": Stage(f"--image-size {{size}} --patch-size 8 {REDUCED}", 1)},
     "pixels, patches of 8, x_0": {
-        "model": Stage("--image-size {size} --patch-size 8 --prediction x_0", 1)
+        "model": Stage(f"--image-size {{size}} --patch-size 8 --prediction x_0 {REDUCED}", 1)
     },
     "latents, f4": {
-        "autoencoder": Stage("--image-size {size} --model autoencoder --downsample 4", 1 / 3),
-        "model": Stage("--image-size {size} --latents {autoencoder}", 2 / 3),
+        "autoencoder": Stage(
+            f"--image-size {{size}} --model autoencoder --downsample 4 {ENCODED}", 1 / 3
+        ),
+        "model": Stage(f"--image-size {{size}} --latents {{autoencoder}} {REDUCED}", 2 / 3),
     },
     "latents, f8": {
-        "autoencoder": Stage("--image-size {size} --model autoencoder --downsample 8", 1 / 3),
-        "model": Stage("--image-size {size} --latents {autoencoder}", 2 / 3),
+        "autoencoder": Stage(
+            f"--image-size {{size}} --model autoencoder --downsample 8 {ENCODED}", 1 / 3
+        ),
+        "model": Stage(f"--image-size {{size}} --latents {{autoencoder}} {REDUCED}", 2 / 3),
     },
     "cascade": {
-        "small": FIRST,
-        "model": Stage(f"--image-size {{size}} --super-resolution {SMALL} --patch-size 8", 0.5),
+        "small": Stage(f"--image-size {SMALL} {REDUCED}", 0.5),
+        "model": Stage(
+            f"--image-size {{size}} --super-resolution {SMALL} --patch-size 8 {REDUCED}", 0.5
+        ),
     },
 }
 

@@ -55,8 +55,10 @@ class Saving:
 
     @property
     def snapshot_due(self) -> bool:
-        """Is a snapshot due after this step?"""
-        return bool(self.snapshots) and is_snapshot_step(self.trainer.step)
+        """Is a snapshot due after this step? Each stage of a distillation leaves one."""
+        step, trainer = self.trainer.step, self.trainer
+        ends_stage = trainer.teacher is not None and trainer.objective.has_new_teacher(step)
+        return bool(self.snapshots) and (ends_stage or is_snapshot_step(step))
 
     def is_late(self) -> bool:
         """Is a checkpoint due by the clock, and none being written?"""
