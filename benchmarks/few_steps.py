@@ -113,8 +113,9 @@ def seconds(cell: Cell) -> float:
 
 def table(rows: list[dict]) -> str:
     """All rows as Markdown."""
-    lines = ["| network calls | way | classifier-FID | ratio to the floor | AUC | precision, recall "
-             "| 64 images, s |", "| --- " * 7 + "|"]  # fmt: skip
+    heads = ("network calls", "way", "classifier-FID", "ratio to the floor", "AUC")
+    heads += ("precision, recall", "64 images, s")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in sorted(rows, key=lambda row: row["calls"]):
         measures = row["report"]["classifier"]
         fid, tests = measures["classifier_fid"], row["report"].get("two_sample")
