@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.card import read_report
+from checkpoints.averages import write_average
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.runs import find_checkpoint
 from cli.activity import Bar, activity
@@ -94,6 +95,10 @@ def main(request: EvaluationRequest) -> int:
         use_threads(request.threads)
     if request.checkpoint:
         request.checkpoint = str(find_checkpoint(request.checkpoint, SAY))
+    if request.ema_length is not None:
+        with activity("averaging the weights"):
+            request.checkpoint = str(write_average(Path(request.checkpoint), request.ema_length))
+        print(f"averaged weights, for sample.py too: {request.checkpoint}")
     source = Path(request.checkpoint or request.samples)
     output = Path(request.output or source.parent / "metrics.json")
     check_output(output, *request.read())

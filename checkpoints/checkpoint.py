@@ -18,6 +18,7 @@ model             weights as trained
 ema               moving average of the weights; samples are drawn with it
 optimizer         state of each optimizer, by name
 scaler            state of the gradient scaler of fp16, or None
+averages          post-hoc averages of the weights (`averages`), by their length, if kept
 teacher           weights of the network that guides a tuning (`training.tuning`), if there is one
 
 best.pt also has "validation_loss". A network of the user's own (`training.fit`), which
@@ -32,6 +33,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from checkpoints.averages import LENGTHS
 from checkpoints.consistency import (
     CHECKPOINT_TYPES,
     CUSTOM,
@@ -147,6 +149,11 @@ def require_state(
         require_weights(checkpoint["ema"], model)
         if teacher is not None:
             require_weights(checkpoint.get("teacher", {}), teacher)
+        if checkpoint["config"]["train"].get("post_hoc_ema"):
+            for length in LENGTHS:
+                found = checkpoint.get("averages", {}).get(f"{length:.2f}")
+                require_types({"averages": found}, {"averages": dict})
+                require_weights(found, model)
         require_types(checkpoint["optimizer"], dict.fromkeys(optimizers, dict), "optimizer.")
         for name, optimizer in optimizers.items():
             require_optimizer(checkpoint["optimizer"][name], optimizer)

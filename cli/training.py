@@ -182,6 +182,9 @@ class RunConfig(DataFlags, ThreadFlags):
     ema_decay: float = train_flag(
         0.9999, "limit of the decay of the weights' moving average",
         parse=number(float, 0, 0.999999))
+    post_hoc_ema: bool = train_flag(
+        False, "keep averages of which evaluate.py --ema-length makes others", switch="on",
+        fixed=True, unless=("fsdp",))
     validation: int | None = train_flag(
         None, "held-out items (default: 1/20 of the data, at most 1024)", parse=number(int, 0),
         fixed=True)

@@ -4,6 +4,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from checkpoints.averages import power_decay
+
 
 def ema_decay(step: int, limit: float) -> float:
     """The decay at a step (from 1), up to `limit`: averages over about a tenth of the steps."""
@@ -28,9 +30,24 @@ class EMA(AveragedModel):
         self.n_averaged.fill_(step)
         self.update_parameters(model)
 
+    def decay_at(self, step: int) -> float:
+        """The decay at a step, from 0."""
+        return ema_decay(step, self.decay)
+
     def _average(self, averages, weights, _) -> None:
-        decay = ema_decay(int(self.n_averaged), self.decay)
+        decay = self.decay_at(int(self.n_averaged))
         get_ema_multi_avg_fn(decay)(local(averages), local(weights), self.n_averaged)
+
+
+class PowerEMA(EMA):
+    """An average whose profile is a power of the step (`checkpoints.averages`)."""
+
+    def __init__(self, model: nn.Module, gamma: float):
+        super().__init__(model, 1.0)
+        self.gamma = gamma
+
+    def decay_at(self, step: int) -> float:
+        return power_decay(step, self.gamma)
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:

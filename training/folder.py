@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
+from checkpoints.averages import KEPT, LENGTHS, average_files
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.consistency import require_config
 from checkpoints.inspection import PlainCopy
@@ -157,6 +158,12 @@ class RunFolder:
         for path in snapshots(self.path)[:-count]:
             remove(path)
 
+    def keep_newest_averages(self) -> None:
+        """Delete the oldest files of post-hoc averages."""
+        files = average_files(self.path)
+        for key in sorted(files)[: -KEPT * len(LENGTHS)]:
+            remove(files[key])
+
     def holds_run(self) -> bool:
         """Are there metrics or checkpoints that a run wrote?"""
         foreign = foreign_files(self.path)
@@ -186,6 +193,9 @@ class RunFolder:
         was killed, and are deleted: the run writes the same again.
         """
         later = [path for path, step in self.steps()[0].items() if step > after]
+        for (step, _), path in average_files(self.path).items():
+            if step > after:
+                remove(path)
         light = [path for path in snapshots(self.path) if number_of(path) > after]
         for path in [*later, *light]:
             remove(path.with_name(f"{path.name}.aside"))

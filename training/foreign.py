@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from checkpoints import runs
+from checkpoints.averages import FILE as AVERAGE
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.seal import is_sealed
 from checkpoints.shards import read_shard_record
@@ -81,6 +82,7 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     rf"({runs.WRITTEN})(\.aside)?": is_sealed,
     r"checkpoints/model_step_[0-9]{8,}\.shards(\.aside)?": is_sharded,
     rf"({runs.SNAPSHOT})(\.aside)?": is_own_weights,
+    AVERAGE: is_own_weights,
     r"tensorboard/events\.out\.tfevents\..+": lambda path: is_run_folder(path.parent.parent),
 }
 REPORT = ("learning.png", "report.html")  # of visualize_diffusion.py

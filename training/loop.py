@@ -233,6 +233,8 @@ class Run:
                     log.restart_clock()
                 if saving.snapshot_due:
                     saving.save_snapshot(self.config)
+                if saving.averages_due:
+                    saving.save_averages(self.config)
                 if step.ends_epoch:
                     self.end_epoch(step.epoch)
                     log.restart_clock()
@@ -417,6 +419,7 @@ class Run:
         if is_main():  # there is one if the run was shorter before
             with suppress(OSError):
                 folder.grid(last_epoch).unlink()
+        self.saving.save_averages(self.config)
         self.saving.save_now(folder.final, self.checkpoint())
         if is_main():
             with suppress(OSError):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
+from checkpoints.averages import LENGTHS, average_path, is_average_step
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.shards import save_shards
 from checkpoints.weights import save_weights
@@ -59,6 +60,11 @@ class Saving:
         step, trainer = self.trainer.step, self.trainer
         ends_stage = trainer.teacher is not None and trainer.objective.has_new_teacher(step)
         return bool(self.snapshots) and (ends_stage or is_snapshot_step(step))
+
+    @property
+    def averages_due(self) -> bool:
+        """Are the post-hoc averages to be written after this step?"""
+        return is_average_step(self.trainer.step)
 
     def is_late(self) -> bool:
         """Is a checkpoint due by the clock, and none being written?"""
@@ -132,6 +138,22 @@ class Saving:
             self.folder.keep_newest_snapshots(self.snapshots)
 
         self.saver.start(lambda: self.attempt("a snapshot", write))
+
+    def save_averages(self, config: dict) -> None:
+        """Write the post-hoc averages of this step, while training continues."""
+        if not (self.trainer.averages and is_main()):
+            return
+        step, folder = self.trainer.step, self.folder.path
+        state = self.copied({"config": config, "averages": self.trainer.state_of_averages()})
+
+        def write() -> None:
+            for length in LENGTHS:
+                weights = state["averages"][f"{length:.2f}"]
+                path = average_path(folder, step, length)
+                save_weights(path, state["config"], step, "ema", weights, half=True)
+            self.folder.keep_newest_averages()
+
+        self.saver.start(lambda: self.attempt("an average", write))
 
     def save_between(self, state: dict) -> None:
         """Write the checkpoint that is due between those of the epochs."""

@@ -9,12 +9,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
+from checkpoints.averages import LENGTHS, exponent
 from checkpoints.shards import load_shards
 from conditions import Condition
 from diffusion import GaussianDiffusion
 from distributed import mean, world_size
 from models import build_model
-from training.ema import EMA
+from training.ema import EMA, PowerEMA
 from training.learned import objective_of
 from training.objective import Objective
 from training.optimizers import OPTIMIZERS, muon_momentum
@@ -70,6 +71,8 @@ class Trainer:
         self.objective = objective
         self.teacher: nn.Module | None = getattr(objective, "teacher", None)
         self.ema = EMA(self.model, train["ema_decay"])
+        lengths = LENGTHS if train.get("post_hoc_ema") else ()
+        self.averages = {length: PowerEMA(self.model, exponent(length)) for length in lengths}
         if train["grad_checkpoint"]:  # of the trained network, not of its average, which samples
             recompute_blocks(self.model)
         self.network, self.sharded = self.model, bool(train["fsdp"])
@@ -146,7 +149,8 @@ class Trainer:
                 "Resume from the last checkpoint (--resume) with a lower --lr"
             )
         average_statistics(self.model)
-        self.ema.update(self.model, self.step)
+        for average in (self.ema, *self.averages.values()):
+            average.update(self.model, self.step)
 
     def held_out_loss(self, items: Tensor, condition: Condition | None) -> float:
         """The loss of held-out items (N, ...) by the averaged weights."""
@@ -164,7 +168,12 @@ class Trainer:
             "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             **({} if self.teacher is None else {"teacher": self.teacher.state_dict()}),
+            **({"averages": self.state_of_averages()} if self.averages else {}),
         }
+
+    def state_of_averages(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of the post-hoc averages, by their length."""
+        return {f"{length:.2f}": a.module.state_dict() for length, a in self.averages.items()}
 
     def load(self, state: dict) -> None:
         """Continue from a checkpoint, whole or sharded."""
@@ -186,6 +195,8 @@ class Trainer:
             self.lr = optimizer.param_groups[0]["lr"]
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
+        for length, average in self.averages.items():
+            average.module.load_state_dict(state["averages"][f"{length:.2f}"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -1,0 +1,117 @@
+"""Post-hoc averages of the weights (Karras et al. 2023, arXiv:2312.02696, section 3).
+
+A run of `train.py --post-hoc-ema` keeps two averages whose profiles are powers of the step, and
+writes both from time to time. An average of any other length is a combination of these files, by
+least squares between the profiles.
+
+The length of a profile is its standard deviation as a fraction of the training so far (sigma_rel).
+"""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from checkpoints.reading import CheckpointError, step_of
+from checkpoints.runs import SNAPSHOTS, run_path
+from checkpoints.weights import is_own_weights, load_weights, save_weights
+
+LENGTHS = (0.05, 0.10)  # of the two averages of a run
+KEPT = 24  # of each average, the newest
+FILE = rf"{SNAPSHOTS}/average_([0-9]{{6,}})_({'|'.join(f'{each:.2f}' for each in LENGTHS)})"
+FILE += r"\.safetensors"
+
+
+def exponent(length: float) -> float:
+    """gamma of the profile t^gamma with a relative standard deviation (eq. 126, appendix C.1)."""
+    square = length**-2
+    roots = Polynomial([12 - square, 16 - square, 7, 1]).roots()
+    return float(roots.real.max())
+
+
+def power_decay(step: int, gamma: float) -> float:
+    """The decay of the average at a step, from 0 (section 3.1): (1 - 1/t)^(gamma + 1)."""
+    return (1 - 1 / (step + 1)) ** (gamma + 1)
+
+
+def inner_products(t_a, gamma_a, t_b, gamma_b):
+    """The inner products of profiles that end at t_a and t_b, which broadcast (appendix C.3)."""
+    ratio = t_a / t_b
+    power = np.where(t_a < t_b, gamma_b, -gamma_a)
+    numerator = (gamma_a + 1) * (gamma_b + 1) * ratio**power
+    return numerator / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
+
+
+def mixture(steps, gammas, step: int, gamma: float) -> np.ndarray:
+    """The weights (N,) of averages whose profiles together come closest to that of `gamma`.
+
+    Args:
+        steps, gammas: of these averages (N,).
+        step, gamma: of the wanted one.
+    """
+    steps, gammas = np.asarray(steps, float), np.asarray(gammas, float)
+    among = inner_products(steps[:, None], gammas[:, None], steps, gammas)
+    return np.linalg.solve(among, inner_products(steps, gammas, float(step), gamma))
+
+
+def is_average_step(step: int) -> bool:
+    """Are the averages written after so many steps? At about 16, 17, 19, ...: powers of 2^(1/8)."""
+    return step >= 16 and step == round(2 ** (round(8 * math.log2(step)) / 8))
+
+
+def average_path(folder: Path, step: int, length: float) -> Path:
+    """The file of an average of a run."""
+    return folder / SNAPSHOTS / f"average_{step:06d}_{length:.2f}.safetensors"
+
+
+def average_files(folder: Path) -> dict[tuple[int, float], Path]:
+    """The files of a run's averages, by step and length."""
+    found = {}
+    for path in sorted((folder / SNAPSHOTS).glob("average_*.safetensors")):
+        if match := re.fullmatch(FILE, path.relative_to(folder).as_posix()):
+            found[int(match[1]), float(match[2])] = path
+    return found
+
+
+def write_average(checkpoint: Path, length: float) -> Path:
+    """Write the weights of a checkpoint, averaged with a profile of a length, to a file next to it.
+
+    Returns the file. Raises ValueError for a file in its place that is another, and CheckpointError
+    if the run has no averages up to the checkpoint's step.
+    """
+    path = checkpoint.with_name(f"{checkpoint.stem}_ema_{length:.3f}.safetensors")
+    if path.exists() and not is_own_weights(path):
+        raise ValueError(f"{path} exists, and is no weights file")
+    step = step_of(checkpoint)
+    weights, config = averaged(run_path(checkpoint.parent), step, length)
+    save_weights(path, config, step, "ema", weights)
+    return path
+
+
+def averaged(folder: Path, step: int, length: float) -> tuple[dict, dict]:
+    """The weights at a step of a run, averaged with a profile of a length, and the configuration.
+
+    Raises CheckpointError if the run has no averages at this step.
+    """
+    files = {key: file for key, file in average_files(folder).items() if key[0] <= step}
+    if not any(key[0] == step for key in files):
+        raise CheckpointError(
+            f"{folder} has no averages at step {step:,}, the checkpoint's; "
+            "train.py --post-hoc-ema writes them"
+        )
+    steps, lengths = zip(*files, strict=True)
+    shares = mixture(steps, [exponent(each) for each in lengths], step, exponent(length))
+    total, config = {}, {}
+    for share, file in zip(shares.tolist(), files.values(), strict=True):
+        checkpoint = load_weights(file)
+        config = checkpoint["config"]
+        for name, tensor in checkpoint["ema"].items():
+            if not tensor.is_floating_point():
+                total[name] = tensor
+                continue
+            part = share * tensor.double()
+            total[name] = part if name not in total else total[name] + part
+    weights = {name: t.float() if t.is_floating_point() else t for name, t in total.items()}
+    return weights, config
