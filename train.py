@@ -170,6 +170,8 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     """
     if flags.tune is None or resumed:
         return flags, None
+    if flags.teacher is None and flags.tune == "distill":
+        raise ValueError("--tune distill needs the network that it makes faster: --teacher FILE")
     if flags.teacher is None:
         say(
             f"--tune {flags.tune} without --teacher: a trained network would learn this much faster"

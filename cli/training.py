@@ -138,7 +138,7 @@ class RunConfig(DataFlags, ThreadFlags):
     tune: str | None = objective_flag(
         None, "learn to draw in few steps, best from a trained network (--teacher)",
         choices=keys("training/tuning.py", "TUNINGS"), group="few steps", unless=("fsdp",))
-    teacher: str | None = flag(
+    teacher: str | None = objective_flag(
         None, "--tune: file of train.py or export.py; data and network are its own",
         group="few steps", parse=path, metavar="FILE", needs=("tune",))
     teacher_guidance: float = objective_flag(

@@ -28,6 +28,7 @@ FEW += ["--sample-interval", "0", "--snapshots", "0"]
 def config_of(tune: str, **train) -> dict:
     common = {"seed": 0, "timestep_sampling": "uniform", "noise_assignment": "independent"}
     common |= {"label_dropout": 0.1, "teacher_guidance": 1.0, "teacher_steps": 8}
+    common |= {"teacher": None}
     common |= {"stage_steps": 10, "tune": tune}
     model = {"name": "mlp", "dim": 2, "channels": 8}
     return {"train": {**common, **train}, "data": {"flip": False}, "model": model}
@@ -99,6 +100,39 @@ def test_the_loss_is_zero_at_the_exact_function_for_every_pair(prediction, stage
     assert objective(wrong, batch) > 1e-3
 
 
+def test_the_loss_of_gaussian_data_is_zero_at_the_exact_function_and_teacher():
+    """Between neighbours of a fine schedule, a step of DDIM is that of the ODE."""
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False).double()
+    mean, std = torch.tensor([0.5, -0.5]).double(), 0.4
+    config = config_of("consistency", teacher="of the test", stage_steps=1)
+    objective = ConsistencyObjective(diffusion, config, torch.device("cpu"))
+    objective.teacher = Solution(
+        diffusion,
+        lambda x, a, s: mean + std**2 * a * (x - a * mean) / (a**2 * std**2 + s**2),
+    )
+    t = torch.arange(1000)
+    x_0, noise = mean + std * torch.randn(1000, 2).double(), torch.randn(1000, 2).double()
+    batch = objective.completed(NoisyBatch(x_0, None, t, noise), 15)
+    exact = Solution(diffusion, lambda x, a, s: gaussian_step(x, a, s, mean, std))
+    assert objective(exact, batch) < 5e-3
+    assert objective(objective.teacher, batch) > 0.1  # a denoiser is no such function
+
+
+def test_both_predictions_have_the_same_dropout():
+    diffusion = process_of().double()
+    objective = ConsistencyObjective(
+        diffusion, config_of("consistency", stage_steps=1), torch.device("cpu")
+    )
+    x_0 = torch.tensor([0.3, -0.7]).double().expand(T, 2)
+    noisy = NoisyBatch(x_0, None, torch.arange(T), torch.randn(T, 2, dtype=torch.float64))
+    batch = objective.completed(noisy, 11)
+    later = batch.r >= 0
+    batch = batch.rows(later)
+    random = Solution(diffusion, lambda x, a, s: torch.rand(len(x), 2, dtype=torch.float64))
+    assert objective(random, batch) < 1e-5
+
+
 class Affine(nn.Module):
     """out = a_t x + b_t: what the consistency function of Gaussian data takes, for flow."""
 
@@ -147,7 +181,7 @@ def test_guidance_by_a_teacher_shifts_where_the_way_leads():
             exact = Solution(diffusion, lambda x, alpha, sigma: point(condition))
             return exact(x, t)
 
-    config = config_of("consistency", teacher_guidance=3.0)
+    config = config_of("consistency", teacher_guidance=3.0, teacher="of the test")
     objective = ConsistencyObjective(diffusion, config, torch.device("cpu"))
     assert objective.label_dropout == 0
     objective.teacher = Teacher()
@@ -301,6 +335,7 @@ def test_weights_of_export_can_be_a_teacher_and_be_tuned_and_exported(script, te
 
 REFUSED = {
     "teacher without tune": (["--teacher", "{t}"], "--tune"),
+    "nothing to distill": (["--tune", "distill", "--dataset", "digits"], "--teacher FILE"),
     "other data": (["--tune", "distill", "--teacher", "{t}", "--dataset", "mnist"], "has learned"),
     "other network": (
         ["--tune", "distill", "--teacher", "{t}", "--channels", "16"],

@@ -19,7 +19,7 @@ from distributed import main_first
 from models import AUTOENCODERS
 from models.latents import BATCH_SIZE
 from training.trainer import Trainer
-from utils import memory_format, save_whole
+from utils import autocast, memory_format, save_whole
 
 PREFIX = "latent_space.autoencoder."  # of its weights' names in a network of latents
 
@@ -115,7 +115,8 @@ def stored_latents(
     """The latents of images without their scale, float16 (N, c, h, w): read or computed."""
     autoencoder = trainer.model.latent_space.autoencoder
     weights = {name: weight.cpu() for name, weight in autoencoder.state_dict().items()}
-    key = hashlib.blake2b(weights_sha256({}, weights).encode(), digest_size=8)
+    made_by = {} if trainer.precision == "fp32" else {"precision": trainer.precision}
+    key = hashlib.blake2b(weights_sha256(made_by, weights).encode(), digest_size=8)
     for part in items.split(4096):
         key.update(part.contiguous().numpy())
     folder = Path(data.get("cache_dir") or Path(data["data_dir"]) / CACHE_DIR)
@@ -138,5 +139,6 @@ def encode_all(trainer: Trainer, items: Tensor, progress: Callable[..., Iterable
     batches = items.split(BATCH_SIZE)
     for batch in progress(batches, desc="encoding the images", total=len(batches)):
         x_0 = to_unit(batch.to(device, memory_format=memory_format(device)))
-        parts.append(autoencoder.encode(x_0).half().cpu().contiguous())
+        with autocast(device, trainer.precision):
+            parts.append(autoencoder.encode(x_0).half().cpu().contiguous())
     return torch.cat(parts)

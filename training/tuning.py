@@ -30,15 +30,16 @@ class PairedBatch(NamedTuple):
 
 
 class ConsistencyObjective(DiffusionObjective):
-    """Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548).
+    """Consistency models by stages (Song et al. 2023, arXiv:2303.01469; Geng et al. 2024,
+    arXiv:2406.14548).
 
-    The network's x_0 at t is to be its x_0 at r, on a straight way from x_t to clean data. r comes
+    The network's x_0 at t is to be its x_0 at r, one step of DDIM closer to clean data. r comes
     closer to t with each stage, until they are neighbours; then x_0 is the same all along the way
     from noise to data, and one step draws. Dropout is the same for both.
 
-    With a guidance scale w, that way leads to x_0 + (w - 1) (cond - uncond), by the teacher's two
-    predictions of x_0. Its mean is the guided prediction, so one call draws what the teacher draws
-    with guidance, in two. The scale is fixed: as an input, it would need another network.
+    The step is the teacher's, with guidance: one call then draws what takes the teacher two. The
+    scale is fixed: as an input, it would need another network. Without a teacher, the step leads to
+    the training image itself, whose mean is what a perfect teacher would predict.
 
     The validation loss is that of the first stage throughout, so that its values can be compared.
     """
@@ -49,7 +50,7 @@ class ConsistencyObjective(DiffusionObjective):
         self.stage_steps, self.scale = train["stage_steps"], train["teacher_guidance"]
         self.alpha, self.sigma = clean_last(diffusion)
         self.time = self.sigma / (self.alpha + self.sigma)  # as flow matching counts it
-        if self.scale != 1:
+        if train["teacher"] is not None:
             self.label_dropout = 0.0  # the network itself is never guided
             self.teacher = build_model(config["model"]).eval().requires_grad_(False).to(device)
 
@@ -66,7 +67,9 @@ class ConsistencyObjective(DiffusionObjective):
     def __call__(self, model: nn.Module, batch: PairedBatch) -> Tensor:
         diffusion, (x_0, condition, t, noise, r) = self.diffusion, batch
         x_t = diffusion.q_sample(x_0, t, noise)
-        goal = x_0 + self.shift(x_t, condition, t)
+        goal = x_0
+        if self.teacher is not None:
+            goal = guided(diffusion, self.teacher, x_t, condition, t, self.scale)
         eps = (x_t - at(self.alpha, t, x_t) * goal) / at(self.sigma, t, x_t)
         x_r = at(self.alpha, r, x_t) * goal + at(self.sigma, r, x_t) * eps
         state = random_state(x_t.device)
@@ -84,14 +87,6 @@ class ConsistencyObjective(DiffusionObjective):
     def weight(self, t: Tensor, r: Tensor) -> Tensor:
         """The inverse of the time (B,) between t and r."""
         return 1 / (self.time[t] - self.time[r])
-
-    @torch.no_grad()
-    def shift(self, x_t: Tensor, condition: Condition | None, t: Tensor) -> Tensor | float:
-        """How far guidance by the teacher moves x_0, (B, ...)."""
-        if self.teacher is None:
-            return 0.0
-        cond, uncond = both_predictions(self.diffusion, self.teacher, x_t, condition, t)
-        return (self.scale - 1) * (cond - uncond)
 
 
 class DistillationObjective(DiffusionObjective):
@@ -162,13 +157,7 @@ class DistillationObjective(DiffusionObjective):
     ) -> tuple[Tensor, Tensor]:
         """The teacher's (x_0, eps), in the first stage with guidance."""
         scale = self.train["teacher_guidance"] if self.step < self.stage_steps else 1.0
-        if scale == 1:
-            x_0 = predicted(self.diffusion, self.teacher, x_t, condition, t)
-        else:
-            cond, uncond = both_predictions(self.diffusion, self.teacher, x_t, condition, t)
-            x_0 = uncond + scale * (cond - uncond)
-        if self.diffusion.clip:
-            x_0 = x_0.clamp(-1, 1)
+        x_0 = guided(self.diffusion, self.teacher, x_t, condition, t, scale)
         alpha, sigma = at(self.diffusion.alpha, t, x_t), at(self.diffusion.sigma, t, x_t)
         return x_0, (x_t - alpha * x_0) / sigma
 
@@ -204,14 +193,24 @@ def predicted(
     return diffusion.x_0(out, x, at(diffusion.alpha, t, x), at(diffusion.sigma, t, x))
 
 
-def both_predictions(
-    diffusion: GaussianDiffusion, model: nn.Module, x: Tensor, condition: Condition, t: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same with the condition and without, clipped as in sampling."""
-    both = condition.cat(condition.null())
-    x_0 = predicted(diffusion, model, torch.cat([x, x]), both, torch.cat([t, t]))
-    cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip else x_0).chunk(2)
-    return cond, uncond
+@torch.no_grad()
+def guided(
+    diffusion: GaussianDiffusion,
+    model: nn.Module,
+    x: Tensor,
+    condition: Condition | None,
+    t: Tensor,
+    scale: float,
+) -> Tensor:
+    """The same with a guidance scale, clipped as in sampling, and without gradients."""
+    if scale == 1:
+        x_0 = predicted(diffusion, model, x, condition, t)
+    else:
+        both = condition.cat(condition.null())
+        x_0 = predicted(diffusion, model, torch.cat([x, x]), both, torch.cat([t, t]))
+        cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip else x_0).chunk(2)
+        x_0 = uncond + scale * (cond - uncond)
+    return x_0.clamp(-1, 1) if diffusion.clip else x_0
 
 
 def random_state(device: torch.device) -> Tensor:
