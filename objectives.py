@@ -162,20 +162,18 @@ NOISE_ASSIGNMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 # --- consistency tuning (Geng et al. 2024, arXiv:2406.14548) --------------------------------------
 
 
-def why_not_tuned(prediction: str) -> str:
-    """Why a network with this prediction cannot become a consistency model; "" if it can.
+def has_boundary(prediction: str) -> bool:
+    """Is x_0 the input where there is no noise, whatever the network puts out?"""
+    return PREDICTIONS[prediction].x_0(0.5, 0.25, 1.0, 0.0) == 0.25
 
-    Whatever the network puts out, its x_0 must be the input where there is no noise (the boundary
-    condition), and must be finite in pure noise, where sampling begins.
-    """
-    x_0, out, x_t = PREDICTIONS[prediction].x_0, 0.5, 0.25
-    if x_0(out, x_t, 1.0, 0.0) != x_t:
-        return "its x_0 without noise is not the input, but what the network puts out"
+
+def starts_from_noise(prediction: str) -> bool:
+    """Is x_0 finite in pure noise, from which a single step must draw?"""
     try:
-        x_0(out, x_t, 0.0, 1.0)
+        PREDICTIONS[prediction].x_0(0.5, 0.25, 0.0, 1.0)
     except ZeroDivisionError:
-        return "its x_0 in pure noise is a division by zero"
-    return ""
+        return False
+    return True
 
 
 def earlier_ratio(ratio: Tensor, stage: int) -> Tensor:

@@ -250,7 +250,8 @@ def draw_parts(job: SamplingJob, parts: Parts) -> None:
     if is_main():
         none = plan.pictures.array(job.no_items())
         with activity(f"writing {parts.output}"):
-            parts.join(len(job.plan.batches), (plan.count, *none.shape[1:]), none.dtype)
+            shape = (plan.count, *none.shape[1:])
+            parts.join(len(job.plan.batches), shape, none.dtype, origin_of(plan))
         say(summary(job, sum(len(job.plan.batches[n]) for n in missing), seconds, calls))
         if first is not None:
             write_frames(job, first)
@@ -336,11 +337,22 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
         say(f"the animation: {output.with_suffix('.gif')}")
 
 
+def origin_of(plan: SamplingPlan) -> dict[str, np.ndarray]:
+    """What --pairs adds to the samples: the seed of their noise, and their classes."""
+    if not plan.request.pairs:
+        return {}
+    found = {"seed": np.array(plan.request.seed)}
+    condition = plan.wanted.condition
+    if condition is not None and condition.label is not None:
+        found["labels"] = condition.label.cpu().numpy()
+    return found
+
+
 def save(output: Path, drawn: Tensor, plan: SamplingPlan, real: Tensor | None = None) -> None:
     """Write samples as a picture, with real ones if given, or as an .npz."""
     if is_array(output):
         array = plan.pictures.array(drawn)
-        save_npz(output, array.shape, array.dtype, [array.tobytes()])
+        save_npz(output, array.shape, array.dtype, [array.tobytes()], origin_of(plan))
     else:
         prompts = plan.wanted.prompts
         save_picture(output, plan.pictures.grid(drawn, plan.columns, real, captions=prompts))

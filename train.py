@@ -49,6 +49,7 @@ from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.latents import autoencoder_of, use_autoencoder
+from training.pairs import load_pairs
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
@@ -110,6 +111,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             data = load()
         if before is not None:
             data = data.as_learned(before["config"]["data"])
+        pairs = load_pairs(flags.pairs, before["config"]) if flags.pairs else None
+        data = data if pairs is None else pairs.data
         announce_data(flags, data)
         flags = complete(flags, data, resumed=checkpoint is not None)
         encoder = autoencoder_of(flags.latents, data, checkpoint)
@@ -117,6 +120,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         config = make_config(flags, data, before and before["config"], shape_of_latents)
         require_tunable(flags, config, teacher)
         config["train"]["number_format"] = precision
+        config["train"]["pairs_seed"] = pairs and pairs.seed
         if cut := cut_captions(data, config):
             say(cut)
         if checkpoint is not None:
@@ -170,8 +174,10 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     """
     if flags.tune is None or resumed:
         return flags, None
-    if flags.teacher is None and flags.tune == "distill":
-        raise ValueError("--tune distill needs the network that it makes faster: --teacher FILE")
+    if flags.teacher is None and flags.tune in ("distill", "reflow"):
+        raise ValueError(f"--tune {flags.tune} needs a network to start from: --teacher FILE")
+    if flags.pairs is None and flags.tune == "reflow":
+        raise ValueError("--tune reflow needs --pairs FILE, which sample.py --pairs writes")
     if flags.teacher is None:
         say(
             f"--tune {flags.tune} without --teacher: a trained network would learn this much faster"

@@ -177,6 +177,9 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
     output: str = flag(
         "outputs/generated_samples.png", "a picture, or an .npz of all samples", group="output",
         metavar="FILE", parse=path)
+    pairs: bool = flag(
+        False, "an .npz that train.py --tune reflow can learn from, with the seed and the classes",
+        group="output", switch="on", unless=("start_from", "inpaint", "invert", "then"))
     show_intermediate: bool = flag(
         False, "also write x_t and the predicted x_0 on the way", group="output", switch="on",
         unless=("invert",))
@@ -197,6 +200,8 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         super().check()
         if self.inpaint and not self.mask:
             raise ValueError("--inpaint needs a --mask: white where the image is kept")
+        if self.pairs and not self.output.lower().endswith(".npz"):
+            raise ValueError("--pairs needs an --output that ends with .npz")
 # fmt: on
 
 

@@ -141,6 +141,9 @@ class RunConfig(DataFlags, ThreadFlags):
     teacher: str | None = objective_flag(
         None, "--tune: file of train.py or export.py; data and network are its own",
         group="few steps", parse=path, metavar="FILE", needs=("tune",))
+    pairs: str | None = objective_flag(
+        None, "--tune reflow: .npz of sample.py --pairs, samples of the teacher",
+        group="few steps", parse=path, metavar="FILE", needs=("tune",))
     teacher_guidance: float = objective_flag(
         1.0, "--tune: guidance scale with which the network then draws, in single calls",
         group="few steps", parse=number(float, 0), metavar="W", needs=("tune",))
@@ -235,6 +238,13 @@ class RunConfig(DataFlags, ThreadFlags):
             raise ValueError("--list-models prints the default networks; omit --preset")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite deletes it: give only one")
+        of = {"distill": ["teacher_steps"], "reflow": ["pairs"]}  # flags of one way of tuning
+        of["consistency or distill"] = ["teacher_guidance", "stage_steps"]
+        for tune, names in of.items():
+            for name in self.given & set(names):
+                if self.tune and self.tune not in tune.split():
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"--{flag} has no effect without --tune {tune}")
         if self.teacher_steps.bit_count() != 1:
             raise ValueError(f"--teacher-steps must be a power of 2, not {self.teacher_steps}")
 # fmt: on

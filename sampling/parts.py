@@ -4,8 +4,9 @@ import glob
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,23 +18,33 @@ DIGEST = 32  # bytes of a SHA-256
 WHOLE, MISSING, DAMAGED = range(3)  # states of a part
 
 
-def save_npz(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[bytes]) -> None:
-    """Write one array as arr_0, where FID tools look for it.
+def save_npz(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    blocks: Iterable[bytes],
+    others: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Write an array as arr_0, where FID tools look for it, and others by their names.
 
     `blocks` are its bytes in order, so that it need not fit into memory. Equal arrays give equal
     files: no time is stored.
     """
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
 
-    def write(partial: Path) -> None:
-        with (
-            zipfile.ZipFile(partial, "w") as file,
-            file.open(entry, "w", force_zip64=True) as array,
-        ):
+    def add(file: zipfile.ZipFile, name: str, shape, dtype, blocks: Iterable[bytes]) -> None:
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        with file.open(entry, "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)
             for block in blocks:
                 array.write(block)
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w") as file:
+            add(file, "arr_0", shape, dtype, blocks)
+            for name, values in others.items():
+                add(file, name, values.shape, values.dtype, [values.tobytes()])
 
     save_whole(path, write)
 
@@ -105,9 +116,15 @@ class Parts:
             return WHOLE
         return DAMAGED if self.path(number).exists() else MISSING
 
-    def join(self, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """Write the .npz from all `count` parts, as an array of that shape and type."""
-        save_npz(self.output, shape, dtype, map(self.required, range(count)))
+    def join(
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        others: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> None:
+        """Write the .npz from all `count` parts, as an array of that shape and type, and others."""
+        save_npz(self.output, shape, dtype, map(self.required, range(count)), others)
 
     def required(self, number: int) -> bytes:
         """The bytes of a part. Raises DataError if it is missing or damaged."""

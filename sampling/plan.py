@@ -24,9 +24,11 @@ from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage, derive_seed, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
-TUNED = {"consistency": "consistency", "distill": "ddim"}  # sampler of a tuned network
+# The sampler of a tuned network. Those of reflow have others, too.
+TUNED = {"consistency": "consistency", "distill": "ddim", "reflow": "euler"}
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
 STEPS |= {"consistency": 2}
+STRAIGHT = {"reflow": 4}  # default steps of networks with straight trajectories
 SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
@@ -221,7 +223,7 @@ def require_enlarging(request: SamplingRequest) -> None:
 def require_untuned(request: SamplingRequest, config: dict) -> None:
     """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
     tune = config["train"].get("tune")
-    if tune is None:
+    if tune in (None, "reflow"):
         if request.sampler == "consistency":
             raise ValueError(
                 "--sampler consistency is for networks of train.py --tune consistency; an ordinary "
@@ -252,7 +254,7 @@ def default_steps(config: dict, steps: int) -> int:
     """A number of steps for the default sampler: `steps`, or what a tuned network needs."""
     if (tune := config["train"].get("tune")) is None:
         return steps
-    return config["train"].get("student_steps") or STEPS[TUNED[tune]]
+    return config["train"].get("student_steps") or STRAIGHT.get(tune) or STEPS[TUNED[tune]]
 
 
 def choose_sampler(
@@ -264,7 +266,8 @@ def choose_sampler(
     """
     name = request.sampler
     if name == "auto":
-        name = "ddim" if request.invert else "dpmpp_2m" if request.interpolate else AUTO
+        smooth = request.interpolate or request.pairs
+        name = "ddim" if request.invert else "dpmpp_2m" if smooth else AUTO
         name = TUNED.get(config["train"].get("tune"), name)
     if request.inpaint and request.sampler not in ("auto", "ddpm"):
         raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
@@ -278,8 +281,9 @@ def choose_sampler(
         raise ValueError("--variance learned: the checkpoint was trained without --learn-sigma")
     if name == "ddpm" and diffusion.learn_sigma:
         given.setdefault("variance", "learned")
-    if request.interpolate or request.invert:
-        mode = "--interpolate" if request.interpolate else "--invert"
+    if request.interpolate or request.invert or request.pairs:
+        modes = ("interpolate", "invert", "pairs")
+        mode = next(f"--{each}" for each in modes if getattr(request, each))
         if name in ("ddpm", "dpmpp_2m_sde") or (name == "consistency" and request.steps != 1):
             raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; use ddim")
         if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
@@ -306,7 +310,8 @@ def choose_steps(
                 "draws in no other way"
             )
         return learned, "trailing"
-    steps = request.steps or min(STEPS.get(sampler, 20), timesteps)
+    usual = STRAIGHT.get(config["train"].get("tune")) or STEPS.get(sampler, 20)
+    steps = request.steps or min(usual, timesteps)
     return steps, request.spacing or SPACING.get(sampler, "trailing")
 
 

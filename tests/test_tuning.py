@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,19 @@ from cli import process
 from cli.training import TRAIN
 from conditions import label_condition
 from diffusion import GaussianDiffusion
-from objectives import PREDICTIONS, earlier_ratio, pseudo_huber, why_not_tuned
+from objectives import (
+    PREDICTIONS,
+    earlier_ratio,
+    has_boundary,
+    pseudo_huber,
+    starts_from_noise,
+)
 from runs import assert_same_training
 from samplers import SAMPLERS, generate
 from training.objective import NoisyBatch
+from training.pairs import load_pairs, with_noise
 from training.tuning import ConsistencyObjective, DistillationObjective
+from utils import NoisePerImage
 
 T = 64
 FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
@@ -61,11 +70,9 @@ class Solution(nn.Module):
 # --- consistency tuning --------------------------------------------------------------------------
 
 
-def test_which_predictions_have_the_boundary_condition():
-    fitting = {name for name in PREDICTIONS if not why_not_tuned(name)}
-    assert fitting == {"flow", "v", "edm"}
-    assert "division by zero" in why_not_tuned("eps")
-    assert "what the network puts out" in why_not_tuned("x_0")
+def test_which_predictions_can_be_tuned():
+    assert {name for name in PREDICTIONS if has_boundary(name)} == {"eps", "flow", "v", "edm"}
+    assert {name for name in PREDICTIONS if not starts_from_noise(name)} == {"eps"}
 
 
 def test_stages_compare_with_clean_data_first_and_with_the_neighbour_at_last():
@@ -315,6 +322,56 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
         assert "--steps 1" in refused.err
 
 
+def test_reflow_learns_from_the_noise_that_samples_came_from(script, teacher):
+    drawn = ["--checkpoint", teacher, "--num-images", 40, "--steps", 3, "--pairs"]
+    assert script("sample", *drawn, "--seed", 5, "--output", "p.npz").code == 0
+    whole = np.load("p.npz")
+    assert whole["seed"] == 5
+    assert script("sample", *drawn, "--seed", 5, "--batch-size", 16, "--output", "q.npz").code == 0
+    parts = np.load("q.npz")
+    assert np.abs(parts["arr_0"].astype(int) - whole["arr_0"]).max() <= 1
+    assert (parts["labels"] == whole["labels"]).all()
+
+    config = load_checkpoint(teacher)["config"]
+    data, seed = load_pairs("p.npz", config)
+    items = with_noise(data.items, seed, config)
+    expected = NoisePerImage(5, range(40)).draw((1, 8, 8))
+    assert_close(items[:, 1:].float(), expected, atol=2e-3, rtol=0)
+    x_0 = torch.from_numpy(whole["arr_0"]).movedim(-1, 1) / 127.5 - 1
+    assert_close(items[:, :1].float(), x_0.float(), atol=1e-3, rtol=0)
+
+    words = ["--tune", "reflow", "--teacher", teacher, "--pairs", "p.npz", *FEW]
+    words += ["--max-steps", 6, "--batch-size", 8]
+    assert script("train", *words, "--output-dir", "straight").code == 0
+    part = ["--save-every-steps", 3, "--output-dir", "parts"]
+    assert script("train", *words, *part).code == 0
+    (Path("parts") / "model_final.pt").unlink()
+    resumed = ["--resume", "parts/checkpoints/model_step_00000003.pt", *FEW]
+    assert script("train", *resumed).code == 0
+    a, b = load_checkpoint("straight/model_final.pt"), load_checkpoint("parts/model_final.pt")
+    assert_same_training(a, b)
+    assert a["config"]["train"]["pairs_seed"] == 5
+    result = script("sample", "--checkpoint", "straight", "--num-images", 4)
+    assert "euler, 4 steps" in result.out
+    more = script("sample", "--checkpoint", "straight", "--sampler", "heun", "--steps", 3)
+    assert more.code == 0
+
+
+def test_refused_pairs(script, teacher):
+    words = ["sample", "--checkpoint", teacher, "--pairs"]
+    assert ".npz" in script(*words).err
+    noisy = script(*words, "--output", "p.npz", "--sampler", "ddpm")
+    assert "without fresh noise" in noisy.err
+    assert script("sample", "--checkpoint", teacher, "--output", "s.npz", "--steps", 2).code == 0
+    tune = ["--tune", "reflow", "--teacher", teacher, "--pairs"]
+    assert "no seed" in script("train", *tune, "s.npz", *FEW).err
+    assert "cannot be read" in script("train", *tune, "missing.npz", *FEW).err
+    np.savez("shape.npz", arr_0=np.zeros((9, 4, 4, 1), np.uint8), seed=np.array(0))
+    assert "4 x 4" in script("train", *tune, "shape.npz", *FEW).err
+    np.savez("labels.npz", arr_0=np.zeros((9, 8, 8, 1), np.uint8), seed=np.array(0))
+    assert "no classes" in script("train", *tune, "labels.npz", *FEW).err
+
+
 def test_without_steps_a_tuned_run_has_the_weights_of_its_teacher(script, teacher):
     words = ["--tune", "consistency", "--teacher", teacher, "--lr", "0", *FEW]
     assert script("train", *words, "--max-steps", 1, "--output-dir", "out").code == 0
@@ -350,6 +407,12 @@ REFUSED = {
         ["--tune", "consistency", "--dataset", "digits", "--prediction", "eps"],
         "division by zero",
     ),
+    "boundary": (
+        ["--tune", "consistency", "--dataset", "digits", "--prediction", "x_0"],
+        "not the input",
+    ),
+    "no pairs": (["--tune", "reflow", "--teacher", "{t}"], "--pairs FILE"),
+    "steps of reflow": (["--tune", "reflow", "--stage-steps", "3"], "no effect"),
     "unguided": (
         ["--tune", "consistency", "--dataset", "moons", "--teacher-guidance", "2"],
         "conditioned on classes",

@@ -226,6 +226,7 @@ def train_config(flags: RunConfig) -> dict:
         "thread_count": None,  # that `threads` has led to
         "number_format": None,  # that `precision` has led to
         "feature_classifier": None,  # SHA-256 of that of `feature_loss`
+        "pairs_seed": None,  # of the noise of `pairs`
         "student_steps": None,  # sampling steps that --tune distill has led to
     }
 

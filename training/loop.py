@@ -18,6 +18,7 @@ from training.conditioning import condition_of
 from training.folder import RunFolder
 from training.latents import encoded
 from training.log import read_metrics
+from training.pairs import with_noise
 from training.plan import RunLength
 from training.preview import EVALUATED, EVALUATION_STEPS, FIRST_GRID_STEPS, preview_of
 from training.progress import Estimate
@@ -171,6 +172,8 @@ class Run:
         if config["model"].get("autoencoder"):
             bar = partial(Bar, shown=is_main())
             items = encoded(trainer, items, config["data"], bar, measure=trainer.step == 0)
+        if train.get("pairs"):
+            items = with_noise(items, train["pairs_seed"], config)
         items = on_device(items, trainer.device)
         condition = condition_of(data, config, partial(Bar, shown=is_main()))
         if condition is not None:

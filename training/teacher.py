@@ -4,7 +4,7 @@ from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from cli.training import RunConfig
 from models import NOT_DENOISERS, with_later_arguments
-from objectives import why_not_tuned
+from objectives import has_boundary, starts_from_noise
 from training.resume import with_saved_flags
 from training.trainer import Trainer
 
@@ -36,7 +36,12 @@ def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
             f"{flags.dataset}"
         )
     shared = {name: train[name] for name in INHERITED if train.get(name) is not None}
-    return with_saved_flags(flags, {**config, "train": shared})
+    flags = with_saved_flags(flags, {**config, "train": shared})
+    if flags.tune == "reflow":
+        if config["model"].get("caption_length") or config["model"].get("autoencoder"):
+            raise ValueError("--tune reflow is not for networks of captions or of latents")
+        flags.flip = False  # the mirrored noise leads to another image
+    return flags
 
 
 def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> None:
@@ -44,10 +49,16 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     with one that cannot be tuned."""
     if flags.tune is None:
         return
-    if why := why_not_tuned(config["diffusion"]["prediction"]):
+    prediction = config["diffusion"]["prediction"]
+    if flags.tune == "consistency" and not has_boundary(prediction):
         raise ValueError(
-            f"--tune {flags.tune} cannot use --prediction {config['diffusion']['prediction']}: "
-            f"{why}; flow, v and edm can be tuned"
+            f"--tune consistency cannot use --prediction {prediction}: its x_0 without noise is "
+            "what the network puts out, and not the input; use flow, v or edm"
+        )
+    if flags.tune in ("consistency", "distill") and not starts_from_noise(prediction):
+        raise ValueError(
+            f"--tune {flags.tune} cannot use --prediction {prediction}: its x_0 in pure noise is a "
+            "division by zero; use flow, v or edm"
         )
     model = config["model"]
     if model["name"] in NOT_DENOISERS or model.get("super_resolution"):

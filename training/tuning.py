@@ -162,9 +162,23 @@ class DistillationObjective(DiffusionObjective):
         return x_0, (x_t - alpha * x_0) / sigma
 
 
+class ReflowObjective(DiffusionObjective):
+    """The diffusion loss of samples of a network, each with the noise that it came from (rectified
+    flow; Liu et al. 2022, arXiv:2209.03003).
+
+    The items of the data set are samples, followed by their noise in the same axis (`with_noise`).
+    """
+
+    def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
+        """The batch with its samples and their noise."""
+        x_0, noise = batch.x_0.chunk(2, dim=1)
+        return batch._replace(x_0=x_0.contiguous(), noise=noise.contiguous())
+
+
 TUNINGS: dict[str, type[DiffusionObjective]] = {
     "consistency": ConsistencyObjective,
     "distill": DistillationObjective,
+    "reflow": ReflowObjective,
 }
 
 
