@@ -25,12 +25,13 @@ from dataset.items import epoch_order, item_shape, kind_of, noise_shape, to_unit
 from dataset.registry import READING, load_dataset
 from diffusion import GaussianDiffusion
 from models.tokenizer import tokenizer_of
-from samplers import Denoise
+from samplers import AUTO, SAMPLERS, Denoise, generate
 from schedules import Level
 from evaluation.report import learning_rows, write_report
 from sampling.attention import attention_over_trajectory
 from sampling.conditioning import require_fits, unknown_words
 from sampling.draw import use_text_encoder
+from sampling.plan import default_sampler, default_steps
 from schedules import SCHEDULES
 from training.folder import RunFolder
 from training.foreign import foreign_files
@@ -38,10 +39,12 @@ from utils import NoisePerImage, check_output, check_writable, choose_device
 from visuals.attention import draw_attention
 from visuals.forward_process import draw_noising, draw_schedules
 from visuals.pictures import image_format, pictures_of, require_size, save_figure
+from visuals.paths import Paths, draw_paths, spread, straightness
 from visuals.score_field import draw_score_field, lattice
 
 NUM_POINTS = 2000  # of a scatter plot
 ATTENTION_STEPS, ATTENTION_ROWS = 20, 5  # of sampling; rows of the picture of attention
+NUM_PATHS, PATH_STEPS = 150, 100  # trajectories, and their sampling steps
 FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / alpha
 
 
@@ -55,6 +58,7 @@ def main(request: VisualizationRequest) -> int:
     if request.save_path is None and not request.run:  # show_run() looks at all of the run's files
         require_own(path, is_own_figure, "another --save-path")
     modes = {"run": show_run, "field": show_field, "attention": show_attention}
+    modes["paths"] = show_paths
     show = next((modes[m] for m in modes if getattr(request, m)), show_forward_process)
     with activity("drawing"):
         return show(request, path)
@@ -66,6 +70,8 @@ def default_path(request: VisualizationRequest) -> str | Path:
         return RunFolder(request.run).learning
     if request.attention:
         return "outputs/attention.png"
+    if request.paths:
+        return "outputs/paths.png"
     return "outputs/score_field.png" if request.field else "outputs/forward_process.png"
 
 
@@ -164,6 +170,35 @@ def show_field(request: VisualizationRequest, path: Path) -> int:
         panels[title] = x_t / level.scale, arrows  # scaled to fit the same square
     heading = f"score of {data['dataset']}: grad log p(x_t), learned"
     save_figure(path, draw_score_field(panels, heading))
+    print(path)
+    return 0
+
+
+def show_paths(request: VisualizationRequest, path: Path) -> int:
+    """Draw the trajectories of models of points, from the same noise."""
+    columns = []
+    for name in request.paths:
+        content = load_checkpoint(find_checkpoint(name, print))
+        model, diffusion = restore(content)
+        config = content["config"]
+        if kind_of(item_shape(config["data"])) != "points":
+            raise ValueError(f"--paths is for points; {name} is of images")
+        sampler, tuned = default_sampler(config), config["train"].get("tune")
+        steps = default_steps(config, PATH_STEPS)
+        if sampler in ("consistency", AUTO):  # whose fresh noise would bend the trajectories
+            sampler, steps = ("ddim", 1 if tuned else PATH_STEPS)
+        levels = diffusion.levels(min(steps, diffusion.timesteps))
+        denoise, noise = diffusion.denoiser(model), spread(NUM_POINTS)
+        sampled = generate(denoise, noise, levels, torch.randn_like, SAMPLERS[sampler])
+        scales = [level.alpha + level.sigma for level in levels]  # those of flow matching
+        positions = torch.stack([x / scale for x, scale in zip(sampled, scales, strict=True)])
+        heading = f"{tuned or 'not tuned'}, {len(levels) - 1} steps"
+        if len(levels) == 2:
+            heading = heading.removesuffix("s")
+        else:
+            heading += f", {straightness(positions):.2f} times the distance"
+        columns.append(Paths(heading, positions[:, :NUM_PATHS], positions[-1]))
+    save_figure(path, draw_paths(columns))
     print(path)
     return 0
 

@@ -33,6 +33,10 @@ class VisualizationRequest(DataFlags, MachineFlags):
         False, "draw the score of a model of points as arrows", group="checkpoint", switch="on",
         needs=("checkpoint",))
 
+    paths: list[str] | None = flag(
+        None, "draw the trajectories of models of points, next to each other", group="checkpoint",
+        metavar="FILE", parse=path, nargs="+", unless=("field", "attention", "run", "checkpoint"))
+
     attention: bool = flag(
         False, "draw where the network looks for each word of --prompt", group="checkpoint",
         switch="on", needs=("checkpoint",), unless=("field",))
@@ -64,7 +68,8 @@ class VisualizationRequest(DataFlags, MachineFlags):
 VISUALIZE = Command(
     VisualizationRequest,
     "Show real data fading into noise, and the noise schedules; or how a run learned; or the\n"
-    "score that a model of points has learned; or where a model looks for the words of a prompt.",
+    "score or the trajectories that models of points have learned; or where a model looks for the\n"
+    "words of a prompt.",
     [
         "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
         "python visualize_diffusion.py --run outputs",

@@ -17,7 +17,9 @@ from benchmarks import (
     contenders,
     contention,
     contest,
+    few_steps,
     guidance,
+    large_images,
     profile_step,
     samplers,
     throughput,
@@ -433,3 +435,56 @@ def test_guidance_is_tabulated_and_drawn_over_its_scale(monkeypatch, tmp_path):
         ["| 1", "0.100"], ["| 2.5", "0.250"], ["| real images", "0.900"]
     ]  # fmt: skip
     assert (tmp_path / "guidance.png").stat().st_size > 5000
+
+
+# --- few steps, large images ---------------------------------------------------------------------
+
+
+def test_a_distilled_network_is_looked_up_by_the_steps_that_it_learned(monkeypatch, tmp_path):
+    steps = {"step_000016": 8, "step_000032": 8, "step_000064": 4, "model_final": 2}
+    (tmp_path / "snapshots").mkdir()
+    for name in list(steps)[:-1]:
+        (tmp_path / "snapshots" / f"{name}.safetensors").touch()
+
+    def config_of(path: Path) -> dict:
+        return {"config": {"train": {"student_steps": steps[path.stem]}}}
+
+    monkeypatch.setattr(few_steps, "load_checkpoint", config_of)
+    found = {calls: few_steps.of_tuned("distill", tmp_path, calls) for calls in (1, 2, 4, 8)}
+    assert found[1] is None
+    assert [found[n].checkpoint.stem for n in (2, 4, 8)] == [
+        "model_final",
+        "step_000064",
+        "step_000032",
+    ]
+    cell = few_steps.of_tuned("consistency", tmp_path, 2)
+    assert cell.flags == ["--steps", "2"]
+
+
+def test_tables_of_few_steps_and_large_images():
+    fid = {"mean": 2.0, "ratio": 4.0, "values": [1.5, 2.5], "floor_values": [0.5], "floor": 0.5}
+    close = {"precision": {"mean": 0.9}, "recall": {"mean": 0.8}}
+    report = {"classifier": {"classifier_fid": fid, **close}, "two_sample": {"auc": {"mean": 0.7}}}
+    row = {"way": "teacher", "calls": 2, "flags": ["--sampler", "ddim"], "seconds": 0.1234}
+    other = {**row, "way": "distill", "calls": 1, "report": {"classifier": report["classifier"]}}
+    lines = few_steps.table([{**row, "report": report}, other]).splitlines()
+    assert lines[2] == "| 1 | distill | 2.000 (1.500 to 2.500) | 4.00 |  | 0.90, 0.80 | 0.123 |"
+    assert lines[3].startswith("| 2 | teacher (sampler ddim) | 2.000 (1.500 to 2.500) | 4.00 | 0.7")
+    assert {line.count("|") for line in lines} == {8}
+
+    share = {"mean": 0.5, "floor": 1.0, "values": [0.5], "floor_values": [1.0]}
+    row = {"way": "pixels", "reader_fid": fid, "attribute_accuracy": share, "exact_match": share}
+    stages = {"model": {"images_per_second": 30.2, "steps": 1000, "seconds": 9}}
+    rows = [{**row, "stages": stages, "seconds": 0.5, "memory": 900}, {**row, "way": "bicubic"}]
+    lines = large_images.table(rows).splitlines()
+    assert lines[2].startswith("| pixels | 30 | 1,000 | 2.00 (1.50 to 2.50) | 0.50 | 0.500 | 0.500")
+    assert {line.count("|") for line in lines} == {10}
+
+
+def test_each_way_to_draw_large_images_has_flags_that_train_py_takes():
+    for stages in large_images.WAYS.values():
+        assert sum(stage.share for stage in stages.values()) == pytest.approx(1)
+        for flags, _ in stages.values():
+            TRAIN.parse(flags.format(size=128, autoencoder="ae", small="s").split())
+    for flags in few_steps.WAYS.values():
+        TRAIN.parse([*flags.split(), "--teacher", "model.pt"])

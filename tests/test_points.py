@@ -11,6 +11,7 @@ from dataset.points import POINT_SETS, draw_points
 from dataset.registry import DATASETS, load_dataset
 from evaluation.points import point_distances
 from training import preview
+from visuals.paths import straightness
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,22 @@ def test_sampling_from_images_does_not_apply_to_points(script, moons):
         result = script("sample", "--checkpoint", moons / "model_final.pt", *flags)
         assert result.code == 2
         assert f"{flags[0]} is for images, and this checkpoint is of points" in result.err
+
+
+def test_straightness_is_the_length_of_the_way_over_the_distance():
+    line = torch.stack([torch.zeros(5, 2), torch.ones(5, 2), 3 * torch.ones(5, 2)])
+    assert straightness(line) == pytest.approx(1)
+    corner = torch.tensor([[0.0, 0], [1, 0], [1, 1]])[:, None].expand(3, 4, 2)
+    assert straightness(corner) == pytest.approx(2**0.5)
+
+
+def test_the_trajectories_of_several_models(script, moons, conditional, tmp_path):
+    result = script("visualize_diffusion", "--paths", moons, moons / "model_final.pt")
+    assert result.code == 0, result.err
+    assert (tmp_path / "outputs" / "paths.png").stat().st_size > 20_000
+    refused = script("visualize_diffusion", "--paths", conditional)
+    assert refused.code == 2
+    assert "--paths is for points" in refused.err
 
 
 def test_the_score_field_does_not_apply_to_images(script, conditional):
