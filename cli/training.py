@@ -151,8 +151,8 @@ class RunConfig(DataFlags, ThreadFlags):
         32, "--tune distill: steps of the teacher, a power of 2; each stage halves them",
         group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))
     stage_steps: int = objective_flag(
-        250, "--tune: training steps of each stage", group="few steps", parse=number(int, 1),
-        needs=("tune",))
+        500, "--tune: training steps of each stage, about a fifth of the run",
+        group="few steps", parse=number(int, 1), needs=("tune",))
 
     epochs: int | None = length_flag(
         "passes over the data (default: 15, points: 20, if no limit)", parse=number(int, 1))
