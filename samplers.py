@@ -344,6 +344,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
+OF_TUNED = ("consistency",)  # which need networks that are trained for them
 AUTO = "dpmpp_2m_sde"  # gave the best digits for its number of network calls
 
 

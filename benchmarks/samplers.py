@@ -27,7 +27,7 @@ from checkpoints.checkpoint import load_checkpoint
 from diffusion import Denoiser
 from evaluation.distances import energy_distance
 from evaluation.features import classifier_for
-from samplers import SAMPLERS
+from samplers import OF_TUNED, SAMPLERS
 from schedules import SPACINGS
 from utils import choose_device, choose_precision, describe
 
@@ -52,7 +52,8 @@ def network_clock() -> Iterator[list[float]]:
 def main() -> None:
     parser = command_line(__doc__, folders=True)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    names = [name for name in SAMPLERS if name not in OF_TUNED]
+    parser.add_argument("--samplers", nargs="+", choices=names, default=names)
     parser.add_argument("--nfe", nargs="+", type=int, default=NFE)
     parser.add_argument("--spacing", choices=SPACINGS, default="trailing")
     parser.add_argument("--num-images", type=int, default=250)

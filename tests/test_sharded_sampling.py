@@ -14,7 +14,7 @@ from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli.sampling import SAMPLE
 from models import build_model, model_config
 from processes import Processes, run_sample, run_samples, run_torchrun
-from samplers import SAMPLERS
+from samplers import OF_TUNED, SAMPLERS
 from sampling.draw import SamplingJob
 from sampling.parts import Parts
 
@@ -306,12 +306,13 @@ def test_every_flag_decides_the_samples_or_is_known_not_to(conditional):
     """A new flag must be assigned, or parts sampled with different values would be mixed."""
     others = {"debug", "output", "show_intermediate", "animate"}
     others |= {"invert", "list_classes"}  # one image; none
+    others |= {"pairs"}  # adds to the samples
     others |= {"timesteps"}  # checked, and without an effect
     others |= {"threads"}  # rounds as another machine does, on which parts may be sampled, too
     others |= {"text_encoder"}  # its files must have the digest in the checkpoint
     others |= {name for name in SAMPLE.declared if name.startswith("then")}  # each stage decides
     decisive = set()
-    for sampler in SAMPLERS:  # their options are among the flags
+    for sampler in SAMPLERS.keys() - OF_TUNED:  # their options are among the flags
         job = SamplingJob(SAMPLE.parse(["--checkpoint", str(conditional), "--sampler", sampler]))
         decisive |= {name[2:].replace("-", "_") for name in job.decisive() if name[0] == "-"}
     assert decisive == set(SAMPLE.declared) - others
