@@ -17,10 +17,11 @@ from checkpoints.card import drawing_flags, is_card, model_card, read_report
 from checkpoints.checkpoint import load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
+from checkpoints.web import save_page
 from cli.activity import activity
 from checkpoints.weights import WEIGHT_KINDS, save_weights
 from dataset.own_files import head_of, require_own
-from utils import check_output, save_whole
+from utils import MARK, check_output, save_whole
 
 
 def main(request: ExportRequest) -> int:
@@ -52,6 +53,8 @@ def main(request: ExportRequest) -> int:
     with activity(f"writing {output}"):
         if form == "numpy":
             save_arrays(output, config, step, which, model, diffusion)
+        elif form == "web":
+            save_page(output, config, step, model, diffusion)
         else:
             save_weights(output, config, step, which, weights)
     print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
@@ -77,9 +80,9 @@ def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
 
 
 def is_export(path: Path) -> bool:
-    """Is a file an export of a network, in either form?"""
+    """Is a file an export of a network, in any form?"""
     head = head_of(path)
-    return b"tiny-diffusion-" in head or b"config.npy" in head
+    return b"tiny-diffusion-" in head or b"config.npy" in head or MARK.encode() in head
 
 
 def require_exportable(path: str, config: dict, form: str) -> None:
@@ -92,20 +95,25 @@ def require_exportable(path: str, config: dict, form: str) -> None:
             f"restore(checkpoint, model={network}(...)), in Python, with checkpoint = "
             "load_checkpoint(path), and save its state_dict(); export.py cannot rebuild it"
         )
-    if form == "numpy" and config["model"].get("caption_length"):
-        raise ValueError(f"{path} is conditioned on captions, which mini_diffusion cannot read")
-    if form == "numpy" and config["model"].get("super_resolution"):
-        raise ValueError(f"{path} enlarges images, which mini_diffusion cannot")
-    if form == "numpy" and config["model"].get("autoencoder"):
-        raise ValueError(f"{path} is of latents, which mini_diffusion cannot decode")
-    if form == "numpy" and name != "unet":
-        raise ValueError(f"{path} contains the network {name}; only unet can be exported to numpy")
+    if form == "safetensors":
+        return
+    reader = {"numpy": "mini_diffusion", "web": "the page"}[form]
+    if config["model"].get("caption_length"):
+        raise ValueError(f"{path} is conditioned on captions, which {reader} cannot read")
+    if config["model"].get("super_resolution"):
+        raise ValueError(f"{path} enlarges images, which {reader} cannot")
+    if config["model"].get("autoencoder"):
+        raise ValueError(f"{path} is of latents, which {reader} cannot decode")
+    if name != "unet":
+        raise ValueError(f"{path} contains the network {name}; only unet can be exported to {form}")
 
 
 def sampling_command(form: str, output: Path, report: dict) -> str:
     """A command that samples with the exported network."""
     if form == "numpy":
         return f"python -m mini_diffusion.sample {output}"
+    if form == "web":
+        return f"open {output}"
     return f"python sample.py --checkpoint {output} {drawing_flags(report)}"
 
 

@@ -6,7 +6,7 @@ from cli.common import checkpoint_flag, raw_flag
 from cli.declare import Flags, flag, path
 from cli.parser import Command
 
-ENDINGS = {"numpy": ".npz", "safetensors": ".safetensors"}  # of each form's file
+ENDINGS = {"numpy": ".npz", "safetensors": ".safetensors", "web": ".html"}  # of the files
 
 
 # fmt: off
@@ -31,9 +31,11 @@ class ExportRequest(Flags):
 EXPORT = Command(
     ExportRequest,
     "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
-    "safetensors: the weights of any network; sample.py reads it too.",
+    "safetensors: the weights of any network; sample.py reads it too. web: a page that draws in a\n"
+    "browser.",
     [
         "python export.py --checkpoint outputs/model_final.pt --to numpy model.npz",
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
+        "python export.py --checkpoint outputs/model_final.pt --to web page.html",
     ],
 )

@@ -1,0 +1,316 @@
+"""export.py --to web: the page draws what sample.py draws."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import export
+import train
+from browser import CHROMIUM, Browser
+from checkpoints.checkpoint import load_checkpoint
+from checkpoints.web import SAMPLERS, source
+from cli import process
+from cli.export import EXPORT
+from cli.training import TRAIN
+from sample import sample
+from utils import NoisePerImage
+
+NODE = shutil.which("node")
+FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
+FEW += ["--sample-interval", "0", "--snapshots", "0", "--dataset", "digits", "--channels", "16"]
+FEW += ["--max-steps", "60", "--batch-size", "32"]
+PROGRAM = """
+const fs = require("fs");
+const [sources, page, requests] = JSON.parse(fs.readFileSync(0, "utf8"));
+const names = "{draw, predictor, weightsOf, Generator, imageSeed}";
+const api = new Function(`${sources}; return ${names};`)();
+if (!page) {
+  const noise = ([seed, index, counts]) => {
+    const generator = new api.Generator(api.imageSeed(seed, index));
+    return counts.map((count) => Array.from(generator.normal(count)));
+  };
+  console.log(JSON.stringify(requests.map(noise)));
+} else {
+  const { model, process, shape, index } = page.content;
+  const bytes = Uint8Array.from(atob(page.weights), (c) => c.charCodeAt(0));
+  const weights = api.weightsOf(index, new Uint16Array(bytes.buffer));
+  const predict = api.predictor(model, shape, weights);
+  const last = (request) => [...api.draw(process, predict, shape, request)].at(-1).x;
+  console.log(JSON.stringify(requests.map((request) => Array.from(last(request)))));
+}
+"""
+
+
+def in_node(page: dict | None, requests: list) -> list:
+    """What web/ computes in Node."""
+    if NODE is None:
+        pytest.skip("needs Node")
+    names = ("random.js", "network.js", "samplers.js", "worker.js")
+    text = json.dumps(["\n".join(map(source, names)), page, requests])
+    command = [NODE, "-e", PROGRAM]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def parts_of(page: Path) -> dict:
+    """The description and the weights that a page holds."""
+    text = page.read_text()
+
+    def element(name: str) -> str:
+        return re.search(rf'<script id="{name}"[^>]*>(.*?)</script>', text, re.DOTALL)[1]
+
+    return {"content": json.loads(element("model")), "weights": element("weights").strip()}
+
+
+def exported(checkpoint: Path, page: Path) -> Path:
+    words = ["--checkpoint", str(checkpoint), "--to", "web", str(page)]
+    assert process.run(export.main, EXPORT.parse(words)) == 0
+    return page
+
+
+NETWORKS = {
+    "default": [],  # efficient, with attention in the middle
+    "laptop": ["--multipliers", "1", "3", "--no-efficient", "--blocks", "2"],
+    "attention": ["--attention-resolutions", "8", "4", "--prediction", "v", "--learn-sigma"],
+    "unconditional": ["--no-class-conditional", "--image-size", "8x12", "--prediction", "eps"],
+    "edm": ["--schedule", "edm"],
+    "pure noise": ["--schedule", "flow", "--multipliers", "1", "2", "--prediction", "x_0"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of a short run with one of `NETWORKS`, trained when it is first asked for."""
+    folder, found = tmp_path_factory.mktemp("web"), {}
+
+    def run(name: str) -> Path:
+        if name not in found:
+            found[name] = folder / name.replace(" ", "_")
+            words = [*FEW, *NETWORKS[name], "--output-dir", str(found[name])]
+            assert process.run(train.main, TRAIN.parse(words)) == 0
+        return found[name] / "model_final.pt"
+
+    return run
+
+
+def test_noise_is_that_of_sample_py():
+    requests = [[0, 0, [64]], [123456789, 7, [784, 784]], [5, 63, [100, 17, 3072]]]
+    for (seed, index, counts), found in zip(requests, in_node(None, requests), strict=True):
+        stream = NoisePerImage(seed, [index])
+        for count, numbers in zip(counts, found, strict=True):
+            expected = stream.draw((count,))[0]
+            assert np.abs(np.array(numbers) - expected.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_page_draws_what_sample_py_draws(runs, name, tmp_path):
+    """Within two grey levels: its weights are rounded to 16 bits."""
+    checkpoint = runs(name)
+    page = parts_of(exported(checkpoint, tmp_path / "page.html"))
+    classes, requests = page["content"]["classes"], []
+    for number, sampler in enumerate(SAMPLERS):
+        guided = bool(classes) and number % 2 == 0
+        request = {"seed": number, "index": 0, "sampler": sampler, "steps": 4 + number}
+        requests.append(request | {"label": 3 if classes else None})
+        requests[-1]["guidance"] = 1.7 if guided else 1
+    shape = page["content"]["shape"]
+    for request, x in zip(requests, in_node(page, requests), strict=True):
+        flags = {k: request[k] for k in ("seed", "sampler", "steps")}
+        if classes:
+            flags |= {"class_id": "3", "guidance_scale": request["guidance"]}
+        expected = sample(checkpoint, num_images=1, threads=1, device="cpu", **flags)[0]
+        size = (shape["channels"], shape["height"], shape["width"])
+        found = np.moveaxis(np.array(x).reshape(size), 0, -1)
+        levels = np.round((found.clip(-1, 1) + 1) * 127.5)
+        assert np.abs(levels - expected).max() <= 2, request
+
+
+def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path):
+    teacher = runs("default")
+    words = ["--tune", "consistency", "--teacher", teacher, "--max-steps", 2, *FEW[:10]]
+    assert script("train", *words, "--output-dir", "tuned").code == 0
+    checkpoint = Path("tuned/model_final.pt")
+    page = parts_of(exported(checkpoint, tmp_path / "page.html"))
+    assert page["content"]["samplers"] == ["consistency"]
+    assert page["content"]["steps"] == 2
+    request = {"seed": 4, "sampler": "consistency", "steps": 2, "label": 5, "guidance": 1}
+    (x,) = in_node(page, [request])
+    expected = sample(checkpoint, num_images=1, class_id="5", seed=4, device="cpu", threads=1)[0]
+    levels = np.round((np.array(x).clip(-1, 1) + 1) * 127.5).reshape(expected.shape[:2])
+    assert np.abs(levels - expected[..., 0]).max() <= 2
+
+
+def test_networks_that_the_page_cannot_hold_are_refused(script, tmp_path):
+    words = ["--dataset", "moons", "--max-steps", 1, *FEW[:10], "--output-dir", "points"]
+    assert script("train", *words).code == 0
+    result = script("export", "--checkpoint", "points", "--to", "web", "page.html")
+    assert result.code == 2
+    assert "contains the network mlp; only unet" in result.err
+    assert script("export", "--checkpoint", "points", "--to", "web", "page.txt").code == 2
+
+
+def test_weights_are_those_of_the_average_in_16_bits(runs, tmp_path):
+    checkpoint = runs("default")
+    page = parts_of(exported(checkpoint, tmp_path / "page.html"))
+    halves = np.frombuffer(base64.b64decode(page["weights"]), "<f2")
+    for name, weight in load_checkpoint(checkpoint)["ema"].items():
+        first, count = page["content"]["index"][name]
+        found = torch.from_numpy(halves[first : first + count].astype(np.float32))
+        assert torch.equal(found, weight.flatten().half().float())
+
+
+def test_the_published_page_is_made_of_the_published_weights_and_sources(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    expected = exported(root / "weights" / "mnist.safetensors", tmp_path / "page.html")
+    assert (root / "docs" / "mnist.html").read_bytes() == expected.read_bytes()
+    assert expected.stat().st_size < 6_000_000
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    with Browser() as browser:
+        yield browser
+
+
+def wait(browser: Browser, condition: str) -> None:
+    """Wait until a condition of the page holds."""
+    script = f"""new Promise((resolve, reject) => {{
+        const end = performance.now() + 60000;
+        const look = () => {condition} ? resolve(true) : performance.now() > end
+            ? reject(new Error(document.getElementById("status").textContent))
+            : setTimeout(look, 20);
+        look();
+    }})"""
+    assert browser.run(script)
+
+
+def pixels_of(browser: Browser, canvas: str) -> np.ndarray:
+    """The grey levels (H, W) of a canvas."""
+    script = f"""(() => {{
+        const canvas = document.getElementById("{canvas}");
+        const context = canvas.getContext("2d");
+        const {{ data }} = context.getImageData(0, 0, canvas.width, canvas.height);
+        return [canvas.height, canvas.width, Array.from(data.filter((_, i) => i % 4 === 0))];
+    }})()"""
+    height, width, values = browser.run(script)
+    return np.array(values).reshape(height, width)
+
+
+def set_value(browser: Browser, control: str, value: object, event: str = "input") -> None:
+    browser.run(
+        f"(() => {{ const node = document.getElementById('{control}'); "
+        f"node.value = {json.dumps(str(value))}; node.dispatchEvent(new Event('{event}')); }})()"
+    )
+
+
+def click(browser: Browser, control: str) -> None:
+    browser.run(f"document.getElementById('{control}').click()")
+
+
+DONE = "document.getElementById('status').textContent.includes('network calls')"
+
+
+def test_every_control_of_the_page_in_a_browser(browser, runs, tmp_path):
+    checkpoint = runs("default")
+    page = exported(checkpoint, tmp_path / "page.html")
+    browser.show(1000)
+    browser.open(page)
+    wait(browser, "document.getElementById('status').textContent === 'ready'")
+    for control, value in [("class", 3), ("seed", 2), ("sampler", "ddim")]:
+        set_value(browser, control, value)
+    for control, value in [("steps", 5), ("guidance", 1.7)]:
+        set_value(browser, control, value)
+    click(browser, "draw")
+    wait(browser, DONE)
+    flags = {"class_id": "3", "sampler": "ddim", "steps": 5, "guidance_scale": 1.7}
+    common = {"num_images": 1, "device": "cpu", "threads": 1}
+    expected = sample(checkpoint, seed=2, **flags, **common)[0, ..., 0].astype(int)
+    drawn = pixels_of(browser, "clean")
+    assert np.abs(drawn - expected).max() <= 2
+    assert browser.run("document.getElementById('status').textContent").startswith("10 network")
+
+    set_value(browser, "scrub", 0)
+    assert "step 0 of 5" in browser.run("document.getElementById('moment').textContent")
+    assert np.abs(pixels_of(browser, "noisy") - drawn).max() > 50
+    set_value(browser, "scrub", 5)
+    assert np.array_equal(pixels_of(browser, "clean"), drawn)
+
+    click(browser, "another")
+    wait(browser, DONE + " && document.getElementById('seed').value === '3'")
+    following = sample(checkpoint, seed=3, **flags, **common)[0, ..., 0].astype(int)
+    assert np.abs(pixels_of(browser, "clean") - following).max() <= 2
+
+    click(browser, "copy")
+    assert np.abs(pixels_of(browser, "own") - following).max() <= 2
+    set_value(browser, "forward", 900)
+    assert "t = 900" in browser.run("document.getElementById('signal').textContent")
+    assert np.abs(pixels_of(browser, "noised") - pixels_of(browser, "own")).max() > 50
+    set_value(browser, "strength", 0.4)
+    click(browser, "redraw")
+    wait(browser, DONE)
+    assert np.abs(pixels_of(browser, "clean") - following).mean() < 60
+
+    click(browser, "clear")
+    assert pixels_of(browser, "own").max() == 0
+    box = browser.run(
+        "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        "(document.getElementById('own').getBoundingClientRect())"
+    )
+    browser.run("document.getElementById('own').scrollIntoView()")
+    box = browser.run(
+        "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        "(document.getElementById('own').getBoundingClientRect())"
+    )
+    for kind, buttons in [("mousePressed", 1), ("mouseMoved", 1), ("mouseReleased", 0)]:
+        options = {"x": box[0], "y": box[1], "button": "left", "buttons": buttons}
+        browser.call("Input.dispatchMouseEvent", type=kind, clickCount=1, **options)
+    assert pixels_of(browser, "own").max() > 200
+
+    set_value(browser, "steps", 500)
+    click(browser, "draw")
+    wait(browser, "document.getElementById('progress').value > 1")
+    click(browser, "cancel")
+    assert browser.run("document.getElementById('status').textContent") == "cancelled"
+    set_value(browser, "steps", 2)
+    click(browser, "draw")
+    wait(browser, DONE)
+
+    unnamed = "[...document.querySelectorAll('input, select')].filter(n => !n.labels.length).length"
+    assert browser.run(unnamed) == 0
+    events = ["Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"]
+    assert browser.seen(*events, "Network.loadingFailed") == []
+    urls = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+    assert [url for url in urls if not url.startswith("blob:")] == [page.resolve().as_uri()]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_page_fits_the_window(browser, runs, tmp_path, width):
+    page = exported(runs("default"), tmp_path / "page.html")
+    for dark in (False, True):
+        browser.show(width, dark=dark)
+        browser.open(page)
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_damaged_weights_are_reported_in_the_page(browser, runs, tmp_path):
+    page = exported(runs("default"), tmp_path / "page.html")
+    text = page.read_text()
+    place = text.index('<script id="weights"') + 4000
+    other = "A" if text[place] != "A" else "B"
+    page.write_text(text[:place] + other + text[place + 1 :])
+    browser.open(page)
+    wait(browser, "document.getElementById('status').textContent.includes('damaged')")
+    assert browser.run("document.getElementById('draw').disabled")

@@ -1,0 +1,220 @@
+// What the page does with its controls. The network runs in a worker (worker.js).
+
+const content = JSON.parse(document.getElementById("model").textContent);
+const byId = (id) => document.getElementById(id);
+const { shape } = content;
+const pixels = shape.height * shape.width;
+let frames = []; // of the image that is drawn or was drawn last: {t, level, x, x_0, calls}
+let worker = null;
+let job = 0;
+let started = 0;
+
+// --- the weights ---
+
+async function readWeights() {
+  const text = byId("weights").textContent.trim();
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  if (crypto.subtle) {
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+    const hex = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (hex !== content.sha256) throw new Error("the weights in this page are damaged: export it again");
+  }
+  return new Uint16Array(bytes.buffer);
+}
+
+let weights = null;
+
+function newWorker() {
+  const source = new Blob([byId("engine").textContent], { type: "text/javascript" });
+  const url = URL.createObjectURL(source);
+  const made = new Worker(url);
+  URL.revokeObjectURL(url);
+  const { model, process, index } = content;
+  made.postMessage({ model, process, shape, index, weights });
+  made.onmessage = ({ data }) => data.job === job && onFrame(data);
+  made.onerror = (event) => fail(event.message);
+  return made;
+}
+
+// --- pictures ---
+
+// x (C, H, W) in about [-1, 1], drawn into a canvas
+function paint(canvas, x, scale = 1) {
+  canvas.width = shape.width;
+  canvas.height = shape.height;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(shape.width, shape.height);
+  for (let p = 0; p < pixels; p++) {
+    for (let c = 0; c < 3; c++) {
+      const value = x ? x[(shape.channels === 1 ? 0 : c) * pixels + p] / scale : -1;
+      image.data[4 * p + c] = Math.round((Math.min(1, Math.max(-1, value)) + 1) * 127.5);
+    }
+    image.data[4 * p + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+const spreadOf = ({ alpha, sigma }) => Math.sqrt(alpha ** 2 + sigma ** 2);
+
+function show(number) {
+  const frame = frames[number];
+  if (!frame) return;
+  paint(byId("noisy"), frame.x, spreadOf(frame.level));
+  paint(byId("clean"), frame.x_0 ?? frame.x, frame.x_0 ? 1 : spreadOf(frame.level));
+  const where = frame.t < 0 ? "clean" : `t = ${frame.t}`;
+  byId("moment").textContent = `step ${number} of ${frames.length - 1}, ${where}`;
+  byId("scrub").setAttribute("aria-valuetext", byId("moment").textContent);
+}
+
+// --- drawing ---
+
+function requestOf() {
+  const chosen = byId("class").value;
+  return {
+    label: content.classes.length ? Number(chosen) : null,
+    seed: Number(byId("seed").value),
+    sampler: byId("sampler").value,
+    steps: Number(byId("steps").value),
+    guidance: content.classes.length ? Number(byId("guidance").value) : 1,
+  };
+}
+
+function start(request) {
+  cancel();
+  frames = [];
+  worker ??= newWorker();
+  started = performance.now();
+  byId("progress").max = request.strength
+    ? Math.max(1, Math.round(request.steps * request.strength))
+    : request.steps;
+  byId("progress").value = 0;
+  byId("cancel").disabled = false;
+  byId("status").textContent = "drawing ...";
+  worker.postMessage({ job, request });
+}
+
+function cancel() {
+  if (!byId("cancel").disabled) {
+    worker.terminate();
+    worker = null;
+    byId("status").textContent = "cancelled";
+  }
+  byId("cancel").disabled = true;
+  job++;
+}
+
+function onFrame(data) {
+  if (data.error) return fail(data.error);
+  if (data.done) {
+    const seconds = (performance.now() - started) / 1000;
+    byId("status").textContent = `${data.calls} network calls in ${seconds.toFixed(1)} s`;
+    byId("cancel").disabled = true;
+    return;
+  }
+  frames.push(data);
+  byId("progress").value = data.step;
+  byId("scrub").max = frames.length - 1;
+  byId("scrub").value = frames.length - 1;
+  byId("scrub").disabled = false;
+  show(frames.length - 1);
+}
+
+function fail(message) {
+  byId("status").textContent = `failed: ${message}`;
+  byId("cancel").disabled = true;
+}
+
+// --- one's own picture ---
+
+const own = new Float32Array(shape.channels * pixels).fill(-1);
+let pressed = false;
+
+function brush(event) {
+  const box = byId("own").getBoundingClientRect();
+  const x = ((event.clientX - box.left) / box.width) * shape.width - 0.5;
+  const y = ((event.clientY - box.top) / box.height) * shape.height - 0.5;
+  const value = byId("erase").checked ? -1 : 1;
+  const radius = Math.max(1, shape.width / 22);
+  for (let row = 0; row < shape.height; row++) {
+    for (let column = 0; column < shape.width; column++) {
+      const share = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(column - x, row - y)));
+      for (let c = 0; c < shape.channels; c++) {
+        const at = c * pixels + row * shape.width + column;
+        own[at] += share * (value - own[at]);
+      }
+    }
+  }
+  paintOwn();
+}
+
+// q(x_t | x_0) of the picture, at the timestep of the slider
+function paintOwn() {
+  paint(byId("own"), own);
+  const t = Number(byId("forward").value);
+  const level = t < 0 ? { alpha: 1, sigma: 0 } : { alpha: content.process.alpha[t], sigma: content.process.sigma[t] };
+  const noise = new Generator(imageSeed(Number(byId("seed").value), 0)).normal(own.length);
+  const noisy = own.map((value, i) => level.alpha * value + level.sigma * noise[i]);
+  paint(byId("noised"), noisy, spreadOf(level));
+  byId("signal").textContent = t < 0 ? "no noise" : `t = ${t}: ${level.alpha.toFixed(2)} x_0 + ${level.sigma.toFixed(2)} noise`;
+}
+
+// --- the controls ---
+
+function connect() {
+  for (const [id, options] of [
+    ["class", content.classes.map((name, i) => [i, name]).concat([[-1, "any class"]])],
+    ["sampler", content.samplers.map((name) => [name, name])],
+  ]) {
+    byId(id).replaceChildren(...options.map(([value, name]) => new Option(name, value)));
+  }
+  for (const node of document.querySelectorAll(".conditional")) node.hidden = !content.classes.length;
+  byId("steps").value = content.steps;
+  byId("guidance").value = content.guidance;
+  byId("forward").max = content.process.alpha.length - 1;
+  byId("controls").onsubmit = (event) => {
+    event.preventDefault();
+    start(requestOf());
+  };
+  byId("cancel").onclick = cancel;
+  byId("another").onclick = () => {
+    byId("seed").value = Number(byId("seed").value) + 1;
+    start(requestOf());
+  };
+  byId("scrub").oninput = () => show(Number(byId("scrub").value));
+  const canvas = byId("own");
+  canvas.onpointerdown = (event) => {
+    pressed = true;
+    canvas.setPointerCapture(event.pointerId);
+    brush(event);
+  };
+  canvas.onpointermove = (event) => pressed && brush(event);
+  canvas.onpointerup = canvas.onpointercancel = () => (pressed = false);
+  byId("forward").oninput = paintOwn;
+  byId("clear").onclick = () => {
+    own.fill(-1);
+    paintOwn();
+  };
+  byId("copy").onclick = () => {
+    const last = frames.at(-1);
+    if (last) own.set(last.x.map((value) => Math.min(1, Math.max(-1, value))));
+    paintOwn();
+  };
+  byId("redraw").onclick = () =>
+    start({ ...requestOf(), start: own.slice(), strength: Number(byId("strength").value) });
+}
+
+async function main() {
+  connect();
+  paint(byId("noisy"), null);
+  paint(byId("clean"), null);
+  paintOwn();
+  try {
+    weights = await readWeights();
+  } catch (error) {
+    return fail(error.message);
+  }
+  byId("draw").disabled = byId("another").disabled = byId("redraw").disabled = false;
+  byId("status").textContent = "ready";
+}
+
+main();
