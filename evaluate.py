@@ -65,6 +65,7 @@ from evaluation.two_sample import ALMOST, COARSE, compare_grey_levels, two_sampl
 from models import AUTOENCODERS
 from models.tokenizer import tokenizer_of
 from sampling.draw import load_judge, require_denoiser, use_text_encoder
+from sampling.plan import require_untuned_network
 from utils import (
     DataError,
     check_output,
@@ -120,8 +121,9 @@ def main(request: EvaluationRequest) -> int:
     require_used(request, metrics, encodes, small)
     if "bpd" in metrics and checkpoint["config"]["model"].get("autoencoder"):
         raise ValueError("--metrics bpd: the bits of latents are not those of images")
-    if "bpd" in metrics and checkpoint["config"]["train"].get("tune"):
-        raise ValueError("--metrics bpd: a tuned network is no longer a denoiser of single steps")
+    if "bpd" in metrics:
+        only = ", the only measure of points," if real.train.items.ndim == 2 else ""
+        require_untuned_network(checkpoint["config"], f"--metrics bpd{only}")
     print(f"{source}: {real.name}" + (f", step {checkpoint['step']:,}" if checkpoint else ""))
     report = {**description(request, source, checkpoint), "dataset": real.name}
     report |= {"compared_with": real.origin, "torch": torch.__version__}

@@ -21,6 +21,7 @@ from checkpoints.web import save_page
 from cli.activity import activity
 from checkpoints.weights import WEIGHT_KINDS, save_weights
 from dataset.own_files import head_of, require_own
+from sampling.plan import require_untuned_network
 from utils import MARK, check_output, save_whole
 
 
@@ -97,6 +98,8 @@ def require_exportable(path: str, config: dict, form: str) -> None:
         )
     if form == "safetensors":
         return
+    if form == "numpy":
+        require_untuned_network(config, "--to numpy")
     reader = {"numpy": "mini_diffusion", "web": "the page"}[form]
     if config["model"].get("caption_length"):
         raise ValueError(f"{path} is conditioned on captions, which {reader} cannot read")

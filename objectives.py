@@ -183,7 +183,7 @@ def earlier_ratio(ratio: Tensor, stage: int) -> Tensor:
     which is the diffusion loss, and each stage halves the distance.
     """
     n = 1 + 8 * torch.sigmoid(-ratio)
-    return ratio * (1 - n / 2 ** (stage + 1)).clamp(min=0)
+    return ratio * (1 - n * 0.5 ** (stage + 1)).clamp(min=0)
 
 
 def pseudo_huber(error: Tensor) -> Tensor:

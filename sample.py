@@ -69,7 +69,14 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
     Returns what --output would hold as an .npz: uint8 images (N, H, W, C), or points (N, 2).
     Nothing is written. Raises ValueError for what the command line would refuse.
     """
-    unused = flags.keys() & {"output", "show_intermediate", "animate", "invert", "list_classes"}
+    unused = flags.keys() & {
+        "output",
+        "show_intermediate",
+        "animate",
+        "invert",
+        "list_classes",
+        "pairs",
+    }
     if unused:
         raise ValueError(f"sample() writes nothing: {min(unused)} is for the command line")
     request = SAMPLE.keywords(checkpoint=checkpoint, **flags)

@@ -49,7 +49,7 @@ from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.latents import autoencoder_of, use_autoencoder
-from training.pairs import load_pairs
+from training.pairs import Pairs, load_pairs
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
@@ -106,21 +106,27 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 
         # Load the data, and fill in the defaults that depend on it.
         load = loader(flags)
-        saved = None if checkpoint is None or "data_dir" in flags.given else flags.data_dir
+        saved = None if before is None or "data_dir" in flags.given else flags.data_dir
         with activity("loading the data", has_bar=True), main_first(), explained_folder(saved):
             data = load()
         if before is not None:
             data = data.as_learned(before["config"]["data"])
-        pairs = load_pairs(flags.pairs, before["config"]) if flags.pairs else None
-        data = data if pairs is None else pairs.data
         announce_data(flags, data)
+        loaded, pairs = data, None
+        if flags.pairs is not None:
+            pairs = load_pairs(flags.pairs, before["config"])
+            data = pairs.data
+            say(f"pairs: {flags.pairs}, {len(data.items):,} samples and their noise")
         flags = complete(flags, data, resumed=checkpoint is not None)
         encoder = autoencoder_of(flags.latents, data, checkpoint)
         shape_of_latents = encoder and encoder["config"]["model"]
-        config = make_config(flags, data, before and before["config"], shape_of_latents)
+        config = make_config(flags, loaded, before and before["config"], shape_of_latents)
+        if flags.teacher is not None:  # whose scale of the data is kept
+            config["diffusion"]["sigma_data"] = before["config"]["diffusion"]["sigma_data"]
         require_tunable(flags, config, teacher)
         config["train"]["number_format"] = precision
-        config["train"]["pairs_seed"] = pairs and pairs.seed
+        if pairs is not None:
+            use_pairs(config, pairs, checkpoint)
         if cut := cut_captions(data, config):
             say(cut)
         if checkpoint is not None:
@@ -143,7 +149,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
             if flags.feature_loss:
                 used = use_features(trainer, flags, data, load, checkpoint)
                 config["train"]["feature_classifier"] = used
-            distance = distance_for(flags, data, load, device) if flags.eval_interval else None
+            distance = distance_for(flags, loaded, load, device) if flags.eval_interval else None
             start += time.monotonic() - waited  # a classifier's training is not the run's time
 
             # Train, and write the run's folder.
@@ -174,6 +180,7 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     """
     if flags.tune is None or resumed:
         return flags, None
+    begun = not flags.overwrite and RunFolder(flags.output_dir).saved_config() is not None
     if flags.teacher is None and flags.tune in ("distill", "reflow"):
         raise ValueError(f"--tune {flags.tune} needs a network to start from: --teacher FILE")
     if flags.pairs is None and flags.tune == "reflow":
@@ -185,7 +192,16 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
         return flags, None
     with activity(f"loading {flags.teacher}"):
         teacher = load_teacher(flags.teacher)
-    return with_teacher(flags, teacher), teacher
+    return flags if begun else with_teacher(flags, teacher), teacher  # a begun run has its flags
+
+
+def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:
+    """Keep in the configuration which pairs are learned. Raises ValueError if a resumed run has
+    learned others."""
+    config["train"] |= {"pairs_seed": pairs.seed, "pairs_sha256": pairs.digest}
+    saved = checkpoint and checkpoint["config"]["train"]
+    if saved and saved.get("pairs_sha256") != pairs.digest:
+        raise ValueError("--pairs: the run that is resumed has learned from another file")
 
 
 def require_possible(flags: RunConfig, device: torch.device, precision: str) -> None:

@@ -31,7 +31,7 @@ from evaluation.report import learning_rows, write_report
 from sampling.attention import attention_over_trajectory
 from sampling.conditioning import require_fits, unknown_words
 from sampling.draw import use_text_encoder
-from sampling.plan import default_sampler, default_steps
+from sampling.plan import default_sampler, default_steps, require_untuned_network
 from schedules import SCHEDULES
 from training.folder import RunFolder
 from training.foreign import foreign_files
@@ -157,6 +157,7 @@ def show_field(request: VisualizationRequest, path: Path) -> int:
     content = load_checkpoint(request.checkpoint)
     model, diffusion = restore(content)
     data = content["config"]["data"]
+    require_untuned_network(content["config"], "--field")
     if kind_of(item_shape(data)) != "points":
         raise ValueError(f"--field is for points; {request.checkpoint} is of images")
     x_0 = load_dataset(data["dataset"], split="test").items[:NUM_POINTS]
@@ -188,7 +189,7 @@ def show_paths(request: VisualizationRequest, path: Path) -> int:
         if sampler in ("consistency", AUTO):  # whose fresh noise would bend the trajectories
             sampler, steps = ("ddim", 1 if tuned else PATH_STEPS)
         levels = diffusion.levels(min(steps, diffusion.timesteps))
-        denoise, noise = diffusion.denoiser(model), spread(NUM_POINTS)
+        denoise, noise = diffusion.denoiser(model), spread(NUM_POINTS, request.seed)
         sampled = generate(denoise, noise, levels, torch.randn_like, SAMPLERS[sampler])
         scales = [level.alpha + level.sigma for level in levels]  # those of flow matching
         positions = torch.stack([x / scale for x, scale in zip(sampled, scales, strict=True)])
@@ -208,6 +209,7 @@ def show_attention(request: VisualizationRequest, path: Path) -> int:
     request.checkpoint = str(find_checkpoint(request.checkpoint, print))
     content = load_checkpoint(request.checkpoint)
     config = content["config"]
+    require_untuned_network(config, "--attention")
     use_text_encoder(config, request.text_encoder)
     if (tokenizer := tokenizer_of(config)) is None:
         raise ValueError(f"--attention: {request.checkpoint} is not conditioned on captions")

@@ -88,11 +88,10 @@ def of_tuned(way: str, run: Path, calls: int) -> Cell | None:
     """A tuned network with so many calls; None if none was tuned for them."""
     if way == "consistency":
         return Cell(way, calls, run / "model_final.pt", ["--steps", str(calls)])
-    files = [*sorted((run / "snapshots").glob("*.safetensors")), run / "model_final.pt"]
-    for path in reversed(files):  # the last that learned this number of steps
-        if load_checkpoint(path)["config"]["train"]["student_steps"] == calls:
-            return Cell(way, calls, path, [])
-    return None
+    if load_checkpoint(run / "model_final.pt")["config"]["train"]["student_steps"] == calls:
+        return Cell(way, calls, run / "model_final.pt", [])
+    stage = run / "snapshots" / f"draws_in_{calls}.safetensors"
+    return Cell(way, calls, stage, []) if stage.exists() else None
 
 
 def common(args) -> list[str]:
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", default=[], help="more flags of train.py, quoted")
     args = parser.parse_args()
     args.train = [word for words in args.train for word in words.split()]
-    folder = args.output_dir / f"few_steps_{args.teacher.stem}"
+    folder = args.output_dir / f"few_steps_{args.teacher.resolve().parent.name}_{args.teacher.stem}"
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
     for way in args.only:

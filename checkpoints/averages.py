@@ -20,6 +20,9 @@ from checkpoints.weights import is_own_weights, load_weights, save_weights
 
 LENGTHS = (0.05, 0.10)  # of the two averages of a run
 KEPT = 24  # of each average, the newest
+SHOWN = 5  # steps in a message
+# The files of `write_average`, next to the checkpoint
+MADE = r"(checkpoints/)?model_[a-z0-9_]+_ema_0\.[0-9]{3}\.safetensors"
 FILE = rf"{SNAPSHOTS}/average_([0-9]{{6,}})_({'|'.join(f'{each:.2f}' for each in LENGTHS)})"
 FILE += r"\.safetensors"
 
@@ -53,7 +56,8 @@ def mixture(steps, gammas, step: int, gamma: float) -> np.ndarray:
     """
     steps, gammas = np.asarray(steps, float), np.asarray(gammas, float)
     among = inner_products(steps[:, None], gammas[:, None], steps, gammas)
-    return np.linalg.solve(among, inner_products(steps, gammas, float(step), gamma))
+    shares = np.linalg.solve(among, inner_products(steps, gammas, float(step), gamma))
+    return shares / shares.sum()  # so that weights that stay the same are their own average
 
 
 def is_average_step(step: int) -> bool:
@@ -69,10 +73,10 @@ def average_path(folder: Path, step: int, length: float) -> Path:
 def average_files(folder: Path) -> dict[tuple[int, float], Path]:
     """The files of a run's averages, by step and length."""
     found = {}
-    for path in sorted((folder / SNAPSHOTS).glob("average_*.safetensors")):
+    for path in (folder / SNAPSHOTS).glob("average_*.safetensors"):
         if match := re.fullmatch(FILE, path.relative_to(folder).as_posix()):
             found[int(match[1]), float(match[2])] = path
-    return found
+    return dict(sorted(found.items()))
 
 
 def write_average(checkpoint: Path, length: float) -> Path:
@@ -83,7 +87,7 @@ def write_average(checkpoint: Path, length: float) -> Path:
     """
     path = checkpoint.with_name(f"{checkpoint.stem}_ema_{length:.3f}.safetensors")
     if path.exists() and not is_own_weights(path):
-        raise ValueError(f"{path} exists, and is no weights file")
+        raise ValueError(f"{path} exists, and is no weights file: move it away")
     step = step_of(checkpoint)
     weights, config = averaged(run_path(checkpoint.parent), step, length)
     save_weights(path, config, step, "ema", weights)
@@ -97,9 +101,10 @@ def averaged(folder: Path, step: int, length: float) -> tuple[dict, dict]:
     """
     files = {key: file for key, file in average_files(folder).items() if key[0] <= step}
     if not any(key[0] == step for key in files):
+        steps = ", ".join(f"{each:,}" for each in sorted({key[0] for key in files})[-SHOWN:])
+        which = f"it has those of {steps}" if steps else "train.py --post-hoc-ema writes them"
         raise CheckpointError(
-            f"{folder} has no averages at step {step:,}, the checkpoint's; "
-            "train.py --post-hoc-ema writes them"
+            f"no averages of the checkpoint's step, {step:,}, in {folder}; {which}"
         )
     steps, lengths = zip(*files, strict=True)
     shares = mixture(steps, [exponent(each) for each in lengths], step, exponent(length))

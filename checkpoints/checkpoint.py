@@ -81,6 +81,8 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
             require_types(checkpoint, CHECKPOINT_TYPES)
             require_tensors(checkpoint["model"])
             require_tensors(checkpoint["ema"])
+            require_types({"teacher": checkpoint.get("teacher", {})}, {"teacher": dict})
+            require_types({"averages": checkpoint.get("averages", {})}, {"averages": dict})
             require_tensors(checkpoint.get("teacher", {}))
         require_config(checkpoint["config"])
     return checkpoint

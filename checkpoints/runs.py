@@ -17,6 +17,7 @@ WRITTEN = (
     rf"{FOLDER}/(interrupted|best|model_epoch_[0-9]{{3,}}|model_step_[0-9]{{8,}})\.pt"
 )
 SNAPSHOT = rf"{SNAPSHOTS}/step_[0-9]{{6,}}\.safetensors"
+STAGE = rf"{SNAPSHOTS}/draws_in_[0-9]+\.safetensors"  # of a distillation, by its sampling steps
 OF_A_RUN = (FINAL, "config.json", "metrics.jsonl")  # one of them is in its folder
 SHOWN = 8  # runs or files in a message, at most
 

@@ -17,7 +17,12 @@ from cli.declare import (
 
 DATASETS = keys("dataset/registry.py", "DATASETS")
 MAX_SEED = 2**63 - 1
-NO_DATA = ("field", "attention", "run")  # modes of visualize_diffusion.py without a data set
+NO_DATA = (
+    "field",
+    "attention",
+    "run",
+    "paths",
+)  # modes of visualize_diffusion.py without a data set
 
 
 def dataset_flag(default: str | None, help: str, **nature):

@@ -179,7 +179,8 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         metavar="FILE", parse=path)
     pairs: bool = flag(
         False, "an .npz that train.py --tune reflow can learn from, with the seed and the classes",
-        group="output", switch="on", unless=("start_from", "inpaint", "invert", "then"))
+        group="output", switch="on",
+        unless=("start_from", "inpaint", "invert", "then", "interpolate", "list_classes"))
     show_intermediate: bool = flag(
         False, "also write x_t and the predicted x_0 on the way", group="output", switch="on",
         unless=("invert",))

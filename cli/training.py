@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import DataFlags, ThreadFlags, data_flag, precision_flag
-from cli.declare import flag, image_size, joined_sides, keys, number, path
+from cli.declare import flag, image_size, joined_sides, keys, number, option, path
 from cli.parser import Command
 
 
@@ -31,6 +31,13 @@ def length_flag(help: str, **nature):
 def train_flag(default: object, help: str, group: str = "training", **nature):
     """A choice of the training, saved with the run; a resumed run may change it."""
     return flag(default, help, group=group, section="train", **nature)
+
+
+UNUSED_IN_TUNING = {
+    "consistency": ("pairs", "teacher_steps", "loss_weight"),
+    "distill": ("pairs",),
+    "reflow": ("teacher_guidance", "teacher_steps", "stage_steps", "flip", "noise_assignment"),
+}
 
 
 # fmt: off
@@ -136,22 +143,22 @@ class RunConfig(DataFlags, ThreadFlags):
         metavar="P")
 
     tune: str | None = objective_flag(
-        None, "learn to draw in few steps, best from a trained network (--teacher)",
+        None, "make a trained network (--teacher) draw in few steps",
         choices=keys("training/tuning.py", "TUNINGS"), group="few steps", unless=("fsdp",))
     teacher: str | None = objective_flag(
-        None, "--tune: file of train.py or export.py; data and network are its own",
-        group="few steps", parse=path, metavar="FILE", needs=("tune",))
-    pairs: str | None = objective_flag(
+        None, "--tune: file of train.py or export.py; also sets data and network",
+        group="few steps", parse=path, metavar="FILE", needs=("tune",), unless=("latents",))
+    pairs: str | None = train_flag(
         None, "--tune reflow: .npz of sample.py --pairs, samples of the teacher",
-        group="few steps", parse=path, metavar="FILE", needs=("tune",))
+        group="few steps", parse=path, metavar="FILE", needs=("tune", "resume"))
     teacher_guidance: float = objective_flag(
         1.0, "--tune: guidance scale with which the network then draws, in single calls",
-        group="few steps", parse=number(float, 0), metavar="W", needs=("tune",))
+        group="few steps", parse=number(float, 0), metavar="W", needs=("teacher",))
     teacher_steps: int = objective_flag(
         32, "--tune distill: steps of the teacher, a power of 2; each stage halves them",
         group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))
     stage_steps: int = objective_flag(
-        500, "--tune: training steps of each stage, about a fifth of the run",
+        500, "--tune: training steps of each stage; best a fourth or fifth of all",
         group="few steps", parse=number(int, 1), needs=("tune",))
 
     epochs: int | None = length_flag(
@@ -238,13 +245,12 @@ class RunConfig(DataFlags, ThreadFlags):
             raise ValueError("--list-models prints the default networks; omit --preset")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite deletes it: give only one")
-        of = {"distill": ["teacher_steps"], "reflow": ["pairs"]}  # flags of one way of tuning
-        of["consistency or distill"] = ["teacher_guidance", "stage_steps"]
-        for tune, names in of.items():
-            for name in self.given & set(names):
-                if self.tune and self.tune not in tune.split():
-                    flag = name.replace("_", "-")
-                    raise ValueError(f"--{flag} has no effect without --tune {tune}")
+        if self.tune is not None:
+            unused = UNUSED_IN_TUNING[self.tune]
+            if self.teacher is not None and self.tune != "reflow":
+                unused += ("label_dropout",)
+            for name in self.given & set(unused):
+                raise ValueError(f"{option(name)} has no effect with --tune {self.tune}")
         if self.teacher_steps.bit_count() != 1:
             raise ValueError(f"--teacher-steps must be a power of 2, not {self.teacher_steps}")
 # fmt: on

@@ -26,7 +26,7 @@ from guidance import classifier_guidance, clip_guidance, together
 from models import AUTOENCODERS, GUIDES
 from models.latents import space_of
 from sampling import editing
-from sampling.plan import SamplingPlan, guidance_options
+from sampling.plan import SamplingPlan, guidance_options, require_untuned_network
 from sampling.stages import first_request, last_request, per_stage
 from utils import NoisePerImage, choose_device, choose_precision, keep_freed_memory
 
@@ -188,6 +188,7 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """
     checkpoint = load_checkpoint(path)
     require_denoiser(checkpoint["config"], path)
+    require_untuned_network(checkpoint["config"], f"--guide {path}")
     of_data = ("dataset", "avatar_style", "classes", "words", "text_encoder_sha256")
     own = {
         "data": dict.fromkeys((*of_data, *SHAPE_TYPES)),

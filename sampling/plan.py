@@ -21,10 +21,10 @@ from models.latents import LatentSpace
 from samplers import AUTO, SAMPLERS, generate, options_of
 from sampling import editing
 from sampling.conditioning import COUNT, Wanted
-from utils import NoisePerImage, derive_seed, sides, size_of, size_text
+from utils import NoisePerImage, derive_seed, pick, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
-# The sampler of a tuned network. Those of reflow have others, too.
+# The usual sampler of a tuned network; one of reflow can be drawn with any.
 TUNED = {"consistency": "consistency", "distill": "ddim", "reflow": "euler"}
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
 STEPS |= {"consistency": 2}
@@ -223,7 +223,7 @@ def require_enlarging(request: SamplingRequest) -> None:
 def require_untuned(request: SamplingRequest, config: dict) -> None:
     """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
     tune = config["train"].get("tune")
-    if tune in (None, "reflow"):
+    if not is_few_step(config):
         if request.sampler == "consistency":
             raise ValueError(
                 "--sampler consistency is for networks of train.py --tune consistency; an ordinary "
@@ -238,10 +238,29 @@ def require_untuned(request: SamplingRequest, config: dict) -> None:
     if request.mode in ("inpaint", "invert"):
         raise ValueError(f"--{request.mode} needs a network that is not tuned")
     if request.guidance_scale != 1 or request.guide or request.classifier or request.clip:
-        scale = config["train"]["teacher_guidance"]
         raise ValueError(
-            f"a tuned network is not guided: its scale, {scale:g}, is that of train.py "
-            "--teacher-guidance"
+            "a tuned network is not guided when it draws, but learns the guidance of train.py "
+            f"--teacher-guidance, here {config['train'].get('teacher_guidance', 1.0):g}"
+        )
+
+
+def is_few_step(config: dict) -> bool:
+    """Can a network only go from noise to data in few steps, and is no denoiser any more?
+
+    Raises ValueError for a way of tuning that this version does not know.
+    """
+    tune = config["train"].get("tune")
+    if tune is not None:
+        pick(TUNED, tune, "way of tuning")
+    return tune in ("consistency", "distill")
+
+
+def require_untuned_network(config: dict, what: str) -> None:
+    """Raise ValueError if `what`, a flag, is asked of a network that is no denoiser any more."""
+    if is_few_step(config):
+        raise ValueError(
+            f"{what} needs a denoiser, and this network was tuned to draw in few steps "
+            f"(--tune {config['train']['tune']}): use its teacher"
         )
 
 
@@ -284,7 +303,9 @@ def choose_sampler(
     if request.interpolate or request.invert or request.pairs:
         modes = ("interpolate", "invert", "pairs")
         mode = next(f"--{each}" for each in modes if getattr(request, each))
-        if name in ("ddpm", "dpmpp_2m_sde") or (name == "consistency" and request.steps != 1):
+        if name == "consistency" and request.steps != 1:
+            raise ValueError(f"{mode} needs sampling without fresh noise: add --steps 1")
+        if name in ("ddpm", "dpmpp_2m_sde"):
             raise ValueError(f"{mode} needs a sampler without fresh noise, not {name}; use ddim")
         if noisy := [option for option in ("eta", "churn", "mu") if given.get(option)]:
             raise ValueError(f"{mode} needs sampling without fresh noise: omit --{noisy[0]}")

@@ -59,6 +59,15 @@ def test_an_average_that_is_there_is_found_again():
     assert_close(mixture(steps, gammas, 80, 7.0), np.array([0.0, 0, 1, 0]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("length", [0.03, 0.2])
+@pytest.mark.parametrize("steps", [24, 100, 100_000])
+def test_weights_that_stay_the_same_are_their_own_average(length, steps):
+    kept = [s for s in range(1, steps + 1) if is_average_step(s) or s == steps][-KEPT:]
+    places, lengths = zip(*((s, each) for s in kept for each in LENGTHS), strict=True)
+    shares = mixture(places, [exponent(each) for each in lengths], steps, exponent(length))
+    assert shares.sum() == pytest.approx(1, abs=1e-9)
+
+
 @pytest.mark.parametrize("length", [0.04, 0.07, 0.15])
 def test_a_combination_of_files_is_the_average_that_is_tracked_directly(length):
     """Within a thousandth, of weights that move as in training."""

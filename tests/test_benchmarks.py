@@ -441,22 +441,15 @@ def test_guidance_is_tabulated_and_drawn_over_its_scale(monkeypatch, tmp_path):
 
 
 def test_a_distilled_network_is_looked_up_by_the_steps_that_it_learned(monkeypatch, tmp_path):
-    steps = {"step_000016": 8, "step_000032": 8, "step_000064": 4, "model_final": 2}
     (tmp_path / "snapshots").mkdir()
-    for name in list(steps)[:-1]:
-        (tmp_path / "snapshots" / f"{name}.safetensors").touch()
-
-    def config_of(path: Path) -> dict:
-        return {"config": {"train": {"student_steps": steps[path.stem]}}}
-
-    monkeypatch.setattr(few_steps, "load_checkpoint", config_of)
+    for steps in (8, 4):
+        (tmp_path / "snapshots" / f"draws_in_{steps}.safetensors").touch()
+    final = {"config": {"train": {"student_steps": 2}}}
+    monkeypatch.setattr(few_steps, "load_checkpoint", lambda path: final)
     found = {calls: few_steps.of_tuned("distill", tmp_path, calls) for calls in (1, 2, 4, 8)}
     assert found[1] is None
-    assert [found[n].checkpoint.stem for n in (2, 4, 8)] == [
-        "model_final",
-        "step_000064",
-        "step_000032",
-    ]
+    names = [found[n].checkpoint.stem for n in (2, 4, 8)]
+    assert names == ["model_final", "draws_in_4", "draws_in_8"]
     cell = few_steps.of_tuned("consistency", tmp_path, 2)
     assert cell.flags == ["--steps", "2"]
 

@@ -24,8 +24,10 @@ from objectives import (
 )
 from runs import assert_same_training
 from samplers import SAMPLERS, generate
+from training import tuning
 from training.objective import NoisyBatch
 from training.pairs import load_pairs, with_noise
+from training.trainer import Trainer
 from training.tuning import ConsistencyObjective, DistillationObjective
 from utils import NoisePerImage
 
@@ -85,6 +87,7 @@ def test_stages_compare_with_clean_data_first_and_with_the_neighbour_at_last():
     for before, after in pairwise(stages):
         assert (after >= before).all()
     assert torch.equal(stages[-1], t - 1)
+    assert torch.equal(objective.earlier(t, 5000), t - 1)
     ratio = torch.tensor([0.5, 2.0, 40.0])
     n = 1 + 8 / (1 + ratio.exp())
     assert_close(earlier_ratio(ratio, 3), ratio * (1 - n / 16))
@@ -262,6 +265,9 @@ def test_training_visits_the_steps_of_the_student_and_halves_them():
     objective = DistillationObjective(process_of(), config_of("distill"), torch.device("cpu"))
     assert [objective.steps_of(step) for step in (0, 9, 10, 20, 30, 99)] == [4, 4, 2, 1, 1, 1]
     assert [s for s in range(1, 60) if objective.has_new_teacher(s)] == [10, 20]
+    for done, count in [(0, 4), (10, 4), (11, 2), (20, 2), (99, 1)]:
+        objective.begin(done)
+        assert objective.train["student_steps"] == count
     t = torch.arange(T)
     noisy = NoisyBatch(torch.zeros(T, 2), None, t, torch.zeros(T, 2))
     for step, count in [(0, 4), (10, 2), (20, 1)]:
@@ -272,6 +278,22 @@ def test_training_visits_the_steps_of_the_student_and_halves_them():
         moved = objective.completed(noisy, step).t
         assert sorted(moved.unique().tolist()) == sorted(visited)
         assert (moved.bincount()[visited] == T // count).all()
+
+
+def test_a_teacher_of_two_steps_is_guided_to_the_end(monkeypatch):
+    config = config_of("distill", teacher_steps=2, teacher_guidance=3.0)
+    objective = DistillationObjective(process_of(), config, torch.device("cpu"))
+    used = []
+
+    def recorded(diffusion, model, x, condition, t, scale):
+        used.append(scale)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(tuning, "guided", recorded)
+    for step in (0, 9, 10, 30):
+        objective.batch(torch.zeros(4, 2), None, step)
+        objective.implied(torch.randn(4, 2), None, torch.full((4,), T - 1))
+    assert used == [3.0] * 8
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -302,6 +324,7 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     assert script("train", *words, *part).code == 0
     (Path("parts") / "model_final.pt").unlink()
     saved = load_checkpoint("parts/checkpoints/model_step_00000004.pt")
+    assert saved["config"]["train"]["momentum_warmup"] == 300  # not the teacher's
     assert saved["config"]["model"] == load_checkpoint(teacher)["config"]["model"]
     assert saved["teacher"].keys() == saved["model"].keys()
     resumed = script("train", "--resume", "parts/checkpoints/model_step_00000004.pt", *FEW)
@@ -320,6 +343,14 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
         refused = script("sample", "--checkpoint", "straight/model_final.pt", "--steps", "4")
         assert refused.code == 2
         assert "--steps 1" in refused.err
+        stages = {p.name: load_checkpoint(p) for p in Path("straight/snapshots").iterdir()}
+        assert stages.keys() == {"draws_in_4.safetensors", "draws_in_2.safetensors"}
+        for name, stage in stages.items():
+            assert f"draws_in_{stage['config']['train']['student_steps']}." in name
+        Path("straight/samples/epoch_001.png").unlink()  # killed while it wrote its last files
+        assert script("train", "--resume", "--output-dir", "straight", *FEW).code == 0
+        repeated = load_checkpoint("straight/model_final.pt")
+        assert repeated["config"]["train"]["student_steps"] == 1
 
 
 def test_reflow_learns_from_the_noise_that_samples_came_from(script, teacher):
@@ -333,7 +364,7 @@ def test_reflow_learns_from_the_noise_that_samples_came_from(script, teacher):
     assert (parts["labels"] == whole["labels"]).all()
 
     config = load_checkpoint(teacher)["config"]
-    data, seed = load_pairs("p.npz", config)
+    data, seed, _ = load_pairs("p.npz", config)
     items = with_noise(data.items, seed, config)
     expected = NoisePerImage(5, range(40)).draw((1, 8, 8))
     assert_close(items[:, 1:].float(), expected, atol=2e-3, rtol=0)
@@ -351,6 +382,13 @@ def test_reflow_learns_from_the_noise_that_samples_came_from(script, teacher):
     a, b = load_checkpoint("straight/model_final.pt"), load_checkpoint("parts/model_final.pt")
     assert_same_training(a, b)
     assert a["config"]["train"]["pairs_seed"] == 5
+    Path("p.npz").rename("moved.npz")
+    longer = ["--resume", "--output-dir", "parts", "--max-steps", 7, *FEW, "--pairs"]
+    assert script("train", *longer, "moved.npz").code == 0
+    other = ["--checkpoint", teacher, "--num-images", 40, "--steps", 2, "--pairs", "--output"]
+    assert script("sample", *other, "other.npz").code == 0
+    longer[4] = 8
+    assert "another file" in script("train", *longer, "other.npz").err
     result = script("sample", "--checkpoint", "straight", "--num-images", 4)
     assert "euler, 4 steps" in result.out
     more = script("sample", "--checkpoint", "straight", "--sampler", "heun", "--steps", 3)
@@ -364,12 +402,21 @@ def test_refused_pairs(script, teacher):
     assert "without fresh noise" in noisy.err
     assert script("sample", "--checkpoint", teacher, "--output", "s.npz", "--steps", 2).code == 0
     tune = ["--tune", "reflow", "--teacher", teacher, "--pairs"]
-    assert "no seed" in script("train", *tune, "s.npz", *FEW).err
+    assert "with a seed" in script("train", *tune, "s.npz", *FEW).err
+    Path("damaged.npz").write_bytes(Path("s.npz").read_bytes()[:300])
+    np.save("array.npy", np.zeros(3))
+    for name in ("damaged.npz", "array.npy"):
+        assert "cannot be read" in script("train", *tune, name, *FEW).err
+    both = ["--pairs", "--interpolate", "--output", "p.npz"]
+    assert script("sample", "--checkpoint", teacher, *both).code == 2
     assert "cannot be read" in script("train", *tune, "missing.npz", *FEW).err
     np.savez("shape.npz", arr_0=np.zeros((9, 4, 4, 1), np.uint8), seed=np.array(0))
     assert "4 x 4" in script("train", *tune, "shape.npz", *FEW).err
     np.savez("labels.npz", arr_0=np.zeros((9, 8, 8, 1), np.uint8), seed=np.array(0))
     assert "no classes" in script("train", *tune, "labels.npz", *FEW).err
+    labels = {"labels": np.full(9, 10)}
+    np.savez("other.npz", arr_0=np.zeros((9, 8, 8, 1), np.uint8), seed=np.array(0), **labels)
+    assert "other classes" in script("train", *tune, "other.npz", *FEW).err
 
 
 def test_without_steps_a_tuned_run_has_the_weights_of_its_teacher(script, teacher):
@@ -411,12 +458,21 @@ REFUSED = {
         ["--tune", "consistency", "--dataset", "digits", "--prediction", "x_0"],
         "not the input",
     ),
+    "guidance of nothing": (
+        ["--tune", "consistency", "--dataset", "digits", "--teacher-guidance", "2"],
+        "--teacher",
+    ),
+    "latents": (["--tune", "consistency", "--teacher", "{t}", "--latents", "{t}"], "--latents"),
+    "dropped labels": (
+        ["--tune", "consistency", "--teacher", "{t}", "--label-dropout", "0.3"],
+        "no effect",
+    ),
+    "too many steps": (
+        ["--tune", "distill", "--teacher", "{t}", "--teacher-steps", "1024"],
+        "only 1000 timesteps",
+    ),
     "no pairs": (["--tune", "reflow", "--teacher", "{t}"], "--pairs FILE"),
     "steps of reflow": (["--tune", "reflow", "--stage-steps", "3"], "no effect"),
-    "unguided": (
-        ["--tune", "consistency", "--dataset", "moons", "--teacher-guidance", "2"],
-        "conditioned on classes",
-    ),
     "classifier": (
         ["--tune", "consistency", "--dataset", "digits", "--model", "classifier"],
         "draw from noise",
@@ -442,6 +498,12 @@ def test_refused_teachers_and_samplers(script, teacher):
         ("tuned/model_final.pt", ["--sampler", "heun"], "tuned to draw in few steps"),
         ("tuned/model_final.pt", ["--guidance-scale", "2"], "not guided"),
         ("tuned/model_final.pt", ["--invert", "x.png"], "not tuned"),
+        ("tuned/model_final.pt", ["--interpolate"], "add --steps 1"),
+        (
+            teacher,
+            ["--guide", "tuned/model_final.pt", "--guidance-scale", "2"],
+            "needs a denoiser",
+        ),
     ]:
         result = script("sample", "--checkpoint", checkpoint, *flags)
         assert result.code == 2
@@ -449,6 +511,8 @@ def test_refused_teachers_and_samplers(script, teacher):
     bits = script("evaluate", "--checkpoint", "tuned/model_final.pt", "--metrics", "bpd")
     assert bits.code == 2
     assert "tuned" in bits.err
+    exported = script("export", "--checkpoint", "tuned/model_final.pt", "--to", "numpy")
+    assert "needs a denoiser" in exported.err
 
 
 def test_a_checkpoint_without_its_teacher_is_refused(script, teacher):
@@ -461,6 +525,29 @@ def test_a_checkpoint_without_its_teacher_is_refused(script, teacher):
     result = script("train", "--resume", "--output-dir", "out", "--max-steps", 4, *FEW)
     assert result.code == 1
     assert "is missing" in result.err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_keeps_its_own_flags(script, teacher):
+    words = ["--tune", "consistency", "--teacher", teacher, *FEW, "--batch-size", 24]
+    assert script("train", *words, "--max-steps", 2, "--output-dir", "out").code == 0
+    Path("out/model_final.pt").unlink()
+    assert script("train", "--resume", "--output-dir", "out", *FEW).code == 0
+    assert load_checkpoint("out/model_final.pt")["config"]["train"]["batch_size"] == 24
+
+
+@pytest.mark.parametrize("tune", TUNINGS)
+def test_every_weight_learns_in_bf16(teacher, tune):
+    """The target's pass without gradients leaves no cast weights to the other."""
+    config = load_checkpoint(teacher)["config"]
+    train = config_of(tune, teacher="of the test")["train"]
+    config["train"] |= {**train, "batch_size": 8}
+    trainer = Trainer(config, torch.device("cpu"), "bf16")
+    for _ in range(3):  # those that start at zero hold back the rest
+        before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+        labels = label_condition(torch.arange(8) % 10)
+        trainer.train_step(torch.randint(0, 256, (8, 1, 8, 8)).byte(), labels, 1e-2)
+    for name, p in trainer.model.named_parameters():
+        assert not torch.equal(p, before[name]), name
 
 
 def test_without_a_teacher_a_run_says_that_tuning_is_better(script):

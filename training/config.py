@@ -226,7 +226,8 @@ def train_config(flags: RunConfig) -> dict:
         "thread_count": None,  # that `threads` has led to
         "number_format": None,  # that `precision` has led to
         "feature_classifier": None,  # SHA-256 of that of `feature_loss`
-        "pairs_seed": None,  # of the noise of `pairs`
+        "pairs_seed": None,  # of the noise of `pairs`, and the SHA-256 of the file
+        "pairs_sha256": None,
         "student_steps": None,  # sampling steps that --tune distill has led to
     }
 

@@ -67,6 +67,10 @@ class RunFolder:
     def step_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"model_step_{step:08d}.pt"
 
+    def stage(self, steps: int) -> Path:
+        """The network of a distillation that draws in so many steps."""
+        return self.snapshots / f"draws_in_{steps}.safetensors"
+
     def snapshot(self, step: int) -> Path:
         return self.snapshots / f"step_{step:06d}.safetensors"
 
@@ -193,10 +197,10 @@ class RunFolder:
         was killed, and are deleted: the run writes the same again.
         """
         later = [path for path, step in self.steps()[0].items() if step > after]
-        for (step, _), path in average_files(self.path).items():
-            if step > after:
-                remove(path)
         light = [path for path in snapshots(self.path) if number_of(path) > after]
+        light += [path for (step, _), path in average_files(self.path).items() if step > after]
+        stages = (self.path / SNAPSHOTS).glob("draws_in_*.safetensors")
+        light += [path for path in stages if step_of(path) > after]
         for path in [*later, *light]:
             remove(path.with_name(f"{path.name}.aside"))
         for path in light:

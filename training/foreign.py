@@ -11,6 +11,7 @@ from pathlib import Path
 
 from checkpoints import runs
 from checkpoints.averages import FILE as AVERAGE
+from checkpoints.averages import MADE
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.seal import is_sealed
 from checkpoints.shards import read_shard_record
@@ -82,7 +83,9 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     rf"({runs.WRITTEN})(\.aside)?": is_sealed,
     r"checkpoints/model_step_[0-9]{8,}\.shards(\.aside)?": is_sharded,
     rf"({runs.SNAPSHOT})(\.aside)?": is_own_weights,
-    AVERAGE: is_own_weights,
+    rf"{AVERAGE}(\.aside)?": is_own_weights,
+    MADE: is_own_weights,
+    rf"({runs.STAGE})(\.aside)?": is_own_weights,
     r"tensorboard/events\.out\.tfevents\..+": lambda path: is_run_folder(path.parent.parent),
 }
 REPORT = ("learning.png", "report.html")  # of visualize_diffusion.py

@@ -171,7 +171,8 @@ class Run:
         items = data.items
         if config["model"].get("autoencoder"):
             bar = partial(Bar, shown=is_main())
-            items = encoded(trainer, items, config["data"], bar, measure=trainer.step == 0)
+            new = trainer.step == 0 and not train.get("teacher")  # else it has a scale
+            items = encoded(trainer, items, config["data"], bar, measure=new)
         if train.get("pairs"):
             items = with_noise(items, train["pairs_seed"], config)
         items = on_device(items, trainer.device)
@@ -236,6 +237,8 @@ class Run:
                     log.restart_clock()
                 if saving.snapshot_due:
                     saving.save_snapshot(self.config)
+                if saving.ends_stage:
+                    saving.save_stage(self.config)
                 if saving.averages_due:
                     saving.save_averages(self.config)
                 if step.ends_epoch:
@@ -439,6 +442,7 @@ class Run:
 
     def interrupt(self) -> int:
         """Write what it takes to resume. Returns the signal's number."""
+        self.saving.save_averages(self.config)
         self.saving.save_now(self.folder.interrupted, self.checkpoint())
         self.log.plot()
         return self.stopping

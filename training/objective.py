@@ -113,12 +113,15 @@ class DiffusionObjective:
         """
         return condition
 
+    def begin(self, done: int) -> None:
+        """Continue after so many training steps; what depends on them is set here."""
+
     def has_new_teacher(self, step: int) -> bool:
         """Does the network itself become the teacher after so many training steps?"""
         return False
 
     def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
-        """A batch with what else the loss needs, which depends on the step."""
+        """The batch of a step with everything that the loss needs."""
         return batch
 
     def noise(self, x_0: Tensor, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from models import AUTOENCODERS, NOT_DENOISERS
 from models.latents import space_of
 from samplers import SAMPLERS, generate
 from sampling.conditioning import grid_condition
-from sampling.plan import default_sampler, default_steps
+from sampling.plan import default_sampler, default_steps, is_few_step
 from training.stop import StopSignals
 from training.trainer import Trainer
 from utils import NoisePerImage, autocast, memory_format, sides
@@ -136,6 +136,9 @@ class Preview:
         """The time that a sample grid takes, measured by a few of its steps."""
         self.grid(1)  # the first call is slower than the rest
         start = time.monotonic()
+        if is_few_step(self.config):
+            self.grid()
+            return time.monotonic() - start
         self.grid(3)
         return (time.monotonic() - start) * GRID_STEPS / 3
 
@@ -143,7 +146,8 @@ class Preview:
         """The time that an evaluation's images take, measured by one step of the first."""
         start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
-        return (time.monotonic() - start) * EVALUATION_STEPS * EVALUATED / count
+        steps = 1 if is_few_step(self.config) else EVALUATION_STEPS
+        return (time.monotonic() - start) * steps * EVALUATED / count
 
 
 class SuperResolutionPreview(Preview):

@@ -31,6 +31,7 @@ class Saving:
         self, trainer: Trainer, folder: RunFolder, train: dict, say: Callable[[str], object]
     ):
         self.trainer, self.folder, self.say = trainer, folder, say
+        self.keeps_best = train.get("tune") not in ("consistency", "distill")  # stages differ
         self.keep, self.epochs = train["keep"], train["save_interval"]
         self.steps, self.minutes = train["save_every_steps"], train["save_every_minutes"]
         self.snapshots = train["snapshots"]
@@ -56,10 +57,14 @@ class Saving:
 
     @property
     def snapshot_due(self) -> bool:
-        """Is a snapshot due after this step? Each stage of a distillation leaves one."""
-        step, trainer = self.trainer.step, self.trainer
-        ends_stage = trainer.teacher is not None and trainer.objective.has_new_teacher(step)
-        return bool(self.snapshots) and (ends_stage or is_snapshot_step(step))
+        """Is a snapshot due after this step?"""
+        return bool(self.snapshots) and is_snapshot_step(self.trainer.step)
+
+    @property
+    def ends_stage(self) -> bool:
+        """Has this step ended a stage of a distillation, whose network is kept?"""
+        trainer = self.trainer
+        return trainer.teacher is not None and trainer.objective.has_new_teacher(trainer.step)
 
     @property
     def averages_due(self) -> bool:
@@ -79,7 +84,7 @@ class Saving:
 
     def due_if_best(self, loss: float) -> dict[Path, dict]:
         """The best checkpoint, if this validation loss is the lowest yet, as `save` takes it."""
-        if not self.epochs or loss >= self.best:
+        if not (self.epochs and self.keeps_best) or loss >= self.best:
             return {}
         self.best = loss
         return {self.folder.best: {"validation_loss": loss}}
@@ -121,6 +126,11 @@ class Saving:
             self.saver.wait()
         return on_host(state)
 
+    def save_stage(self, config: dict) -> None:
+        """Write the network that a stage of a distillation has led to, while training continues."""
+        if is_main():
+            self.save_light(self.folder.stage(config["train"]["student_steps"]), config)
+
     def save_snapshot(self, config: dict) -> None:
         """Write the averaged weights alone, while training continues, and keep the newest files.
 
@@ -128,7 +138,11 @@ class Saving:
         """
         if not (is_main() or self.trainer.sharded):
             return
-        step, path = self.trainer.step, self.folder.snapshot(self.trainer.step)
+        self.save_light(self.folder.snapshot(self.trainer.step), config)
+
+    def save_light(self, path: Path, config: dict) -> None:
+        """Write the averaged weights to a file, while training continues."""
+        step = self.trainer.step
         state = self.copied({"config": config, "ema": self.trainer.ema.module.state_dict()})
         if not is_main():
             return

@@ -1,5 +1,7 @@
 """The teacher of a tuning: the trained network that a run of --tune starts from."""
 
+from dataclasses import replace
+
 from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from cli.training import RunConfig
@@ -9,7 +11,9 @@ from training.resume import with_saved_flags
 from training.trainer import Trainer
 
 # Choices of the training that a tuned network has from its teacher, unless flags say otherwise.
+# The seed and the number of held-out items decide which items are held out.
 INHERITED = ("class_conditional", "text_conditional", "timestep_sampling", "batch_size")
+INHERITED += ("seed", "validation")
 
 
 def load_teacher(path: str) -> dict:
@@ -36,7 +40,10 @@ def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
             f"{flags.dataset}"
         )
     shared = {name: train[name] for name in INHERITED if train.get(name) is not None}
-    flags = with_saved_flags(flags, {**config, "train": shared})
+    if flags.tune == "reflow":  # of pairs, there are others
+        shared.pop("validation", None)
+    own = flags.chosen([n for n in flags.named(section="train") if n not in INHERITED])
+    flags = replace(with_saved_flags(flags, {**config, "train": shared}), **own)
     if flags.tune == "reflow":
         if config["model"].get("caption_length") or config["model"].get("autoencoder"):
             raise ValueError("--tune reflow is not for networks of captions or of latents")
@@ -49,6 +56,11 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     with one that cannot be tuned."""
     if flags.tune is None:
         return
+    if flags.tune == "distill" and flags.teacher_steps > config["diffusion"]["timesteps"]:
+        raise ValueError(
+            f"--teacher-steps {flags.teacher_steps}: the teacher has only "
+            f"{config['diffusion']['timesteps']} timesteps"
+        )
     prediction = config["diffusion"]["prediction"]
     if flags.tune == "consistency" and not has_boundary(prediction):
         raise ValueError(
@@ -76,7 +88,10 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
         "diffusion": {**before, **teacher["config"]["diffusion"]},
     }
     if found := config_differences(own, {name: config[name] for name in own}):
-        raise ValueError(f"--teacher {flags.teacher} has another network: {'; '.join(found)}")
+        raise ValueError(
+            f"--teacher {flags.teacher} has another network: {'; '.join(found)}. Omit --preset and "
+            "the flags of network and process: they are the teacher's"
+        )
 
 
 def use_teacher(trainer: Trainer, checkpoint: dict) -> None:

@@ -155,6 +155,8 @@ class Trainer:
     def held_out_loss(self, items: Tensor, condition: Condition | None) -> float:
         """The loss of held-out items (N, ...) by the averaged weights."""
         network, size = self.ema.module, self.batch_size
+        if self.teacher is not None:
+            self.objective.begin(self.step)
         with RANDOM_STATE:
             return self.objective.held_out_loss(network, items, condition, size, self.precision)
 
@@ -195,6 +197,7 @@ class Trainer:
             self.lr = optimizer.param_groups[0]["lr"]
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
+            self.objective.begin(self.step)
         for length, average in self.averages.items():
             average.module.load_state_dict(state["averages"][f"{length:.2f}"])
         if self.scaler.is_enabled() and state["scaler"]:

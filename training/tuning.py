@@ -10,6 +10,7 @@ from diffusion import GaussianDiffusion, at, call
 from models import build_model
 from objectives import earlier_ratio, pseudo_huber, right_once_clipped
 from training.objective import DiffusionObjective, NoisyBatch
+from utils import memory_format
 
 
 class PairedBatch(NamedTuple):
@@ -52,7 +53,7 @@ class ConsistencyObjective(DiffusionObjective):
         self.time = self.sigma / (self.alpha + self.sigma)  # as flow matching counts it
         if train["teacher"] is not None:
             self.label_dropout = 0.0  # the network itself is never guided
-            self.teacher = build_model(config["model"]).eval().requires_grad_(False).to(device)
+            self.teacher = frozen_network(config, device)
 
     def completed(self, batch: NoisyBatch, step: int) -> PairedBatch:
         """The batch with the lower noise level of each item, at the stage of a step."""
@@ -78,6 +79,7 @@ class ConsistencyObjective(DiffusionObjective):
             target = target.clamp(-1, 1) if diffusion.clip else target
             target = torch.where((r < 0).view(-1, *[1] * (x_0.ndim - 1)), goal, target)
         set_random_state(x_t.device, state)  # the same dropout
+        torch.clear_autocast_cache()  # it may hold the weights without their gradients
         found = predicted(diffusion, model, x_t, condition, t)
         error = found - target
         if diffusion.clip_loss:
@@ -104,10 +106,15 @@ class DistillationObjective(DiffusionObjective):
         super().__init__(diffusion, config, device)
         self.train = config["train"]
         self.stage_steps, self.first = self.train["stage_steps"], self.train["teacher_steps"]
-        self.teacher = build_model(config["model"]).eval().requires_grad_(False).to(device)
+        self.teacher = frozen_network(config, device)
         if self.train["teacher_guidance"] != 1:
             self.label_dropout = 0.0  # the network itself is never guided
-        self.step = 0
+        self.begin(0)
+
+    def begin(self, done: int) -> None:
+        """Continue after so many training steps."""
+        self.step = done
+        self.train["student_steps"] = self.steps_of(max(0, done - 1))
 
     def steps_of(self, step: int) -> int:
         """The number of sampling steps that the network learns at a training step."""
@@ -118,8 +125,8 @@ class DistillationObjective(DiffusionObjective):
         return step % self.stage_steps == 0 and self.steps_of(step) < self.steps_of(step - 1)
 
     def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
+        self.begin(step + 1)
         self.step = step
-        self.train["student_steps"] = self.steps_of(step)
         return super().batch(items, condition, step)
 
     def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
@@ -156,7 +163,8 @@ class DistillationObjective(DiffusionObjective):
         self, x_t: Tensor, condition: Condition | None, t: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The teacher's (x_0, eps), in the first stage with guidance."""
-        scale = self.train["teacher_guidance"] if self.step < self.stage_steps else 1.0
+        first = self.steps_of(self.step) == self.steps_of(0)  # later teachers draw with guidance
+        scale = self.train["teacher_guidance"] if first else 1.0
         x_0 = guided(self.diffusion, self.teacher, x_t, condition, t, scale)
         alpha, sigma = at(self.diffusion.alpha, t, x_t), at(self.diffusion.sigma, t, x_t)
         return x_0, (x_t - alpha * x_0) / sigma
@@ -180,6 +188,12 @@ TUNINGS: dict[str, type[DiffusionObjective]] = {
     "distill": DistillationObjective,
     "reflow": ReflowObjective,
 }
+
+
+def frozen_network(config: dict, device: torch.device) -> nn.Module:
+    """A network that is not trained, with the configuration of the run."""
+    model = build_model(config["model"]).eval().requires_grad_(False)
+    return model.to(device, memory_format=memory_format(device))
 
 
 class Tables(NamedTuple):
@@ -216,19 +230,22 @@ def guided(
     t: Tensor,
     scale: float,
 ) -> Tensor:
-    """The same with a guidance scale, clipped as in sampling, and without gradients."""
+    """The clean data (B, ...) that a network predicts with guidance, clipped as in sampling, and
+    without gradients."""
     if scale == 1:
         x_0 = predicted(diffusion, model, x, condition, t)
     else:
         both = condition.cat(condition.null())
         x_0 = predicted(diffusion, model, torch.cat([x, x]), both, torch.cat([t, t]))
-        cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip else x_0).chunk(2)
+        cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip_loss else x_0).chunk(2)
         x_0 = uncond + scale * (cond - uncond)
     return x_0.clamp(-1, 1) if diffusion.clip else x_0
 
 
 def random_state(device: torch.device) -> Tensor:
     """The state of the random numbers that a network draws on a device."""
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
@@ -236,5 +253,7 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
     """Go back to a state of `random_state`."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
     else:
         torch.set_rng_state(state)

@@ -45,6 +45,6 @@ def draw_paths(columns: list[Paths]) -> Figure:
     return figure
 
 
-def spread(count: int) -> Tensor:
-    """Normal noise (count, 2), the same each time."""
-    return torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+def spread(count: int, seed: int) -> Tensor:
+    """Normal noise (count, 2)."""
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
