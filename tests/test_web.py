@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import export
 import train
@@ -131,6 +132,31 @@ def test_the_page_draws_what_sample_py_draws(runs, name, tmp_path):
         found = np.moveaxis(np.array(x).reshape(size), 0, -1)
         levels = np.round((found.clip(-1, 1) + 1) * 127.5)
         assert np.abs(levels - expected).max() <= 2, request
+
+
+def test_the_page_fills_and_redraws_as_sample_py_does(runs, tmp_path):
+    checkpoint = runs("default")
+    page = parts_of(exported(checkpoint, tmp_path / "page.html"))
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :5] = 255
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    own = (picture / 127.5 - 1).flatten().tolist()
+    common = {"seed": 3, "steps": 6, "label": 3, "guidance": 1}
+    fill = {"known": own, "mask": (mask / 255).flatten().tolist(), "resamplings": 3}
+    redraw = {"start": own, "strength": 0.5, "sampler": "ddim"}
+    flags = {"seed": 3, "steps": 6, "class_id": "3", "num_images": 1}
+    flags |= {"device": "cpu", "threads": 1}
+    files = {"inpaint": str(tmp_path / "picture.png"), "mask": str(tmp_path / "mask.png")}
+    expected = [
+        sample(checkpoint, **flags, **files, resamplings=3),
+        sample(checkpoint, **flags, start_from=files["inpaint"], strength=0.5, sampler="ddim"),
+    ]
+    found = in_node(page, [common | fill, common | redraw])
+    for x, images in zip(found, expected, strict=True):
+        levels = np.round((np.array(x).clip(-1, 1) + 1) * 127.5).reshape(8, 8)
+        assert np.abs(levels - images[0, ..., 0]).max() <= 2
 
 
 def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path):
@@ -278,6 +304,30 @@ def test_every_control_of_the_page_in_a_browser(browser, runs, tmp_path):
         options = {"x": box[0], "y": box[1], "button": "left", "buttons": buttons}
         browser.call("Input.dispatchMouseEvent", type=kind, clickCount=1, **options)
     assert pixels_of(browser, "own").max() > 200
+
+    set_value(browser, "brush", "mark")
+    for kind, buttons in [("mousePressed", 1), ("mouseReleased", 0)]:
+        options = {"x": box[0] - 30, "y": box[1], "button": "left", "buttons": buttons}
+        browser.call("Input.dispatchMouseEvent", type=kind, clickCount=1, **options)
+    set_value(browser, "steps", 3)
+    click(browser, "fill")
+    wait(browser, DONE)
+    set_value(browser, "sampler", "dpmpp_2m")
+    set_value(browser, "seed", 2)
+    set_value(browser, "other", 3)
+    click(browser, "interpolate")
+    captions = "[...document.querySelectorAll('#{0} figcaption')]"
+    finished = captions + ".every(node => node.textContent.includes('calls'))"
+    wait(browser, finished.format("between"))
+    numbered = ".forEach((node, i) => node.id = 'between' + i)"
+    browser.run("[...document.querySelectorAll('#between canvas')]" + numbered)
+    flags = {"class_id": "3", "sampler": "dpmpp_2m", "steps": 3, "guidance_scale": 1.7}
+    for place, seed in [(0, 2), (6, 3)]:
+        end = sample(checkpoint, seed=seed, **flags, **common)[0, ..., 0].astype(int)
+        assert np.abs(pixels_of(browser, f"between{place}") - end).max() <= 2
+    click(browser, "compare")
+    wait(browser, finished.format("compared"))
+    assert browser.run("document.querySelectorAll('#compared canvas').length") == 3 * len(SAMPLERS)
 
     set_value(browser, "steps", 500)
     click(browser, "draw")

@@ -4,6 +4,7 @@ const content = JSON.parse(document.getElementById("model").textContent);
 const byId = (id) => document.getElementById(id);
 const { shape } = content;
 const pixels = shape.height * shape.width;
+const RESAMPLINGS = 4; // of each step, to fill the marked part
 let frames = []; // of the image that is drawn or was drawn last: {t, level, x, x_0, calls}
 let worker = null;
 let job = 0;
@@ -79,8 +80,8 @@ function requestOf() {
   };
 }
 
-function start(request) {
-  cancel();
+function start(request, queued = false) {
+  if (!queued) cancel();
   frames = [];
   worker ??= newWorker();
   started = performance.now();
@@ -100,6 +101,7 @@ function cancel() {
     byId("status").textContent = "cancelled";
   }
   byId("cancel").disabled = true;
+  queue = [];
   job++;
 }
 
@@ -109,6 +111,12 @@ function onFrame(data) {
     const seconds = (performance.now() - started) / 1000;
     byId("status").textContent = `${data.calls} network calls in ${seconds.toFixed(1)} s`;
     byId("cancel").disabled = true;
+    const drawn = queue.shift();
+    if (drawn) {
+      paint(drawn.canvas, frames.at(-1).x);
+      drawn.caption.textContent = `${drawn.text}: ${byId("status").textContent.replace(" network", "")}`;
+      drawNext();
+    }
     return;
   }
   frames.push(data);
@@ -124,32 +132,95 @@ function fail(message) {
   byId("cancel").disabled = true;
 }
 
+// --- several images ---
+
+let queue = []; // of {canvas, caption, request, text}
+
+function drawAll(places, requests) {
+  cancel();
+  byId(places).replaceChildren();
+  queue = requests.map(({ text, request }) => {
+    const figure = document.createElement("figure");
+    const canvas = document.createElement("canvas");
+    const caption = document.createElement("figcaption");
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", text);
+    caption.textContent = text;
+    figure.append(canvas, caption);
+    byId(places).append(figure);
+    paint(canvas, null);
+    return { canvas, caption, request, text };
+  });
+  drawNext();
+}
+
+function drawNext() {
+  if (queue.length) start(queue[0].request, true);
+}
+
+// The samplers at several numbers of steps, all from the same noise.
+function compare() {
+  const requests = [];
+  for (const sampler of content.samplers) {
+    for (const steps of content.samplers.length > 1 ? [5, 10, 20] : [1, 2, 4]) {
+      requests.push({ text: `${sampler}, ${steps} steps`, request: { ...requestOf(), sampler, steps } });
+    }
+  }
+  drawAll("compared", requests);
+}
+
+// From the noise of the seed to that of another one.
+function interpolate() {
+  const other = Number(byId("other").value);
+  const sampler = content.samplers.includes("dpmpp_2m") ? "dpmpp_2m" : content.samplers[0];
+  const shares = [0, 1, 2, 3, 4, 5, 6].map((i) => i / 6);
+  drawAll(
+    "between",
+    shares.map((share) => ({
+      text: `${Math.round(100 * share)} %`,
+      request: { ...requestOf(), sampler, other, share },
+    }))
+  );
+}
+
 // --- one's own picture ---
 
 const own = new Float32Array(shape.channels * pixels).fill(-1);
+const marked = new Float32Array(shape.channels * pixels); // 1: to be filled
 let pressed = false;
 
 function brush(event) {
   const box = byId("own").getBoundingClientRect();
   const x = ((event.clientX - box.left) / box.width) * shape.width - 0.5;
   const y = ((event.clientY - box.top) / box.height) * shape.height - 0.5;
-  const value = byId("erase").checked ? -1 : 1;
+  const brushed = byId("brush").value;
+  const [picture, value] = { draw: [own, 1], erase: [own, -1], mark: [marked, 1] }[brushed];
   const radius = Math.max(1, shape.width / 22);
   for (let row = 0; row < shape.height; row++) {
     for (let column = 0; column < shape.width; column++) {
       const share = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(column - x, row - y)));
       for (let c = 0; c < shape.channels; c++) {
         const at = c * pixels + row * shape.width + column;
-        own[at] += share * (value - own[at]);
+        picture[at] += share * (value - picture[at]);
       }
     }
   }
   paintOwn();
 }
 
+// The marked pixels in colour, over the picture
+function paintMarked() {
+  const context = byId("own").getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "rgba(255, 140, 0, 0.7)";
+  for (let p = 0; p < pixels; p++) {
+    if (marked[p] > 0.5) context.fillRect(p % shape.width, Math.floor(p / shape.width), 1, 1);
+  }
+}
+
 // q(x_t | x_0) of the picture, at the timestep of the slider
 function paintOwn() {
   paint(byId("own"), own);
+  paintMarked();
   const t = Number(byId("forward").value);
   const level = t < 0 ? { alpha: 1, sigma: 0 } : { alpha: content.process.alpha[t], sigma: content.process.sigma[t] };
   const noise = new Generator(imageSeed(Number(byId("seed").value), 0)).normal(own.length);
@@ -167,6 +238,7 @@ function connect() {
   ]) {
     byId(id).replaceChildren(...options.map(([value, name]) => new Option(name, value)));
   }
+  byId("fill").hidden = byId("mark").hidden = !content.samplers.includes("ddpm");
   for (const node of document.querySelectorAll(".conditional")) node.hidden = !content.classes.length;
   byId("steps").value = content.steps;
   byId("guidance").value = content.guidance;
@@ -180,6 +252,8 @@ function connect() {
     byId("seed").value = Number(byId("seed").value) + 1;
     start(requestOf());
   };
+  byId("compare").onclick = compare;
+  byId("interpolate").onclick = interpolate;
   byId("scrub").oninput = () => show(Number(byId("scrub").value));
   const canvas = byId("own");
   canvas.onpointerdown = (event) => {
@@ -192,6 +266,7 @@ function connect() {
   byId("forward").oninput = paintOwn;
   byId("clear").onclick = () => {
     own.fill(-1);
+    marked.fill(0);
     paintOwn();
   };
   byId("copy").onclick = () => {
@@ -201,6 +276,10 @@ function connect() {
   };
   byId("redraw").onclick = () =>
     start({ ...requestOf(), start: own.slice(), strength: Number(byId("strength").value) });
+  byId("fill").onclick = () => {
+    const mask = marked.map((value) => (value > 0.5 ? 0 : 1));
+    start({ ...requestOf(), known: own.slice(), mask, resamplings: RESAMPLINGS });
+  };
 }
 
 async function main() {
@@ -213,7 +292,7 @@ async function main() {
   } catch (error) {
     return fail(error.message);
   }
-  byId("draw").disabled = byId("another").disabled = byId("redraw").disabled = false;
+  for (const id of ["draw", "another", "redraw", "fill", "compare", "interpolate"]) byId(id).disabled = false;
   byId("status").textContent = "ready";
 }
 

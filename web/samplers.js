@@ -178,6 +178,26 @@ const SAMPLERS = {
   },
 };
 
+// sampling.editing.repaint: pixels where `mask` is 1 are those of `known` with the noise of each
+// level, and the others are sampled by ddpm; each step is repeated, so that both parts fit.
+function* repaint(denoiser, x, levels, noise, { known, mask, resamplings }) {
+  for (const [cur, nxt] of pairs(levels)) {
+    let x_0, next;
+    for (let again = resamplings; again > 0; again--) {
+      const { value } = SAMPLERS.ddpm(denoiser, x, [cur, nxt], noise).next();
+      const old = nxt.sigma > 0 ? mixed(nxt.alpha, known, nxt.sigma, noise()) : known;
+      next = value.x.map((sampled, i) => (mask[i] > 0.5 ? old[i] : sampled));
+      x_0 = value.x_0;
+      if (again === 1 || nxt.sigma === 0) break;
+      const alpha = cur.alpha / nxt.alpha; // q(x_cur | x_nxt)
+      const beta = cur.sigma ** 2 - alpha ** 2 * nxt.sigma ** 2;
+      x = mixed(alpha, next, Math.sqrt(beta), noise());
+    }
+    x = next;
+    yield { x, x_0 };
+  }
+}
+
 // samplers.slopes: the first divided difference of x_0, in units of the step; null if there is none
 function firstSlope(past, nxt) {
   const h = logRatio(nxt) - past[0][0];
@@ -186,15 +206,29 @@ function firstSlope(past, nxt) {
   return mixed(scale, past[0][1], -scale, past[1][1]);
 }
 
+// sampling.editing.slerp: spherical interpolation between two noises
+function slerp(a, b, share) {
+  const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
+  const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  const angle = Math.acos(Math.min(1, Math.max(-1, cosine)));
+  if (angle < 1e-4) return mixed(1 - share, a, share, b);
+  return mixed(Math.sin((1 - share) * angle) / Math.sin(angle), a, Math.sin(share * angle) / Math.sin(angle), b);
+}
+
 // Draw one image. Yields {x, x_0, level} for the noise and after each step.
 //   request: label (or null), seed, index, sampler, steps, guidance; for image to image also
-//   `start` (pixels in [-1, 1]) and `strength`; to keep pixels, `known` and `mask` (1: keep).
+//   `start` (pixels in [-1, 1]) and `strength`; to keep pixels, `known`, `mask` (1: keep) and
+//   `resamplings`; and between the noise of two seeds, `other` and the `share` of its noise.
 function* draw(process, predict, shape, request) {
   const count = shape.channels * shape.height * shape.width;
   const generator = new Generator(imageSeed(request.seed, request.index ?? 0));
   const noise = () => generator.normal(count);
   let levels = levelsOf(process, request.steps);
-  const first = noise();
+  let first = noise();
+  if (request.other !== undefined) {
+    const other = new Generator(imageSeed(request.other, request.index ?? 0)).normal(count);
+    first = slerp(first, other, request.share);
+  }
   if (request.start) {
     // sampling.editing.last_part
     const left = Math.max(1, rounded(request.steps * request.strength));
@@ -206,8 +240,11 @@ function* draw(process, predict, shape, request) {
     : first.map((value) => value * size_(alpha, sigma));
   yield { x, x_0: null, level: levels[0] };
   const denoiser = new Denoiser(process, predict, request.label, request.guidance);
+  const steps = request.mask
+    ? repaint(denoiser, x, levels, noise, request)
+    : SAMPLERS[request.sampler](denoiser, x, levels, noise);
   let i = 0;
-  for (const found of SAMPLERS[request.sampler](denoiser, x, levels, noise)) {
+  for (const found of steps) {
     yield { ...found, level: levels[++i] };
   }
 }
