@@ -57,12 +57,11 @@ class Stage(NamedTuple):
 
 # So few images are seen in the time that batches are small: the larger the image, the smaller.
 PIXELS, ENCODED, REDUCED = "--batch-size 32", "--batch-size 16", "--batch-size 64"
+# The noise of a patch has more numbers than the network channels; with x_0, it need not pass them.
+PATCHES = "--patch-size 8 --prediction x_0"
 WAYS = {
     "pixels": {"model": Stage(f"--image-size {{size}} {PIXELS}", 1)},
-    "pixels, patches of 8": {"model": Stage(f"--image-size {{size}} --patch-size 8 {REDUCED}", 1)},
-    "pixels, patches of 8, x_0": {
-        "model": Stage(f"--image-size {{size}} --patch-size 8 --prediction x_0 {REDUCED}", 1)
-    },
+    "pixels, patches of 8": {"model": Stage(f"--image-size {{size}} {PATCHES} {REDUCED}", 1)},
     "latents, f4": {
         "autoencoder": Stage(
             f"--image-size {{size}} --model autoencoder --downsample 4 {ENCODED}", 1 / 3
@@ -78,7 +77,7 @@ WAYS = {
     "cascade": {
         "small": Stage(f"--image-size {SMALL} {REDUCED}", 0.5),
         "model": Stage(
-            f"--image-size {{size}} --super-resolution {SMALL} --patch-size 8 {REDUCED}", 0.5
+            f"--image-size {{size}} --super-resolution {SMALL} {PATCHES} {REDUCED}", 0.5
         ),
     },
 }
