@@ -95,6 +95,8 @@ def main(request: SamplingRequest) -> int:
     for path in [output, output.with_suffix(".gif")] if request.animate else [output]:
         check_output(path, *request.read())
     require_ending(output)
+    if request.pairs and not is_array(output):
+        raise ValueError("--pairs needs an --output that ends with .npz")
     with activity(f"loading {request.checkpoint}"):
         job = SamplingJob(request)
     require_sizes(job, output)

@@ -27,8 +27,8 @@ class EvaluationRequest(SamplerFlags, ThreadFlags):
     checkpoint: str | None = checkpoint_flag(required=False)
     raw: bool = raw_flag(needs=("checkpoint",))
     ema_length: float | None = flag(
-        None, "moving average of this length, from 0.03 to 0.2 of the training (--post-hoc-ema)",
-        group="checkpoint", parse=number(float, 0.03, 0.2), metavar="X", needs=("checkpoint",),
+        None, "moving average of this length, 0.03 to 0.25 of the training (--post-hoc-ema)",
+        group="checkpoint", parse=number(float, 0.03, 0.25), metavar="X", needs=("checkpoint",),
         unless=("raw",))
     samples: str | None = flag(
         None, "measure these images instead: an .npz, an .npy or a folder", group="checkpoint",

@@ -34,7 +34,6 @@ EXPORT = Command(
     "safetensors: the weights of any network; sample.py reads it too. web: a page that draws in a\n"
     "browser.",
     [
-        "python export.py --checkpoint outputs/model_final.pt --to numpy model.npz",
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",
     ],

@@ -178,7 +178,7 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         "outputs/generated_samples.png", "a picture, or an .npz of all samples", group="output",
         metavar="FILE", parse=path)
     pairs: bool = flag(
-        False, "an .npz that train.py --tune reflow can learn from, with the seed and the classes",
+        False, "an .npz with seed and classes, for train.py --tune reflow",
         group="output", switch="on",
         unless=("start_from", "inpaint", "invert", "then", "interpolate", "list_classes"))
     show_intermediate: bool = flag(
@@ -201,8 +201,6 @@ class SamplingRequest(SamplerFlags, ThreadFlags):
         super().check()
         if self.inpaint and not self.mask:
             raise ValueError("--inpaint needs a --mask: white where the image is kept")
-        if self.pairs and not self.output.lower().endswith(".npz"):
-            raise ValueError("--pairs needs an --output that ends with .npz")
 # fmt: on
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cli.common import DataFlags, ThreadFlags, data_flag, precision_flag
-from cli.declare import flag, image_size, joined_sides, keys, number, option, path
+from cli.declare import flag, image_size, joined_sides, keys, number, path
 from cli.parser import Command
 
 
@@ -31,13 +31,6 @@ def length_flag(help: str, **nature):
 def train_flag(default: object, help: str, group: str = "training", **nature):
     """A choice of the training, saved with the run; a resumed run may change it."""
     return flag(default, help, group=group, section="train", **nature)
-
-
-UNUSED_IN_TUNING = {
-    "consistency": ("pairs", "teacher_steps", "loss_weight"),
-    "distill": ("pairs",),
-    "reflow": ("teacher_guidance", "teacher_steps", "stage_steps", "flip", "noise_assignment"),
-}
 
 
 # fmt: off
@@ -152,10 +145,10 @@ class RunConfig(DataFlags, ThreadFlags):
         None, "--tune reflow: .npz of sample.py --pairs, samples of the teacher",
         group="few steps", parse=path, metavar="FILE", needs=("tune", "resume"))
     teacher_guidance: float = objective_flag(
-        1.0, "--tune: guidance scale with which the network then draws, in single calls",
+        1.0, "--tune: guidance scale that the network draws with",
         group="few steps", parse=number(float, 0), metavar="W", needs=("teacher",))
     teacher_steps: int = objective_flag(
-        32, "--tune distill: steps of the teacher, a power of 2; each stage halves them",
+        32, "--tune distill: steps of the teacher; each stage halves them",
         group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))
     stage_steps: int = objective_flag(
         500, "--tune: training steps of each stage",
@@ -245,12 +238,6 @@ class RunConfig(DataFlags, ThreadFlags):
             raise ValueError("--list-models prints the default networks; omit --preset")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite deletes it: give only one")
-        if self.tune is not None:
-            unused = UNUSED_IN_TUNING[self.tune]
-            if self.teacher is not None and self.tune != "reflow":
-                unused += ("label_dropout",)
-            for name in self.given & set(unused):
-                raise ValueError(f"{option(name)} has no effect with --tune {self.tune}")
         if self.teacher_steps.bit_count() != 1:
             raise ValueError(f"--teacher-steps must be a power of 2, not {self.teacher_steps}")
 # fmt: on

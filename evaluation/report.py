@@ -121,7 +121,7 @@ def learning_rows(
         in_row, in_grid, _ = item_counts(shape)
         if kind_of(shape) == "points" and not samples:
             samples["data"] = load_dataset(config["data"]["dataset"], split="test").items[:in_row]
-        if steps is not None and config["train"].get("student_steps") not in (None, steps):
+        if steps is not None and config.get("train", {}).get("student_steps") not in (None, steps):
             notes.append(f"{each.label} draws in its own number of steps, not in {steps}.")
             steps = None
         usual = min(default_steps(config, STEPS), diffusion.timesteps)

@@ -222,7 +222,7 @@ def require_enlarging(request: SamplingRequest) -> None:
 
 def require_untuned(request: SamplingRequest, config: dict) -> None:
     """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
-    tune = config["train"].get("tune")
+    tune = config.get("train", {}).get("tune")
     if not is_few_step(config):
         if request.sampler == "consistency":
             raise ValueError(
@@ -249,7 +249,7 @@ def is_few_step(config: dict) -> bool:
 
     Raises ValueError for a way of tuning that this version does not know.
     """
-    tune = config["train"].get("tune")
+    tune = config.get("train", {}).get("tune")
     if tune is not None:
         pick(TUNED, tune, "way of tuning")
     return tune in ("consistency", "distill")
@@ -266,14 +266,14 @@ def require_untuned_network(config: dict, what: str) -> None:
 
 def default_sampler(config: dict) -> str:
     """The sampler that fits a checkpoint best."""
-    return TUNED.get(config["train"].get("tune"), AUTO)
+    return TUNED.get(config.get("train", {}).get("tune"), AUTO)
 
 
 def default_steps(config: dict, steps: int) -> int:
     """A number of steps for the default sampler: `steps`, or what a tuned network needs."""
-    if (tune := config["train"].get("tune")) is None:
+    if (tune := config.get("train", {}).get("tune")) is None:
         return steps
-    return config["train"].get("student_steps") or STRAIGHT.get(tune) or STEPS[TUNED[tune]]
+    return config.get("train", {}).get("student_steps") or STRAIGHT.get(tune) or STEPS[TUNED[tune]]
 
 
 def choose_sampler(
@@ -287,7 +287,7 @@ def choose_sampler(
     if name == "auto":
         smooth = request.interpolate or request.pairs
         name = "ddim" if request.invert else "dpmpp_2m" if smooth else AUTO
-        name = TUNED.get(config["train"].get("tune"), name)
+        name = TUNED.get(config.get("train", {}).get("tune"), name)
     if request.inpaint and request.sampler not in ("auto", "ddpm"):
         raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
     name = "ddpm" if request.inpaint else name
@@ -324,14 +324,14 @@ def choose_steps(
         )
     if request.steps is not None and request.steps > timesteps:
         raise ValueError(f"--steps {request.steps}: the checkpoint has only {timesteps} timesteps")
-    if (learned := config["train"].get("student_steps")) is not None:
+    if (learned := config.get("train", {}).get("student_steps")) is not None:
         if request.steps not in (None, learned) or request.spacing not in (None, "trailing"):
             raise ValueError(
                 f"this network was distilled for --steps {learned} with trailing spacing, and "
                 "draws in no other way"
             )
         return learned, "trailing"
-    usual = STRAIGHT.get(config["train"].get("tune")) or STEPS.get(sampler, 20)
+    usual = STRAIGHT.get(config.get("train", {}).get("tune")) or STEPS.get(sampler, 20)
     steps = request.steps or min(usual, timesteps)
     return steps, request.spacing or SPACING.get(sampler, "trailing")
 

@@ -472,7 +472,10 @@ REFUSED = {
         "only 1000 timesteps",
     ),
     "no pairs": (["--tune", "reflow", "--teacher", "{t}"], "--pairs FILE"),
-    "steps of reflow": (["--tune", "reflow", "--stage-steps", "3"], "no effect"),
+    "pairs of consistency": (
+        ["--tune", "consistency", "--teacher", "{t}", "--pairs", "p.npz"],
+        "no effect",
+    ),
     "classifier": (
         ["--tune", "consistency", "--dataset", "digits", "--model", "classifier"],
         "draw from noise",

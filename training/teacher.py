@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
+from cli.declare import option
 from cli.training import RunConfig
 from models import NOT_DENOISERS, with_later_arguments
 from objectives import has_boundary, starts_from_noise
@@ -14,6 +15,14 @@ from training.trainer import Trainer
 # The seed and the number of held-out items decide which items are held out.
 INHERITED = ("class_conditional", "text_conditional", "timestep_sampling", "batch_size")
 INHERITED += ("seed", "validation")
+
+
+# Flags without an effect.
+UNUSED = {
+    "consistency": ("pairs", "teacher_steps", "loss_weight"),
+    "distill": ("pairs",),
+    "reflow": ("teacher_guidance", "teacher_steps", "stage_steps", "flip", "noise_assignment"),
+}
 
 
 def load_teacher(path: str) -> dict:
@@ -56,6 +65,11 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     with one that cannot be tuned."""
     if flags.tune is None:
         return
+    unused = UNUSED[flags.tune]
+    if flags.teacher is not None and flags.tune != "reflow":
+        unused += ("label_dropout",)
+    for name in flags.given & set(unused):
+        raise ValueError(f"{option(name)} has no effect with --tune {flags.tune}")
     if flags.tune == "distill" and flags.teacher_steps > config["diffusion"]["timesteps"]:
         raise ValueError(
             f"--teacher-steps {flags.teacher_steps}: the teacher has only "
