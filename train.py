@@ -53,7 +53,13 @@ from training.pairs import Pairs, load_pairs
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
-from training.teacher import load_teacher, require_tunable, use_teacher, with_teacher
+from training.teacher import (
+    load_teacher,
+    require_effect,
+    require_tunable,
+    use_teacher,
+    with_teacher,
+)
 from training.trainer import Trainer
 from utils import (
     choose_device,
@@ -180,6 +186,7 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     """
     if flags.tune is None or resumed:
         return flags, None
+    require_effect(flags)
     begun = not flags.overwrite and RunFolder(flags.output_dir).saved_config() is not None
     if flags.teacher is None and flags.tune in ("distill", "reflow"):
         raise ValueError(f"--tune {flags.tune} needs a network to start from: --teacher FILE")

@@ -22,6 +22,7 @@ from conditions import NULL_LABEL, Condition, augmented
 from dataset.items import low_resolution, resized, to_uint8, to_unit
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
+from evaluation import classifier
 from evaluation.super_resolution import bicubic, compare_ways
 from images import save_image
 from models.tokenizer import FIRST_WORD
@@ -259,7 +260,8 @@ def test_what_cannot_be_trained(words, message, script):
     assert message in found.err
 
 
-def test_evaluation_compares_ways_of_enlarging(run, folder):
+def test_evaluation_compares_ways_of_enlarging(run, folder, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 60)
     output = folder / "metrics.json"
     words = ["--checkpoint", run, "--num-images", 60, "--repeats", 1, "--steps", 2]
     request = EVALUATE.parse([*map(str, words), "--output", str(output), "--threads", "1"])

@@ -25,6 +25,15 @@ UNUSED = {
 }
 
 
+def require_effect(flags: RunConfig) -> None:
+    """Raise ValueError for a flag that has no effect with this --tune."""
+    unused = UNUSED[flags.tune]
+    if flags.teacher is not None and flags.tune != "reflow":
+        unused += ("label_dropout",)
+    for name in flags.given & set(unused):
+        raise ValueError(f"{option(name)} has no effect with --tune {flags.tune}")
+
+
 def load_teacher(path: str) -> dict:
     """The checkpoint of --teacher. Raises ValueError for one that cannot be tuned."""
     checkpoint = load_checkpoint(path)
@@ -65,11 +74,6 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     with one that cannot be tuned."""
     if flags.tune is None:
         return
-    unused = UNUSED[flags.tune]
-    if flags.teacher is not None and flags.tune != "reflow":
-        unused += ("label_dropout",)
-    for name in flags.given & set(unused):
-        raise ValueError(f"{option(name)} has no effect with --tune {flags.tune}")
     if flags.tune == "distill" and flags.teacher_steps > config["diffusion"]["timesteps"]:
         raise ValueError(
             f"--teacher-steps {flags.teacher_steps}: the teacher has only "
