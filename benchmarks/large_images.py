@@ -123,7 +123,7 @@ def drawn_by(folders: dict[str, Path], prompts: Path, count: int, seed: int, the
 def measured(
     name: str, folder: Path, real: RealData, size: int, count: int, repeats: int, device: str
 ) -> list[dict]:
-    """The row of a way whose models are trained; of a cascade, also that of bicubic enlargement."""
+    """The row of results of a trained way; of a cascade, also that of bicubic enlargement."""
     chosen = torch.device(choose_device(device))
     reader = attribute_reader(
         real, folder.parent, chosen, progress=partial(tqdm, disable=None), say=print

@@ -1,8 +1,8 @@
 """Post-hoc averages of the weights (Karras et al. 2023, arXiv:2312.02696, section 3).
 
-A run of `train.py --post-hoc-ema` keeps two averages whose profiles are powers of the step, and
-writes both from time to time. An average of any other length is a combination of these files, by
-least squares between the profiles.
+A run of `train.py --post-hoc-ema` keeps two averages with powers of the step as their profiles,
+and writes both from time to time. An average of any other length is a combination of these files,
+by least squares between the profiles.
 
 The length of a profile is its standard deviation as a fraction of the training so far (sigma_rel).
 """
@@ -48,7 +48,7 @@ def inner_products(t_a, gamma_a, t_b, gamma_b):
 
 
 def mixture(steps, gammas, step: int, gamma: float) -> np.ndarray:
-    """The weights (N,) of averages whose profiles together come closest to that of `gamma`.
+    """The shares (N,) of averages that together have the profile nearest to that of `gamma`.
 
     Args:
         steps, gammas: of these averages (N,).

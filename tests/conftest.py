@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import export
 import sample
 import train
 import visualize_diffusion
+from browser import CHROMIUM, Browser
 from cli import activity, process
 from cli.docs import COMMANDS
 from cli.training import TRAIN
@@ -110,6 +112,15 @@ def conditional(tmp_path_factory) -> Path:
     arguments += ["--class-conditional", "--learn-sigma"]
     assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output / "model_final.pt"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser with one page; skips without Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    with Browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

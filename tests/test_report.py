@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 import train
-from browser import CHROMIUM, Browser
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli import process
 from cli.docs import COMMANDS
@@ -415,14 +414,6 @@ def test_errors(script, run, arguments, message):
 
 
 # --- in a browser --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with Browser() as browser:
-        yield browser
 
 
 IMAGES = """

@@ -14,7 +14,7 @@ from PIL import Image
 
 import export
 import train
-from browser import CHROMIUM, Browser
+from browser import Browser
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.web import SAMPLERS, source
 from cli import process
@@ -200,14 +200,6 @@ def test_the_published_page_is_made_of_the_published_weights_and_sources(tmp_pat
 
 
 # --- in a browser --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with Browser() as browser:
-        yield browser
 
 
 def wait(browser: Browser, condition: str) -> None:

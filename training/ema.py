@@ -40,7 +40,7 @@ class EMA(AveragedModel):
 
 
 class PowerEMA(EMA):
-    """An average whose profile is a power of the step (`checkpoints.averages`)."""
+    """An average with a power of the step as its profile (`checkpoints.averages`)."""
 
     def __init__(self, model: nn.Module, gamma: float):
         super().__init__(model, 1.0)

@@ -62,7 +62,7 @@ class Saving:
 
     @property
     def ends_stage(self) -> bool:
-        """Has this step ended a stage of a distillation, whose network is kept?"""
+        """Has this step ended a stage of a distillation? Its network is kept."""
         trainer = self.trainer
         return trainer.teacher is not None and trainer.objective.has_new_teacher(trainer.step)
 

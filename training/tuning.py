@@ -14,7 +14,7 @@ from utils import memory_format
 
 
 class PairedBatch(NamedTuple):
-    """A batch whose items are seen at two noise levels, t and r < t."""
+    """A batch of items at two noise levels, t and r < t."""
 
     x_0: Tensor  # (B, ...)
     condition: Condition | None
@@ -40,7 +40,7 @@ class ConsistencyObjective(DiffusionObjective):
 
     The step is the teacher's, with guidance: one call then draws what takes the teacher two. The
     scale is fixed: as an input, it would need another network. Without a teacher, the step leads to
-    the training image itself, whose mean is what a perfect teacher would predict.
+    the training image itself; a perfect teacher predicts the mean of these.
 
     The validation loss is that of the first stage throughout, so that its values can be compared.
     """
