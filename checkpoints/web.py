@@ -44,6 +44,8 @@ def save_page(
         "classes": classes,
         "samplers": samplers_of(tuned),
         "steps": config["train"].get("student_steps") or (2 if tuned == "consistency" else STEPS),
+        "fixed_steps": tuned == "distill",  # it draws in no other number
+        "guided": bool(classes) and tuned not in ("consistency", "distill"),
         "guidance": 1.0 if tuned or not classes else GUIDANCE,
         "index": index,
         "sha256": hashlib.sha256(content).hexdigest(),

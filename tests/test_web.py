@@ -173,6 +173,15 @@ def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path
     assert np.abs(levels - expected[..., 0]).max() <= 2
 
 
+def test_a_distilled_network_has_no_other_number_of_steps(runs, script, tmp_path):
+    words = ["--tune", "distill", "--teacher", runs("default"), "--max-steps", 1, *FEW[:10]]
+    words += ["--teacher-steps", 8]
+    assert script("train", *words, "--output-dir", "tuned").code == 0
+    content = parts_of(exported(Path("tuned/model_final.pt"), tmp_path / "page.html"))["content"]
+    assert content["samplers"] == ["ddim"]
+    assert (content["steps"], content["fixed_steps"], content["guided"]) == (4, True, False)
+
+
 def test_networks_that_the_page_cannot_hold_are_refused(script, tmp_path):
     words = ["--dataset", "moons", "--max-steps", 1, *FEW[:10], "--output-dir", "points"]
     assert script("train", *words).code == 0

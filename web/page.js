@@ -76,7 +76,7 @@ function requestOf() {
     seed: Number(byId("seed").value),
     sampler: byId("sampler").value,
     steps: Number(byId("steps").value),
-    guidance: content.classes.length ? Number(byId("guidance").value) : 1,
+    guidance: content.guided ? Number(byId("guidance").value) : 1,
   };
 }
 
@@ -162,7 +162,8 @@ function drawNext() {
 function compare() {
   const requests = [];
   for (const sampler of content.samplers) {
-    for (const steps of content.samplers.length > 1 ? [5, 10, 20] : [1, 2, 4]) {
+    const several = content.samplers.length > 1 ? [5, 10, 20] : [1, 2, 4];
+    for (const steps of content.fixed_steps ? [content.steps] : several) {
       requests.push({ text: `${sampler}, ${steps} steps`, request: { ...requestOf(), sampler, steps } });
     }
   }
@@ -240,6 +241,8 @@ function connect() {
   }
   byId("fill").hidden = byId("mark").hidden = !content.samplers.includes("ddpm");
   for (const node of document.querySelectorAll(".conditional")) node.hidden = !content.classes.length;
+  for (const node of document.querySelectorAll(".guided")) node.hidden = !content.guided;
+  byId("steps").disabled = content.fixed_steps;
   byId("steps").value = content.steps;
   byId("guidance").value = content.guidance;
   byId("forward").max = content.process.alpha.length - 1;
