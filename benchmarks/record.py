@@ -251,7 +251,9 @@ def run(name: str, work: Work, data_dir: str) -> dict:
         work.save()
     if recipe.weights:
         weights = f"weights/{recipe.weights}.safetensors"
-        execute("export", "--checkpoint", str(checkpoint), "--card", str(report), weights)
+        execute(
+            "export", "--checkpoint", str(checkpoint), "--card", str(report), weights, "--overwrite"
+        )
     return row_of(name, recipe, folder, training, measuring, grid)
 
 

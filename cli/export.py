@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from cli.common import checkpoint_flag, raw_flag
-from cli.declare import Flags, flag, path
+from cli.declare import Flags, flag, keys, path
 from cli.parser import Command
-
-ENDINGS = {"numpy": ".npz", "safetensors": ".safetensors", "web": ".html"}  # of the files
 
 
 # fmt: off
@@ -18,13 +16,15 @@ class ExportRequest(Flags):
     raw: bool = raw_flag()
     to: str | None = flag(
         None, "form of the file (default: by the ending of its name)", group="output",
-        choices=tuple(ENDINGS))
+        choices=keys("exports/__init__.py", "FORMS"))
     card: str | None = flag(
         None, "report of evaluate.py: also write a model card, NAME.md", group="output",
         metavar="FILE", parse=path)
     output: str | None = flag(
         None, "file to write (default: outputs/model with the form's ending)", group="output",
         nargs="?", metavar="OUTPUT", parse=path, positional=True)
+    overwrite: bool = flag(
+        False, "replace OUTPUT, and its model card, if they exist", group="output", switch="on")
 # fmt: on
 
 

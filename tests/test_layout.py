@@ -18,7 +18,16 @@ MATHEMATICS = {"conditions", "diffusion", "guidance", "objectives", "samplers", 
 MAX_TOP_LEVEL = 13
 
 # Each layer may import itself, the layers after it, and the services.
-LAYERS = ["commands", "evaluation", "training", "sampling", "checkpoints", "models", "mathematics"]
+LAYERS = [
+    "commands",
+    "exports",
+    "evaluation",
+    "training",
+    "sampling",
+    "checkpoints",
+    "models",
+    "mathematics",
+]
 # What each service may import besides itself: rooms or single modules.
 SERVICES = {
     "dataset": {"utils"},

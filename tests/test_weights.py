@@ -263,6 +263,10 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional):
     command = ["--checkpoint", conditional, "new/digits.safetensors", "--card"]
     result = script("export", *command, "m.json")
     assert result.code == 0, result.err
+    assert script("export", *command, "m.json", "--overwrite").code == 0
+    kept = script("export", *command, "m.json")
+    assert kept.code == 2
+    assert "new/digits.safetensors exists: choose another OUTPUT" in kept.err
     assert "model card: new/digits.md" in result.out
     card = Path("new/digits.md").read_text()
     report = json.loads(Path("m.json").read_text())
@@ -284,9 +288,9 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional):
     assert " minutes of training" not in card
 
     for options, message in [
-        (["m.json", "--raw"], "of other weights"),
-        (["none.json"], "No such file"),
-        ([conditional], "--card"),
+        (["m.json", "--overwrite", "--raw"], "of other weights"),
+        (["none.json", "--overwrite"], "No such file"),
+        ([conditional, "--overwrite"], "--card"),
     ]:
         result = script("export", *command, *options)
         assert result.code == 2

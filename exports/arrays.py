@@ -5,18 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from checkpoints.weights import WEIGHT_KINDS
-from diffusion import GaussianDiffusion
+from exports.network import TrainedNetwork, require_plain_unet
 from models.unet import feature_sizes
+from sampling.plan import require_untuned_network
 from utils import save_whole
 
 
-def save_arrays(
-    path: Path, config: dict, step: int, which: str, model: nn.Module, diffusion: GaussianDiffusion
-) -> None:
-    """Write a U-Net with weights of the kind `which`, and its process, for mini_diffusion."""
+def require_arrays(config: dict) -> None:
+    """Raise ValueError for a network that mini_diffusion does not have."""
+    require_untuned_network(config, "--to numpy")
+    require_plain_unet(config, "numpy", "mini_diffusion")
+
+
+def save_arrays(path: Path, network: TrainedNetwork) -> None:
+    """Write a U-Net and its process for mini_diffusion."""
+    config, step, which, model, diffusion = network
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     description = {
         "format": 1,

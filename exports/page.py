@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import StrictUndefined, Template  # torch depends on it
 from torch import nn
 
-from diffusion import GaussianDiffusion
+from exports.network import TrainedNetwork, require_plain_unet
 from utils import MARK, save_whole, size_text
 
 SOURCES = Path(__file__).resolve().parent.parent / "web"
@@ -17,10 +17,14 @@ SAMPLERS = ("dpmpp_2m_sde", "dpmpp_2m", "ddim", "ddpm")  # of web/samplers.js, f
 STEPS, GUIDANCE = 20, 1.3  # that the page begins with
 
 
-def save_page(
-    path: Path, config: dict, step: int, model: nn.Module, diffusion: GaussianDiffusion
-) -> int:
+def require_page(config: dict) -> None:
+    """Raise ValueError for a network that the page does not have."""
+    require_plain_unet(config, "web", "the page")
+
+
+def save_page(path: Path, network: TrainedNetwork) -> int:
     """Write the page of a U-Net. Returns its size in bytes."""
+    config, step, _, model, diffusion = network
     data = config["data"]
     tuned = config["train"].get("tune")
     halves, index = half_weights(model)

@@ -1,0 +1,52 @@
+"""Forms in which export.py writes a trained network for other programs.
+
+To add one: a module here with a function `save(path, network)`, and a line in `FORMS`. A module
+imports the packages of its form inside its functions, because few people have all of them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from checkpoints.card import drawing_flags
+from checkpoints.weights import save_weights
+from exports.arrays import require_arrays, save_arrays
+from exports.network import TrainedNetwork
+from exports.page import require_page, save_page
+
+
+class Form(NamedTuple):
+    """One form of an exported network.
+
+    Attributes:
+        ending: of the name of the file.
+        save: writes a network to a path.
+        require: raises ValueError for the configuration of a network that the form cannot hold.
+        command: samples with the file; "{}" is its name.
+    """
+
+    ending: str
+    save: Callable[[Path, TrainedNetwork], object]
+    require: Callable[[dict], None]
+    command: str
+
+
+def save_safetensors(path: Path, network: TrainedNetwork) -> None:
+    """Write the weights and the configuration of any network; `sample.py` reads the file."""
+    weights = network.model.state_dict()
+    save_weights(path, network.config, network.step, network.which, weights)
+
+
+FORMS = {
+    "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
+    "safetensors": Form(
+        ".safetensors", save_safetensors, lambda config: None, "python sample.py --checkpoint {}"
+    ),
+    "web": Form(".html", save_page, require_page, "open {}"),
+}
+
+
+def sampling_command(form: str, output: Path, report: dict) -> str:
+    """A command that samples with the exported network, as in the report of `evaluate.py`."""
+    command = FORMS[form].command.format(output)
+    return f"{command} {drawing_flags(report)}" if "sample.py" in command else command
