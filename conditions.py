@@ -25,6 +25,7 @@ class Condition:
         states: of these tokens (B, L, D), by a pretrained text encoder that is not trained here.
         image: low-resolution images (B, C, h, w) in about [-1, 1], for super-resolution.
         level: noise in them (B,): each is sqrt(1 - level^2) image + level noise (`augmented`).
+        span: time (B,) in [0, 1] over which the velocity is averaged, for mean flows.
     """
 
     label: Tensor | None = None
@@ -32,6 +33,7 @@ class Condition:
     states: Tensor | None = None
     image: Tensor | None = None
     level: Tensor | None = None
+    span: Tensor | None = None
 
     def __len__(self) -> int:
         """The batch size. Raises ValueError for a condition that holds nothing."""
@@ -51,7 +53,7 @@ class Condition:
     def null(self) -> Condition:
         """The unconditional form, of the same batch size.
 
-        A low-resolution image is kept: guidance is by class and caption.
+        A low-resolution image and a span are kept: guidance is by class and caption.
         """
         label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
         tokens = None if self.tokens is None else torch.full_like(self.tokens, PADDING)

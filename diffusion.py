@@ -9,6 +9,7 @@ in `schedules.py`, and what a network's output means in `objectives.py`.
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, log
 
 import torch
@@ -348,6 +349,23 @@ class Denoiser:
         eps = (x_t - level.alpha * x_0) / level.sigma
         return x_0, eps, fraction
 
+    @torch.no_grad()
+    def averaged(self, x_t: Tensor, level: Level, following: Level) -> Tensor:
+        """x at the level `following`, by the average velocity from `level` to there, for a network
+        of mean flows (Geng et al. 2025, arXiv:2505.13447, eq. 12)."""
+        s = self.diffusion.sigma_data
+        scale, time = flow_time(s * level.alpha, level.sigma)
+        scale_following, time_following = flow_time(s * following.alpha, following.sigma)
+        t = torch.full((len(x_t),), level.t, device=x_t.device)
+        span = torch.full((len(x_t),), time - time_following, device=x_t.device)
+        condition = replace(self.condition or Condition(), span=span)
+        velocity = self.predict(self.model, self.diffusion.scaled(x_t, t), t, condition)
+        x = scale_following * (x_t / scale - (time - time_following) * velocity)
+        self.seen = s * (x_t / scale - time * velocity)  # exact where `following` is clean
+        if self.diffusion.clip:
+            self.seen = self.seen.clamp(-1, 1)
+        return self.seen if following.sigma == 0 else x
+
     def output(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
         """The guided prediction, and the fraction of the learned variance."""
         t = torch.full((len(x_t),), level.t, device=x_t.device)
@@ -486,6 +504,12 @@ def require_data(x_0: Tensor, clip: bool) -> None:
             "scale images to that range, or pass clip=False for other data",
             stacklevel=3,
         )
+
+
+def flow_time(alpha, sigma):
+    """(scale, time) of noise levels, for tensors or floats: x_t / scale is the straight line
+    (1 - time) x_0 + time noise of flow matching, if x_t = alpha x_0 + sigma noise."""
+    return alpha + sigma, sigma / (alpha + sigma)
 
 
 def call(model: nn.Module, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:

@@ -37,6 +37,9 @@ class Denoise(Protocol):
     def __call__(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """The network's predictions (x_0, eps) for x_t."""
 
+    def averaged(self, x_t: Tensor, level: Level, following: Level) -> Tensor:
+        """x at another level, by the average velocity between both; used by meanflow alone."""
+
     def nearest(self, ratio: float) -> Level:
         """The level of the process with the nearest sigma / alpha; used by churn alone."""
 
@@ -329,6 +332,19 @@ def consistency(
         yield x
 
 
+def meanflow(
+    denoise: Denoise, x: Tensor, levels: Sequence[Level], noise_like: NoiseLike
+) -> Iterator[Tensor]:
+    """Sampling of mean flows (Geng et al. 2025, arXiv:2505.13447, algorithm 2).
+
+    For networks of `train.py --tune meanflow`, which predict the average velocity between two
+    levels: each step is exact, however long it is, as far as the network is.
+    """
+    for cur, nxt in pairwise(levels):
+        x = denoise.averaged(x, cur, nxt)
+        yield x
+
+
 SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "ddpm": ddpm,
     "ddim": ddim,
@@ -341,10 +357,11 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "ipndm": ipndm,
     "gamma": gamma,
     "consistency": consistency,
+    "meanflow": meanflow,
 }
 
 
-OF_TUNED = ("consistency",)  # which need networks that are trained for them
+OF_TUNED = ("consistency", "meanflow")  # which need networks that are trained for them
 AUTO = "dpmpp_2m_sde"  # gave the best digits for its number of network calls
 
 

@@ -26,7 +26,9 @@ SAMPLERS = ("dpmpp_2m_sde", "dpmpp_2m", "ddim", "unipc")  # of the teacher, to c
 WAYS = {
     "consistency": "--tune consistency",
     "distill": "--tune distill --teacher-steps 16",
+    "meanflow": "--tune meanflow",
 }
+ANY_STEPS = ("consistency", "meanflow")  # which draw in any number of steps
 TEACHER = "teacher"
 
 
@@ -86,7 +88,7 @@ def tuned_run(args, way: str, folder: Path) -> Path:
 
 def of_tuned(way: str, run: Path, calls: int) -> Cell | None:
     """A tuned network with so many calls; None if none was tuned for them."""
-    if way == "consistency":
+    if way in ANY_STEPS:
         return Cell(way, calls, run / "model_final.pt", ["--steps", str(calls)])
     if load_checkpoint(run / "model_final.pt")["config"]["train"]["student_steps"] == calls:
         return Cell(way, calls, run / "model_final.pt", [])

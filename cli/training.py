@@ -151,7 +151,7 @@ class RunConfig(DataFlags, ThreadFlags):
         32, "--tune distill: steps of the teacher; each stage halves them",
         group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))
     stage_steps: int = objective_flag(
-        500, "--tune: training steps of each stage",
+        500, "--tune consistency, distill: training steps of each stage",
         group="few steps", parse=number(int, 1), needs=("tune",))
 
     epochs: int | None = length_flag(

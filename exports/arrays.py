@@ -68,6 +68,7 @@ def mini_unet_arguments(
     caption_length: None = None,
     text_width: None = None,
     super_resolution: None = None,
+    average_velocity: bool = False,
     cross_attention_resolutions: Sequence[int] = (),
 ) -> dict:
     """Arguments of mini_diffusion's UNet, from those of models/unet.py's, which has no captions."""

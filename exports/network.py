@@ -32,6 +32,8 @@ def require_plain_unet(config: dict, form: str, reader: str) -> None:
         raise ValueError(f"it enlarges images, which {reader} cannot")
     if model.get("autoencoder"):
         raise ValueError(f"it is of latents, which {reader} cannot decode")
+    if model.get("average_velocity"):
+        raise ValueError(f"it predicts average velocities (--tune meanflow), unknown to {reader}")
     if model["name"] != "unet":
         raise ValueError(
             f"it contains the network {model['name']}; only unet can be exported to {form}"

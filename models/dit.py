@@ -14,6 +14,7 @@ from models.layers import (
     attend,
     embed,
     heads_for,
+    span_embedding,
     time_embedding,
     zero,
 )
@@ -33,8 +34,8 @@ class DiT(nn.Module):
         long_skips: join the first blocks' outputs to the last blocks' inputs, outermost to
             outermost (U-ViT, Bao et al. 2022, arXiv:2209.12152).
         dropout: probability inside the blocks.
-        num_classes, learn_sigma, vocabulary_size, caption_length, text_width, super_resolution: as
-            in `models.unet.UNet`. Every block reads the captions.
+        num_classes, learn_sigma, vocabulary_size, caption_length, text_width, super_resolution,
+            average_velocity: as in `models.unet.UNet`. Every block reads the captions.
 
     Raises:
         ValueError: a patch size that does not divide the image, or a value out of range.
@@ -57,6 +58,7 @@ class DiT(nn.Module):
         caption_length: int | None = None,
         text_width: int | None = None,
         super_resolution: int | Sequence[int] | None = None,
+        average_velocity: bool = False,
     ):
         super().__init__()
         height, width = sides(image_size)
@@ -80,7 +82,8 @@ class DiT(nn.Module):
             raise ValueError("blocks must be at least 1, and dropout lie in [0, 1)")
         self.patch_size, self.num_classes = patch_size, num_classes
         pixels = image_channels * patch_size**2
-        self.time = time_embedding(channels)
+        self.time = time_embedding(channels, smooth=average_velocity)
+        self.span = span_embedding(channels) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.encoder = None
         if caption_length:
@@ -112,7 +115,7 @@ class DiT(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
         timesteps t (B,), conditioned on the labels and captions that the network knows."""
-        emb = embed(self.time, self.label, t, condition)  # (B, D)
+        emb = embed(self.time, self.label, t, condition, self.span)  # (B, D)
         text = encode(self.encoder, t, condition)
         if text is not None:
             emb = emb + self.caption(text.states[:, 0])

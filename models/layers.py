@@ -15,41 +15,69 @@ LEVEL_SCALE = 1000  # noise levels in [0, 1] are embedded as timesteps up to thi
 MAX_SIDE = 128  # of a feature map with attention: its cost grows with the fourth power of this
 
 
-def time_embedding(dim: int) -> nn.Sequential:
+def time_embedding(dim: int, smooth: bool = False) -> nn.Sequential:
     """Timesteps t (B,) to features (B, dim): sinusoids, then a network of two layers."""
-    return nn.Sequential(
-        TimestepEmbedding(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim)
-    )
+    sinusoids = TimestepEmbedding(dim, min_period=SMOOTH_PERIOD if smooth else 0)
+    return nn.Sequential(sinusoids, nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+
+# Shortest period in timesteps where a network is differentiated by time. It has been trained at
+# whole timesteps alone, and fast waves between them would dominate the derivative.
+SMOOTH_PERIOD = 200.0
+SPAN_SCALE = 1000.0  # brings time spans to the range of timesteps
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoidal features (B, dim) of the timesteps t (B,) (Vaswani et al. 2017, section 3.5)."""
+    """Sinusoidal features (B, dim) of the timesteps t (B,) (Vaswani et al. 2017, section 3.5).
 
-    def __init__(self, dim: int, max_period: float = 10_000):
+    Features with a period shorter than `min_period` timesteps are 0.
+    """
+
+    def __init__(self, dim: int, max_period: float = 10_000, min_period: float = 0):
         super().__init__()
         exponents = torch.arange(dim // 2) / (dim // 2)
         frequencies = torch.exp(-math.log(max_period) * exponents)
         self.register_buffer("frequencies", frequencies, persistent=False)
+        slow = (min_period * frequencies <= 2 * math.pi).float().repeat(2) if min_period else None
+        self.register_buffer("slow", slow, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None] * self.frequencies  # (B, dim / 2)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        features = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return features if self.slow is None else self.slow * features
+
+
+def span_embedding(dim: int) -> nn.Sequential:
+    """Time spans (B,) in [0, 1], times `SPAN_SCALE`, to features (B, dim), which begin as 0."""
+    embedding = time_embedding(dim, smooth=True)
+    zero(embedding[-1])
+    return embedding
 
 
 def embed(
-    time: nn.Module, label: nn.Embedding | None, t: Tensor, condition: Condition | None
+    time: nn.Module,
+    label: nn.Embedding | None,
+    t: Tensor,
+    condition: Condition | None,
+    span: nn.Module | None = None,
 ) -> Tensor:
     """Features (B, D) of the timesteps t (B,) and, in a class-conditional network, of the labels.
 
     The last row of the embedding stands for "any class". Items without a label use it. A network
-    without classes (`label` is None) ignores the condition.
+    without classes (`label` is None) ignores the labels. `span` embeds the time spans of a network
+    that predicts average velocities; they are 0 where the condition has none.
     """
     emb = time(t)  # (B, D)
+    if span is not None:
+        given = None if condition is None else condition.span
+        emb = emb + span(
+            torch.zeros(len(t), device=t.device) if given is None else SPAN_SCALE * given
+        )
     if label is None:
         return emb
     any_class = label.num_embeddings - 1
     if condition is None or condition.label is None:
-        return emb + label(torch.full_like(t, any_class))
+        return emb + label(torch.full(t.shape, any_class, device=t.device))
     return emb + label(torch.where(condition.label == NULL_LABEL, any_class, condition.label))
 
 

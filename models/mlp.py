@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditions import Condition
-from models.layers import embed, time_embedding, zero
+from models.layers import embed, span_embedding, time_embedding, zero
 
 OCTAVES = 5  # of the waves that a point is seen by
 
@@ -18,7 +18,7 @@ class MLP(nn.Module):
         channels: width of the hidden layers.
         blocks: residual blocks of two layers each.
         dropout: probability inside the blocks.
-        num_classes, learn_sigma: as in `models.unet.UNet`.
+        num_classes, learn_sigma, average_velocity: as in `models.unet.UNet`.
     """
 
     kind = "points"
@@ -31,6 +31,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         num_classes: int | None = None,
         learn_sigma: bool = False,
+        average_velocity: bool = False,
     ):
         super().__init__()
         if channels < 2 or channels % 2 or blocks < 1:
@@ -38,7 +39,8 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.num_classes = num_classes
-        self.time = time_embedding(channels)
+        self.time = time_embedding(channels, smooth=average_velocity)
+        self.span = span_embedding(channels) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.stem = PointEmbedding(dim, channels)
         self.blocks = nn.ModuleList(Block(channels, dropout) for _ in range(blocks))
@@ -56,7 +58,7 @@ class MLP(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction (B, dim), or (B, 2 dim) with `learn_sigma`, for points x_t (B, dim) at the
         timesteps t (B,), conditioned on class labels if the network has classes."""
-        emb = F.silu(embed(self.time, self.label, t, condition))  # (B, C)
+        emb = F.silu(embed(self.time, self.label, t, condition, self.span))  # (B, C)
         h = self.stem(x_t)  # (B, C)
         for block in self.blocks:
             h = block(h, emb)

@@ -13,6 +13,7 @@ from models.layers import (
     attend,
     embed,
     heads_for,
+    span_embedding,
     time_embedding,
     zero,
 )
@@ -51,6 +52,8 @@ class UNet(nn.Module):
             middle.
         super_resolution: size of the low-resolution images that the network also receives, smaller
             than image_size; None for none.
+        average_velocity: predict the average velocity over the time spans of the condition (mean
+            flows; Geng et al. 2025, arXiv:2505.13447).
         efficient: compute less at full resolution. The first level has no blocks on the way down,
             and the first block of each level on the way up adds the output of the way down to its
             input (Chaurasia & Culurciello 2017, LinkNet). Otherwise every block on the way up
@@ -81,6 +84,7 @@ class UNet(nn.Module):
         text_width: int | None = None,
         cross_attention_resolutions: Sequence[int] = (),
         super_resolution: int | Sequence[int] | None = None,
+        average_velocity: bool = False,
     ):
         super().__init__()
         patch_size = patch_size or default_patch_size(image_size)
@@ -95,7 +99,8 @@ class UNet(nn.Module):
         patch_channels = image_channels * patch_size**2
         embedding = 256
 
-        self.time = time_embedding(embedding)
+        self.time = time_embedding(embedding, smooth=average_velocity)
+        self.span = span_embedding(embedding) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.low_resolution, seen = None, patch_channels
         if super_resolution:
@@ -163,7 +168,7 @@ class UNet(nn.Module):
         labels of the condition, and one with a vocabulary the captions; without them it predicts
         for any class, and any caption.
         """
-        emb = embed(self.time, self.label, t, condition)  # (B, 256)
+        emb = embed(self.time, self.label, t, condition, self.span)  # (B, 256)
         text = encode(self.encoder, t, condition)
         if text is not None:
             emb = emb + self.caption(text.states[:, 0])

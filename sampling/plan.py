@@ -18,16 +18,16 @@ from dataset.image_files import read_image, require_large_enough, require_same_s
 from dataset.items import item_shape, kind_of, noise_shape, to_unit
 from diffusion import Denoiser, GaussianDiffusion
 from models.latents import LatentSpace
-from samplers import AUTO, SAMPLERS, generate, options_of
+from samplers import AUTO, OF_TUNED, SAMPLERS, generate, options_of
 from sampling import editing
 from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage, derive_seed, pick, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
 # The usual sampler of a tuned network; one of reflow can be drawn with any.
-TUNED = {"consistency": "consistency", "distill": "ddim", "reflow": "euler"}
+TUNED = {"consistency": "consistency", "distill": "ddim", "meanflow": "meanflow", "reflow": "euler"}
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
-STEPS |= {"consistency": 2}
+STEPS |= {"consistency": 2, "meanflow": 2}
 STRAIGHT = {"reflow": 4}  # default steps of networks with straight trajectories
 SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
@@ -224,10 +224,11 @@ def require_untuned(request: SamplingRequest, config: dict) -> None:
     """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
     tune = config.get("train", {}).get("tune")
     if not is_few_step(config):
-        if request.sampler == "consistency":
+        if request.sampler in OF_TUNED:
             raise ValueError(
-                "--sampler consistency is for networks of train.py --tune consistency; an ordinary "
-                "one predicts the mean of all images that a noisy one may be, which is blurred"
+                f"--sampler {request.sampler} is for networks of train.py --tune "
+                f"{request.sampler}; an ordinary one predicts the mean of all images that a noisy "
+                "one may be, which is blurred"
             )
         return
     if request.sampler not in ("auto", TUNED[tune]):
@@ -252,7 +253,7 @@ def is_few_step(config: dict) -> bool:
     tune = config.get("train", {}).get("tune")
     if tune is not None:
         pick(TUNED, tune, "way of tuning")
-    return tune in ("consistency", "distill")
+    return tune in ("consistency", "distill", "meanflow")
 
 
 def require_untuned_network(config: dict, what: str) -> None:

@@ -13,7 +13,7 @@ import train
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli import process
 from cli.training import TRAIN
-from conditions import label_condition
+from conditions import Condition, label_condition
 from diffusion import GaussianDiffusion
 from objectives import (
     PREDICTIONS,
@@ -28,7 +28,7 @@ from training import tuning
 from training.objective import NoisyBatch
 from training.pairs import load_pairs, with_noise
 from training.trainer import Trainer
-from training.tuning import ConsistencyObjective, DistillationObjective
+from training.tuning import ConsistencyObjective, DistillationObjective, MeanFlowObjective
 from utils import NoisePerImage
 
 T = 64
@@ -178,6 +178,107 @@ def test_tuning_converges_to_the_consistency_function_of_gaussian_data():
     assert abs(x_0.std(dim=0).mean() - std) < 0.06  # a denoiser's single step gives 0
 
 
+# --- mean flows ----------------------------------------------------------------------------------
+
+MEAN, STD = torch.tensor([0.5, -0.5]).double(), 0.4  # of Gaussian data
+
+
+def line(diffusion: GaussianDiffusion, t: Tensor) -> Tensor:
+    """The time of flow matching (B, 1) at real timesteps t (B,), between the rows of the table."""
+    table = (diffusion.sigma / (diffusion.alpha + diffusion.sigma)).double()
+    low = t.long().clamp(0, len(table) - 2)
+    return torch.lerp(table[low], table[low + 1], t.double() - low)[:, None]
+
+
+def spread(time: Tensor) -> Tensor:
+    """The standard deviation of (1 - time) x_0 + time noise."""
+    return ((1 - time) ** 2 * STD**2 + time**2).sqrt()
+
+
+class AverageVelocity(nn.Module):
+    """The average velocity of Gaussian data in closed form: their flow is affine."""
+
+    def __init__(self, diffusion: GaussianDiffusion):
+        super().__init__()
+        self.diffusion = diffusion
+
+    def forward(self, x: Tensor, t: Tensor, condition) -> Tensor:
+        now = line(self.diffusion, t)
+        z = x * (now**2 + (1 - now) ** 2).sqrt()  # the schedule preserves variance
+        span = condition.span[:, None]
+        then = now - span
+        centred = z - (1 - now) * MEAN
+        arrived = (1 - then) * MEAN + spread(then) / spread(now) * centred
+        velocity = (now - (1 - now) * STD**2) / spread(now) ** 2 * centred - MEAN
+        return torch.where(span > 0, (z - arrived) / torch.where(span > 0, span, 1), velocity)
+
+
+def mean_flow(teacher: bool = True) -> MeanFlowObjective:
+    diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False).double()
+    config = config_of("meanflow", teacher="of the test" if teacher else None)
+    config["model"]["average_velocity"] = True
+    objective = MeanFlowObjective(diffusion, config, torch.device("cpu"))
+    objective.teacher = Solution(
+        diffusion,
+        lambda x, a, s: MEAN + STD**2 * a * (x - a * MEAN) / (a**2 * STD**2 + s**2),
+    )
+    return objective
+
+
+def test_the_derivative_along_the_trajectory_is_that_of_the_closed_form():
+    """Against finite differences of the average velocity, with r fixed."""
+    objective = mean_flow()
+    diffusion, exact = objective.diffusion, AverageVelocity(objective.diffusion)
+    t = torch.arange(20, 980)
+    x_t = torch.randn(len(t), 2, dtype=torch.float64)
+    span = 0.7 * line(diffusion, t)[:, 0]
+    velocity = exact(x_t, t, Condition(span=torch.zeros_like(span)))
+    found = objective.derivative(exact, x_t, Condition(span=span), t, velocity)
+
+    def average(step: float) -> Tensor:
+        """The average to the same r, from a timestep later, where the trajectory is then."""
+        later = t + step
+        passed = line(diffusion, later) - line(diffusion, t)
+        length = (line(diffusion, t) ** 2 + (1 - line(diffusion, t)) ** 2).sqrt()
+        z = x_t * length + passed * velocity
+        length = (line(diffusion, later) ** 2 + (1 - line(diffusion, later)) ** 2).sqrt()
+        return exact(z / length, later, Condition(span=span + passed[:, 0]))
+
+    expected = (average(1e-3) - average(0)) / (line(diffusion, t + 1e-3) - line(diffusion, t))
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_the_loss_of_gaussian_data_is_zero_at_the_exact_average_velocity():
+    torch.manual_seed(0)
+    objective = mean_flow()
+    t = torch.arange(5, 1000)
+    x_0 = MEAN + STD * torch.randn(len(t), 2, dtype=torch.float64)
+    noisy = NoisyBatch(x_0, None, t, torch.randn(len(t), 2, dtype=torch.float64))
+    batch = objective.completed(noisy, 0)
+    assert (batch.r <= t).all()
+    assert 0.15 < (batch.r == t).double().mean() < 0.35
+    exact = AverageVelocity(objective.diffusion)
+    assert objective(exact, batch) < 0.01
+
+    def instantaneous(x, t, condition):
+        return exact(x, t, Condition(span=torch.zeros_like(condition.span)))
+
+    assert objective(instantaneous, batch) > 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_sampler_of_mean_flows_is_exact_in_any_number_of_steps(steps):
+    diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False).double()
+    denoise = diffusion.denoiser(AverageVelocity(diffusion))
+    levels = diffusion.levels(steps)
+    x = torch.randn(50, 2, dtype=torch.float64)
+    *_, x_0 = SAMPLERS["meanflow"](denoise, x, levels, torch.randn_like)
+    alpha, sigma = torch.tensor([levels[0].alpha]), torch.tensor([levels[0].sigma])
+    assert_close(
+        x_0, gaussian_step(x, alpha.double(), sigma.double(), MEAN, STD), atol=1e-5, rtol=0
+    )
+
+
 def test_guidance_by_a_teacher_shifts_where_the_way_leads():
     """With one class, whose data are a point, and another for no class, all is known."""
     diffusion = process_of().double()
@@ -312,6 +413,7 @@ def teacher(tmp_path_factory) -> Path:
 TUNINGS = {
     "consistency": ["--stage-steps", "3", "--teacher-guidance", "1.5"],
     "distill": ["--stage-steps", "3", "--teacher-steps", "8", "--teacher-guidance", "1.5"],
+    "meanflow": ["--teacher-guidance", "1.5"],
 }
 
 
@@ -325,7 +427,8 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     (Path("parts") / "model_final.pt").unlink()
     saved = load_checkpoint("parts/checkpoints/model_step_00000004.pt")
     assert saved["config"]["train"]["momentum_warmup"] == 300  # not the teacher's
-    assert saved["config"]["model"] == load_checkpoint(teacher)["config"]["model"]
+    average = {"average_velocity": tune == "meanflow"}
+    assert saved["config"]["model"] == load_checkpoint(teacher)["config"]["model"] | average
     assert saved["teacher"].keys() == saved["model"].keys()
     resumed = script("train", "--resume", "parts/checkpoints/model_step_00000004.pt", *FEW)
     assert resumed.code == 0, resumed.err
@@ -336,6 +439,7 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     drawn = script("sample", "--checkpoint", "straight/model_final.pt", "--num-images", "4")
     assert drawn.code == 0, drawn.err
     expected = {"consistency": "consistency, 2 steps", "distill": "ddim, 1 step"}
+    expected |= {"meanflow": "meanflow, 2 steps"}
     assert expected[tune] in drawn.out
     if tune == "distill":
         new = load_checkpoint(teacher)["ema"]

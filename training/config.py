@@ -146,6 +146,8 @@ def make_config(
     options = {key: value for key, value in options.items() if value is not None}
     if flags.learn_sigma:
         options["learn_sigma"] = True
+    if flags.tune == "meanflow":
+        options["average_velocity"] = True
     if flags.class_conditional:
         options["num_classes"] = len(data.classes)
         if len(data.classes) < 2:

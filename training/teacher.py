@@ -21,6 +21,7 @@ INHERITED += ("seed", "validation")
 UNUSED = {
     "consistency": ("pairs", "teacher_steps", "loss_weight"),
     "distill": ("pairs",),
+    "meanflow": ("pairs", "teacher_steps", "stage_steps", "loss_weight"),
     "reflow": ("teacher_guidance", "teacher_steps", "stage_steps", "flip", "noise_assignment"),
 }
 
@@ -85,6 +86,10 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
             f"--tune consistency cannot use --prediction {prediction}: its x_0 without noise is "
             "what the network puts out, and not the input; use flow, v or edm"
         )
+    if flags.tune == "meanflow" and (prediction != "flow" or config["diffusion"]["learn_sigma"]):
+        raise ValueError(
+            "--tune meanflow averages the velocity of --prediction flow, without --learn-sigma"
+        )
     if flags.tune in ("consistency", "distill") and not starts_from_noise(prediction):
         raise ValueError(
             f"--tune {flags.tune} cannot use --prediction {prediction}: its x_0 in pure noise is a "
@@ -101,8 +106,9 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     if teacher is None:
         return
     before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
+    average = {"average_velocity": True} if flags.tune == "meanflow" else {}
     own = {
-        "model": with_later_arguments(teacher["config"]["model"]),
+        "model": with_later_arguments(teacher["config"]["model"]) | average,
         "diffusion": {**before, **teacher["config"]["diffusion"]},
     }
     if found := config_differences(own, {name: config[name] for name in own}):
@@ -113,8 +119,13 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
 
 
 def use_teacher(trainer: Trainer, checkpoint: dict) -> None:
-    """Start a new run from the averaged weights of a teacher, or those that it has."""
+    """Start a new run from the averaged weights of a teacher, or those that it has.
+
+    The embedding of a time span, which mean flows add, keeps its start, which has no effect.
+    """
     weights = restore(checkpoint, raw="ema" not in checkpoint)[0].state_dict()
     for network in (trainer.model, trainer.ema.module, trainer.teacher):
         if network is not None:
-            network.load_state_dict(weights)
+            own = network.state_dict()
+            added = {name: own[name] for name in own if name.startswith("span.")}
+            network.load_state_dict(added | weights)

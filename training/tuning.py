@@ -1,16 +1,21 @@
 """Tuning: a trained network, the teacher, becomes one that draws in one or two steps."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conditions import Condition
-from diffusion import GaussianDiffusion, at, call
+from diffusion import GaussianDiffusion, at, call, flow_time
+from distributed import rank, world_size
 from models import build_model
 from objectives import earlier_ratio, pseudo_huber, right_once_clipped
 from training.objective import DiffusionObjective, NoisyBatch
-from utils import memory_format
+from utils import derive_seed, memory_format, unwrapped
+
+SAME_TIME = 0.25  # share of a mean flow's items that learn the velocity itself
 
 
 class PairedBatch(NamedTuple):
@@ -170,6 +175,90 @@ class DistillationObjective(DiffusionObjective):
         return x_0, (x_t - alpha * x_0) / sigma
 
 
+class MeanFlowObjective(DiffusionObjective):
+    """Mean flows (Geng et al. 2025, arXiv:2505.13447): the network predicts the average velocity u
+    between two times, r < t, from which one step of any length follows.
+
+    On the line z_t = x_t / (alpha + sigma) = (1 - t) x_0 + t noise, differentiating (t - r) u gives
+    the identity u = v - (t - r) du/dt (eq. 6), with v the velocity at t. du/dt along the
+    trajectory is a product of the Jacobian with (v, 1), by forward-mode differentiation.
+
+    v is the teacher's, with guidance. Without a teacher, the loss has the velocity of the pair
+    (x_0, noise), and the derivative the network's own, which is free of the noise of the pair
+    (improved mean flows; Geng et al. 2025, arXiv:2512.02012).
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        train = config["train"]
+        self.scale = train["teacher_guidance"]
+        alpha, sigma = clean_last(diffusion)
+        scale, self.time = flow_time(diffusion.sigma_data * alpha, sigma)  # each (T + 1,)
+        index = torch.arange(diffusion.timesteps, device=scale.device, dtype=torch.float32)
+        self.scale_in = diffusion.scale_in * scale[:-1]  # of z, as the network receives it
+        self.d_scale_in = gradient(self.scale_in, self.time[:-1])
+        self.d_index = gradient(index, self.time[:-1])
+        if train["teacher"] is not None:
+            self.label_dropout = 0.0  # the network itself is never guided
+            self.teacher = frozen_network(config, device)
+
+    def batch(self, items: Tensor, condition: Condition | None, step: int) -> PairedBatch:
+        batch = super().batch(items, condition, step)
+        return batch._replace(r=self.earlier(batch.t, step, world_size(), rank()))
+
+    def completed(self, batch: NoisyBatch, step: int) -> PairedBatch:
+        """The batch with an earlier time for each item."""
+        return PairedBatch(*batch, self.earlier(batch.t, step))
+
+    def earlier(self, t: Tensor, step: int, parts: int = 1, part: int = 0) -> Tensor:
+        """The timesteps r (B,) that averages begin at: t itself for a quarter of the items, for the
+        others any time from clean data, -1, to t. Drawn for `parts` batches, of which t is one."""
+        generator = torch.Generator().manual_seed(derive_seed("span", self.seed, step))
+        drawn = torch.rand(2, parts * len(t), generator=generator)
+        share, kind = drawn[:, part * len(t) : (part + 1) * len(t)].to(t.device)
+        r = torch.searchsorted(self.time[:-1], share * self.time[t]) - 1
+        return torch.where(kind < SAME_TIME, t, torch.minimum(r, t - 1))
+
+    def __call__(self, model: nn.Module, batch: PairedBatch) -> Tensor:
+        diffusion, (x_0, condition, t, noise, r) = self.diffusion, batch
+        s, x_t = diffusion.sigma_data, diffusion.q_sample(x_0, t, noise)
+        span = self.time[t] - self.time[r]
+        given = replace(condition or Condition(), span=span)
+        state = random_state(x_t.device)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # which forward mode differentiates
+            if self.teacher is None:
+                velocity = noise - x_0 / s
+                now = replace(given, span=torch.zeros_like(span))
+                along = call(unwrapped(model), diffusion.scaled(x_t, t), t, now).float()
+            else:
+                x_0 = guided(diffusion, self.teacher, x_t, condition, t, self.scale)
+                eps = (x_t - at(diffusion.alpha, t, x_t) * x_0) / at(diffusion.sigma, t, x_t)
+                velocity = along = eps - x_0 / s
+            set_random_state(x_t.device, state)
+            derivative = self.derivative(unwrapped(model), x_t, given, t, along)
+            target = velocity - span.view(-1, *[1] * (x_0.ndim - 1)) * derivative
+        set_random_state(x_t.device, state)  # the same dropout
+        torch.clear_autocast_cache()  # it may hold the weights without their gradients
+        found = call(model, diffusion.scaled(x_t, t), t, given).float()
+        return pseudo_huber(found - target).mean()
+
+    def derivative(
+        self, model: nn.Module, x_t: Tensor, condition: Condition, t: Tensor, along: Tensor
+    ) -> Tensor:
+        """du/dt (B, ...) at x_t (B, ...) in the direction of the velocity `along` (B, ...), with r
+        fixed: the span grows with t."""
+        scale_in = at(self.scale_in, t, x_t)
+        x_in = at(self.diffusion.scale_in, t, x_t) * x_t
+        d_x_in = at(self.d_scale_in, t, x_t) / scale_in * x_in + scale_in * along
+
+        def average(x_in: Tensor, t: Tensor, span: Tensor) -> Tensor:
+            return call(model, x_in, t, replace(condition, span=span)).float()
+
+        inputs = (x_in, t.to(x_in.dtype), condition.span)
+        tangents = (d_x_in, self.d_index[t], torch.ones_like(condition.span))
+        return torch.func.jvp(average, inputs, tangents)[1]
+
+
 class ReflowObjective(DiffusionObjective):
     """The diffusion loss of samples of a network, each with the noise that it came from (rectified
     flow; Liu et al. 2022, arXiv:2209.03003).
@@ -186,6 +275,7 @@ class ReflowObjective(DiffusionObjective):
 TUNINGS: dict[str, type[DiffusionObjective]] = {
     "consistency": ConsistencyObjective,
     "distill": DistillationObjective,
+    "meanflow": MeanFlowObjective,
     "reflow": ReflowObjective,
 }
 
@@ -194,6 +284,11 @@ def frozen_network(config: dict, device: torch.device) -> nn.Module:
     """A network that is not trained, with the configuration of the run."""
     model = build_model(config["model"]).eval().requires_grad_(False)
     return model.to(device, memory_format=memory_format(device))
+
+
+def gradient(values: Tensor, points: Tensor) -> Tensor:
+    """The derivative (T,) of values (T,) at increasing points (T,), by differences."""
+    return torch.gradient(values.double(), spacing=(points.double(),))[0].float()
 
 
 class Tables(NamedTuple):
