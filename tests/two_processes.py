@@ -36,6 +36,8 @@ CASES = {  # flags, and the number of training steps
     "stratified": ([*SHALLOW, "--timestep-sampling", "stratified"], 4),
     "nearest": ([*SHALLOW, "--noise-assignment", "nearest"], 4),
     "optimal": ([*SHALLOW, "--noise-assignment", "optimal"], 4),
+    "consistency": ([*CONDITIONAL, "--tune", "consistency", "--stage-steps", "2"], 4),
+    "meanflow": ([*CONDITIONAL, "--tune", "meanflow"], 4),
     "captions": ([*SHALLOW, "--text-conditional", "--label-dropout", "0.3"], 4),
 }
 

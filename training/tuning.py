@@ -1,5 +1,6 @@
 """Tuning: a trained network, the teacher, becomes one that draws in one or two steps."""
 
+import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -198,6 +199,9 @@ class MeanFlowObjective(DiffusionObjective):
         self.scale_in = diffusion.scale_in * scale[:-1]  # of z, as the network receives it
         self.d_scale_in = gradient(self.scale_in, self.time[:-1])
         self.d_index = gradient(index, self.time[:-1])
+        with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own code
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.func.jvp(torch.sin, (index,), (index,))
         if train["teacher"] is not None:
             self.label_dropout = 0.0  # the network itself is never guided
             self.teacher = frozen_network(config, device)
