@@ -55,6 +55,7 @@ EXERCISES = [
     "15_consistency",
     "16_train_and_draw",
 ]
+LEARN = "../../learn/exercises"
 FIGURE = re.compile(r"^!\[[^]]+\]\(([^)]+)\)$", re.MULTILINE)
 MAX_BYTES = 100_000  # of a figure
 OFFLINE = {"digits", "moons"}  # data sets that need no download
@@ -110,7 +111,7 @@ def test_a_chapter_has_its_sections(chapter):
     assert summary.startswith("After this chapter you know ")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE)[-2:] == ["Exercises", "Next"]
     exercises, following = text.split("\n## Exercises\n")[1].split("\n## Next\n")
-    assert "](../../learn/exercises/" in exercises
+    assert f"]({LEARN}/" in exercises
     after = [*CHAPTERS[CHAPTERS.index(chapter) + 1 :], GUIDE / "README.md"][0]
     assert f"]({after.name})" in following
 
@@ -124,13 +125,15 @@ def test_each_exercise_is_linked_from_a_chapter():
     linked = {
         found
         for chapter in CHAPTERS
-        for found in re.findall(r"\(\.\./\.\./learn/exercises/(\w+)\.py\)", TEXTS[chapter.name])
+        for found in re.findall(rf"\({re.escape(LEARN)}/(\w+)\.py\)", TEXTS[chapter.name])
     }
     assert linked == set(EXERCISES)
     if (ROOT / "learn").exists():
-        assert [f"{name}.py" for name in EXERCISES] == sorted(
-            path.name for path in (ROOT / "learn" / "exercises").glob("[0-9]*.py")
-        )
+        files = sorted((ROOT / "learn" / "exercises").glob("[0-9]*.py"))
+        assert [file.stem for file in files] == EXERCISES
+        for file in files:
+            chapter = re.search(r"docs/guide/(\w+\.md)", file.read_text(encoding="utf-8"))[1]
+            assert f"({LEARN}/{file.name})" in TEXTS[chapter], f"{chapter} lacks {file.name}"
 
 
 # --- figures and commands -------------------------------------------------------------------------
