@@ -19,7 +19,7 @@ from evaluation.copies import RARE
 MARK = re.compile(r"(?<=\S)<!-- ([\w.]+\.(?:json|md)): (.+?): (.+?) -->")
 ANY_MARK = re.compile(r"<!-- [\w.]+\.(?:json|md):.*?-->", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])")
-PAGES = ("*.md", "docs/*.md", "weights/*.md", "mini_diffusion/*.md")
+PAGES = ("*.md", "docs/*.md", "docs/guide/*.md", "weights/*.md", "mini_diffusion/*.md")
 
 
 Row = dict  # of docs/results.json

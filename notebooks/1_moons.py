@@ -289,4 +289,6 @@ print(f"largest difference of a coordinate: {(mine - theirs).abs().max():.1e}")
 # - Sample with `sample(run.checkpoint, sampler="ddim", steps=10)`. How few steps are enough?
 # - Train with `timesteps=50`. Is such a short process enough for points?
 #
+# The mathematics, step by step: [chapters 1 to 4 and 7 of the guide](../docs/guide/README.md).
+#
 # Next: `2_digits.ipynb`, the same with images.

@@ -281,4 +281,8 @@ show(samples(run.checkpoint, model=model, num_images=20, steps=10 if QUICK else 
 #   dropped label.
 # - Train on MNIST for ten minutes: `python train.py --dataset mnist --max-minutes 10`.
 #
+# The guide explains the [network](../docs/guide/05_network.md),
+# [sampling](../docs/guide/07_sampling.md)
+# and [guidance](../docs/guide/08_conditions_and_guidance.md).
+#
 # Next: `3_cifar10.ipynb`, photographs.

@@ -152,3 +152,6 @@ show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
 # python train.py --resume --output-dir outputs/cifar10
 # python sample.py --checkpoint outputs/cifar10/model_final.pt
 # ```
+#
+# The guide explains how to [measure the result](../docs/guide/10_measuring.md), and
+# [what large models do differently](../docs/guide/12_latents_text_few_steps.md).
