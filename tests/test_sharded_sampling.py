@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sample
@@ -31,6 +32,7 @@ REQUESTS = {  # flags, by the name of the output
     "interpolate.png": ["--interpolate", *ODD],
     "points.png": ["--checkpoint", "points.pt", *ODD],
     "points.npz": ["--checkpoint", "points.pt", *ODD],
+    "cascade.png": ["--then", "stage.pt", "--then-steps", 2, *ODD],
     "frames/s.png": [*FLAGS[:-2], "--show-intermediate", "--animate", "--batch-size", 20],
 }
 
@@ -98,6 +100,7 @@ def outputs(conditional, tmp_path_factory) -> tuple[Path, Path]:
     for folder, count in zip(folders, (1, 3), strict=True):
         Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / "image.png")
         save_points(conditional, folder / "points.pt")
+        save_stage(conditional, folder / "stage.pt")
         common = ["--checkpoint", conditional, "--steps", 2]
         requests = [[*common, *flags, "--output", name] for name, flags in REQUESTS.items()]
         processes = Processes(folder, count, run_samples, requests=requests)
@@ -114,6 +117,21 @@ def save_points(checkpoint: Path, path: Path) -> None:
     config["diffusion"]["learn_sigma"] = False
     config["train"]["class_conditional"] = False
     content["ema"] = content["model"] = build_model(config["model"]).state_dict()
+    save_checkpoint(path, content)
+
+
+def save_stage(checkpoint: Path, path: Path) -> None:
+    """Write a checkpoint that enlarges the images of another one, with random weights."""
+    content = load_checkpoint(checkpoint)
+    config = content["config"]
+    config["data"]["image_size"] = config["model"]["image_size"] = 16
+    config["model"]["super_resolution"] = 8
+    torch.manual_seed(0)
+    model = build_model(config["model"])
+    for parameter in model.parameters():  # the output layer begins as zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    content["ema"] = model.state_dict()
+    content["model"] = {name: weight.clone() for name, weight in content["ema"].items()}
     save_checkpoint(path, content)
 
 
