@@ -89,7 +89,7 @@ class ImagePictures:
     def parts(
         self, picture: np.ndarray, shape: Sequence[int], captions: Sequence[str] = ()
     ) -> tuple[Tensor, Tensor]:
-        """The inverse of `grid` with `real` images: the uint8 samples and real images, (N, C, H, W).
+        """The inverse of `grid` with `real` images: uint8 samples and real images (N, C, H, W).
 
         Only grey or colour images come back whole; of other numbers of channels the first does.
         Raises ValueError for a picture of another layout.

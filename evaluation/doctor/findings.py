@@ -12,6 +12,9 @@ class Severity(IntEnum):
     FAULT = 3  # its result cannot be used
 
 
+FAULT, WARNING, HINT = Severity.FAULT, Severity.WARNING, Severity.HINT
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault of a run.

@@ -165,7 +165,7 @@ def minutes(run: Run, low: float, high: float) -> str:
 
 def trend(run: Run) -> list[str]:
     """A line on how much the loss still falls."""
-    steps, losses = run.losses
+    losses = run.losses[1]
     if len(losses) < 12:
         return []
     third = len(losses) // 3

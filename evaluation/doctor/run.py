@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from checkpoints.checkpoint import load_checkpoint
+from checkpoints.consistency import CUSTOM
 from checkpoints.reading import CheckpointError, step_of
 from checkpoints.runs import FINAL, runs_below, sharded, snapshots
 from checkpoints.shards import read_shard_record
-from checkpoints.consistency import CUSTOM
 from dataset.changes import read_files
 from dataset.items import item_shape, kind_of
 from dataset.registry import READING, load_dataset

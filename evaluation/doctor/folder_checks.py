@@ -1,0 +1,53 @@
+"""Checks of the files in the folder of a run."""
+
+from evaluation.doctor.commands import again, draw, new_folder, resume
+from evaluation.doctor.findings import FAULT, HINT, WARNING, Finding
+from evaluation.doctor.run import Run
+
+
+def unreadable_config(run: Run) -> Finding | None:
+    """config.json is missing or damaged."""
+    if run.config and not run.config_error:
+        return None
+    evidence = run.config_error or f"there is no {run.path / 'config.json'}"
+    if run.config:
+        cause = "the file was changed or cut; the checkpoints hold the same configuration"
+        return Finding(HINT, "config.json cannot be read", evidence, cause, resume(run))
+    cause = "it was changed, cut, or written by another version; no checkpoint replaces it"
+    command = f"python train.py --dataset mnist --output-dir {new_folder(run.path)}"
+    return Finding(FAULT, "the run's configuration is lost", evidence, cause, command)
+
+
+def damaged_checkpoints(run: Run) -> Finding | None:
+    """A checkpoint does not match its SHA-256, or cannot be opened."""
+    if not run.damaged:
+        return None
+    evidence = "; ".join(list(run.damaged.values())[:2])
+    if more := len(run.damaged) - 2:
+        evidence += f"; and {more} more" if more > 0 else ""
+    cause = "the file was cut by a full disk or a copy, or changed on the disk"
+    if run.newest is None:
+        return Finding(FAULT, "no checkpoint is intact", evidence, cause, again(run))
+    left = f"{cause}. {run.newest.name} is intact"
+    if run.newest in run.checkpoints:
+        return Finding(WARNING, "a checkpoint is damaged", evidence, left, resume(run))
+    return Finding(WARNING, "a checkpoint is damaged", evidence, left, draw(run.newest))
+
+
+def missing_checkpoints(run: Run) -> Finding | None:
+    """The run has made steps, has ended, and left nothing to resume from or to draw with."""
+    if run.checkpoints or run.damaged or run.writing or not run.step:
+        return None
+    evidence = f"metrics.jsonl reaches step {run.step:,}; there is no checkpoint in {run.path}"
+    evidence += f", {len(run.snapshots)} snapshots" if run.snapshots else ""
+    if run.is_finished:
+        cause = "the run reached its last step, and its files were moved or deleted"
+    else:
+        cause = "the process was killed before its first checkpoint, which comes after ten minutes"
+    if run.snapshots:
+        cause += "; the snapshots draw, and cannot be resumed"
+    if run.model in ("", "custom") or run.setting("model", "autoencoder"):
+        return Finding(FAULT, "there is no checkpoint", evidence, cause, again(run))
+    return Finding(
+        FAULT, "there is no checkpoint", evidence, cause, resume(run, save_every_minutes=2)
+    )
