@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Run], Finding | None]] = {
     "saturated": pictures.saturated_pictures,
     "alike": pictures.all_alike,
     "one-class-drawn": pictures.one_class_drawn,
+    "not-of-their-classes": pictures.not_of_their_classes,
     "overfitting": loss.overfitting,
     "near-copies": pictures.near_copies,
     "one-class": data.one_class_of_data,

@@ -11,6 +11,7 @@ from training.config import DEFAULTS, PRESETS
 
 ROWS = 6  # rows of ten steps after the warm-up, below which nothing is said about the loss
 GUIDE_ROWS = 30  # the same of networks that judge: recognising noisy images starts slowly
+FAR = 10.0  # times or part of the usual learning rate, from which it is suspected
 SIGMAS = 4.0  # a rise must also exceed the noise of the rows, which is large for small batches
 PEAK = 1.5  # over the loss of the first row, of an early peak; a normal loss falls from there
 
@@ -58,6 +59,11 @@ def peak(run: Run) -> tuple[int, float] | None:
 def with_usual_lr(run: Run) -> str:
     """The command that trains again with the default learning rate."""
     return again(run, lr=None if "lr" in (flags_of(run) or {"lr"}) else usual_lr(run))
+
+
+def rates(run: Run) -> tuple[float, float]:
+    """The learning rate of a run, and the usual one."""
+    return run.number("train", "lr"), usual_lr(run)
 
 
 def usual_lr(run: Run) -> float:

@@ -10,6 +10,7 @@ from statistics import fmean, median
 from evaluation.doctor.commands import again, draw
 from evaluation.doctor.findings import FAULT, WARNING, Finding
 from evaluation.doctor.log_measures import (
+    FAR,
     ROWS,
     SIGMAS,
     has_stages,
@@ -17,6 +18,7 @@ from evaluation.doctor.log_measures import (
     level,
     number_format,
     peak,
+    rates,
     relative_fall,
     rounded,
     scatter,
@@ -28,7 +30,7 @@ from visuals.curves import column
 
 FALL = 0.03  # relative; tiny runs fall by 6 % or more in 60 steps, with --lr 1e-7 by 0.5 %
 RISE = 1.5  # over its lowest level; a run of constant loss varies by a few per cent
-FAR = 10.0  # times or part of the usual learning rate, from which it is suspected
+PLATEAU = 0.95  # part of the loss of a third of the run; mnist at the usual rate falls to 0.5
 SLOW_FALL = 0.5  # of the loss; mnist falls by 80 % in 400 steps at the usual rate
 SKIPPED, ALLOWED = 0.02, 16  # fraction of steps; fp16 skips some while its scale adapts
 OVERFIT = 1.05  # validation loss over its minimum; between epochs it varies by about 1 %
@@ -93,7 +95,7 @@ def does_not_fall(run: Run) -> Finding | None:
         f"the training loss was {losses[0]:.3g} at step {steps[0]:,} and is "
         f"{level(losses):.3g} at step {steps[-1]:,}"
     )
-    lr, usual = run.number("train", "lr"), usual_lr(run)
+    lr, usual = rates(run)
     if lr <= usual / FAR:
         cause = f"the learning rate is too low: {lr:g}, and usual is {usual:g}"
         return Finding(FAULT, "the loss does not fall", evidence, cause, with_usual_lr(run))
@@ -109,11 +111,13 @@ def does_not_fall(run: Run) -> Finding | None:
 
 
 def learning_rate_too_high(run: Run) -> Finding | None:
-    """The loss rose above its start before it fell."""
-    if run.not_finite or diverged(run) or (found := peak(run)) is None:
+    """The loss rose above its start before it fell, or stopped falling early."""
+    if run.not_finite or diverged(run):
         return None
+    if (found := peak(run)) is None:
+        return early_plateau(run)
     step, highest = found
-    lr, usual = run.number("train", "lr"), usual_lr(run)
+    lr, usual = rates(run)
     evidence = (
         f"the training loss was {run.losses[1][0]:.3g} at step {run.losses[0][0]:,} and rose to "
         f"{highest:.3g} at step {step:,}; it ended at {level(run.losses[1]):.3g}"
@@ -123,9 +127,30 @@ def learning_rate_too_high(run: Run) -> Finding | None:
     return Finding(WARNING, "the learning rate is too high", evidence, cause, command)
 
 
+def early_plateau(run: Run) -> Finding | None:
+    """With a learning rate far above the usual one, the loss hardly falls after the first third."""
+    (steps, losses), (lr, usual) = run.losses, rates(run)
+    fall = relative_fall(run)
+    if fall is None or fall < FALL or lr < FAR * usual or len(losses) < 2 * ROWS:
+        return None
+    third = len(losses) // 3
+    early, last = fmean(losses[third - 2 : third + 1]), level(losses)
+    if last < PLATEAU * early:
+        return None
+    evidence = (
+        f"the training loss was {early:.3g} at step {steps[third]:,} and is {last:.3g} at step "
+        f"{steps[-1]:,}"
+    )
+    cause = (
+        f"steps of this size only move about: the learning rate is {lr:g}, and usual is {usual:g}"
+    )
+    title = "the learning rate is too high"
+    return Finding(WARNING, title, evidence, cause, with_usual_lr(run))
+
+
 def learning_rate_too_low(run: Run) -> Finding | None:
     """The loss falls slowly, with a learning rate far below the usual one."""
-    lr, usual, fall = run.number("train", "lr"), usual_lr(run), relative_fall(run)
+    (lr, usual), fall = rates(run), relative_fall(run)
     if fall is None or not FALL <= fall < SLOW_FALL or not lr <= usual / FAR:
         return None
     steps, losses = run.losses

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from dataset.items import split
 from evaluation.copies import RARE, NearCopies, find_near_copies
+from evaluation.distances import nearest_neighbours
 from evaluation.doctor.run import Run
+from sampling.conditioning import grid_condition
+from visuals.pictures import square
 
 MIN_CORRELATION = 0.2  # of the neighbouring pixels of real images, below which they are like noise
 NOISE = 0.35  # part of it in samples: noise has 0.0 to 0.2, the first recognisable digits 0.45
 NARROW = 6.0  # grey levels of 255, of the standard deviation of all real pixels; mnist has 75
 SEEN = 30  # epochs; a network that has seen an image less often draws no copies of it
+JUDGED = 64  # held-out images that show whether the nearest training image tells the class
 MOST_HELD_OUT = 256  # held-out images that are compared
 
 
@@ -66,6 +70,28 @@ def copies_of(run: Run) -> NearCopies | None:
         return None
     samples = run.pictures.samples
     return find_near_copies(samples, known, items[held_out[:MOST_HELD_OUT]])
+
+
+def class_accuracies(run: Run) -> tuple[float, float] | None:
+    """The fraction of samples that are of their class, and the same of held-out images.
+
+    The class of an image is that of the nearest training image. None without classes, or if the
+    data are not found.
+    """
+    if run.pictures is None or not run.setting("model", "num_classes") or run.data is None:
+        return None
+    if run.data.labels is None or run.setting("model", "caption_length"):
+        return None
+    labels, samples = run.data.labels, run.pictures.samples
+    train, held_out = split(len(labels), run.held_out, int(run.number("train", "seed", 0)))
+    some = held_out[:JUDGED]
+    if len(some) < JUDGED:
+        return None
+    wanted = grid_condition(run.config, torch.arange(len(samples)), square(len(samples))).label
+    images = torch.cat([samples, run.data.items[some]]).flatten(1)
+    _, nearest = nearest_neighbours(images, run.data.items[train].flatten(1))
+    right = labels[train][nearest] == torch.cat([wanted, labels[some]])
+    return tuple(part.double().mean().item() for part in right.split([len(samples), len(some)]))
 
 
 def name_of(run: Run) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from evaluation.doctor.commands import resume
 from evaluation.doctor.findings import Finding
-from evaluation.doctor.length import estimate, longer
+from evaluation.doctor.length import estimate, longer, needed_images
 from evaluation.doctor.run import Run
 from models import AUTOENCODERS, GUIDES
 
+SHORT = 0.5  # of the images that the shortest measured run of good quality saw
 WIDTH = 100  # of a line; commands are not broken
 
 
@@ -62,7 +63,11 @@ def wrapped(label: str, text: str) -> list[str]:
 
 def healthy(run: Run) -> str:
     """That nothing was found, and what the run can do next."""
-    return f"Nothing is wrong: the run looks healthy.\n   next:   {next_command(run)}"
+    found = "Nothing is wrong: the run looks healthy."
+    if (steps := longer(run)) and run.images_seen < SHORT * needed_images(run).low:
+        found = "Nothing is wrong, but the run is short: see below."
+        return f"{found}\n   next:   {resume(run, max_steps=steps)}"
+    return f"{found}\n   next:   {next_command(run)}"
 
 
 def next_command(run: Run) -> str:
