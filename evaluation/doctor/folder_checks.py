@@ -2,12 +2,13 @@
 
 from evaluation.doctor.commands import again, draw, new_folder, resume
 from evaluation.doctor.findings import FAULT, HINT, WARNING, Finding
+from evaluation.doctor.log_measures import FAR, rates, with_usual_lr
 from evaluation.doctor.run import Run
 
 
 def unreadable_config(run: Run) -> Finding | None:
     """config.json is missing or damaged."""
-    if run.config and not run.config_error:
+    if run.config and not run.config_error:  # or it is missing, and a checkpoint has it
         return None
     evidence = run.config_error or f"there is no {run.path / 'config.json'}"
     if run.config:
@@ -36,8 +37,10 @@ def damaged_checkpoints(run: Run) -> Finding | None:
 
 def missing_checkpoints(run: Run) -> Finding | None:
     """The run has made steps, has ended, and left nothing to resume from or to draw with."""
-    if run.checkpoints or run.damaged or run.writing or not run.step:
+    if run.checkpoints or run.damaged or run.writing:
         return None
+    if not run.step and not run.snapshots:
+        return no_steps(run)
     evidence = f"metrics.jsonl reaches step {run.step:,}; there is no checkpoint in {run.path}"
     evidence += f", {len(run.snapshots)} snapshots" if run.snapshots else ""
     if run.is_finished:
@@ -51,3 +54,18 @@ def missing_checkpoints(run: Run) -> Finding | None:
     return Finding(
         FAULT, "there is no checkpoint", evidence, cause, resume(run, save_every_minutes=2)
     )
+
+
+def no_steps(run: Run) -> Finding:
+    """The run ended before it wrote anything of its training."""
+    evidence = f"{run.path} has a configuration, and neither metrics nor checkpoints"
+    lr, usual = rates(run)
+    if lr >= FAR * usual:
+        cause = (
+            f"the weights became infinite at once: the learning rate is {lr:g}, usual is {usual:g}"
+        )
+        command = with_usual_lr(run)
+    else:
+        cause = "it ended within its first ten steps; it printed why. The command shows it again"
+        command = again(run)
+    return Finding(FAULT, "the run has ended without a step", evidence, cause, command)

@@ -12,7 +12,7 @@ from training.config import DEFAULTS, PRESETS
 ROWS = 6  # rows of ten steps after the warm-up, below which nothing is said about the loss
 GUIDE_ROWS = 30  # the same of networks that judge: recognising noisy images starts slowly
 FAR = 10.0  # times or part of the usual learning rate, from which it is suspected
-SIGMAS = 4.0  # a rise must also exceed the noise of the rows, which is large for small batches
+MANY = 8  # items of a step; the rows of smaller steps vary by as much as a peak
 PEAK = 1.5  # over the loss of the first row, of an early peak; a normal loss falls from there
 
 
@@ -49,9 +49,10 @@ def peak(run: Run) -> tuple[int, float] | None:
     steps, losses = run.losses
     if len(losses) < 3 or has_stages(run) or run.tuned or steps[0] > 20:
         return None
+    if run.setting("diffusion", "loss_weight") == "vlb":  # its rows vary by more
+        return None
     highest = max(losses[1:])
-    noise = scatter(losses[-max(5, len(losses) // 2) :])
-    if highest < PEAK * losses[0] or highest - losses[0] < SIGMAS * noise:
+    if run.batch_size < MANY or highest < PEAK * losses[0]:
         return None
     return steps[losses.index(highest)], highest
 

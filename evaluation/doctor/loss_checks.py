@@ -12,7 +12,6 @@ from evaluation.doctor.findings import FAULT, WARNING, Finding
 from evaluation.doctor.log_measures import (
     FAR,
     ROWS,
-    SIGMAS,
     has_stages,
     length_of,
     level,
@@ -29,6 +28,7 @@ from evaluation.doctor.run import Run
 from visuals.curves import column
 
 FALL = 0.03  # relative; tiny runs fall by 6 % or more in 60 steps, with --lr 1e-7 by 0.5 %
+SIGMAS = 4.0  # a rise must also exceed the noise of the rows, which is large for small batches
 RISE = 1.5  # over its lowest level; a run of constant loss varies by a few per cent
 PLATEAU = 0.95  # part of the loss of a third of the run; mnist at the usual rate falls to 0.5
 SLOW_FALL = 0.5  # of the loss; mnist falls by 80 % in 400 steps at the usual rate

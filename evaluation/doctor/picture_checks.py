@@ -65,14 +65,27 @@ def only_noise(run: Run) -> Finding | None:
     if broken is not None:
         cause = f"{broken(run).title}: see that finding"
         return Finding(FAULT, "the pictures are noise", evidence, cause, broken(run).command)
-    if seen < need.high:
-        return Finding(FAULT, "the pictures are noise", evidence, *too_short(run))
+    if reason := explained(run, "high"):
+        return Finding(FAULT, "the pictures are noise", evidence, *reason)
     cause = (
         f"not the length: {seen:,.0f} images were seen, and {need.text}. More sampling steps show "
         "whether the sampling is the cause"
     )
     command = draw(run.newest, "--steps", "250") if run.newest else again(run)
     return Finding(FAULT, "the pictures are noise", evidence, cause, command)
+
+
+def explained(run: Run, images: str) -> tuple[str, str] | None:
+    """The cause and the command of bad samples, if the learning rate or the length explains them.
+
+    `images` is the end of the measured need from which a run is long enough: "low" or "high".
+    """
+    lr, usual = rates(run)
+    if lr >= FAR * usual or lr <= usual / FAR:
+        what = "high" if lr > usual else "low"
+        cause = f"the learning rate is too {what}: {lr:g}, and usual is {usual:g}"
+        return cause, with_usual_lr(run)
+    return too_short(run) if run.images_seen < getattr(needed_images(run), images) else None
 
 
 def too_short(run: Run) -> tuple[str, str]:
@@ -99,8 +112,8 @@ def grey_pictures(run: Run) -> Finding | None:
         f"the grey levels of the samples in {name_of(run)} vary by {samples:.0f} of 255 (standard "
         f"deviation), those of the real images below them by {real:.0f}"
     )
-    if run.images_seen < needed_images(run).low:
-        return Finding(FAULT, "the pictures are grey", evidence, *too_short(run))
+    if reason := explained(run, "low"):
+        return Finding(FAULT, "the pictures are grey", evidence, *reason)
     cause = (
         "the network draws the mean of the data: it was trained too briefly, or sampled in too few "
         "steps or without noise at its start (a schedule with a large terminal SNR)"
@@ -143,8 +156,8 @@ def all_alike(run: Run) -> Finding | None:
         f"two samples in {name_of(run)} differ by {samples:.0f} grey levels (root mean square), "
         f"two real images by {real:.0f}"
     )
-    if run.images_seen < needed_images(run).low:
-        return Finding(WARNING, "all pictures are alike", evidence, *too_short(run))
+    if reason := explained(run, "low"):
+        return Finding(WARNING, "all pictures are alike", evidence, *reason)
     cause = "the network draws one picture: the data have few different images, or it diverged"
     lower = rounded(run.number("train", "lr", usual_lr(run)) / 3)
     return Finding(WARNING, "all pictures are alike", evidence, cause, again(run, lr=lower))
@@ -188,15 +201,9 @@ def not_of_their_classes(run: Run) -> Finding | None:
         f"{drawn:.0%} of the samples in {name_of(run)} are nearest to a training image of the "
         f"class of their column; of held-out images, {real:.0%} are nearest to one of their own"
     )
-    title, lr, usual = "the samples are not of their classes", *rates(run)
-    if lr >= FAR * usual:
-        cause = f"the learning rate is too high: {lr:g}, and usual is {usual:g}"
-        return Finding(WARNING, title, evidence, cause, with_usual_lr(run))
-    if lr <= usual / FAR:
-        cause = f"the learning rate is too low: {lr:g}, and usual is {usual:g}"
-        return Finding(WARNING, title, evidence, cause, with_usual_lr(run))
-    if run.images_seen < needed_images(run).high:
-        return Finding(WARNING, title, evidence, *too_short(run))
+    title = "the samples are not of their classes"
+    if reason := explained(run, "high"):
+        return Finding(WARNING, title, evidence, *reason)
     cause = f"{run.images_seen:,.0f} images are enough; guidance draws clearer classes"
     command = draw(run.newest, "--guidance-scale", "2") if run.newest else again(run)
     return Finding(WARNING, title, evidence, cause, command)

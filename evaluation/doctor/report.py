@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable
 
 from evaluation.doctor.commands import resume
-from evaluation.doctor.findings import Finding
+from evaluation.doctor.findings import FAULT, Finding
 from evaluation.doctor.length import estimate, longer, needed_images
 from evaluation.doctor.run import Run
 from models import AUTOENCODERS, GUIDES
@@ -22,7 +22,8 @@ def report_of(run: Run, findings: Iterable[Finding]) -> str:
         blocks.append(in_words(number, finding))
     if not findings:
         blocks.append(healthy(run))
-    if lines := estimate(run):
+    # Its length is of no interest while its result cannot be used.
+    if not any(each.severity == FAULT for each in findings) and (lines := estimate(run)):
         block = wrapped("how long: ", " ".join(lines))
         if not findings and (steps := longer(run)):
             block.append(f"   longer: {resume(run, max_steps=steps)}")
