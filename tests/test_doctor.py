@@ -92,7 +92,7 @@ def of_captioned_folder(folder: Path, made: dict[str, Path]) -> None:
     for i in range(560):
         pixels = np.full((8, 8), 60, np.uint8)
         pixels[i % 6 : i % 6 + 3, i % 5 : i % 5 + 3] = 255 - i // 10
-        save_image(images / f"{'light' if i % 2 else 'dark'} square" / f"{i}.png", pixels)
+        save_image(images / f"{'light' if i % 2 else 'dark'} square" / f"{i}.pgm", pixels)
     words = ["--dataset", "folder", "--data-dir", images, "--caption-from-path", "--image-size", 8]
     stopped(*words, "--grey", "--text-conditional")(folder, made)
 
@@ -130,14 +130,13 @@ HEALTHY = {
     ),
     "vlb, learned variance": trained(*QUICK, "--loss-weight", "vlb", "--learn-sigma"),
     "class-conditional": stopped("--class-conditional", "--sample-interval", 1),
-    "post-hoc EMA": trained(*QUICK, "--post-hoc-ema", "--snapshots", 3, "--grad-accum", 2),
     "moons": trained(*POINTS, "--dataset", "moons", "--lr-decay", "none"),
-    "classifier": trained(*OTHER, "--model", "classifier", "--max-steps", 30),
-    "autoencoder": trained(*OTHER, "--model", "autoencoder", "--max-steps", 30, "--lr", 0.01),
+    "classifier": trained(*OTHER, "--model", "classifier", "--max-steps", 15),
+    "autoencoder": trained(*OTHER, "--model", "autoencoder", "--max-steps", 15, "--lr", 0.01),
     "latents": of_latents,
     "super-resolution": trained(*QUICK, "--super-resolution", 4),
-    "consistency": tuned("consistency", "--max-steps", 40, "--stage-steps", 10),
-    "distill": tuned("distill", "--teacher-steps", 4, "--stage-steps", 20),
+    "consistency": tuned("consistency", "--max-steps", 20, "--stage-steps", 5),
+    "distill": tuned("distill", "--teacher-steps", 4, "--stage-steps", 10),
     "captions": of_captioned_folder,
     "own network": of_own_network,
     "killed": killed,
@@ -236,8 +235,9 @@ def one_digit() -> torch.Tensor:
 
 def finished_with_one_digit(folder: Path) -> None:
     losses(folder, *np.linspace(1.5, 0.5, 5))  # to its last step
-    (folder / "samples" / "epoch_001.png").touch()
-    draw_grid(folder, one_digit())
+    path = folder / "samples" / "epoch_001.png"
+    real = load_dataset("digits").items
+    save_picture(path, ImagePictures().grid(one_digit(), 8, real=real))
 
 
 def long_with_copies(folder: Path) -> None:
@@ -335,9 +335,9 @@ def exploded(folder: Path, made: dict[str, Path]) -> None:
 FALLING = np.linspace(1.5, 0.5, 40)
 # What makes each fault, and the checks that must find it, the first of all findings.
 FAULTS = {
-    "lr 1e-7": (trained(*QUICK, "--lr", "1e-7", "--max-steps", 80), "loss-does-not-fall"),
+    "lr 1e-7": (trained(*QUICK, "--lr", "1e-7", "--max-steps", 70), "loss-does-not-fall"),
     "lr 1": (trained(*QUICK, "--lr", 3, "--max-steps", 60), "lr-too-high"),
-    "lr 3e-4": (trained(*QUICK, *FINE, "--lr", "3e-4", "--max-steps", 90), "lr-too-low"),
+    "lr 3e-4": (trained(*QUICK, *FINE, "--lr", "3e-4", "--max-steps", 80), "lr-too-low"),
     "a plateau": (
         edited(
             lambda folder: (
@@ -458,7 +458,7 @@ def test_the_command_mends_the_fault(made, tmp_path, fault):
 
 
 def test_a_typed_command_is_repeated_with_the_mended_flag(made, tmp_path):
-    words = [*map(str, QUICK), "--lr", "1e-7", "--max-steps", "80", "--output-dir", "my run"]
+    words = [*map(str, QUICK), "--lr", "1e-7", "--max-steps", "70", "--output-dir", "my run"]
     shutil.copytree(faulty_run(made, "lr 1e-7"), tmp_path / "my run")
     typed = ["train.py", *words]
     edit_json(tmp_path / "my run", "env.json", lambda all: all[0].update(command=typed))
@@ -547,7 +547,7 @@ def test_sharded_checkpoints_are_checkpoints(made, tmp_path):
     assert "no-checkpoint" not in examine(run)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00" * 40, b"[[[", b'{"train": 3}', None])
+@pytest.mark.parametrize("content", [b"", b'{"train": 3}', b"\xff\x00" * 40, None])
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "env.json", "model_final.pt"])
 def test_damaged_files_are_no_traceback(made, tmp_path, name, content):
     def damage(folder: Path) -> None:

@@ -25,7 +25,7 @@ def again(run: Run, **changes: object) -> str:
     if (flags := flags_of(run)) is None:
         return resume(run, **changes)
     flags = {**flags, **changes, "output_dir": str(new_folder(run.path))}
-    return f"python train.py {spelled(flags)}"
+    return f"{launcher(run)} train.py {spelled(flags)}"
 
 
 def resume(run: Run, **changes: object) -> str:
@@ -33,7 +33,13 @@ def resume(run: Run, **changes: object) -> str:
     if run.is_custom:
         return call(run, folder=str(run.path), **changes)
     words = spelled({**changes, "output_dir": str(run.path)})
-    return f"python train.py --resume {words}"
+    return f"{launcher(run)} train.py --resume {words}"
+
+
+def launcher(run: Run) -> str:
+    """What starts train.py: Python, or torchrun for a run of several processes."""
+    processes = int(run.number("train", "processes", 1))
+    return f"torchrun --standalone --nproc-per-node={processes}" if processes > 1 else "python"
 
 
 def draw(path: Path, *words: str) -> str:
@@ -72,6 +78,8 @@ def configured_flags(run: Run) -> dict[str, object] | None:
     for field, declared in TRAIN.declared.values():
         name, section = field.name, declared.section
         value = run.setting(section or "", "name" if name == "model" else name)
+        if run.tuned and section != "train":  # the teacher has the rest
+            continue
         if section is None or value is None or value in (getattr(usual, name), defaults.get(name)):
             continue
         if name not in PLACES:

@@ -1,5 +1,7 @@
 """Checks of the files in the folder of a run."""
 
+import shlex
+
 from evaluation.doctor.commands import again, draw, new_folder, resume
 from evaluation.doctor.findings import FAULT, HINT, WARNING, Finding
 from evaluation.doctor.log_measures import FAR, rates, with_usual_lr
@@ -15,7 +17,9 @@ def unreadable_config(run: Run) -> Finding | None:
         cause = "the file was changed or cut; the checkpoints hold the same configuration"
         return Finding(HINT, "config.json cannot be read", evidence, cause, resume(run))
     cause = "it was changed, cut, or written by another version; no checkpoint replaces it"
-    command = f"python train.py --dataset mnist --output-dir {new_folder(run.path)}"
+    command = (
+        f"python train.py --dataset mnist --output-dir {shlex.quote(str(new_folder(run.path)))}"
+    )
     return Finding(FAULT, "the run's configuration is lost", evidence, cause, command)
 
 
