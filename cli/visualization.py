@@ -76,6 +76,5 @@ VISUALIZE = Command(
     [
         "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
         "python visualize_diffusion.py --run outputs",
-        "python visualize_diffusion.py --doctor outputs",
     ],
 )

@@ -34,7 +34,6 @@ from visuals.pictures import ImagePictures, save_picture
 QUICK = [*SMALL, "--batch-size", "32", "--lr", "0.02", "--max-steps", "50"]
 POINTS = [word for word in QUICK if word not in (*SMALL[-6:], "--dataset", "digits")]
 POINTS += ["--batch-size", "128", "--max-steps", "30"]
-FINE = ["--patch-size", "2", "--channels", "32"]  # learns faster
 OTHER = [*TINY[:-1], "--batch-size", "32"]  # of networks that draw nothing
 
 
@@ -78,23 +77,8 @@ def killed(folder: Path, made: dict[str, Path]) -> None:
         run_train(folder, *QUICK, "--save-every-steps", 10)
 
 
-def resumed(folder: Path, made: dict[str, Path]) -> None:
-    stopped()(folder, made)
-    run_train(folder, "--resume", "--device", "cpu")
-
-
 def of_latents(folder: Path, made: dict[str, Path]) -> None:
     stopped("--latents", healthy_run(made, "autoencoder"), "--patch-size", 1)(folder, made)
-
-
-def of_captioned_folder(folder: Path, made: dict[str, Path]) -> None:
-    images = folder.parent / "captioned images"
-    for i in range(560):
-        pixels = np.full((8, 8), 60, np.uint8)
-        pixels[i % 6 : i % 6 + 3, i % 5 : i % 5 + 3] = 255 - i // 10
-        save_image(images / f"{'light' if i % 2 else 'dark'} square" / f"{i}.pgm", pixels)
-    words = ["--dataset", "folder", "--data-dir", images, "--caption-from-path", "--image-size", 8]
-    stopped(*words, "--grey", "--text-conditional")(folder, made)
 
 
 def of_own_network(folder: Path, made: dict[str, Path]) -> None:
@@ -136,11 +120,9 @@ HEALTHY = {
     "latents": of_latents,
     "super-resolution": trained(*QUICK, "--super-resolution", 4),
     "consistency": tuned("consistency", "--max-steps", 20, "--stage-steps", 5),
-    "distill": tuned("distill", "--teacher-steps", 4, "--stage-steps", 10),
-    "captions": of_captioned_folder,
+    "distill": tuned("distill", "--teacher-steps", 4, "--stage-steps", 5),
     "own network": of_own_network,
     "killed": killed,
-    "resumed": resumed,
 }
 if has_native_bf16(torch.device("cpu")):
     HEALTHY["bf16"] = trained(*QUICK, "--precision", "bf16")
@@ -292,6 +274,16 @@ def keep_only_metrics(folder: Path) -> None:
         (folder / name).unlink()
 
 
+def of_captioned_images(folder: Path, made: dict[str, Path]) -> None:
+    images = folder.parent / "captioned images"
+    for i in range(40):
+        pixels = np.full((8, 8), 60, np.uint8)
+        pixels[i % 6 : i % 6 + 3, i % 5 : i % 5 + 3] = 255 - i
+        save_image(images / f"{'light' if i % 2 else 'dark'} square" / f"{i}.png", pixels)
+    words = ["--dataset", "folder", "--data-dir", images, "--caption-from-path", "--image-size", 8]
+    stopped(*words, "--grey", "--text-conditional")(folder, made)
+
+
 def of_copied_images(folder: Path, made: dict[str, Path]) -> None:
     images = folder.parent / "copied images"
     for i in range(40):
@@ -337,7 +329,15 @@ FALLING = np.linspace(1.5, 0.5, 40)
 FAULTS = {
     "lr 1e-7": (trained(*QUICK, "--lr", "1e-7", "--max-steps", 70), "loss-does-not-fall"),
     "lr 1": (trained(*QUICK, "--lr", 3, "--max-steps", 60), "lr-too-high"),
-    "lr 3e-4": (trained(*QUICK, *FINE, "--lr", "3e-4", "--max-steps", 80), "lr-too-low"),
+    "lr 1e-4": (
+        edited(
+            lambda folder: (
+                losses(folder, *np.linspace(1.5, 1.1, 30)),
+                edit_json(folder, "config.json", lambda c: c["train"].update(lr=1e-4)),
+            )
+        ),
+        "lr-too-low",
+    ),
     "a plateau": (
         edited(
             lambda folder: (
@@ -384,6 +384,7 @@ FAULTS = {
     ),
     "copies": (edited(long_with_copies), "near-copies"),
     "one class": (edited(of_one_class, "class-conditional"), "one-class"),
+    "few captioned images": (of_captioned_images, "few-images"),
     "copied images": (of_copied_images, "duplicates", "few-images"),
     "wrong range": (of_wrong_range, "range"),
     "large points": (of_large_points, "scale"),
@@ -454,7 +455,9 @@ def test_the_command_mends_the_fault(made, tmp_path, fault):
     command = examine(read_run(tmp_path / "run"))[name].command
     carry_out(command)
     mended = TRAIN.parse(shlex.split(command)[2:]).output_dir
-    assert name not in examine(read_run(Path(mended)))
+    left = examine(read_run(Path(mended)))
+    assert name not in left
+    assert left == {} or fault == "lr 1e-7"  # whose samples are still noise after 70 steps
 
 
 def test_a_typed_command_is_repeated_with_the_mended_flag(made, tmp_path):
