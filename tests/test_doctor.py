@@ -104,6 +104,7 @@ class Filter(nn.Module):
 HEALTHY = {
     "dit": trained(*QUICK),
     "unet": trained(*TINY, "--batch-size", 16, "--lr", 0.02, "--max-steps", 20),
+    "linear": trained(*QUICK, "--schedule", "linear"),
     "adamw": trained(*QUICK, "--optimizer", "adamw", "--long-skips"),
     "x_0, quadratic": stopped("--schedule", "quadratic", "--prediction", "x_0"),
     "eps": stopped("--prediction", "eps"),
