@@ -2,6 +2,7 @@
 
 python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999
 python visualize_diffusion.py --run outputs
+python visualize_diffusion.py --doctor outputs
 """
 
 from cli.process import run
@@ -27,6 +28,10 @@ from diffusion import GaussianDiffusion
 from models.tokenizer import tokenizer_of
 from samplers import AUTO, SAMPLERS, Denoise, generate
 from schedules import Level
+from evaluation.doctor.checks import examine
+from evaluation.doctor.length import progress_of
+from evaluation.doctor.report import report_of
+from evaluation.doctor.run import read_run
 from evaluation.report import learning_rows, write_report
 from sampling.attention import attention_over_trajectory
 from sampling.conditioning import require_fits, unknown_words
@@ -37,6 +42,7 @@ from training.folder import RunFolder
 from training.foreign import foreign_files
 from utils import NoisePerImage, check_output, check_writable, choose_device
 from visuals.attention import draw_attention
+from visuals.compared_runs import draw_progress
 from visuals.forward_process import draw_noising, draw_schedules
 from visuals.pictures import image_format, pictures_of, require_size, save_figure
 from visuals.paths import Paths, draw_paths, spread, straightness
@@ -49,11 +55,14 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / 
 
 
 def main(request: VisualizationRequest) -> int:
-    if request.run:  # which a checkpoint, or the folder of these, stands for too
-        run = Path(request.run)
-        request.run = str(RunFolder.of(run).path if run.is_file() else run_path(run))
+    for name in ("run", "doctor"):  # which a checkpoint, or the folder of these, stands for too
+        if folder := getattr(request, name):
+            run = Path(folder)
+            setattr(request, name, str(RunFolder.of(run).path if run.is_file() else run_path(run)))
     path = Path(request.save_path or default_path(request))
     image_format(path)
+    if request.doctor:  # which reports even where nothing can be written
+        return diagnose(request, path)
     check_output(path, *request.read())
     if request.save_path is None and not request.run:  # show_run() looks at all of the run's files
         require_own(path, is_own_figure, "another --save-path")
@@ -68,6 +77,8 @@ def default_path(request: VisualizationRequest) -> str | Path:
     """The picture's path where --save-path is not given."""
     if request.run:
         return RunFolder(request.run).learning
+    if request.doctor:
+        return RunFolder(request.doctor).doctor
     if request.attention:
         return "outputs/attention.png"
     if request.paths:
@@ -149,6 +160,32 @@ def show_run(request: VisualizationRequest, path: Path) -> int:
         print(path)
     print(report)
     return 0
+
+
+def diagnose(request: VisualizationRequest, path: Path) -> int:
+    """Print what is wrong with a run and what to do, and draw it next to measured runs.
+
+    Returns 1 if something was found, else 0.
+    """
+    if request.save_path is not None:
+        check_output(path, *request.read())
+    with activity("reading the run"):
+        run = read_run(Path(request.doctor), tell)
+        findings = examine(run)
+    print(report_of(run, findings.values()))
+    if run.losses[0]:
+        try:
+            if request.save_path is None:
+                check_output(path)
+                require_own(path, is_own_figure, "another --save-path")
+            with activity("drawing"):
+                save_figure(path, draw_progress(progress_of(run), str(run.path)))
+            print(f"\n{path}")
+        except (OSError, ValueError) as error:
+            if request.save_path is not None:
+                raise
+            print(f"the picture was not drawn: {error}", file=sys.stderr)
+    return 1 if findings else 0
 
 
 def show_field(request: VisualizationRequest, path: Path) -> int:

@@ -21,6 +21,7 @@ NO_DATA = (
     "field",
     "attention",
     "run",
+    "doctor",
     "paths",
 )  # modes of visualize_diffusion.py without a data set
 
@@ -136,7 +137,7 @@ class SeedFlags(Flags):
 
     seed: int = flag(
         0, "seed of all random numbers", group="machine", parse=number(int, 0, MAX_SEED),
-        section="train", fixed=True, decides="value", unless=("invert",),
+        section="train", fixed=True, decides="value", unless=("invert", "doctor"),
     )  # fmt: skip
 
 

@@ -47,6 +47,9 @@ class VisualizationRequest(DataFlags, MachineFlags):
     run: str | None = flag(
         None, "sample by the checkpoints of a run, and write DIR/report.html", group="run",
         metavar="DIR", parse=path, unless=("field", "attention"))
+    doctor: str | None = flag(
+        None, "say what is wrong with a run and what to do, from its files", group="run",
+        metavar="DIR", parse=path, unless=("field", "attention", "run", "paths", "checkpoint"))
     epochs: list[int] | None = flag(
         None, "only the checkpoints of these epochs (default: at most 12, evenly)", group="run",
         parse=number(int, 1), nargs="+", needs=("run",))
@@ -67,9 +70,9 @@ class VisualizationRequest(DataFlags, MachineFlags):
 
 VISUALIZE = Command(
     VisualizationRequest,
-    "Show real data fading into noise, and the noise schedules; or how a run learned; or the\n"
-    "score or the trajectories that models of points have learned; or where a model looks for the\n"
-    "words of a prompt.",
+    "Show real data fading into noise, and the noise schedules; or how a run learned, or what is\n"
+    "wrong with it; or the score or the trajectories that models of points have learned; or where\n"
+    "a model looks for the words of a prompt.",
     [
         "python visualize_diffusion.py --dataset digits --timesteps 0 250 500 999",
         "python visualize_diffusion.py --run outputs",

@@ -41,6 +41,7 @@ class RunFolder:
         self.loss_plot = self.path / "training_loss.png"
         self.learning = self.path / "learning.png"
         self.report = self.path / "report.html"
+        self.doctor = self.path / "doctor.png"
         self.samples = self.path / "samples"
         self.first_grid = self.samples / "first.png"  # before the end of the first epoch
         self.checkpoints = self.path / FOLDER

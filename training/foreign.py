@@ -77,7 +77,7 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     r"metrics\.jsonl": is_metrics,
     r"lost_output\.log": is_log,
     r"\.lock": is_lock,
-    r"(training_loss|learning)\.png": is_own_picture,
+    r"(training_loss|learning|doctor)\.png": is_own_picture,
     r"report\.html": is_own_page,
     r"samples/(epoch_[0-9]{3,}|first)\.png": is_own_picture,
     rf"({runs.WRITTEN})(\.aside)?": is_sealed,
@@ -88,11 +88,11 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
     rf"({runs.STAGE})(\.aside)?": is_own_weights,
     r"tensorboard/events\.out\.tfevents\..+": lambda path: is_run_folder(path.parent.parent),
 }
-REPORT = ("learning.png", "report.html")  # of visualize_diffusion.py
+REPORT = ("learning.png", "doctor.png", "report.html")  # of visualize_diffusion.py
 FOLDERS = ("samples", "checkpoints", "snapshots", "tensorboard")
 CHECKPOINT = r".*\.(pt|shards)"
 # In the folder of a run, too: older versions wrote them with something to recognise.
-ALWAYS_CHECKED = r"(training_loss|learning)\.png|report\.html"
+ALWAYS_CHECKED = r"(training_loss|learning|doctor)\.png|report\.html"
 
 
 def written(folder: Path, pattern: str = ".*") -> Iterator[Path]:

@@ -21,6 +21,7 @@ EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure
 DIFFERENCE = 4
 DECODED = 16  # images that are decoded from latents at once, so that memory stays small
 LINE = 2  # pixels between the images of a grid
+BLANK = 40  # grey level of these lines, and of places without an image
 FONT_SIZE, LINE_HEIGHT = 11, 14  # pixels, of captions
 FILMSTRIP_ROWS = 8  # at most, of images
 LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels of a side; a PNG has no limit
@@ -80,10 +81,41 @@ class ImagePictures:
             line = torch.full_like(picture[:, :2], 255)
             # Folders are sorted by class, so the row is taken evenly from all of the data.
             shown = self.pixels(real[:: max(1, len(real) // columns)][:columns])
-            row = torch.full_like(shown[:1], 40).repeat(columns, 1, 1, 1)
+            row = torch.full_like(shown[:1], BLANK).repeat(columns, 1, 1, 1)
             row[: len(shown)] = shown  # blank where there are too few
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
+
+    def parts(
+        self, picture: np.ndarray, shape: Sequence[int], captions: Sequence[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of `grid` with `real` images: uint8 samples and real images (N, C, H, W).
+
+        Only grey or colour images come back whole; of other numbers of channels the first does.
+        Raises ValueError for a picture of another layout.
+        """
+        factor, pixels = factor_of(shape), torch.from_numpy(picture).permute(2, 0, 1)
+        height, width = (side * factor + LINE for side in shape[1:])
+        columns, rest = divmod(pixels.shape[2] - LINE, width)
+        end = pixels.shape[1] - (height + LINE) - LINE  # of the samples: a white line follows
+        if rest or columns < 1 or end < height or int(pixels[:, end : end + LINE].min()) != 255:
+            raise ValueError(f"a picture of {picture.shape} is no grid of images of {tuple(shape)}")
+        strips = [strip(caption, pixels.shape[2]).shape[1] for caption in captions]
+        tops, top = [], 0
+        if len(strips) == 1:
+            end -= strips.pop()
+        while top + height <= end:
+            tops.append(top)
+            top += height + (LINE + strips[(len(tops) - 1) % len(strips)] if strips else 0)
+
+        def row(top: int) -> Tensor:
+            found = pixels[:, top + LINE : top + height, : columns * width]
+            found = found.unflatten(2, (columns, width))[..., LINE::factor][:, ::factor]
+            return found.permute(2, 0, 1, 3)[:, : 3 if shape[0] == 3 else 1]
+
+        real = row(pixels.shape[1] - (height + LINE))
+        blank = (real == BLANK).flatten(1).all(dim=1)  # there were fewer than columns
+        return torch.cat([row(top) for top in tops]), real[~blank]
 
     def size(self, shape: Sequence[int], count: int, columns: int) -> tuple[int, int]:
         """Height and width of the grid of `count` images of a shape (C, H, W)."""
@@ -217,7 +249,7 @@ def tiles(images: Tensor, columns: int) -> Tensor:
     height, width = (side + LINE for side in images.shape[2:])
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    picture = images.new_full((3, rows * height + LINE, columns * width + LINE), 40)
+    picture = images.new_full((3, rows * height + LINE, columns * width + LINE), BLANK)
     for i, image in enumerate(images):
         top, left = LINE + i // columns * height, LINE + i % columns * width
         picture[:, top : top + height - LINE, left : left + width - LINE] = image

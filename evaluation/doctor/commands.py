@@ -1,0 +1,142 @@
+"""Commands that mend a run: train again with other flags, train on, or draw."""
+
+import shlex
+from pathlib import Path
+
+from cli.declare import option
+from cli.training import TRAIN, RunConfig
+from dataset.items import held_out_count, size_of
+from dataset.registry import DATASETS
+from evaluation.doctor.run import Run
+from models import DEFAULT, NETWORKS, arguments_of
+from training.config import DEFAULTS
+
+PLACES = {"output_dir", "overwrite", "resume"}  # flags of where a run is written
+NOT_SAVED = {"autoencoder"}  # a command of --latents cannot be rebuilt from the configuration
+
+
+def again(run: Run, **changes: object) -> str:
+    """Train anew in a new folder, with changed flags; None removes a flag.
+
+    A run of `fit`, or one with flags that are not known, is repeated by a call or resumed.
+    """
+    if run.is_custom:
+        return call(run, **changes)
+    if (flags := flags_of(run)) is None:
+        return resume(run, **changes)
+    flags = {**flags, **changes, "output_dir": str(new_folder(run.path))}
+    return f"{launcher(run)} train.py {spelled(flags)}"
+
+
+def resume(run: Run, **changes: object) -> str:
+    """Continue the run, with changed flags."""
+    if run.is_custom:
+        return call(run, folder=str(run.path), **changes)
+    words = spelled({**changes, "output_dir": str(run.path)})
+    return f"{launcher(run)} train.py --resume {words}"
+
+
+def launcher(run: Run) -> str:
+    """What starts train.py: Python, or torchrun for a run of several processes."""
+    processes = int(run.number("train", "processes", 1))
+    return f"torchrun --standalone --nproc-per-node={processes}" if processes > 1 else "python"
+
+
+def draw(path: Path, *words: str) -> str:
+    """Draw with a checkpoint."""
+    return shlex.join(["python", "sample.py", "--checkpoint", str(path), *words])
+
+
+def call(run: Run, **changes: object) -> str:
+    """The call of `fit` that trains again, or on."""
+    changes.setdefault("folder", str(new_folder(run.path)))
+    arguments = [f"{name}={value!r}" for name, value in changes.items() if value is not None]
+    labels = ", labels" if run.setting("model", "num_classes") else ""
+    return f"fit(model, images{labels}, {', '.join(arguments)})"
+
+
+def flags_of(run: Run) -> dict[str, object] | None:
+    """The flags of the run's command: as typed, or else those of its configuration that are not the
+    defaults. None if neither has them."""
+    for session in run.sessions[:1]:
+        command = session.get("command")
+        if isinstance(command, list) and command[:1] == ["train.py"]:
+            try:
+                flags = TRAIN.parsed(TRAIN.parser(), [str(word) for word in command[1:]])
+            except (ValueError, SystemExit):  # of another version
+                break
+            if flags.resume is None:
+                return flags.chosen(sorted(flags.given - PLACES, key=order))
+    return configured_flags(run)
+
+
+def configured_flags(run: Run) -> dict[str, object] | None:
+    """The flags that make the configuration of a run, without those that are defaults."""
+    if not run.config or run.model not in NETWORKS or NOT_SAVED & run.config["model"].keys():
+        return None
+    defaults, found, usual = resolved_defaults(run), {}, RunConfig()
+    for field, declared in TRAIN.declared.values():
+        name, section = field.name, declared.section
+        value = run.setting(section or "", "name" if name == "model" else name)
+        if run.tuned and section != "train":  # the teacher has the rest
+            continue
+        if section is None or value is None or value in (getattr(usual, name), defaults.get(name)):
+            continue
+        if name not in PLACES:
+            try:
+                TRAIN.require_valid(name, value)
+            except ValueError:
+                return None
+            found[name] = value
+    return found
+
+
+def resolved_defaults(run: Run) -> dict[str, object]:
+    """What the flags of a run are where they are not given: for its data, network and process."""
+    source, edm = DATASETS.get(run.dataset), run.setting("diffusion", "schedule") == "edm"
+    arguments = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in arguments_of(run.model).items()
+    }
+    found = {
+        **arguments,
+        **DEFAULTS[run.kind],
+        "validation": held_out_count(None, int(run.number("data", "count", 0))),
+        "prediction": "edm" if edm else "flow",
+        "timestep_sampling": "log-normal" if edm else "uniform",
+        "text_conditional": bool(run.setting("data", "prompts")),
+        "clip_loss": run.setting("diffusion", "clip"),
+        "model": DEFAULT[run.kind],
+    }
+    if source is not None:
+        found["flip"] = source.flip
+        if run.kind == "images":
+            found["image_size"] = size_of(*source.shape[1:])
+    return found
+
+
+def spelled(flags: dict[str, object]) -> str:
+    """Flags as on a command line."""
+    words = []
+    for name in sorted(flags, key=order):
+        for word in TRAIN.words({name: flags[name]}):
+            prefix = f"{option(name)}="
+            value = word.removeprefix(prefix)
+            split = word.startswith(prefix) and value and not value.startswith("-")
+            words += [option(name), value] if split else [word]
+    return shlex.join(words)
+
+
+def order(name: str) -> int:
+    """The data first, then as declared."""
+    return list(TRAIN.declared).index(name)
+
+
+def new_folder(path: Path) -> Path:
+    """A folder for another run, next to that of a run; in `outputs` itself, below it."""
+    inside = path.name == "outputs"
+    for number in range(2, 1000):
+        folder = path / f"run_{number}" if inside else path.with_name(f"{path.name}_{number}")
+        if not folder.exists():
+            return folder
+    return path.with_name(f"{path.name}_new")

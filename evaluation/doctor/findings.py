@@ -1,0 +1,34 @@
+"""A finding: what is wrong with a run, how it shows, why, and what to do."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Severity(IntEnum):
+    """How bad a finding is; the worst comes first in a report."""
+
+    HINT = 1  # the run works, and could be better
+    WARNING = 2  # its result is worse than it seems
+    FAULT = 3  # its result cannot be used
+
+
+FAULT, WARNING, HINT = Severity.FAULT, Severity.WARNING, Severity.HINT
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a run.
+
+    Attributes:
+        severity: how bad it is.
+        title: the fault, in one line.
+        evidence: the numbers that show it, and where they are from.
+        cause: the likely cause.
+        command: what mends it.
+    """
+
+    severity: Severity
+    title: str
+    evidence: str
+    cause: str
+    command: str

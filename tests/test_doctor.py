@@ -1,0 +1,604 @@
+"""The doctor: it finds each fault, and nothing in healthy runs; damaged folders are no error."""
+
+import ast
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+from checkpoints.checkpoint import load_checkpoint
+from checkpoints.shards import RECORD_FILE
+from cli import docs, process
+from cli.training import TRAIN
+from conftest import TINY
+from dataset.registry import load_dataset
+from evaluation.doctor.checks import CHECKS, examine
+from evaluation.doctor.commands import again
+from evaluation.doctor.length import GOOD, measured_runs, needed_images
+from evaluation.doctor.report import report_of
+from evaluation.doctor.run import read_run
+from images import save_image
+from runs import SMALL, ctrl_c_in, killed_in
+from training.fit import fit
+from training.folder import RunFolder
+from utils import has_native_bf16
+from visuals.pictures import ImagePictures, save_picture
+
+# Runs of half a second whose samples are not noise.
+QUICK = [*SMALL, "--batch-size", "32", "--lr", "0.02", "--max-steps", "50"]
+POINTS = [word for word in QUICK if word not in (*SMALL[-6:], "--dataset", "digits")]
+POINTS += ["--batch-size", "128", "--max-steps", "30"]
+OTHER = [*TINY[:-1], "--batch-size", "32"]  # of networks that draw nothing
+
+
+def run_train(folder: Path, *words) -> int:
+    arguments = [*map(str, words), "--output-dir", str(folder)]
+    return process.run(train.main, TRAIN.parse(arguments))
+
+
+def findings(folder: Path) -> list[str]:
+    """The names of the findings of a run's folder."""
+    return list(examine(read_run(folder)))
+
+
+# --- healthy runs ---------------------------------------------------------------------------------
+
+
+def trained(*words):
+    return lambda folder, made: run_train(folder, *words)
+
+
+def tuned(way: str, *words):
+    def make(folder: Path, made: dict[str, Path]) -> None:
+        common = [*QUICK[QUICK.index("--sample-interval") :], "--tune", way, "--teacher"]
+        common = [word for word in common if word not in SMALL[-6:]]
+        teacher = healthy_run(made, "dit") / "model_final.pt"
+        run_train(folder, *common, teacher, "--device", "cpu", *words)
+
+    return make
+
+
+def stopped(*words):
+    def make(folder: Path, made: dict[str, Path]) -> None:
+        with ctrl_c_in(25):
+            run_train(folder, *QUICK, *words)
+
+    return make
+
+
+def killed(folder: Path, made: dict[str, Path]) -> None:
+    with killed_in(25):
+        run_train(folder, *QUICK, "--save-every-steps", 10)
+
+
+def of_latents(folder: Path, made: dict[str, Path]) -> None:
+    stopped("--latents", healthy_run(made, "autoencoder"), "--patch-size", 1)(folder, made)
+
+
+def of_own_network(folder: Path, made: dict[str, Path]) -> None:
+    images = torch.rand(600, 1, 1, 1).expand(-1, -1, 6, 6) * torch.linspace(0, 1, 6)
+    network = Filter()
+    options = {"max_steps": 60, "batch_size": 32, "device": "cpu", "precision": "fp32"}
+    fit(network, images, folder=folder, value_range=(0, 1), **options, lr=1e-2, warmup_steps=5)
+
+
+class Filter(nn.Module):
+    """A small network of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(2, 16, 5, padding=2), nn.SiLU(), nn.Conv2d(16, 1, 5, padding=2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x, t):
+        level = (t / 1000).view(-1, 1, 1, 1).expand_as(x)
+        return self.layers(torch.cat([x, level], dim=1))
+
+
+HEALTHY = {
+    "dit": trained(*QUICK),
+    "unet": trained(*TINY, "--batch-size", 16, "--lr", 0.02, "--max-steps", 20),
+    "linear": trained(*QUICK, "--schedule", "linear"),
+    "adamw": trained(*QUICK, "--optimizer", "adamw", "--long-skips"),
+    "x_0, quadratic": stopped("--schedule", "quadratic", "--prediction", "x_0"),
+    "eps": stopped("--prediction", "eps"),
+    "v, zero terminal SNR": trained(*QUICK, "--prediction", "v", "--zero-terminal-snr"),
+    "edm": trained(*QUICK, "--schedule", "edm"),
+    "flow, logit-normal": trained(
+        *QUICK, "--schedule", "flow", "--timestep-sampling", "logit-normal"
+    ),
+    "vlb, learned variance": trained(*QUICK, "--loss-weight", "vlb", "--learn-sigma"),
+    "class-conditional": stopped("--class-conditional", "--sample-interval", 1),
+    "moons": trained(*POINTS, "--dataset", "moons", "--lr-decay", "none"),
+    "classifier": trained(*OTHER, "--model", "classifier", "--max-steps", 15),
+    "autoencoder": trained(*OTHER, "--model", "autoencoder", "--max-steps", 15, "--lr", 0.01),
+    "latents": of_latents,
+    "super-resolution": trained(*QUICK, "--super-resolution", 4),
+    "consistency": tuned("consistency", "--max-steps", 20, "--stage-steps", 5),
+    "distill": tuned("distill", "--teacher-steps", 4, "--stage-steps", 5),
+    "own network": of_own_network,
+    "killed": killed,
+}
+if has_native_bf16(torch.device("cpu")):
+    HEALTHY["bf16"] = trained(*QUICK, "--precision", "bf16")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, Path]:
+    """The folders of healthy runs that were made so far, by name."""
+    return {"": tmp_path_factory.mktemp("doctor")}
+
+
+def healthy_run(made: dict[str, Path], name: str) -> Path:
+    """The folder of a healthy run, which is made if it is missing."""
+    if name not in made:
+        made[name] = made[""] / name
+        HEALTHY[name](made[name], made)
+    return made[name]
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_has_no_finding(made, name):
+    run = read_run(healthy_run(made, name))
+    assert run.step > 0
+    assert [f"{f.title}: {f.evidence}" for f in examine(run).values()] == []
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_rows(folder: Path, rows: list[dict]) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def losses(folder: Path, *values: float, held_out: tuple[float, ...] = (), **more) -> None:
+    """Replace the log by one with these losses, and validation losses evenly among them."""
+    rows = [
+        {"step": 10 * i, "epoch": 1, "loss": loss, "lr": 0.003, "images_per_second": 900.0}
+        | {"gradient_norm": 0.3, "skipped": 0, "seconds": float(i)}
+        | more
+        for i, loss in enumerate(values, start=1)
+    ]
+    for i, loss in enumerate(held_out, start=1):
+        step = 10 * (len(values) * i // len(held_out))
+        rows.append({"step": step, "epoch": i, "validation_loss": loss})
+    write_rows(folder, sorted(rows, key=lambda row: row["step"]))
+
+
+def edited(change, base: str = "dit"):
+    """A copy of a healthy run with a change of its files."""
+
+    def make(folder: Path, made: dict[str, Path]) -> None:
+        shutil.copytree(healthy_run(made, base), folder)
+        change(folder)
+
+    return make
+
+
+def edit_json(folder: Path, name: str, change) -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def draw_grid(folder: Path, samples: torch.Tensor, real: torch.Tensor | None = None) -> None:
+    """Replace the newest sample grid of a run on digits."""
+    path = sorted((folder / "samples").glob("*.png"))[-1]
+    real = load_dataset("digits").items if real is None else real
+    save_picture(path, ImagePictures().grid(samples, 8, real=real))
+
+
+def digits(count: int = 64) -> torch.Tensor:
+    return load_dataset("digits").items[torch.arange(count) * 20]
+
+
+def grid_of(samples):
+    return edited(lambda folder: draw_grid(folder, samples()))
+
+
+def uniform_noise() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (64, 1, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def one_digit() -> torch.Tensor:
+    data = load_dataset("digits")
+    return data.items[data.labels == 3][:64]
+
+
+def finished_with_one_digit(folder: Path) -> None:
+    losses(folder, *np.linspace(1.5, 0.5, 5))  # to its last step
+    path = folder / "samples" / "epoch_001.png"
+    real = load_dataset("digits").items
+    save_picture(path, ImagePictures().grid(one_digit(), 8, real=real))
+
+
+def long_with_copies(folder: Path) -> None:
+    losses(folder, *np.linspace(1.5, 0.4, 200))  # 2,000 steps of 32 of 1,708 images: 37 epochs
+    draw_grid(folder, digits())
+
+
+def slow_down(folder: Path) -> None:
+    losses(folder, *np.linspace(1.5, 0.5, 60))
+    rows = rows_of(folder)
+    for i, row in enumerate(rows):
+        row["images_per_second"] = 900.0 if i < 35 else 100.0
+        row["seconds"] = 10.0 * i
+    write_rows(folder, rows)
+
+
+def on_old_processor(folder: Path) -> None:
+    def change(sessions: list) -> None:
+        sessions[-1]["precision"] = "bf16"
+        sessions[-1]["cpu"] = {"name": "an old processor", "features": ["avx2"], "cores": 2}
+
+    edit_json(folder, "env.json", change)
+
+
+def on_gpu(precision: str):
+    def change(sessions: list) -> None:
+        sessions[-1]["precision"] = precision
+        sessions[-1]["device"] = {"type": "cuda", "name": "a GPU", "capability": "8.9"}
+
+    return lambda folder: edit_json(folder, "env.json", change)
+
+
+def without_checkpoint(folder: Path, made: dict[str, Path]) -> None:
+    with killed_in(25):
+        run_train(folder, *QUICK)
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model_final.pt"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def flip_bit(folder: Path) -> None:
+    path = folder / "model_final.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def keep_only_metrics(folder: Path) -> None:
+    for name in ("config.json", "model_final.pt"):
+        (folder / name).unlink()
+
+
+def of_captioned_images(folder: Path, made: dict[str, Path]) -> None:
+    images = folder.parent / "captioned images"
+    for i in range(40):
+        pixels = np.full((8, 8), 60, np.uint8)
+        pixels[i % 6 : i % 6 + 3, i % 5 : i % 5 + 3] = 255 - i
+        save_image(images / f"{'light' if i % 2 else 'dark'} square" / f"{i}.png", pixels)
+    words = ["--dataset", "folder", "--data-dir", images, "--caption-from-path", "--image-size", 8]
+    stopped(*words, "--grey", "--text-conditional")(folder, made)
+
+
+def of_copied_images(folder: Path, made: dict[str, Path]) -> None:
+    images = folder.parent / "copied images"
+    for i in range(40):
+        pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * (1 + i % 4)
+        save_image(images / f"{i}.png", pixels)
+    words = ["--dataset", "folder", "--data-dir", images, "--image-size", 8, "--grey"]
+    run_train(folder, *QUICK, *words, "--max-steps", 8)
+
+
+def of_wrong_range(folder: Path, made: dict[str, Path]) -> None:
+    options = {"max_steps": 5, "batch_size": 32, "device": "cpu", "precision": "fp32"}
+    fit(Filter(), torch.rand(600, 1, 6, 6), folder=folder, value_range=(0, 255), **options)
+
+
+def of_large_points(folder: Path, made: dict[str, Path]) -> None:
+    class Line(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    options = {"max_steps": 20, "batch_size": 32, "device": "cpu", "precision": "fp32"}
+    fit(Line(), 50 * torch.randn(600, 2), folder=folder, **options)
+
+
+def of_one_class(folder: Path) -> None:
+    def change(config: dict) -> None:
+        counts = config["data"]["class_counts"]
+        config["data"]["class_counts"] = [sum(counts) - 9, *[1] * 9]
+
+    edit_json(folder, "config.json", change)
+
+
+def exploded(folder: Path, made: dict[str, Path]) -> None:
+    """Its weights are infinite after the first step."""
+    run_train(folder, *QUICK, "--optimizer", "adamw", "--lr", "1e25", "--grad-clip", "0")
+
+
+FALLING = np.linspace(1.5, 0.5, 40)
+# What makes each fault, and the checks that must find it, the first of all findings.
+FAULTS = {
+    "lr 1e-7": (trained(*QUICK, "--lr", "1e-7", "--max-steps", 70), "loss-does-not-fall"),
+    "lr 1": (trained(*QUICK, "--lr", 3, "--max-steps", 60), "lr-too-high"),
+    "lr 1e-4": (
+        edited(
+            lambda folder: (
+                losses(folder, *np.linspace(1.5, 1.1, 30)),
+                edit_json(folder, "config.json", lambda c: c["train"].update(lr=1e-4)),
+            )
+        ),
+        "lr-too-low",
+    ),
+    "a plateau": (
+        edited(
+            lambda folder: (
+                losses(folder, *FALLING[:10], *[1.2] * 30),
+                edit_json(folder, "config.json", lambda c: c["train"].update(lr=0.1)),
+            )
+        ),
+        "lr-too-high",
+    ),
+    "lr 1e25": (exploded, "no-checkpoint"),
+    "nan": (edited(lambda folder: losses(folder, *FALLING, float("nan"))), "not-finite"),
+    "skipped steps": (
+        edited(lambda folder: losses(folder, *FALLING, skipped=60)),
+        "not-finite",
+    ),
+    "diverged": (
+        edited(lambda folder: losses(folder, *FALLING, *[0.5, 0.8, 1.1, 1.3, 1.3, 1.3])),
+        "diverged",
+    ),
+    "overfitted": (
+        edited(
+            lambda folder: losses(
+                folder, *np.linspace(1.5, 0.1, 60), held_out=(0.9, 0.6, 0.5, 0.55, 0.6, 0.7)
+            )
+        ),
+        "overfitting",
+    ),
+    "an average that lags": (
+        edited(lambda folder: losses(folder, *FALLING[:20], held_out=(1.9, 1.8))),
+        "average-lags",
+    ),
+    "four steps": (trained(*QUICK, "--max-steps", 4), "noise"),
+    "noise": (grid_of(uniform_noise), "noise"),
+    "grey": (grid_of(lambda: 100 + digits() // 16), "grey"),
+    "black and white": (
+        edited(lambda folder: draw_grid(folder, 255 * (digits() > 100).byte(), 40 + digits() // 2)),
+        "saturated",
+    ),
+    "one picture": (grid_of(lambda: digits(1).expand(64, -1, -1, -1)), "alike"),
+    "one class drawn": (grid_of(one_digit), "one-class-drawn"),
+    "wrong classes": (
+        edited(finished_with_one_digit, "class-conditional"),
+        "not-of-their-classes",
+    ),
+    "copies": (edited(long_with_copies), "near-copies"),
+    "one class": (edited(of_one_class, "class-conditional"), "one-class"),
+    "few captioned images": (of_captioned_images, "few-images"),
+    "copied images": (of_copied_images, "duplicates", "few-images"),
+    "wrong range": (of_wrong_range, "range"),
+    "large points": (of_large_points, "scale"),
+    "other programs": (edited(slow_down), "slow-steps"),
+    "old processor": (edited(on_old_processor), "precision"),
+    "fp32 on a GPU": (edited(on_gpu("fp32")), "precision"),
+    "fp16 on a GPU": (edited(on_gpu("fp16")), "precision"),
+    "killed before a checkpoint": (without_checkpoint, "no-checkpoint"),
+    "cut checkpoint": (edited(cut), "damaged-checkpoint"),
+    "flipped bit": (edited(flip_bit), "damaged-checkpoint"),
+    "damaged config.json": (
+        edited(lambda folder: (folder / "config.json").write_text("{")),
+        "config",
+    ),
+    "lost configuration": (edited(keep_only_metrics), "config", "no-checkpoint"),
+}
+
+
+def faulty_run(made: dict[str, Path], fault: str) -> Path:
+    """The folder of a run with a fault, which is made if it is missing."""
+    if fault not in made:
+        made[fault] = made[""] / fault
+        FAULTS[fault][0](made[fault], made)
+    return made[fault]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(made, fault):
+    expected = FAULTS[fault][1:]
+    found = examine(run := read_run(faulty_run(made, fault)))
+    assert set(expected) <= found.keys()
+    report = report_of(run, found.values())
+    for name in expected:
+        assert found[name].title in report
+        assert found[name].evidence
+        assert found[name].cause
+        require_accepted(found[name].command)
+
+
+def require_accepted(command: str) -> None:
+    """A command must parse, and a call must be Python."""
+    if command.startswith("fit("):
+        ast.parse(command)
+        return
+    python, script, *words = shlex.split(command)
+    assert python == "python"
+    docs.COMMANDS[script].parsed(docs.COMMANDS[script].parser(), words)
+
+
+def test_every_check_has_a_fault():
+    assert {name for _, *names in FAULTS.values() for name in names} == set(CHECKS)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def carry_out(command: str) -> None:
+    """Run a command of train.py or sample.py in this process."""
+    _, script, *words = shlex.split(command)
+    assert script == "train.py"
+    assert process.run(train.main, TRAIN.parse(words)) == 0
+
+
+@pytest.mark.parametrize("fault", ["lr 1e-7", "cut checkpoint", "killed before a checkpoint"])
+def test_the_command_mends_the_fault(made, tmp_path, fault):
+    shutil.copytree(faulty_run(made, fault), tmp_path / "run")
+    name = FAULTS[fault][1]
+    command = examine(read_run(tmp_path / "run"))[name].command
+    carry_out(command)
+    mended = TRAIN.parse(shlex.split(command)[2:]).output_dir
+    left = examine(read_run(Path(mended)))
+    assert name not in left
+    assert left == {} or fault == "lr 1e-7"  # whose samples are still noise after 70 steps
+
+
+def test_a_typed_command_is_repeated_with_the_mended_flag(made, tmp_path):
+    words = [*map(str, QUICK), "--lr", "1e-7", "--max-steps", "70", "--output-dir", "my run"]
+    shutil.copytree(faulty_run(made, "lr 1e-7"), tmp_path / "my run")
+    typed = ["train.py", *words]
+    edit_json(tmp_path / "my run", "env.json", lambda all: all[0].update(command=typed))
+    command = examine(read_run(tmp_path / "my run"))["loss-does-not-fall"].command
+    again = vars(TRAIN.parse(shlex.split(command)[2:]))
+    expected = vars(TRAIN.parse(words)) | {"lr": None, "output_dir": str(tmp_path / "my run_2")}
+    assert again.pop("given") == expected.pop("given") - {"lr"}
+    assert again == expected
+
+
+def test_the_configuration_makes_the_same_flags_as_the_command(made):
+    """A run of a notebook has no command line."""
+    folder = healthy_run(made, "class-conditional")
+    flags = TRAIN.parse(shlex.split(again(read_run(folder)))[2:])
+    carried = read_run(folder).config["train"]
+    for name in ("batch_size", "lr", "max_steps", "warmup_steps", "class_conditional"):
+        expected = carried[name]
+        assert getattr(flags, name) in (expected, None), name
+    assert (flags.model, flags.blocks, flags.patch_size) == ("dit", 1, 4)
+
+
+# --- the command, folders that are damaged, and the length ----------------------------------------
+
+
+def test_the_command_reports_and_draws(script, made, tmp_path):
+    healthy = script("visualize_diffusion", "--doctor", healthy_run(made, "dit"))
+    assert healthy.code == 0
+    assert "looks healthy" in healthy.out or "but the run is short" in healthy.out
+    assert (healthy_run(made, "dit") / "doctor.png").exists()
+    (healthy_run(made, "dit") / "doctor.png").unlink()
+    shutil.copytree(faulty_run(made, "four steps"), tmp_path / "run")
+    ill = script(
+        "visualize_diffusion", "--doctor", tmp_path / "run", "--save-path", tmp_path / "a.png"
+    )
+    assert ill.code == 1
+    assert "1. fault: the pictures are noise" in ill.out
+    assert "the training was too short: 4 steps of 32 are 128 images" in ill.out
+    assert (tmp_path / "a.png").exists()
+    assert not (tmp_path / "run" / "doctor.png").exists()
+
+
+def test_a_folder_without_a_run_is_an_error(script, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        result = script("visualize_diffusion", "--doctor", tmp_path / name)
+        assert result.code == 2
+        assert "run" in result.err
+
+
+def test_a_run_in_progress_has_no_finding(made, tmp_path):
+    """Its grid may be noise, and its checkpoints are still to come."""
+    edited(lambda folder: draw_grid(folder, uniform_noise()))(tmp_path / "run", made)
+    (tmp_path / "run" / "model_final.pt").unlink()
+    assert findings(tmp_path / "run") != []
+    with RunFolder(tmp_path / "run").lock():
+        run = read_run(tmp_path / "run")
+        assert run.state.startswith("in progress, step 50")
+        assert examine(run) == {}
+        assert "visualize_diffusion.py --run" in report_of(run, [])
+
+
+def test_incomplete_lines_of_the_log_are_left_out(made, tmp_path):
+    def cut_lines(folder: Path) -> None:
+        path = folder / "metrics.jsonl"
+        text = path.read_text()
+        path.write_text('{"step": 1, "loss"\n\x00\x00\n[]\n' + text + text[:30])
+
+    edited(cut_lines)(tmp_path / "run", made)
+    assert findings(tmp_path / "run") == []
+
+
+def test_sharded_checkpoints_are_checkpoints(made, tmp_path):
+    def shard(folder: Path) -> None:
+        checkpoint = load_checkpoint(folder / "model_final.pt")
+        keep = ("format", "step", "skipped", "seconds", "config")
+        keep += ("unlogged_loss", "unlogged_updates")
+        place = folder / "checkpoints" / "model_step_00000050.shards"
+        place.mkdir(parents=True)
+        record = {name: checkpoint[name] for name in keep}
+        (place / RECORD_FILE).write_text(json.dumps({**record, "files": {}}))
+        (folder / "model_final.pt").unlink()
+
+    edited(shard)(tmp_path / "run", made)
+    run = read_run(tmp_path / "run")
+    assert list(run.checkpoints.values()) == [50]
+    assert "no-checkpoint" not in examine(run)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"train": 3}', b"\xff\x00" * 40, None])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "env.json", "model_final.pt"])
+def test_damaged_files_are_no_traceback(made, tmp_path, name, content):
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+        for picture in (folder / "samples").iterdir():
+            picture.write_bytes(picture.read_bytes()[:300])
+
+    edited(damage)(tmp_path / "run", made)
+    run = read_run(tmp_path / "run")
+    found = examine(run)
+    report_of(run, found.values())
+    expected = {"config.json": "config", "model_final.pt": "damaged-checkpoint"}
+    if content is not None and name in expected:
+        assert list(found) == [expected[name]]
+    elif content is None and name == "model_final.pt":
+        assert list(found) == ["no-checkpoint"]
+    else:
+        assert found == {}
+
+
+def test_grids_can_be_taken_apart():
+    generator = torch.Generator().manual_seed(0)
+    for shape, count, captions in [
+        ((1, 8, 8), 64, []),
+        ((3, 32, 32), 64, []),
+        ((3, 20, 12), 16, ["one caption that is long enough for two lines of the picture"]),
+        ((1, 28, 28), 64, ["a 3", "a 7 above a 9 " * 5, "b"]),
+    ]:
+        images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+        columns = int(count**0.5)
+        for real in (images[: 3 * columns], images[:3]):
+            picture = ImagePictures().grid(images, columns, real=real, captions=captions)
+            samples, below = ImagePictures().parts(picture, shape, captions)
+            assert torch.equal(samples, images)
+            assert torch.equal(below, real[:: max(1, len(real) // columns)][:columns])
+    with pytest.raises(ValueError, match="no grid"):
+        ImagePictures().parts(picture, (1, 9, 9))
+
+
+def test_the_needed_length_is_that_of_measured_runs(made):
+    run = read_run(healthy_run(made, "dit"))
+    rows = [row for row in measured_runs() if row.ratio <= GOOD]
+    assert len(rows) >= 5
+    two_minutes = next(row for row in rows if row.recipe == "mnist, 2 minutes")
+    assert two_minutes.images == 1146 * 64  # docs/results.md: updates, and --preset laptop
+    need = needed_images(run)
+    assert need.low == min(row.images for row in rows) <= need.middle <= need.high
+    assert "other data" in need.text  # there is no measured run of digits
