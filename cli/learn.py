@@ -39,8 +39,8 @@ class LearnRequest(Flags):
         metavar="FOLDER", parse=path, unless=others("class_report"))
 
     seconds: float = flag(
-        10.0, "time limit of each function", group="machine", parse=number(float, 0.1, 3600),
-        unless=("hint", "solution"))
+        5.0, "time limit of each function, in seconds", group="machine",
+        parse=number(float, 0.1, 3600), unless=("hint", "solution"))
     memory: int = flag(
         2048, "memory limit of the code in MiB (Linux)", group="machine",
         parse=number(int, 64, 2**20), unless=("hint", "solution"))

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs" / "guide"
 LAST = 16  # the exercise that trains and draws
-SECONDS, MEMORY = 10.0, 2048  # limits of each function, in seconds and MiB
+SECONDS, MEMORY = 5.0, 2048  # limits of each function, in seconds and MiB
 TRAINING_SECONDS, TRAINING_MEMORY = 1200.0, 8192  # of the last exercise's training
 
 

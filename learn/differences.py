@@ -60,7 +60,8 @@ def differences(expected: object, got: object, name: str = "the result") -> list
         wrong = [key for key in known if not same(expected[key], got[key])]
         right = [key for key in known if key not in wrong]
         lines = [line for key in wrong for line in differences(expected[key], got[key], key)]
-        return lines + ([f"right: {', '.join(right)}"] if right else [])
+        few = ", ".join(right) if len(right) <= 5 else f"{len(right)} other things"
+        return lines + ([f"right: {few}"] if right else [])
     if isinstance(expected, (tuple, list)):
         return list(sequence_differences(expected, got, name))
     if isinstance(expected, Tensor) and isinstance(got, Tensor):
@@ -80,12 +81,13 @@ def sequence_differences(expected: tuple | list, got: object, name: str) -> Iter
         right = [i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if same(a, b)]
         for i, (a, b) in enumerate(zip(expected, got, strict=True)):
             if i not in right:
-                yield from differences(a, b, f"value {i + 1} of {name.removeprefix('the ')}")
+                yield from differences(a, b, f"{name.removeprefix('the ')}, value {i + 1}")
         if right:
             yield "right: " + ", ".join(f"value {i + 1}" for i in right)
 
 
 def tensor_differences(expected: Tensor, got: Tensor, name: str) -> Iterator[str]:
+    """What is wrong and what is right about a tensor."""
     right = []
     for what in ("shape", "dtype", "device"):
         a, b = getattr(expected, what), getattr(got, what)
@@ -94,32 +96,34 @@ def tensor_differences(expected: Tensor, got: Tensor, name: str) -> Iterator[str
             yield f"{name} has the {what} {b}; it must be {a}"
         else:
             right.append(what)
-    if expected.is_meta or got.is_meta:
+    if expected.is_meta or got.is_meta or got.is_complex():
         return
-    if expected.shape != got.shape:
-        yield f"expected {shown(expected)}"
-        yield f"got      {shown(got)}"
-    elif not close(expected, got):
-        yield from values(expected.detach().double(), got.detach().double())
-        if math.isclose(expected.double().mean(), got.double().mean(), rel_tol=1e-3):
-            right.append("mean")
-    else:
+    if expected.shape == got.shape and close(expected, got):
         right.append("values")
+    else:
+        yield f"{name}: expected {shown(expected)}"
+        yield f"{' ' * len(name)}  got      {shown(got)}"
+        if expected.shape == got.shape:
+            yield from values(expected.detach().double(), got.detach().double())
+            mean = expected.double().mean().item()
+            if expected.numel() > 1 and math.isclose(mean, got.double().mean(), rel_tol=1e-3):
+                right.append("mean")
     if right:
-        yield f"right: {', '.join(right)}"
+        yield f"right about it: {', '.join(right)}"
 
 
 def values(expected: Tensor, got: Tensor) -> Iterator[str]:
     """How the values of two tensors of one shape differ."""
     wrong = ~torch.isclose(expected, got, rtol=RTOL, atol=ATOL, equal_nan=True)
-    yield f"expected {shown(expected)}"
-    yield f"got      {shown(got)}"
     if expected.numel() > SHOWN:
         where = tuple(wrong.nonzero()[0].tolist())
         yield (
             f"{int(wrong.sum())} of {wrong.numel()} values differ, the first at "
             f"[{', '.join(map(str, where))}]: expected {expected[where]:.5g}, got {got[where]:.5g}"
         )
+    elif wrong.numel() > 1 and not wrong.all():
+        numbers = [str(i + 1) for i in (~wrong).flatten().nonzero().flatten().tolist()]
+        yield f"right among the values: number {', '.join(numbers)}"
     if bad := nonfinite(got):
         yield bad
         return
@@ -163,6 +167,22 @@ def relation(expected: Tensor, got: Tensor) -> str:
     return ""
 
 
+def weight_line(name: str, expected: float, got: float) -> str:
+    """How the weight of an input in a weighted sum differs, and what may be the reason."""
+    if math.isclose(expected, got, rel_tol=RTOL, abs_tol=ATOL):
+        return f"weight of {name}: {got:.5g}, right"
+    reasons = {
+        "the sign is wrong": -expected,
+        "the square of that: is a square root missing?": expected**2,
+        "the square root of that: is there one too many?": abs(expected) ** 0.5,
+        "the inverse of that": 1 / expected if expected else math.inf,
+    }
+    near = (text for text, value in reasons.items() if math.isclose(got, value, rel_tol=RTOL))
+    reason = next(near, "it does not enter" if abs(got) < ATOL else "")
+    note = f" ({reason})" if reason else ""
+    return f"weight of {name}: expected {expected:.5g}, got {got:.5g}{note}"
+
+
 def kind(value: object) -> str:
     """The type of a value in words."""
     if value is None:
@@ -179,8 +199,12 @@ def shown(value: object) -> str:
             return f"a tensor {tuple(value.shape)}"
         numbers = value.detach().flatten()
         text = ", ".join(f"{x:.5g}" for x in numbers[:SHOWN].tolist())
-        more = ", ..." if numbers.numel() > SHOWN else ""
-        return text if value.ndim == 0 else f"[{text}{more}] of shape {tuple(value.shape)}"
+        if value.ndim == 0:
+            return text
+        shape = f"shape {tuple(value.shape)}"
+        if numbers.numel() == 1:
+            return f"{text}, {shape}"
+        return f"[{text}, ...], {shape}" if numbers.numel() > SHOWN else f"[{text}], {shape}"
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, bool):

@@ -27,6 +27,7 @@ class Case:
     label: str  # describes the input to the student
     inputs: Callable[[], tuple]  # makes the input; called for each run
     run: Callable = called
+    names: Sequence[str] | None = None  # of the inputs that are shown; the parameters' by default
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Task:
     cases: Sequence[Case]  # the smallest first
     mistakes: Sequence[Mistake]
     uses: Sequence[str] = ()  # functions of earlier exercises that it calls
+    linear: Sequence[str] = ()  # inputs of which the (first) result is a weighted sum
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def tables(timesteps: int = 10) -> tuple[Tensor, Tensor]:
     return betas, torch.cumprod(1 - betas, dim=0)
 
 
-class Scale(nn.Module):
+class Model(nn.Module):
     """A network for the inputs of cases: its output is w x_t + b t, and it records its inputs."""
 
     def __init__(self, w: float = 0.5, b: float = 0.1):
@@ -148,7 +150,7 @@ class Scale(nn.Module):
         return self.w * x_t + self.b * torch.as_tensor(t).view(-1, *[1] * (x_t.ndim - 1))
 
 
-def loss_and_gradient(function: Callable, model: Scale, *inputs: object) -> Mapping[str, object]:
+def loss_and_gradient(function: Callable, model: Model, *inputs: object) -> Mapping[str, object]:
     """Run a loss function; compare its value and the gradient of the model's weights."""
     value = function(model, *inputs)
     facts: dict[str, object] = {"loss": value}
@@ -156,5 +158,7 @@ def loss_and_gradient(function: Callable, model: Scale, *inputs: object) -> Mapp
         facts["has a gradient"] = value.requires_grad
         if value.requires_grad:
             grads = torch.autograd.grad(value.sum(), [model.w, model.b], allow_unused=True)
-            facts["gradient"] = tuple(torch.zeros(()) if g is None else g for g in grads)
+            for name, grad in zip(("first", "second"), grads, strict=True):
+                grad = torch.zeros(()) if grad is None else grad
+                facts[f"gradient of the model's {name} weight"] = grad
     return facts

@@ -24,14 +24,14 @@ import torch
 
 from learn.catalogue import EXERCISES
 from learn.solved import all_solutions
-from learn.student import Student, expected
+from learn.student import SLOW, Student, expected
 
 MAX_PRINTED = 2000  # characters of what a student's code prints that are kept
 MAX_ANSWER = 2**20  # bytes
 MAX_FILE = 2**26  # bytes of a file that a student's code writes
 MAX_PROCESSES = 64  # that a student's code may start
 FDS = "/dev/fd"
-GRACE = 3.0  # seconds after the time limit until a process is killed
+GRACE = 20.0  # seconds for the diagnosis, on a busy computer
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def answers(request: dict) -> Iterator[dict]:
         yield verdict | {"missing": True, "functions": []}
         return
     if request["picture"] is None:
-        limit = len(exercise.tasks) * request["seconds"] + GRACE
+        limit = 2 * SLOW * len(exercise.tasks) * request["seconds"] + GRACE
         target = judge
     else:
         limit, target = request["seconds"], draw
@@ -230,7 +230,7 @@ def set_limits(request: dict) -> None:
         resource.RLIMIT_CORE: 0,
     }
     if request["picture"] is None:  # processor time of all threads
-        limits[resource.RLIMIT_CPU] = int(10 * request["seconds"] + 60)
+        limits[resource.RLIMIT_CPU] = int(4 * request["seconds"] + 20)
         limits[resource.RLIMIT_NPROC] = process_count() + MAX_PROCESSES
     for name, value in limits.items():
         hard = resource.getrlimit(name)[1]

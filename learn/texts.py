@@ -50,7 +50,11 @@ def details(verdict: dict) -> list[str]:
         lines += function_lines(function, path)
     if printed := verdict.get("printed", "").rstrip():
         shown = printed.splitlines()
-        lines += ["", "Your code has printed:", *(INDENT + line for line in shown[:MAX_PRINTED])]
+        lines += [
+            "",
+            "Your code has printed:",
+            *(INDENT + line[:WIDTH] for line in shown[:MAX_PRINTED]),
+        ]
         if len(shown) > MAX_PRINTED or verdict.get("cut"):
             lines.append(f"{INDENT}... (the rest is left out)")
     return lines

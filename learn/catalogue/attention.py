@@ -22,6 +22,11 @@ def features_for_tokens(q, k, v):
     return v @ weights.transpose(-2, -1)
 
 
+def weights_transposed(q, k, v):
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights.transpose(-2, -1) @ v
+
+
 def keys_not_transposed(q, k, v):
     return (q @ k * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
 
@@ -114,6 +119,12 @@ ATTENTION = Task(
             "You let the keys ask: your scores are k q^T. Row i must have the scores of query i, q "
             "k^T.",
             lambda q, k, v: attended(k, q, v),
+        ),
+        Mistake(
+            "weights transposed",
+            "You transpose the weights before they multiply the values, so each query gets the "
+            "weights that others give to it. Write weights @ v.",
+            weights_transposed,
         ),
         Mistake(
             "attention between features",

@@ -2,7 +2,7 @@
 
 import torch
 
-from learn.exercise import Case, Exercise, Mistake, Scale, Task, loss_and_gradient, random
+from learn.exercise import Case, Exercise, Mistake, Model, Task, loss_and_gradient, random
 
 C = 0.00054
 
@@ -87,12 +87,12 @@ def arguments(batch):
     t = torch.tensor([0.8, 0.5, 1.0, 0.3])[:batch]
     r = torch.tensor([0.6, 0.0, 0.9, 0.25])[:batch]
     shape = (batch, 1, 2, 3)
-    return lambda: (Scale(), random(*shape), t, r, random(*shape, seed=1))
+    return lambda: (Model(), random(*shape), t, r, random(*shape, seed=1))
 
 
 def from_clean():
     return (
-        Scale(),
+        Model(),
         random(1, 1, 1, 1),
         torch.tensor([0.5]),
         torch.tensor([0.0]),

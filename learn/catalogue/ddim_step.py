@@ -93,6 +93,7 @@ DDIM_STEP = Task(
     "ddim_step",
     hint="First x_0 as in exercise 3, then eq. 4 with the alpha-bar of t_next and the same eps. "
     "For t_next = -1 alpha-bar is 1.",
+    linear=["eps", "x_t"],
     cases=[
         Case("one pixel, from t = 7 to 4", arguments(7, 4, 1, 1, 1, 1)),
         Case("one pixel, from t = 2 to clean data, t_next = -1", arguments(2, -1, 1, 1, 1, 1)),

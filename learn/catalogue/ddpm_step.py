@@ -80,6 +80,7 @@ DDPM_STEP = Task(
     "ddpm_step",
     hint="mean = (x_t - beta / sqrt(1 - alpha_bar) * eps) / sqrt(1 - beta). Then add sqrt(beta) * "
     "noise, except at t = 0.",
+    linear=["eps", "x_t", "noise"],
     cases=[
         Case("one pixel at t = 4", arguments(4, 1, 1, 1, 1)),
         Case("one pixel at t = 0, the last step", arguments(0, 1, 1, 1, 1)),

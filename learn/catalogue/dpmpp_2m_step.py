@@ -99,6 +99,7 @@ DPMPP_2M_STEP = Task(
     hint="lambda = log(alpha / sigma), h = lambda(nxt) - lambda(cur), r = (lambda(cur) - "
     "lambda(last)) / h, d = x_0 + (x_0 - x_0_last) / (2 r). Treat nxt[1] == 0 and x_0_last is None "
     "first.",
+    linear=["x", "x_0", "x_0_last"],
     cases=[
         Case("one pixel, the first step, from sigma = 0.9 to 0.6", first_arguments),
         Case("one pixel, from sigma = 0.8 to 0.5 after 0.9", arguments(0.9, 0.8, 0.5, 1, 1, 1, 1)),

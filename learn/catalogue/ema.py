@@ -134,9 +134,9 @@ EMA_UPDATE = Task(
     hint="Loop over zip(average.parameters(), network.parameters()) under torch.no_grad(), and "
     "write into the average's tensors: a.copy_(...), or a.lerp_(p, 1 - decay).",
     cases=[
-        Case("average 1, network 3, decay = 0.9", pair(0.9), after_update),
-        Case("average 1, network 3, decay = 0", pair(0.0), after_update),
-        Case("average -2, network 2, decay = 0.25", pair(0.25, -2.0, 2.0), after_update),
+        Case("average 1, network 3, decay = 0.9", pair(0.9), after_update, names=()),
+        Case("average 1, network 3, decay = 0", pair(0.0), after_update, names=()),
+        Case("average -2, network 2, decay = 0.25", pair(0.25, -2.0, 2.0), after_update, names=()),
     ],
     mistakes=[
         Mistake(

@@ -2,7 +2,7 @@
 
 import torch
 
-from learn.exercise import Case, Exercise, Mistake, Scale, Task, loss_and_gradient, random
+from learn.exercise import Case, Exercise, Mistake, Model, Task, loss_and_gradient, random
 
 
 def flow_loss(model, x_0, t, noise, *, target=None, time=None, x_t=None):
@@ -35,7 +35,7 @@ def noise_scaled(model, x_0, t, noise):
 
 def arguments(*shape):
     t = torch.tensor([0.25, 1.0, 0.0, 0.5])[: shape[0]]
-    return lambda: (Scale(), random(*shape), t, random(*shape, seed=1))
+    return lambda: (Model(), random(*shape), t, random(*shape, seed=1))
 
 
 FLOW_MATCHING_LOSS = Task(
@@ -108,6 +108,7 @@ FLOW_MATCHING_LOSS = Task(
 FLOW_STEP = Task(
     "flow_step",
     hint="Position plus velocity times the change of time, which is negative from noise to data.",
+    linear=["v", "x_t"],
     cases=[
         Case(
             "one pixel, from t = 1 to 0.5",

@@ -192,6 +192,7 @@ Q_SAMPLE = Task(
     "q_sample",
     hint="alphas_cumprod[t] takes one number for each image, (B,). .view(-1, 1, 1, 1) shapes it to "
     "(B, 1, 1, 1), and then it multiplies each image by its own number.",
+    linear=["x_0", "noise"],
     cases=[
         Case(
             "one image of one pixel",

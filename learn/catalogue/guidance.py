@@ -82,6 +82,7 @@ GUIDED = Task(
     "guided",
     hint="A step from the unconditional prediction in the direction of the conditional one, of "
     "`scale` times their difference.",
+    linear=["cond", "uncond"],
     cases=[
         Case(
             "cond = 3, uncond = 1, scale = 2",

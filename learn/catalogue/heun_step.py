@@ -113,12 +113,22 @@ def not_divided(denoise, x, sigma, nxt):
     return x + (nxt - sigma) * (first + x_next - denoise(x_next, nxt)) / 2
 
 
+def no_parentheses(denoise, x, sigma, nxt):
+    first = x - denoise(x, sigma) / sigma
+    x_next = x + (nxt - sigma) * first
+    if nxt == 0:
+        return x_next
+    return x + (nxt - sigma) * (first + x_next - denoise(x_next, nxt) / nxt) / 2
+
+
 def midpoint(denoise, x, sigma, nxt):
     if nxt == 0:
         return euler(denoise, x, sigma, nxt)
     middle = (sigma + nxt) / 2
     return x + (nxt - sigma) * slope(denoise, euler(denoise, x, sigma, middle), middle)
 
+
+NAMES = ("x", "sigma", "sigma_next")
 
 HEUN_STEP = Task(
     "heun_step",
@@ -129,16 +139,19 @@ HEUN_STEP = Task(
             "one pixel, from sigma = 2 to 1",
             lambda: (torch.full((1, 1, 1, 1), 3.0), 2.0, 1.0),
             with_calls,
+            NAMES,
         ),
         Case(
             "one pixel, from sigma = 1 to 0",
             lambda: (torch.full((1, 1, 1, 1), 3.0), 1.0, 0.0),
             with_calls,
+            NAMES,
         ),
         Case(
             "2 images, from sigma = 80 to 5",
             lambda: (80 * random(2, 1, 2, 2), 80.0, 5.0),
             with_calls,
+            NAMES,
         ),
     ],
     mistakes=[
@@ -201,6 +214,12 @@ HEUN_STEP = Task(
             "slopes not divided by the noise level",
             "Your slope is x - x_0. The slope is the predicted noise, (x - x_0) / sigma.",
             not_divided,
+        ),
+        Mistake(
+            "only the prediction divided by sigma",
+            "You compute x - x_0 / sigma. Put parentheses around the difference: (x - x_0) / "
+            "sigma.",
+            no_parentheses,
         ),
         Mistake(
             "the midpoint method",

@@ -2,7 +2,7 @@
 
 import torch
 
-from learn.exercise import Case, Exercise, Mistake, Scale, Task, loss_and_gradient, random, tables
+from learn.exercise import Case, Exercise, Mistake, Model, Task, loss_and_gradient, random, tables
 from learn.solved import solution
 
 _, ALPHAS_CUMPROD = tables()
@@ -71,7 +71,7 @@ def fraction_of_t(model, x_0, t, noise, table):
 
 def arguments(*shape):
     t = torch.tensor([9, 0, 3, 6])[: shape[0]]
-    return lambda: (Scale(), random(*shape), t, random(*shape, seed=1), ALPHAS_CUMPROD)
+    return lambda: (Model(), random(*shape), t, random(*shape, seed=1), ALPHAS_CUMPROD)
 
 
 LOSS = Task(

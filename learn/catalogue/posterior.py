@@ -74,6 +74,7 @@ POSTERIOR = Task(
     "posterior",
     hint="Make a table of the alpha-bar before each step: torch.cat of a 1 and of all but the last "
     "entry of alphas_cumprod. Then index all three tables with t and shape them to (B, 1, 1, 1).",
+    linear=["x_0", "x_t"],
     cases=[
         Case(
             "one pixel at t = 4",

@@ -130,6 +130,7 @@ OFF_BY_ONE = (
 X_0_FROM_EPS = Task(
     "x_0_from_eps",
     hint="Write down eq. 4, x_t = a x_0 + s eps, and solve it for x_0.",
+    linear=["eps", "x_t"],
     cases=CASES,
     mistakes=[
         Mistake(
@@ -183,6 +184,7 @@ X_0_FROM_V = Task(
     "x_0_from_v",
     hint="v = a noise - s x_0 and x_t = a x_0 + s noise, with a^2 + s^2 = 1. Compute a x_t - s v: "
     "the noise cancels.",
+    linear=["v", "x_t"],
     cases=CASES,
     mistakes=[
         Mistake(

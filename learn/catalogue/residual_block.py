@@ -173,6 +173,12 @@ def time_after_norm(layers, x, emb):
     return layers["skip"](x) + layers["conv_2"](F.silu(h))
 
 
+def without_conv_2(layers, x, emb):
+    h = layers["conv_1"](F.silu(layers["norm_1"](x)))
+    h = h + layers["time"](emb)[:, :, None, None]
+    return layers["skip"](x) + F.silu(layers["norm_2"](h))
+
+
 def time_multiplied(layers, x, emb):
     h = layers["conv_1"](F.silu(layers["norm_1"](x)))
     h = h * layers["time"](emb)[:, :, None, None]
@@ -189,6 +195,12 @@ RESIDUAL_BLOCK = Task(
         Case("3 images of 8 channels to 16, 4 x 16 pixels", inputs(8, 16, 4, 16)),
     ],
     mistakes=[
+        Mistake(
+            "conv_2 is not used",
+            "Your result does not go through conv_2. The second half is norm_2, F.silu, conv_2, as "
+            "the first one is.",
+            without_conv_2,
+        ),
         Mistake(
             "no skip connection",
             "You return the convolutions' result alone. Add layers['skip'](x): the block learns a "

@@ -237,6 +237,7 @@ TRAIN = Task(
             "40 steps on 24 images of one pixel, with a network of two parameters",
             lambda: (numbered_images(), flat_table()),
             facts_of_training,
+            names=(),
         ),
     ],
     mistakes=[
@@ -449,9 +450,9 @@ DRAW = Task(
     ".tolist() + [-1]. For each t and the next one: time = torch.full((count,), t), then the three "
     "lines of the docstring. Put @torch.no_grad() above the function.",
     cases=[
-        Case("64 images in 4 steps, data 0.5", lambda: (0.5, 4), facts_of_drawing),
-        Case("64 images in 10 steps, data 0.5", lambda: (0.5, 10), facts_of_drawing),
-        Case("64 images in 4 steps, data 1.5", lambda: (1.5, 4), facts_of_drawing),
+        Case("64 images in 4 steps, data 0.5", lambda: (0.5, 4), facts_of_drawing, names=()),
+        Case("64 images in 10 steps, data 0.5", lambda: (0.5, 10), facts_of_drawing, names=()),
+        Case("64 images in 4 steps, data 1.5", lambda: (1.5, 4), facts_of_drawing, names=()),
     ],
     mistakes=[
         Mistake(
