@@ -36,14 +36,14 @@ class LearnRequest(Flags):
 
     class_report: str | None = flag(
         None, "check a folder with a subfolder for each student", group="teachers",
-        metavar="FOLDER", parse=path, unless=others("class_report"))
+        metavar="DIR", parse=path, unless=others("class_report"))
 
     seconds: float = flag(
         5.0, "time limit of each function, in seconds", group="machine",
         parse=number(float, 0.1, 3600), unless=("hint", "solution"))
     memory: int = flag(
         2048, "memory limit of the code in MiB (Linux)", group="machine",
-        parse=number(int, 64, 2**20), unless=("hint", "solution"))
+        parse=number(int, 1, 2**20), unless=("hint", "solution"))
 
     output: str | None = flag(
         None, "picture of exercise 16, or report (default: in outputs/learn)", group="output",

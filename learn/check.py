@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parent)  # instead of this folder: the project's modules, from anywhere
+if sys.path[0] == str(HERE):  # run as a command: find the modules of the project, not of learn/
+    sys.path[0] = str(HERE.parent)
 
 from cli.learn import LEARN, LearnRequest
 from cli.process import run

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs" / "guide"
 LAST = 16  # the exercise that trains and draws
+GRACE = 20.0  # seconds; enough on a busy computer
 SECONDS, MEMORY = 5.0, 2048  # limits of each function, in seconds and MiB
 TRAINING_SECONDS, TRAINING_MEMORY = 1200.0, 8192  # of the last exercise's training
 
@@ -26,10 +27,11 @@ class Checker:
     Args:
         seconds, memory: limits of each function, in seconds and MiB. A system without a limit of
             memory for processes (macOS) does not apply the latter.
+        grace: seconds for the diagnosis, after which a process is killed in any case.
     """
 
-    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
-        self.seconds, self.memory = seconds, memory
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY, grace: float = GRACE):
+        self.seconds, self.memory, self.grace = seconds, memory, grace
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Checker":
@@ -77,7 +79,12 @@ class Checker:
         if self.process is None or self.process.poll() is not None:
             self.start()
         request = {"folder": str(Path(folder).resolve()), "number": number, "seconds": seconds}
-        request |= {"memory": memory, "picture": picture, "scratch": self.scratch.name}
+        request |= {
+            "memory": memory,
+            "grace": self.grace,
+            "picture": picture,
+            "scratch": self.scratch.name,
+        }
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()

@@ -3,7 +3,8 @@
 PyTorch is imported once, here, so a check takes a fraction of a second. Requests and answers are
 lines of JSON on standard input and output; see `client`.
 
-    {"folder": ..., "number": 4, "seconds": 10, "memory": 2048, "scratch": ..., "picture": null}
+    {"folder": ..., "number": 4, "seconds": 5, "memory": 2048, "grace": 20, "scratch": ...,
+     "picture": null}
 """
 
 import contextlib
@@ -31,7 +32,6 @@ MAX_ANSWER = 2**20  # bytes
 MAX_FILE = 2**26  # bytes of a file that a student's code writes
 MAX_PROCESSES = 64  # that a student's code may start
 FDS = "/dev/fd"
-GRACE = 20.0  # seconds for the diagnosis, on a busy computer
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def answers(request: dict) -> Iterator[dict]:
         yield verdict | {"missing": True, "functions": []}
         return
     if request["picture"] is None:
-        limit = 2 * SLOW * len(exercise.tasks) * request["seconds"] + GRACE
+        limit = 2 * SLOW * len(exercise.tasks) * request["seconds"] + request["grace"]
         target = judge
     else:
         limit, target = request["seconds"], draw
@@ -230,7 +230,7 @@ def set_limits(request: dict) -> None:
         resource.RLIMIT_CORE: 0,
     }
     if request["picture"] is None:  # processor time of all threads
-        limits[resource.RLIMIT_CPU] = int(4 * request["seconds"] + 20)
+        limits[resource.RLIMIT_CPU] = int(4 * request["seconds"] + request["grace"])
         limits[resource.RLIMIT_NPROC] = process_count() + MAX_PROCESSES
     for name, value in limits.items():
         hard = resource.getrlimit(name)[1]
