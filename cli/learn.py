@@ -5,13 +5,6 @@ from dataclasses import dataclass
 from cli.declare import Flags, flag, number, path
 from cli.parser import Command
 
-MODES = ("watch", "hint", "solution", "class_report")
-
-
-def others(name: str) -> tuple[str, ...]:
-    """The modes that a mode cannot be combined with."""
-    return tuple(mode for mode in MODES if mode != name)
-
 
 # fmt: off
 @dataclass(kw_only=True)
@@ -20,23 +13,22 @@ class LearnRequest(Flags):
 
     exercises: list[int] | None = flag(
         None, "exercises to check (default: all)", parse=number(int, 1, 99), nargs="*",
-        metavar="N", positional=True, unless=("class_report",))
+        metavar="EXERCISES", positional=True)
     hint: bool = flag(
-        False, "show a hint for the exercises", switch="on", needs=("exercises",),
-        unless=others("hint"))
+        False, "show a hint for the exercises", switch="on",
+        unless=("solution", "watch", "class_report"))
     solution: bool = flag(
-        False, "show a solution of the exercises", switch="on", needs=("exercises",),
-        unless=others("solution"))
+        False, "show a solution of the exercises", switch="on", unless=("watch", "class_report"))
     watch: bool = flag(
         False, "check each exercise when its file is saved, until Ctrl-C", switch="on",
-        unless=others("watch"))
+        unless=("class_report",))
     folder: str | None = flag(
         None, "folder of your exercises (default: learn/exercises)", metavar="DIR", parse=path,
         unless=("class_report",))
 
     class_report: str | None = flag(
         None, "check a folder with a subfolder for each student", group="teachers",
-        metavar="DIR", parse=path, unless=others("class_report"))
+        metavar="DIR", parse=path)
 
     seconds: float = flag(
         5.0, "time limit of each function, in seconds", group="machine",

@@ -31,6 +31,11 @@ def main(request: LearnRequest) -> int:
     folder = Path(request.folder or HERE / "exercises")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; --folder names the one with your exercises")
+    if (request.hint or request.solution) and not request.exercises:
+        mode = "--hint" if request.hint else "--solution"
+        raise ValueError(f"{mode} needs the number of an exercise, such as 4 {mode}")
+    if request.class_report and request.exercises:
+        raise ValueError("--class-report checks all exercises: leave out their numbers")
     with Checker(request.seconds, request.memory) as checker:
         exercises = checker.contents(folder)
         if wrong := set(request.exercises or []) - {each["number"] for each in exercises}:
@@ -113,6 +118,12 @@ def check_one(
 
 def draw(checker: Checker, folder: Path, picture: Path) -> dict:
     """Train and draw with the student's functions."""
+    from dataset.own_files import is_own_picture, require_own  # these import torch
+    from utils import check_output
+
+    check_output(picture)
+    if picture == OUTPUTS / "digits.png":
+        require_own(picture, is_own_picture, "another --output")
     picture.parent.mkdir(parents=True, exist_ok=True)
     print("\nNow your code trains your network, for about three minutes, and draws. Ctrl-C stops.")
     verdict = checker.draw(folder, picture, lambda text: print(f"  {text}", flush=True))
@@ -140,19 +151,27 @@ def watch(checker: Checker, folder: Path, exercises: list[dict], chosen: list[di
 
 def report(checker: Checker, request: LearnRequest) -> int:
     """Write the report of a class, a page and a table."""
-    from learn.class_report import as_csv, as_page, class_rows
+    from dataset.own_files import is_own_page, require_own  # these import torch
+    from learn.class_report import as_csv, as_page, class_rows, is_own_table
+    from utils import check_output, save_whole
 
     folder, page = Path(request.class_report), Path(request.output or OUTPUTS / "class_report.html")
     if page.suffix != ".html":
         raise ValueError(f"--output {page}: the name of the report must end in .html")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; --class-report names that of the class")
+    table = page.with_suffix(".csv")
+    for path, is_own in ((page, is_own_page), (table, is_own_table)):
+        check_output(path)
+        if request.output is None or path is table:
+            require_own(path, is_own, "another --output")
     exercises = checker.contents(folder)
     rows = class_rows(checker, folder, exercises, lambda text: print(text, flush=True))
     page.parent.mkdir(parents=True, exist_ok=True)
-    table = page.with_suffix(".csv")
-    table.write_text(as_csv(rows, exercises), encoding="utf-8")
-    page.write_text(as_page(rows, exercises, time.strftime("%Y-%m-%d")), encoding="utf-8")
+    texts_of = {table: as_csv(rows, exercises)}
+    texts_of[page] = as_page(rows, exercises, time.strftime("%Y-%m-%d"))
+    for path, text in texts_of.items():
+        save_whole(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
     print(f"{page}\n{table}")
     return 0
 

@@ -11,6 +11,7 @@ from learn.texts import state, word
 
 TEMPLATE = Path(__file__).with_name("class_report.html.j2")
 PLACES = (".", "exercises", "learn/exercises")  # of the files in a student's folder
+HEADER = "student,done,"  # begins a table
 MAX_DETAIL = 300  # characters of a cell's explanation
 
 
@@ -75,6 +76,12 @@ def as_csv(rows: list[dict], exercises: list[dict]) -> str:
         cells = [": ".join(filter(None, (c["word"], c["detail"]))) for c in row["cells"]]
         writer.writerow([harmless(row["name"]), row["done"], *map(harmless, cells)])
     return text.getvalue()
+
+
+def is_own_table(path: Path) -> bool:
+    """Is a file the table of a report?"""
+    with path.open("rb") as file:
+        return file.readline().startswith(HEADER.encode())
 
 
 def harmless(text: str) -> str:

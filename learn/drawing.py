@@ -23,7 +23,7 @@ def train_and_draw(picture: Path, say: Callable[[str], None]) -> str:
     Everything that computes is the student's. Raises what their code raises.
     """
     torch.manual_seed(SEED)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    torch.set_num_threads(threads())
     images, name = digits()
     say(f"{len(images):,} images of {name}, {images.shape[2]} x {images.shape[3]} pixels")
     network = Network()
@@ -41,6 +41,13 @@ def train_and_draw(picture: Path, say: Callable[[str], None]) -> str:
     drawn = draw(average, alphas_cumprod, COUNT, tuple(images.shape[1:]), DRAWING_STEPS)
     save(drawn, picture)
     return f"Your network has learned for {step} steps, and has drawn {COUNT} digits."
+
+
+def threads() -> int:
+    """How many threads to compute with: OMP_NUM_THREADS, or the cores of this process."""
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(wanted))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
 def digits() -> tuple[Tensor, str]:

@@ -506,6 +506,8 @@ def test_hints_and_solutions_are_shown(learn):
     [
         (["17"], "there is no exercise 17: they are 1 to 16"),
         (["--folder", "nowhere"], "nowhere is not a folder"),
+        (["--hint"], "--hint needs the number of an exercise"),
+        (["--class-report", ".", "4"], "leave out their numbers"),
         (["--class-report", "nowhere"], "nowhere is not a folder"),
         (["--class-report", ".", "--output", "table.txt"], "must end in .html"),
     ],
@@ -583,6 +585,18 @@ def test_the_report_of_a_class_survives_all_students(learn, tmp_path, monkeypatc
     assert "<script" not in page
     assert "http:" not in page.replace("http-equiv", "")
     assert out.splitlines()[-2:] == ["out/report.html", "out/report.csv"]
+
+
+def test_files_of_others_are_not_replaced(learn, tmp_path):
+    (tmp_path / "class" / "amy").mkdir(parents=True)
+    for name in ("class_report.html", "class_report.csv"):
+        other = tmp_path / "outputs" / "learn" / name
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("of another program")
+        with pytest.raises(ValueError, match="cannot write to"):
+            learn("--class-report", "class")
+        assert other.read_text() == "of another program"
+        other.unlink()
 
 
 def test_a_class_without_students_is_an_error(learn, tmp_path):
