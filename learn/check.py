@@ -40,6 +40,9 @@ def main(request: LearnRequest) -> int:
         exercises = checker.contents(folder)
         if wrong := set(request.exercises or []) - {each["number"] for each in exercises}:
             raise ValueError(f"there is no exercise {min(wrong)}: they are 1 to {len(exercises)}")
+        place = f" --folder {request.folder}" if request.folder else ""
+        for each in exercises:
+            each["command"] = f"python {texts.command()} {each['number']}{place}"
         numbers = request.exercises or [each["number"] for each in exercises]
         chosen = [each for each in exercises if each["number"] in numbers]
         if request.class_report:
@@ -87,7 +90,7 @@ def check_all(checker: Checker, folder: Path, exercises: list[dict]) -> int:
         following = next(pair for pair in pairs if texts.state(pair[1]) != "done")
         print("\n".join(texts.first_steps(*following, done, len(exercises))))
         return 1
-    print(f"All {done} exercises are done. python {texts.command()} {LAST} trains your network.")
+    print(f"All {done} exercises are done. Train your network: {exercises[-1]['command']}")
     return 0
 
 
@@ -110,7 +113,7 @@ def check_one(
     print("\n".join(texts.next_steps(exercise, verdict, following)), flush=True)
     if number == LAST and texts.state(verdict) == "done":
         if picture is None:
-            print(f"python {texts.command()} {LAST} trains your network and draws with it.")
+            print(f"Train your network and draw with it: {exercise['command']}")
         else:
             verdict = draw(checker, folder, picture)
     return texts.state(verdict)

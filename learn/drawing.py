@@ -14,7 +14,7 @@ from torch import Tensor
 TIMESTEPS, STEPS, DRAWING_STEPS = 1000, 4000, 50
 MAX_SECONDS = 240  # of training; a slow computer trains for fewer steps
 SEED, COUNT, COLUMNS = 0, 64, 16
-EVERY = 250  # steps between signs of life
+EVERY = 10  # seconds between signs of life
 
 
 def train_and_draw(picture: Path, say: Callable[[str], None]) -> str:
@@ -29,13 +29,14 @@ def train_and_draw(picture: Path, say: Callable[[str], None]) -> str:
     network = Network()
     average = copy.deepcopy(network)
     _, alphas_cumprod = linear_schedule(TIMESTEPS)
-    start, total = time.monotonic(), 0.0
+    start, told, losses = time.monotonic(), 0.0, []
     for step, loss in enumerate(train(network, average, images, alphas_cumprod, STEPS), 1):
-        total += loss
+        losses.append(loss)
         seconds = time.monotonic() - start
-        if step % EVERY == 0:
-            say(f"step {step} of {STEPS}, loss {total / EVERY:.4f}, {seconds:.0f} s")
-            total = 0.0
+        if seconds > told + EVERY or step == STEPS:
+            mean = sum(losses) / len(losses)
+            say(f"step {step} of {STEPS}, mean loss {mean:.4f}, {seconds:.0f} s")
+            told, losses = seconds, []
         if seconds > MAX_SECONDS:
             break
     drawn = draw(average, alphas_cumprod, COUNT, tuple(images.shape[1:]), DRAWING_STEPS)

@@ -111,7 +111,7 @@ def next_steps(exercise: dict, verdict: dict, following: dict | None) -> list[st
         return []
     return [
         "",
-        f"Chapter: {near(exercise['chapter'])}     a hint: python {command()} {number} --hint",
+        f"Chapter: {near(exercise['chapter'])}     a hint: {exercise['command']} --hint",
     ]
 
 
@@ -124,13 +124,13 @@ def first_steps(exercise: dict, verdict: dict, done: int, count: int) -> list[st
             f"  1. Read {near(exercise['chapter'])}",
             f"  2. Open {near(verdict['path'])} in an editor and replace",
             "     `raise NotImplementedError` by your code.",
-            f"  3. Run python {command()} {number}",
+            f"  3. Run {exercise['command']}",
             "",
             f"python {command()} --watch checks each file as soon as you save it.",
         ]
     return [
         f"{done} of {count} done. Go on with exercise {number}, {near(verdict['path'])}:",
-        f"  python {command()} {number}          (--hint shows a hint)",
+        f"  {exercise['command']}          (--hint shows a hint)",
     ]
 
 

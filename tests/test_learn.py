@@ -5,12 +5,14 @@ import inspect
 import math
 import os
 import shutil
+import sys
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from cli.learn import LEARN
@@ -20,7 +22,7 @@ from learn.catalogue import EXERCISES
 from learn.client import LAST, Checker
 from learn.exercise import diagnose, outcomes
 from learn.solved import EXERCISES as EXERCISES_FOLDER
-from learn.solved import SOLUTIONS, all_solutions, solution
+from learn.solved import SOLUTIONS, all_solutions, solution, use_pieces
 from learn.student import expected, found_task
 from models.layers import attend, time_embedding
 from objectives import PREDICTIONS
@@ -531,6 +533,26 @@ def test_watch_checks_a_file_that_is_saved(learn, tmp_path, monkeypatch):
     monkeypatch.setattr(check.time, "sleep", save)
     with pytest.raises(KeyboardInterrupt):
         learn("--folder", "mine", "--watch")
+
+
+def test_the_last_exercise_draws_a_picture(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("TINY_DIFFUSION_DATA", str(tmp_path))  # without MNIST
+    use_pieces(SOLUTIONS)
+    from learn import drawing
+
+    for name in {"pieces", *all_solutions().WHERE.values()}:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(drawing, "STEPS", 3)
+    monkeypatch.setattr(drawing, "DRAWING_STEPS", 2)
+    monkeypatch.setattr(drawing, "threads", torch.get_num_threads)
+    said = []
+    line = drawing.train_and_draw(tmp_path / "digits.png", said.append)
+    assert line == "Your network has learned for 3 steps, and has drawn 64 digits."
+    assert said[0].startswith("1,797 images of scikit-learn's digits")
+    assert said[-1].startswith("step 3 of 3")
+    with Image.open(tmp_path / "digits.png") as picture:
+        assert picture.width > 2 * picture.height  # 4 rows of 16
 
 
 # --- a class --------------------------------------------------------------------------------------
