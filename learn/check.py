@@ -128,7 +128,7 @@ def draw(checker: Checker, folder: Path, picture: Path) -> dict:
     if picture == OUTPUTS / "digits.png":
         require_own(picture, is_own_picture, "another --output")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    print("\nNow your code trains your network, for about three minutes, and draws. Ctrl-C stops.")
+    print("\nNow your code trains your network, for at most four minutes, and draws. Ctrl-C stops.")
     verdict = checker.draw(folder, picture, lambda text: print(f"  {text}", flush=True))
     if "drawn" in verdict:
         print(f"\n{verdict['drawn']}\nLook at it: {picture}")
