@@ -3,6 +3,7 @@
 from cli.declare import ROOT, Declaration, option
 from cli.evaluation import EVALUATE
 from cli.export import EXPORT
+from cli.learn import LEARN
 from cli.parser import Command, default_of, metavar_of, position
 from cli.sampling import SAMPLE
 from cli.streams import guard_output
@@ -15,6 +16,7 @@ COMMANDS = {
     "evaluate.py": EVALUATE,
     "export.py": EXPORT,
     "visualize_diffusion.py": VISUALIZE,
+    "learn/check.py": LEARN,
 }
 FILE = ROOT / "docs" / "flags.md"
 INTRODUCTION = """# Flags

@@ -36,6 +36,7 @@ SERVICES = {
     "utils": set(),
     "distributed": set(),
 }
+TEACHING = {"learn": {"cli", "dataset", "utils", "visuals"}}  # nothing imports it
 ALONE = {"mini_diffusion"}  # imports nothing of the rest, which imports nothing of it
 FREE = {"benchmarks", "notebooks"}  # import anything, and are imported by each other alone
 BELOW_COMMANDS = {*LAYERS, *SERVICES} - {"commands", "cli"}
@@ -99,7 +100,9 @@ def may_import(module: str, other: str) -> bool:
         return source != "commands"
     if source in FREE:
         return True
-    if target in ALONE | FREE or source in ALONE:
+    if source in TEACHING:
+        return target in TEACHING[source]
+    if target in ALONE | FREE | TEACHING.keys() or source in ALONE:
         return False
     if source == "mathematics":
         return target == "utils"
@@ -126,7 +129,7 @@ def calls(tree: ast.AST) -> list[tuple[int, str, dict[str, str]]]:
 
 def test_every_source_belongs_to_a_known_part():
     rooms = {room(module) for module in sources()}
-    assert rooms == {*LAYERS, *SERVICES, *ALONE, *FREE}
+    assert rooms == {*LAYERS, *SERVICES, *TEACHING, *ALONE, *FREE}
 
 
 def test_imports_go_one_way():
@@ -151,6 +154,8 @@ def test_a_wrong_direction_is_found():
         ("mini_diffusion.unet", "utils"),
         ("evaluation.report", "benchmarks.runs"),
         ("sampling.draw", "mini_diffusion"),
+        ("learn.exercise", "diffusion"),
+        ("evaluation.report", "learn.exercise"),
     ]:
         assert not may_import(module, other), f"{module} may import {other}"
     for module, other in [
@@ -160,6 +165,7 @@ def test_a_wrong_direction_is_found():
         ("samplers", "diffusion"),
         ("visuals.pictures", "dataset.items"),
         ("benchmarks.runs", "train"),
+        ("learn.drawing", "dataset.registry"),
     ]:
         assert may_import(module, other), f"{module} may not import {other}"
 
@@ -185,6 +191,19 @@ def test_the_mathematics_loads_only_torch_and_numpy():
         for module in sorted(MATHEMATICS)
         for node in sources()[module].body
         for name in imported_names(node)
+        if name.partition(".")[0] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_exercises_and_solutions_load_only_torch_and_each_other():
+    allowed = {"torch", "numpy", "pieces", *sys.stdlib_module_names}
+    files = [m for m in sources() if m.startswith(("learn.exercises.", "learn.solutions."))]
+    assert len(files) == 33  # 16 of each, and exercises/pieces.py
+    wrong = [
+        f"{module} imports {name}"
+        for module in files
+        for name in all_imported_names(module)
         if name.partition(".")[0] not in allowed
     ]
     assert wrong == []

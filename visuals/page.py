@@ -1,4 +1,4 @@
-"""The report page: one HTML file, from `report.html.j2`, that opens without network or scripts."""
+"""Report pages: HTML files, from templates, that open without network or scripts."""
 
 import base64
 from collections.abc import Sequence
@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import StrictUndefined, Template  # torch depends on it
+from markupsafe import Markup  # and jinja2 on this
 
 from utils import MARK
 from visuals.pictures import gif, png
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+STYLE = Path(__file__).with_name("page.css")  # of all pages
 MAX_ENTRIES = 20  # of a list that is shown
 
 
@@ -46,7 +48,13 @@ def readable(value: object) -> str:
 
 
 def render(**content: object) -> str:
-    """Fill in the template, which escapes all text; its first lines list the content."""
+    """The report of a run as HTML; the first lines of the template list the content."""
+    return fill_in(TEMPLATE, **content)
+
+
+def fill_in(template: Path, **content: object) -> str:
+    """Fill in the template of a page, which escapes all text."""
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, **options)
-    return template.render(readable=readable, generator=MARK, **content)
+    filled = Template(template.read_text(encoding="utf-8"), autoescape=True, **options)
+    style = Markup(STYLE.read_text(encoding="utf-8").rstrip("\n"))  # not escaped
+    return filled.render(readable=readable, generator=MARK, style=style, **content)
