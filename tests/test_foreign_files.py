@@ -223,9 +223,6 @@ BESIDE = {
     "a.gif": TRAJECTORY,
     "metrics.json": ["evaluate"],
     "metrics_nearest.png": ["evaluate"],
-    "outputs/model.npz": ["export"],
-    "outputs/model.safetensors": ["export", "--to", "safetensors"],
-    "m.md": ["export", "--card", "metrics.json", "m.npz"],
     "outputs/forward_process.png": ["visualize_diffusion"],
     "outputs/forward_process_schedules.png": ["visualize_diffusion"],
 }
