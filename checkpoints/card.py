@@ -39,14 +39,15 @@ def model_card(
     step: int,
     seconds: float,
     weights: tuple[str, dict],
-    report: dict,
+    report: dict | None,
 ) -> str:
     """Markdown text of the model card. `seconds` is 0 if the training time is unknown.
 
     `weights` are a key of `WEIGHT_KINDS` and the tensors by name, `report` the metrics.json that
-    evaluate.py wrote for them. Raises ValueError for a report of other weights.
+    evaluate.py wrote for them, or None. Raises ValueError for a report of other weights.
     """
     data, train, (which, tensors) = config["data"], config["train"], weights
+    report = {"weights_sha256": weights_sha256({}, tensors)} if report is None else report
     if report.get("weights_sha256") != weights_sha256({}, tensors):
         raise ValueError("--card: this is a report of other weights; run evaluate.py on these")
     shape = item_shape(data)
