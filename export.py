@@ -18,7 +18,7 @@ from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS
 from cli.activity import activity
-from exports import FORMS, sampling_command
+from exports import FORMS, READERS, sampling_command
 from exports.network import TrainedNetwork
 from exports.diffusers_folder import check_folder
 from utils import check_output, save_whole
@@ -41,9 +41,7 @@ def main(request: ExportRequest) -> int:
         raise ValueError(f"--card {error}") from None
 
     # Load the network.
-    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
-    with activity(f"loading {request.checkpoint}"):
-        checkpoint = load_checkpoint(request.checkpoint)
+    checkpoint = read_foreign(request) if request.from_ else read_own(request)
     config, step = checkpoint["config"], checkpoint["step"]
     require_exportable(request.checkpoint, config, form)
     model, diffusion = restore(checkpoint, raw=request.raw)
@@ -67,6 +65,23 @@ def main(request: ExportRequest) -> int:
         save_whole(card, lambda partial: partial.write_bytes(content))
         print(f"model card: {card}")
     return 0
+
+
+def read_own(request: ExportRequest) -> dict:
+    """The checkpoint of --checkpoint."""
+    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
+    with activity(f"loading {request.checkpoint}"):
+        return load_checkpoint(request.checkpoint)
+
+
+def read_foreign(request: ExportRequest) -> dict:
+    """The checkpoint of --from; prints what it lacks."""
+    form, request.checkpoint = request.from_
+    with activity(f"loading {request.checkpoint}"):
+        checkpoint, notes = READERS[form](Path(request.checkpoint), request.dataset)
+    if notes:
+        print(notes)
+    return checkpoint
 
 
 def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:

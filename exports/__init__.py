@@ -12,6 +12,7 @@ from checkpoints.card import drawing_flags
 from checkpoints.weights import save_weights
 from exports.arrays import require_arrays, save_arrays
 from exports.diffusers_folder import require_pipeline, save_pipeline
+from exports.from_diffusers import read_pipeline
 from exports.network import TrainedNetwork
 from exports.page import require_page, save_page
 
@@ -45,6 +46,11 @@ FORMS = {
         ".safetensors", save_safetensors, lambda config: None, "python sample.py --checkpoint {}"
     ),
     "web": Form(".html", save_page, require_page, "open {}"),
+}
+
+# Forms that are read: (a path, a key of `DATASETS` or None) -> a checkpoint, and notes.
+READERS: dict[str, Callable[[Path, str | None], tuple[dict, str]]] = {
+    "diffusers": read_pipeline,
 }
 
 

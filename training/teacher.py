@@ -112,8 +112,8 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
         )
 
 
-def use_teacher(trainer: Trainer, checkpoint: dict) -> None:
-    """Start a new run from the averaged weights of a teacher, or those that it has."""
+def use_weights(trainer: Trainer, checkpoint: dict) -> None:
+    """Start a new run from the averaged weights of another one, or those that it has."""
     weights = restore(checkpoint, raw="ema" not in checkpoint)[0].state_dict()
     for network in (trainer.model, trainer.ema.module, trainer.teacher):
         if network is not None:
