@@ -91,10 +91,12 @@ class GaussianDiffusion(nn.Module):
         self.timesteps, self.clip, self.clip_loss = timesteps, clip, clip_loss
         self.sigma_data, self.learn_sigma = sigma_data, learn_sigma
 
-        alpha, sigma = pick(SCHEDULES, schedule, "schedule")(timesteps)
-        if betas is not None:
-            if len(betas) != timesteps or not 0 < min(betas) <= max(betas) <= 1:
-                raise ValueError(f"betas must be {timesteps} numbers above 0 and at most 1")
+        make_tables = pick(SCHEDULES, schedule, "schedule")
+        if betas is None:
+            alpha, sigma = make_tables(timesteps)
+        elif len(betas) != timesteps or not 0 < min(betas) <= max(betas) <= 1:
+            raise ValueError(f"betas must be {timesteps} numbers above 0 and at most 1")
+        else:
             alpha, sigma = schedules.from_betas(torch.tensor(betas, dtype=torch.float64))
         preserving = torch.allclose(alpha**2 + sigma**2, torch.ones_like(alpha))
         if zero_terminal_snr:

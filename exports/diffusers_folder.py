@@ -106,7 +106,9 @@ def network_source(network: type) -> str:
 def scheduler_config(diffusion: GaussianDiffusion) -> dict:
     """The configuration of a process and its sampler, SDE-DPM-Solver++(2M).
 
-    It is the default of sample.py. Other schedulers of diffusers take the same configuration.
+    It is the default of sample.py. Other schedulers of diffusers take the same configuration. A
+    process that ends in pure noise has the solver of order 1, which is DDIM: those of order 2 of
+    diffusers use the slope of the first step, which is infinite.
     """
     betas = variance_preserving_betas(diffusion)
     config = {
@@ -123,8 +125,11 @@ def scheduler_config(diffusion: GaussianDiffusion) -> dict:
         "clip_sample": False,  # the pipeline clips
         "set_alpha_to_one": True,
     }
-    if betas[-1] == 1:  # pure noise: the solver would divide by 0
-        config["rescale_betas_zero_snr"] = True
+    if betas[-1] == 1:
+        config |= {"algorithm_type": "dpmsolver++", "solver_order": 1}
+        config["rescale_betas_zero_snr"] = (
+            True  # the betas stay; the solver divides by 2^-12, not 0
+        )
     return config
 
 

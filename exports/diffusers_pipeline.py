@@ -76,8 +76,8 @@ class TinyDiffusionPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             x_t = self.scheduler.scale_model_input(x, t)
             x_0 = self.guided(x_t, t, labels, guidance_scale)
-            v = self.unet.v(x_0.clamp(-1, 1) if self.unet.config.clip else x_0, x_t, t)
-            x = self.scheduler.step(v, t, x, **extra, return_dict=False)[0]
+            x_0 = x_0.clamp(-1, 1) if self.unet.config.clip else x_0
+            x = self.scheduler.step(self.v(x_0, x_t, t), t, x, **extra, return_dict=False)[0]
         images = (x.float().clamp(-1, 1) + 1) / 2  # (B, C, H, W)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -95,6 +95,11 @@ class TinyDiffusionPipeline(DiffusionPipeline):
         both = self.unet.x_0(torch.cat([x_t, x_t]), t, torch.cat([labels, null]))
         cond, uncond = both.chunk(2)
         return uncond + scale * (cond - uncond)
+
+    def v(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """v for clean images x_0 and the noisy ones (B, C, H, W), at the scheduler's own level."""
+        alpha_squared = self.scheduler.alphas_cumprod[round(float(t))].to(x_t.device)
+        return (alpha_squared.sqrt() * x_t - x_0) / (1 - alpha_squared).sqrt()
 
     def steps(self, count: int) -> dict:
         """The arguments of the scheduler's `set_timesteps`.
