@@ -53,6 +53,5 @@ EXPORT = Command(
     [
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",
-        "python export.py --from diffusers DIR model.safetensors",
     ],
 )
