@@ -8,6 +8,7 @@ import re
 
 from torch import nn
 
+from checkpoints.consistency import UNKNOWN
 from models import build_model, with_later_arguments
 
 LICENSE = "mit"  # of this project's code, which the folder contains; its owner may change it
@@ -17,7 +18,7 @@ def hub_card(text: str, config: dict) -> str:
     """A model card with the YAML header by which the hub finds models of a kind."""
     data, model = config["data"], config["model"]
     tags = ["tiny-diffusion", "diffusion", model["name"]]
-    if re.fullmatch("[a-z0-9_-]{1,50}", data["dataset"]):
+    if data["dataset"] != UNKNOWN and re.fullmatch("[a-z0-9_-]{1,50}", data["dataset"]):
         tags.append(data["dataset"])
     header = {
         "license": LICENSE,
