@@ -55,6 +55,7 @@ class GaussianDiffusion(nn.Module):
             reverse steps (Nichol & Dhariwal 2021, section 3.1).
         clip_loss: count no error where clipping the implied x_0 makes it exactly right; see
             `objectives.right_once_clipped`.
+        betas: of each step (T,), of a process that no schedule has; then `schedule` is not used.
 
     Raises:
         ValueError: an unknown name, fewer than two timesteps or more than `MAX_TIMESTEPS`, or
@@ -72,6 +73,7 @@ class GaussianDiffusion(nn.Module):
         loss_weight: str = "uniform",
         learn_sigma: bool = False,
         clip_loss: bool = False,
+        betas: Sequence[float] | None = None,
     ):
         super().__init__()
         if timesteps < 2:
@@ -90,7 +92,13 @@ class GaussianDiffusion(nn.Module):
         self.timesteps, self.clip, self.clip_loss = timesteps, clip, clip_loss
         self.sigma_data, self.learn_sigma = sigma_data, learn_sigma
 
-        alpha, sigma = pick(SCHEDULES, schedule, "schedule")(timesteps)
+        make_tables = pick(SCHEDULES, schedule, "schedule")
+        if betas is None:
+            alpha, sigma = make_tables(timesteps)
+        elif len(betas) != timesteps or not 0 < min(betas) <= max(betas) <= 1:
+            raise ValueError(f"betas must be {timesteps} numbers above 0 and at most 1")
+        else:
+            alpha, sigma = schedules.from_betas(torch.tensor(betas, dtype=torch.float64))
         preserving = torch.allclose(alpha**2 + sigma**2, torch.ones_like(alpha))
         if zero_terminal_snr:
             if not preserving:

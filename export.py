@@ -18,15 +18,20 @@ from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS
 from cli.activity import activity
-from exports import FORMS, sampling_command
+from exports import FORMS, READERS, sampling_command
 from exports.network import TrainedNetwork
+from exports.diffusers_folder import check_folder
 from utils import check_output, save_whole
 
 
 def main(request: ExportRequest) -> int:
     form, output = choose_form(request.to, request.output)
-    check_output(output, *request.read())
-    card = None if request.card is None else output.with_suffix(".md")
+    is_folder = not FORMS[form].ending
+    if is_folder:
+        check_folder(output, *request.read())
+    else:
+        check_output(output, *request.read())
+    card = None if request.card is None or is_folder else output.with_suffix(".md")
     for path in filter(None, (output, card)):
         if path.exists() and not request.overwrite:
             raise ValueError(f"{path} exists: choose another OUTPUT, or replace it by --overwrite")
@@ -36,21 +41,23 @@ def main(request: ExportRequest) -> int:
         raise ValueError(f"--card {error}") from None
 
     # Load the network.
-    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
-    with activity(f"loading {request.checkpoint}"):
-        checkpoint = load_checkpoint(request.checkpoint)
+    checkpoint = read_foreign(request) if request.from_ else read_own(request)
     config, step = checkpoint["config"], checkpoint["step"]
     require_exportable(request.checkpoint, config, form)
     model, diffusion = restore(checkpoint, raw=request.raw)
     which = "model" if request.raw else "ema"
 
     # Write it, and its model card.
+    network = TrainedNetwork(config, step, which, model, diffusion)
     if card is not None:
         command, seconds = sampling_command(form, output, report), checkpoint["seconds"]
         weights = (which, model.state_dict())
         text = model_card(output.name, command, config, step, seconds, weights, report)
     with activity(f"writing {output}"):
-        FORMS[form].save(output, TrainedNetwork(config, step, which, model, diffusion))
+        if is_folder:
+            FORMS[form].save(output, network, checkpoint["seconds"], report)
+        else:
+            FORMS[form].save(output, network)
     print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if card is not None:
@@ -60,15 +67,32 @@ def main(request: ExportRequest) -> int:
     return 0
 
 
+def read_own(request: ExportRequest) -> dict:
+    """The checkpoint of --checkpoint."""
+    request.checkpoint = str(find_checkpoint(request.checkpoint, print))
+    with activity(f"loading {request.checkpoint}"):
+        return load_checkpoint(request.checkpoint)
+
+
+def read_foreign(request: ExportRequest) -> dict:
+    """The checkpoint of --from; prints what it lacks."""
+    form, request.checkpoint = request.from_
+    with activity(f"loading {request.checkpoint}"):
+        checkpoint, notes = READERS[form](Path(request.checkpoint), request.dataset)
+    if notes:
+        print(notes)
+    return checkpoint
+
+
 def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     """The form and the file: one decides the other. Raises ValueError if they differ."""
     endings = {name: each.ending for name, each in FORMS.items()}
     path = Path(output or f"outputs/model{endings[form or 'numpy']}")
-    ending = path.suffix.lower()
-    if form is None and ending not in endings.values():
-        raise ValueError(f"{path}: the name must end in {' or '.join(endings.values())}")
+    ending, known = path.suffix.lower(), [each for each in endings.values() if each]
+    if form is None and ending not in known:
+        raise ValueError(f"{path}: the name must end in {' or '.join(known)}")
     form = form or next(name for name, one in endings.items() if one == ending)
-    if ending != endings[form]:
+    if endings[form] not in ("", ending):
         raise ValueError(f"{path}: the name of the file must end in {endings[form]}")
     return form, path
 

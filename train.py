@@ -48,6 +48,7 @@ from models import AUTOENCODERS, GUIDES, MODELS, NOT_DENOISERS, cost, model_conf
 from training.conditioning import cut_captions
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
+from training.initial import load_initial, require_same_network, with_initial
 from training.latents import autoencoder_of, use_autoencoder
 from training.pairs import Pairs, load_pairs
 from training.loop import Finished, Run, Trained, trained_before
@@ -57,7 +58,7 @@ from training.teacher import (
     load_teacher,
     require_effect,
     require_tunable,
-    use_teacher,
+    use_weights,
     with_teacher,
 )
 from training.trainer import Trainer
@@ -104,7 +105,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         # Where does the run start, and on what does it compute?
         flags, checkpoint = checkpoint_to_resume(flags)
         flags, teacher = teacher_of(flags, resumed=checkpoint is not None)
-        before = checkpoint or teacher
+        flags, initial = initial_of(flags, resumed=checkpoint is not None)
+        before = checkpoint or teacher or initial
         precision, note = number_format(flags.precision, checkpoint, device)
         require_possible(flags, device, precision)
         set_deterministic(flags.deterministic)
@@ -127,9 +129,10 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         encoder = autoencoder_of(flags.latents, data, checkpoint)
         shape_of_latents = encoder and encoder["config"]["model"]
         config = make_config(flags, loaded, before and before["config"], shape_of_latents)
-        if flags.teacher is not None:  # whose scale of the data is kept
+        if flags.teacher or flags.init_from:  # the scale of its data is kept
             config["diffusion"]["sigma_data"] = before["config"]["diffusion"]["sigma_data"]
         require_tunable(flags, config, teacher)
+        require_same_network(flags, config, initial)
         config["train"]["number_format"] = precision
         if pairs is not None:
             use_pairs(config, pairs, checkpoint)
@@ -144,8 +147,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 trainer = Trainer(config, device, precision, flags.compile)
             if encoder is not None:
                 use_autoencoder(trainer, encoder)
-            if teacher is not None:
-                use_teacher(trainer, teacher)
+            if teacher is not None or initial is not None:
+                use_weights(trainer, teacher or initial)
             parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             say(f"network: {flags.model}, {parameters:,} parameters")
             if checkpoint is not None:
@@ -200,6 +203,15 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     with activity(f"loading {flags.teacher}"):
         teacher = load_teacher(flags.teacher)
     return flags if begun else with_teacher(flags, teacher), teacher  # a begun run has its flags
+
+
+def initial_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | None]:
+    """The checkpoint of --init-from for a new run, and the flags with its network and process."""
+    if flags.init_from is None or resumed:
+        return flags, None
+    with activity(f"loading {flags.init_from}"):
+        initial = load_initial(flags.init_from)
+    return with_initial(flags, initial), initial
 
 
 def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:

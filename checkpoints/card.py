@@ -39,19 +39,19 @@ def model_card(
     step: int,
     seconds: float,
     weights: tuple[str, dict],
-    report: dict,
+    report: dict | None,
 ) -> str:
     """Markdown text of the model card. `seconds` is 0 if the training time is unknown.
 
     `weights` are a key of `WEIGHT_KINDS` and the tensors by name, `report` the metrics.json that
-    evaluate.py wrote for them. Raises ValueError for a report of other weights.
+    evaluate.py wrote for them, or None. Raises ValueError for a report of other weights.
     """
     data, train, (which, tensors) = config["data"], config["train"], weights
+    report = {"weights_sha256": weights_sha256({}, tensors)} if report is None else report
     if report.get("weights_sha256") != weights_sha256({}, tensors):
         raise ValueError("--card: this is a report of other weights; run evaluate.py on these")
     shape = item_shape(data)
     kind, sizes = kind_of(shape), " x ".join(map(str, shape))
-    epochs = step * train["update_size"] / (data["count"] - train["validation"])
     classes = ", ".join(html.escape(printable(c), quote=False) for c in data["classes"]) or "none"
     known = {"the class": "num_classes", "captions": "caption_length"}
     known |= {"images in low resolution": "super_resolution"}
@@ -63,6 +63,13 @@ def model_card(
     if report.get("copies"):
         searched = """ Near-copies were searched for pixel by
 pixel, which does not find shifted or altered ones."""
+    origin, steps = "Another program has trained the network.", "The training is unknown."
+    if data["count"]:
+        epochs = step * train["update_size"] / (data["count"] - train["validation"])
+        origin = f"""The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
+{train["validation"]:,} were held out for validation."""
+        steps = f"""{step:,} training steps of {train["update_size"]} {kind}, {epochs:.1f} \
+epochs{minutes}."""
     recipe = {section: config[section] for section in ("model", "diffusion", "train")}
     return f"""# {name}
 
@@ -75,13 +82,12 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 
 ## Data
 
-The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
-{train["validation"]:,} were held out for validation. Classes:
+{origin} Classes:
 {classes}. The network is {conditional}.
 
 ## Recipe
 
-{step:,} training steps of {train["update_size"]} {kind}, {epochs:.1f} epochs{minutes}.
+{steps}
 The weights are the {WEIGHT_KINDS[which]}. The configuration:
 
 ```json

@@ -32,6 +32,7 @@ CONFIG_TYPES = {
 # The shape of an item, in "data" and in "model"; the size of an image is N or [height, width].
 SHAPE_TYPES = {"dim": int, "image_size": int | list[int], "image_channels": int}
 
+UNKNOWN = "unknown"  # data set of a network that another program has trained
 CUSTOM = "custom"  # name of the user's own network, and of the user's own data
 CUSTOM_TYPES = {
     "data": {"shape": list[int], "range": list[float] | None},

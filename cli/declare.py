@@ -109,8 +109,9 @@ class Flags:
 
 
 def option(name: str) -> str:
-    """The spelling of a flag on the command line: `batch_size` is `--batch-size`."""
-    return f"--{name.replace('_', '-')}"
+    """The spelling of a flag on the command line: `batch_size` is `--batch-size`, and `from_`,
+    because `from` is a word of Python, `--from`."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 @cache

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from cli.common import checkpoint_flag, raw_flag
+from cli.common import checkpoint_flag, dataset_flag, raw_flag, resolve_dataset
 from cli.declare import Flags, flag, keys, path
 from cli.parser import Command
+
+
+READ = keys("exports/__init__.py", "READERS")
 
 
 # fmt: off
@@ -12,7 +15,12 @@ from cli.parser import Command
 class ExportRequest(Flags):
     """What to export, and in which form."""
 
-    checkpoint: str | None = checkpoint_flag()
+    checkpoint: str | None = checkpoint_flag(required=False, unless=("from_",))
+    from_: list[str] | None = flag(
+        None, "instead: a network of another program; FORM is diffusers", group="checkpoint",
+        nargs=2, metavar=("FORM", "DIR"), parse=path)
+    dataset: str | None = dataset_flag(
+        None, "--from: data set that the network has learned, for evaluate.py", needs=("from_",))
     raw: bool = raw_flag()
     to: str | None = flag(
         None, "form of the file (default: by the ending of its name)", group="output",
@@ -25,12 +33,21 @@ class ExportRequest(Flags):
         nargs="?", metavar="OUTPUT", parse=path, positional=True)
     overwrite: bool = flag(
         False, "replace OUTPUT, and its model card, if they exist", group="output", switch="on")
+
+    def check(self) -> None:
+        super().check()
+        self.dataset = resolve_dataset(self.dataset)
+        if not self.checkpoint and not self.from_:
+            raise ValueError("what is exported? Add --checkpoint FILE or --from diffusers DIR")
+        if self.from_ and self.from_[0] not in READ:
+            raise ValueError(f"--from {self.from_[0]} DIR: FORM must be {' or '.join(READ)}")
 # fmt: on
 
 
 EXPORT = Command(
     ExportRequest,
     "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
+    "diffusers: a folder that its DiffusionPipeline loads.\n"
     "safetensors: the weights of any network; sample.py reads it too. web: a page that draws in a\n"
     "browser.",
     [

@@ -53,12 +53,13 @@ class RunConfig(DataFlags, ThreadFlags):
     channels: int | None = network_flag(
         None, "width of the first level (default: 64; dit: 192, mlp: 128)", parse=number(int, 1))
     multipliers: list[int] | None = network_flag(
-        None, "unet: width of each level, times --channels (default: 1 1 2)", parse=number(int, 1),
-        nargs="+")
+        None, "unet, unet2d: width of each level, times --channels (unet: 1 1 2)",
+        parse=number(int, 1), nargs="+")
     blocks: int | None = network_flag(
-        None, "blocks per level (unet: 1) or in total (dit: 6, mlp: 4)", parse=number(int, 1))
+        None, "blocks per level (unet: 1, unet2d: 2) or in total (dit: 6, mlp: 4)",
+        parse=number(int, 1))
     attention_resolutions: list[int] | None = network_flag(
-        None, "unet: feature map sizes with self-attention, besides the middle",
+        None, "unet, unet2d: feature map sizes with self-attention, besides the middle",
         parse=number(int, 1), nargs="*")
     cross_attention_resolutions: list[int] | None = network_flag(
         None, "unet: feature map sizes that read the captions, besides the middle",
@@ -67,8 +68,8 @@ class RunConfig(DataFlags, ThreadFlags):
         None, "folder of a pretrained CLIP or T5 that encodes the captions",
         group="network", section="data", parse=path, metavar="DIR")
     dropout: float | None = network_flag(
-        None, "unet, dit, mlp: dropout probability (default: 0)", parse=number(float, 0, 0.99),
-        metavar="P")
+        None, "unet, unet2d, dit, mlp: dropout probability (default: 0)",
+        parse=number(float, 0, 0.99), metavar="P")
     patch_size: int | None = network_flag(
         None, "unet, dit: side of a patch (default: 2, 4; below 16 pixels 1, 2)",
         parse=number(int, 1))
@@ -154,6 +155,9 @@ class RunConfig(DataFlags, ThreadFlags):
         500, "--tune consistency, distill: training steps of each stage",
         group="few steps", parse=number(int, 1), needs=("tune",))
 
+    init_from: str | None = objective_flag(
+        None, "start with the network of this file of train.py or export.py", group="training",
+        parse=path, metavar="FILE", unless=("tune", "latents"))
     epochs: int | None = length_flag(
         "passes over the data (default: 15, points: 20, if no limit)", parse=number(int, 1))
     max_steps: int | None = length_flag("training steps", parse=number(int, 1))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from checkpoints.consistency import CUSTOM
+from checkpoints.consistency import CUSTOM, UNKNOWN
 from cli.evaluation import EvaluationRequest
 from dataset.changes import digest_of
 from dataset.items import held_out_count, item_shape, split
@@ -63,6 +63,11 @@ def load_real_data(
         raise ValueError(
             f"{request.checkpoint} was trained by fit() on a tensor, which cannot be loaded; save "
             "samples of it, and give --samples and --dataset"
+        )
+    if config["dataset"] == UNKNOWN:
+        raise ValueError(
+            f"{request.checkpoint} does not name its data set: read it again by export.py --from "
+            "with --dataset NAME, or save samples of it, and give --samples and --dataset"
         )
     name, data_dir = config["dataset"], request.data_dir or config["data_dir"]
     options = {option: config[option] for option in READING if option in config}

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from checkpoints.card import drawing_flags
 from checkpoints.weights import save_weights
 from exports.arrays import require_arrays, save_arrays
+from exports.diffusers_folder import require_pipeline, save_pipeline
+from exports.from_diffusers import read_pipeline
 from exports.network import TrainedNetwork
 from exports.page import require_page, save_page
 
@@ -19,7 +21,7 @@ class Form(NamedTuple):
     """One form of an exported network.
 
     Attributes:
-        ending: of the name of the file.
+        ending: of the name of the file; "" for a folder.
         save: writes a network to a path.
         require: raises ValueError for the configuration of a network that the form cannot hold.
         command: samples with the file; "{}" is its name.
@@ -38,11 +40,17 @@ def save_safetensors(path: Path, network: TrainedNetwork) -> None:
 
 
 FORMS = {
+    "diffusers": Form("", save_pipeline, require_pipeline, "load {} as README.md in it says"),
     "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
     "safetensors": Form(
         ".safetensors", save_safetensors, lambda config: None, "python sample.py --checkpoint {}"
     ),
     "web": Form(".html", save_page, require_page, "open {}"),
+}
+
+# Forms that are read: (a path, a key of `DATASETS` or None) -> a checkpoint, and notes.
+READERS: dict[str, Callable[[Path, str | None], tuple[dict, str]]] = {
+    "diffusers": read_pipeline,
 }
 
 

@@ -25,6 +25,7 @@ from models.mlp import MLP
 from models.naive_unet import NaiveUNet
 from models.tokenizer import FIRST_WORD, MAX_LENGTH, MAX_WORDS
 from models.unet import UNet
+from models.unet2d import UNet2D
 from schedules import MAX_TIMESTEPS
 from utils import pick
 
@@ -33,6 +34,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "naive_unet": NaiveUNet,
     "cnn": CNN,
     "dit": DiT,
+    "unet2d": UNet2D,
     "mlp": MLP,
 }
 # Networks that judge noisy images instead of denoising them, to guide sampling. Each maps
@@ -69,6 +71,10 @@ LIMITS = {
     "downsample": 8,
     "latent_channels": 1024,
     "cross_attention_resolutions": 1024,
+    "up_attention_resolutions": 1024,
+    "head_dim": 16_384,
+    "norm_groups": 16_384,
+    "time_width": 65_536,
     "super_resolution": 1024,
     "timesteps": MAX_TIMESTEPS,
 }

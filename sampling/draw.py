@@ -213,7 +213,7 @@ def load_judge(name: str, path: str, config: dict, device: torch.device) -> tupl
         raise ValueError(f"--{name} {path} is a {found}; train.py --model {name} trains one")
     own = {
         "data": ["dataset", "avatar_style", "image_size", "image_channels"],
-        "diffusion": ["schedule", "timesteps", "zero_terminal_snr"],
+        "diffusion": ["schedule", "timesteps", "zero_terminal_snr", "betas"],
     }
     own["data"] += ["classes"] * (name == "classifier")
     found = [each["data"] for each in (config, checkpoint["config"])]

@@ -47,7 +47,7 @@ def values_for(command: Command, name: str) -> list[str]:
     if declared.switch:
         return []
     if declared.nargs == 2:
-        return ["0.5", "3"]
+        return ["diffusers", "folder"] if name == "from_" else ["0.5", "3"]
     if declared.choices:
         return [choice for choice in declared.choices if choice != field.default][-1:]
     for text in ("4", "0.25", "cpu"):
@@ -68,7 +68,8 @@ def spelled(command: Command, name: str) -> list[str]:
 def company(command: Command, name: str, seen: tuple[str, ...] = ()) -> list[str]:
     """The words of other flags without which a flag is an error."""
     words, declared = [], command.declared[name][1]
-    if not (command is EVALUATE and "samples" in (name, *declared.needs)):
+    source = {EVALUATE: "samples", EXPORT: "from_"}.get(command)  # in place of a checkpoint
+    if source not in (name, *declared.needs):
         words += REQUIRED.get(command, [])
     needed = [] if {*seen} & {*declared.needs} else declared.needs[:1]  # one of them is there
     for other in {*needed, *PARTNERS.get(name, [])} - {*seen, name}:
@@ -86,7 +87,7 @@ def test_every_flag_may_be_spelled_with_hyphens_or_underscores(command):
             assert getattr(flags, name) != field.default, name
         if declared.positional:
             continue
-        underscores = f"--{name}"
+        underscores = f"--{name.rstrip('_')}"  # Python has a word "from"
         assert command.parsed(parser, [*others, underscores, *words[1:]]) == flags, name
         if len(words) == 2:
             assert command.parsed(parser, [*others, f"{underscores}={words[1]}"]) == flags, name

@@ -54,6 +54,10 @@ DEFAULTS = {
     "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3, "sample_interval": 5},
 }
 EPOCHS = {"images": 15, "points": 20}  # of a new run without a limit
+# Arguments of networks and of the process that no flag has: they follow from other choices.
+DERIVED = {"num_classes", "learn_sigma", "vocabulary_size", "caption_length", "text_width"}
+DERIVED |= {"timesteps"}
+KEPT = ("clip", "betas")  # choices of an imported process that no flag has
 MAX_RATIO = 300  # sigma / alpha from which eps without clipping diverges (linear ends at 157)
 
 
@@ -143,7 +147,8 @@ def make_config(
     shape = shape_config(data.items.shape[1:])
     options = flags.chosen(flags.named(section="model"))
     name = options.pop("model")
-    options = {key: value for key, value in options.items() if value is not None}
+    unnamed = {} if saved is None else without_flags(flags, saved["model"], name, shape)
+    options = unnamed | {key: value for key, value in options.items() if value is not None}
     if flags.learn_sigma:
         options["learn_sigma"] = True
     if flags.tune == "meanflow":
@@ -166,6 +171,9 @@ def make_config(
         options |= sizes
     of_data = flags.chosen(flags.named(section="data"))
     of_data.pop("image_size")  # `shape` has it
+    process = process_config(flags, data, latents=autoencoder is not None)
+    if saved is not None:
+        process |= {key: saved["diffusion"][key] for key in KEPT if key in saved["diffusion"]}
     return {
         "data": {
             **of_data,
@@ -177,9 +185,23 @@ def make_config(
             **of_captions,
         },
         "model": network_config(name, shape, flags.timesteps, options, autoencoder),
-        "diffusion": process_config(flags, data, latents=autoencoder is not None),
+        "diffusion": process,
         "train": train_config(flags),
     }
+
+
+def without_flags(flags: RunConfig, saved: dict, name: str, shape: dict) -> dict:
+    """The arguments of a saved network that no flag has, which an imported network may have.
+
+    Args:
+        saved: the configuration of the network.
+        name, shape: the network of the run, and the shape of its data, as a configuration has it.
+    """
+    if saved["name"] != name:
+        return {}
+    others = arguments_of(name).keys() - shape.keys() - DERIVED
+    others -= set(flags.named(section="model"))
+    return {key: saved[key] for key in others & saved.keys()}
 
 
 def network_config(

@@ -118,8 +118,8 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
         )
 
 
-def use_teacher(trainer: Trainer, checkpoint: dict) -> None:
-    """Start a new run from the averaged weights of a teacher, or those that it has.
+def use_weights(trainer: Trainer, checkpoint: dict) -> None:
+    """Start a new run from the averaged weights of another one, or those that it has.
 
     The embedding of a time span, which mean flows add, keeps its start, which has no effect.
     """
