@@ -23,8 +23,11 @@ class TrainedNetwork(NamedTuple):
     diffusion: GaussianDiffusion
 
 
-def require_plain_unet(config: dict, form: str, reader: str) -> None:
-    """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition."""
+def require_plain_unet(config: dict, form: str, reader: str, also: str | None = None) -> None:
+    """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition.
+
+    The message names `reader`, and `also`, another network that the form can hold.
+    """
     model = config["model"]
     if model.get("caption_length"):
         raise ValueError(f"it is conditioned on captions, which {reader} cannot read")
@@ -33,6 +36,7 @@ def require_plain_unet(config: dict, form: str, reader: str) -> None:
     if model.get("autoencoder"):
         raise ValueError(f"it is of latents, which {reader} cannot decode")
     if model["name"] != "unet":
+        known = "unet" if also is None else f"unet and {also}"
         raise ValueError(
-            f"it contains the network {model['name']}; only unet can be exported to {form}"
+            f"it contains the network {model['name']}; only {known} can be exported to {form}"
         )

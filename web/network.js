@@ -5,8 +5,6 @@ function map(channels, height, width, data) {
   return { data: data ?? new Float32Array(channels * height * width), channels, height, width };
 }
 
-const silu = (x) => x / (1 + Math.exp(-x));
-
 // F.silu
 function activated(x) {
   return map(x.channels, x.height, x.width, x.data.map(silu));
@@ -61,42 +59,6 @@ function unrolled(x, kernel, stride, height, width) {
     }
   }
   return out;
-}
-
-// out (O, N) += weight (O, K) columns (K, N) in tiles of 4 x 4, which read and write less often.
-// `columns` has rows of zeros up to a multiple of four.
-function multiplied(weight, columns, out, channels, taps, size) {
-  const w = new Float32Array(16);
-  for (let o = 0; o < channels; o += 4) {
-    const rows = Math.min(4, channels - o);
-    const place = (i) => (o + i) * size;
-    const unused = new Float32Array(size); // stands for rows beyond the last
-    const [a, b, c, d] = [0, 1, 2, 3].map((i) =>
-      i < rows ? out.subarray(place(i), place(i) + size) : unused
-    );
-    for (let tap = 0; tap < taps; tap += 4) {
-      for (let i = 0; i < 16; i++) {
-        const row = i >> 2;
-        const at = tap + (i & 3);
-        w[i] = row < rows && at < taps ? weight[(o + row) * taps + at] : 0;
-      }
-      const [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = w;
-      let q0 = tap * size;
-      let q1 = q0 + size;
-      let q2 = q1 + size;
-      let q3 = q2 + size;
-      for (let p = 0; p < size; p++) {
-        const x0 = columns[q0++];
-        const x1 = columns[q1++];
-        const x2 = columns[q2++];
-        const x3 = columns[q3++];
-        a[p] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3;
-        b[p] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3;
-        c[p] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3;
-        d[p] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3;
-      }
-    }
-  }
 }
 
 // nn.Conv2d with a kernel of 1 or 3 pixels, padding that keeps the size, and a stride of 1 or 2
@@ -328,4 +290,10 @@ class UNet {
     }
     return unfolded(this.conv(activated(this.norm(h, "norm")), "head", 3), patch_size);
   }
+}
+
+// The network as the function that samplers.Denoiser calls, of the numbers of an image
+function predictor(model, shape, weights) {
+  const unet = new UNet(model, weights);
+  return (x, t, label) => unet.forward(map(shape.channels, shape.height, shape.width, x), t, label).data;
 }
