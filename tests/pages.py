@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,12 @@ def damage(page: Path) -> None:
     page.write_text(text[:place] + other + text[place + 1 :])
 
 
-def wait(browser: Browser, condition: str) -> None:
+def wait(browser: Browser, condition: str, seconds: float = 120) -> None:
     """Wait until a condition of the page holds."""
-    script = f"""new Promise((resolve, reject) => {{
-        const end = performance.now() + 60000;
-        const look = () => {condition} ? resolve(true) : performance.now() > end
-            ? reject(new Error(document.getElementById("status").textContent))
-            : setTimeout(look, 20);
-        look();
-    }})"""
-    assert browser.run(script)
+    end = time.monotonic() + seconds
+    while not browser.run(condition):
+        assert time.monotonic() < end, (condition, text_of(browser, "status"))
+        time.sleep(0.02)
 
 
 def pixels_of(browser: Browser, canvas: str) -> np.ndarray:
