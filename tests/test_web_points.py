@@ -1,5 +1,6 @@
 """export.py --to web for points: the page draws and learns as PyTorch does."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cli import process
 from cli.training import TRAIN
 from conditions import Condition
 from diffusion import GaussianDiffusion
-from exports.page import SAMPLERS, require_page
+from exports.page import PAGES, SAMPLERS, rendered, require_page
 from models.mlp import MLP
 from pages import (
     click,
@@ -30,12 +31,11 @@ from pages import (
 )
 from sample import sample
 from training.ema import EMA
-from training.fit import fit
 from visuals.score_field import lattice
 
 FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
 FEW += ["--sample-interval", "0", "--snapshots", "0", "--dataset", "moons", "--channels", "32"]
-FEW += ["--blocks", "2", "--max-steps", "60", "--batch-size", "256", "--lr", "0.01"]
+FEW += ["--blocks", "2", "--max-steps", "30", "--batch-size", "256", "--lr", "0.01"]
 NETWORKS = {
     "default": [],
     "classes": ["--class-conditional", "--prediction", "v", "--channels", "30"],
@@ -77,12 +77,10 @@ const all = (found) => Object.fromEntries(Object.entries(found).map(plain));
 return { losses, weights: all(trainer.weights), average: all(trainer.average) };
 """
 LEARN = """
-const generator = new api.Generator(3);
 const points = Float32Array.from(data.points);
 let last;
-for (const { trainer, loss } of api.train(data.process, 2, { points, steps: data.steps, seed: 5 })) {
-  last = trainer;
-}
+const training = { points, steps: data.steps, seed: 5 };
+for (const { trainer } of api.train(data.process, 2, training)) last = trainer;
 const predict = api.predictor(api.OWN_MODEL, { dim: 2 }, (name) => last.average[name]);
 const request = { label: null, seed: 1, sampler: "dpmpp_2m", steps: 20, guidance: 1, count: 400 };
 return Array.from([...api.draw(data.process, predict, { dim: 2 }, request)].at(-1).x);
@@ -119,8 +117,8 @@ def test_the_page_draws_the_points_of_sample_py(runs, name, tmp_path):
     for request, x in zip(requests, found, strict=True):
         flags = {k: request[k] for k in ("seed", "sampler", "steps")}
         if classes:
-            flags["class_id"] = "all" if isinstance(request["label"], list) else "1"
             flags["guidance_scale"] = request["guidance"]
+            flags |= {} if isinstance(request["label"], list) else {"class_id": "1"}
         expected = sample(checkpoint, num_images=24, threads=1, device="cpu", **flags)
         assert np.abs(np.array(x).reshape(24, 2) - expected).max() < 1e-3, request
 
@@ -237,21 +235,18 @@ def test_a_network_that_is_trained_in_the_page_draws_what_it_was_trained_on():
     centres = np.array([[-1.2, -0.8], [1.2, 0.8]])
     points = centres[rng.randint(2, size=2000)] + 0.1 * rng.randn(2000, 2)
     diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False)
-    data = {"points": points.flatten().tolist(), "steps": 300}
+    data = {"points": points.flatten().tolist(), "steps": 150}
     data["process"] = described(diffusion, "flow")
-    names = "Generator, train, predictor, OWN_MODEL, draw"
+    names = "train, predictor, OWN_MODEL, draw"
     samples = np.array(run_node("mlp", names, LEARN, None, data)).reshape(-1, 2)
     distances = np.linalg.norm(samples[:, None] - centres, axis=2)
     assert np.median(distances.min(axis=1)) < 0.25
     assert 0.35 < np.mean(distances.argmin(axis=1)) < 0.65
 
 
-def test_points_that_are_not_in_a_plane_are_refused(script):
-    points = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-    run = fit(MLP(3, 8, 1), points, folder="fitted", max_steps=1, device="cpu", threads=1)
-    config = load_checkpoint(run.checkpoint)["config"]
+def test_points_that_are_not_in_a_plane_are_refused():
     with pytest.raises(ValueError, match="its points have 3 coordinates"):
-        require_page(config | {"model": {"name": "mlp", "dim": 3}})
+        require_page({"model": {"name": "mlp", "dim": 3}})
 
 
 # --- in a browser --------------------------------------------------------------------------------
@@ -265,10 +260,16 @@ def drawn(browser: Browser) -> np.ndarray:
     return np.array(browser.run("Array.from(frames.at(-1).x)")).reshape(-1, 2)
 
 
-def press(browser: Browser, key: str, code: int) -> None:
+def press(browser: Browser, key: str, code: int, modifiers: int = 0) -> None:
     """Press a key and release it."""
+    options = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
     for kind in ("keyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
+        browser.call("Input.dispatchKeyEvent", type=kind, **options)
+
+
+def picture_of(browser: Browser, canvas: str) -> str:
+    """A canvas as text, to compare it with other ones."""
+    return browser.run(f"document.getElementById('{canvas}').toDataURL()")
 
 
 def centre_of(browser: Browser, element: str) -> list[float]:
@@ -309,20 +310,22 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     assert inside.mean() > 0.8
     assert (colours[y[inside], x[inside]] < 64).all()  # #0b5cad
     assert (colours > 192).mean() > 0.8
-    with_paths = pixels_of(browser, "noisy")
-    click(browser, "trajectories")
-    assert (pixels_of(browser, "noisy") > 192).mean() > (with_paths > 192).mean()
+    assert picture_of(browser, "noisy") != picture_of(browser, "clean")
+    click(browser, "trajectories")  # without them, both show the samples
+    assert picture_of(browser, "noisy") == picture_of(browser, "clean")
     set_value(browser, "scrub", 0)
     assert "step 0 of 5" in text_of(browser, "moment")
-    assert (pixels_of(browser, "noisy") != with_paths).any()
+    assert picture_of(browser, "noisy") == picture_of(browser, "clean")  # the noise
+    set_value(browser, "scrub", 1)
+    assert picture_of(browser, "noisy") != picture_of(browser, "clean")
 
     # The score, at two timesteps.
-    arrows = pixels_of(browser, "arrows")
+    arrows, noised = picture_of(browser, "arrows"), picture_of(browser, "noised")
     set_value(browser, "forward", 900)
     wait(browser, "field.t === 900 && !jobs.field")
     assert "t = 900" in text_of(browser, "signal")
-    assert (pixels_of(browser, "arrows") != arrows).any()
-    assert (pixels_of(browser, "noised") < 64).any()
+    assert picture_of(browser, "arrows") != arrows
+    assert picture_of(browser, "noised") != noised
     model, diffusion = restore(load_checkpoint(checkpoint))
     level, found = diffusion.levels()[99], browser.run("Array.from(field.arrows)")
     label = Condition(label=torch.ones(len(lattice()), dtype=torch.long))
@@ -344,8 +347,8 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     click(browser, "clear")
     assert text_of(browser, "counted").endswith("draw here")
     browser.run("document.getElementById('fade').focus()")
-    browser.call("Input.dispatchKeyEvent", type="keyDown", key="Tab", modifiers=8)  # back to it
-    browser.run("document.getElementById('own').focus()")
+    press(browser, "Tab", 9, modifiers=8)  # with Shift: back
+    assert browser.run("document.activeElement.id") == "own"
     for _ in range(4):
         press(browser, "ArrowRight", 39)
         press(browser, "ArrowUp", 38)
@@ -357,7 +360,9 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     assert text_of(browser, "counted") == "x_0, your 200 points"
     set_value(browser, "fade", 999)
     assert "t = 999" in text_of(browser, "fading")
-    assert (pixels_of(browser, "faded") != pixels_of(browser, "own")).any()
+    assert picture_of(browser, "faded") != picture_of(browser, "own")
+    set_value(browser, "fade", -1)
+    assert picture_of(browser, "faded") == picture_of(browser, "own")
 
     # Train on them, stop, train again, and draw with that network.
     set_value(browser, "length", 20_000)
@@ -372,7 +377,7 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     assert browser.run("document.getElementById('network').value") == "own"
     assert browser.run("document.querySelector('.conditional').hidden")
     assert text_of(browser, "learning").endswith("after 100 steps")
-    assert (pixels_of(browser, "learned") != pixels_of(browser, "own")).any()
+    assert picture_of(browser, "learned") != picture_of(browser, "own")
     assert len(drawn(browser)) == 200
 
     set_value(browser, "network", "page", "change")
@@ -385,19 +390,16 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     require_quiet(browser, page)
 
 
-@pytest.mark.parametrize("width", [1280, 360])
-def test_the_page_of_points_fits_the_window(browser, runs, tmp_path, width):
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+def test_the_page_of_points_fits_the_window(browser, runs, tmp_path, width, dark):
     page = exported(runs("default"), tmp_path / "page.html")
-    for dark in (False, True):
-        browser.show(width, dark=dark, less_motion=True)
-        browser.open(page)
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        assert (pixels_of(browser, "own")[5, 5] < 64) == dark
-        browser.run(
-            "painted = 0; (() => { const all = show; show = (n) => (painted++, all(n)); })()"
-        )
-        drawn(browser)
-        assert browser.run("painted") == 1  # with reduced motion, only the end is shown
+    browser.show(width, dark=dark, less_motion=True)
+    browser.open(page)
+    browser.run("painted = 0; (() => { const all = show; show = (n) => (painted++, all(n)); })()")
+    drawn(browser)
+    assert browser.run("painted") == 1  # with reduced motion, only the end is shown
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert (pixels_of(browser, "own")[5, 5] < 64) == dark
 
 
 def test_damaged_weights_are_reported_in_the_page_of_points(browser, runs, tmp_path):
@@ -407,3 +409,18 @@ def test_damaged_weights_are_reported_in_the_page_of_points(browser, runs, tmp_p
     wait(browser, "document.getElementById('status').textContent.includes('damaged')")
     for control in ("draw", "another", "train"):
         assert browser.run(f"document.getElementById('{control}').disabled")
+
+
+def test_the_published_page_of_points_is_made_of_the_published_sources():
+    """Its weights are those of a run that docs/points.md describes."""
+    published = Path(__file__).resolve().parent.parent / "docs" / "moons.html"
+    text, parts = published.read_text(), parts_of(published)
+    title = re.search("<title>(.*?)</title>", text)[1]
+    summary = re.search(r"</h1>\n<p>(.*?) Everything runs", text)[1]
+    model = re.search(r'<script id="model"[^>]*>(.*?)</script>', text, re.DOTALL)[1]
+    content = {"title": title, "summary": summary, "model": model, "weights": parts["weights"]}
+    expected = rendered(
+        PAGES["mlp"], timesteps=len(parts["content"]["process"]["alpha"]), **content
+    )
+    assert text == expected
+    assert published.stat().st_size < 300_000

@@ -258,7 +258,7 @@ function onKey(event) {
   const way = KEYS[event.key];
   if (!way) return;
   event.preventDefault(); // the page does not scroll
-  cursor = cursor.map((value, i) => Math.min(EXTENT, Math.max(-EXTENT, value + STRIDE * way[i])));
+  cursor = (cursor ?? [0, 0]).map((value, i) => Math.min(EXTENT, Math.max(-EXTENT, value + STRIDE * way[i])));
   if (event.key === " ") spray(...cursor);
   paintOwn();
 }
