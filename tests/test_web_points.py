@@ -356,6 +356,7 @@ def test_every_control_of_the_page_of_points_in_a_browser(browser, runs, tmp_pat
     points = np.array(browser.run("own")).reshape(-1, 2)
     assert len(points) == 32
     assert np.abs(points.mean(axis=0) - 0.15 * 2.5).max() < 0.05
+    browser.run("document.activeElement.blur()")  # hides the keyboard's brush
     click(browser, "copy")
     assert text_of(browser, "counted") == "x_0, your 200 points"
     set_value(browser, "fade", 999)
