@@ -28,7 +28,7 @@ class Page(NamedTuple):
 
     Attributes:
         template: the HTML, in web/.
-        script: what the page does with its controls, in web/.
+        scripts: what the page does with its controls, in web/, in this order.
         engine: what runs in the worker, in web/, in this order.
         weights: the type of the weights in the page.
         describe: (model, configuration of it) -> "model" and "shape" of web/worker.js.
@@ -37,7 +37,7 @@ class Page(NamedTuple):
     """
 
     template: str
-    script: str
+    scripts: tuple[str, ...]
     engine: tuple[str, ...]
     weights: str
     describe: Callable[[nn.Module, dict], tuple[dict, dict]]
@@ -63,8 +63,8 @@ def describe_mlp(model: nn.Module, config: dict) -> tuple[dict, dict]:
 PAGES = {
     "unet": Page(
         "page.html",
-        "page.js",
-        ("random.js", "arithmetic.js", "network.js", "samplers.js", "worker.js"),
+        ("text.js", "page.js"),
+        ("random.js", "arithmetic.js", "network.js", "text.js", "samplers.js", "worker.js"),
         "<f2",
         describe_unet,
         lambda data: f"{size_text(data['image_size'])} pixels",
@@ -73,7 +73,7 @@ PAGES = {
     # 32 bits: points have no grey levels that would hide the rounding of the weights.
     "mlp": Page(
         "points.html",
-        "points.js",
+        ("points.js",),
         ("random.js", "arithmetic.js", "mlp.js", "samplers.js", "worker.js")
         + ("training.js", "points_worker.js"),
         "<f4",
@@ -87,7 +87,7 @@ PAGES = {
 def require_page(config: dict) -> None:
     """Raise ValueError for a network that the page does not have."""
     if config["model"]["name"] != "mlp":
-        require_plain_unet(config, "web", "the page", also="mlp")
+        require_plain_unet(config, "web", "the page", also="mlp", captions=True)
     elif config["model"]["dim"] != PLANE:
         raise ValueError(
             f"its points have {config['model']['dim']} coordinates, and the page shows a plane"
@@ -123,6 +123,8 @@ def described_network(page: Page, network: TrainedNetwork) -> dict:
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     tuned = config["train"].get("tune")
     classes = config["data"]["classes"] if config["model"].get("num_classes") else []
+    captioned = bool(config["model"].get("caption_length"))
+    has_condition = bool(classes) or captioned
     arguments, shape = page.describe(model, config["model"])
     return {
         "model": arguments | {"num_classes": len(classes)},
@@ -136,14 +138,22 @@ def described_network(page: Page, network: TrainedNetwork) -> dict:
         },
         "shape": shape,
         "classes": classes,
+        "captions": captions_of(config) if captioned else None,
         "samplers": samplers_of(tuned),
         "denoisers": list(SAMPLERS),  # of a network that is trained in the page
         "steps": config["train"].get("student_steps") or (2 if tuned == "consistency" else STEPS),
         "fixed_steps": tuned == "distill",  # it draws in no other number
-        "guided": bool(classes) and tuned not in ("consistency", "distill"),
+        "guided": has_condition and tuned not in ("consistency", "distill"),
         "has_score": tuned not in ("consistency", "distill"),
-        "guidance": 1.0 if tuned or not classes else page.guidance,
+        "guidance": 1.0 if tuned or not has_condition else page.guidance,
     }
+
+
+def captions_of(config: dict) -> dict:
+    """The vocabulary, the tokens of a caption at most, and prompts to begin with."""
+    data = config["data"]
+    length = config["model"]["caption_length"]
+    return {"words": data["words"], "length": length, "prompts": data["prompts"]}
 
 
 def samplers_of(tuned: str | None) -> list[str]:
@@ -177,7 +187,7 @@ def rendered(page: Page, **content: object) -> str:
     content |= {
         "style": source("style.css"),
         "engine": "\n".join(map(source, page.engine)),
-        "scripts": "\n".join(map(source, ("random.js", "common.js", page.script))),
+        "scripts": "\n".join(map(source, ("random.js", "common.js", *page.scripts))),
     }
     templates = Environment(loader=FunctionLoader(source), undefined=StrictUndefined)
     return templates.get_template(page.template).render(generator=MARK, **content)

@@ -159,6 +159,7 @@ class UNet {
   constructor(model, weights) {
     this.model = model;
     this.weights = weights;
+    this.texts = new Map(); // encoded captions, by their tokens
   }
 
   has(name) {
@@ -177,8 +178,19 @@ class UNet {
     return linear(x, this.weights(`${name}.weight`), this.weights(`${name}.bias`));
   }
 
-  // models.layers.embed, and F.silu: features of the timestep and of the class (-1: any class)
-  embedding(t, label) {
+  // text.encode: the states of a caption, given by its tokens; -1 is any caption. null for a network
+  // without captions
+  text(label) {
+    if (!this.has("caption.weight")) return null;
+    const tokens = Array.isArray(label) ? label : [];
+    const key = String(tokens);
+    if (!this.texts.has(key)) this.texts.set(key, new CaptionEncoder(this.weights, "encoder").states(tokens));
+    return this.texts.get(key);
+  }
+
+  // models.layers.embed, and F.silu: features of the timestep and of the class (-1: any class), or
+  // of the whole caption
+  embedding(t, label, text) {
     const half = this.weights("time.1.weight").length / this.weights("time.1.bias").length / 2;
     const features = new Float32Array(2 * half);
     for (let i = 0; i < half; i++) {
@@ -192,13 +204,14 @@ class UNet {
       const table = this.weights("label.weight");
       for (let i = 0; i < emb.length; i++) emb[i] += table[row * emb.length + i];
     }
+    if (text) this.linear(text[0], "caption").forEach((value, i) => (emb[i] += value));
     return emb.map(silu);
   }
 
   // Block.forward
-  block(x, emb, name) {
+  block(x, emb, text, name) {
     const h = this.conv(activated(this.norm(x, `${name}.norm_1`)), `${name}.conv_1`, 3);
-    return this.finish(h, this.skip(x, name), emb, name);
+    return this.finish(h, this.skip(x, name), emb, text, name);
   }
 
   skip(x, name) {
@@ -206,7 +219,7 @@ class UNet {
   }
 
   // Block.finish
-  finish(h, skip, emb, name) {
+  finish(h, skip, emb, text, name) {
     const scaleShift = this.linear(emb, `${name}.scale_shift`);
     h = this.norm(h, `${name}.norm_2`);
     const size = h.height * h.width;
@@ -215,8 +228,28 @@ class UNet {
         h.data[i] = silu(h.data[i] * (1 + scaleShift[c]) + scaleShift[h.channels + c]);
       }
     }
-    const out = added(skip, this.conv(h, `${name}.conv_2`, 3));
-    return this.has(`${name}.attention.qkv.weight`) ? this.attention(out, `${name}.attention`) : out;
+    let out = added(skip, this.conv(h, `${name}.conv_2`, 3));
+    if (this.has(`${name}.attention.qkv.weight`)) out = this.attention(out, `${name}.attention`);
+    return this.has(`${name}.reading.q.weight`) ? this.reading(out, text, `${name}.reading`) : out;
+  }
+
+  // x + CrossAttention.forward, from the pixels to the states of the caption
+  reading(x, text, name) {
+    const size = x.height * x.width;
+    const pixels = Array.from({ length: size }, (_, p) =>
+      Float32Array.from({ length: x.channels }, (_, c) => x.data[c * size + p])
+    );
+    const [weight, bias] = [this.weights(`${name}.norm.weight`), this.weights(`${name}.norm.bias`)];
+    const queries = pixels.map((pixel) => this.linear(layerNormed(pixel, weight, bias), `${name}.q`));
+    const both = text.map((state) => this.linear(state, `${name}.kv`));
+    const [keys, values] = [0, x.channels].map((first) =>
+      both.map((kv) => kv.subarray(first, first + x.channels))
+    );
+    const out = map(x.channels, x.height, x.width);
+    attendedByHeads(queries, keys, values).forEach((found, p) => {
+      this.linear(found, `${name}.out`).forEach((value, c) => (out.data[c * size + p] = value));
+    });
+    return added(x, out);
   }
 
   // Attention.forward
@@ -251,39 +284,41 @@ class UNet {
     return added(x, this.conv(found, `${name}.out`, 1));
   }
 
-  // UNet.forward for one image x {data, channels, height, width}, a timestep and a class
+  // UNet.forward for one image x {data, channels, height, width}, a timestep, and a class or the
+  // tokens of a caption
   forward(x, t, label) {
     const { multipliers, blocks, efficient, patch_size } = this.model;
-    const emb = this.embedding(t, label);
+    const text = this.text(label);
+    const emb = this.embedding(t, label, text);
     let h = this.conv(folded(x, patch_size), "stem", 3);
     const skips = []; // with `efficient`, the end of each level, else of each block
     let layer = 0;
     for (let level = 0; level < multipliers.length; level++) {
       if (level > 0) h = this.conv(h, `down.${layer++}.conv`, 3, 2);
       for (let i = 0; i < (efficient && level === 0 ? 0 : blocks); i++) {
-        h = this.block(h, emb, `down.${layer++}`);
+        h = this.block(h, emb, text, `down.${layer++}`);
         if (!efficient) skips.push(h);
       }
       if (efficient) skips.push(h);
     }
-    h = this.block(h, emb, "middle.0");
-    h = this.block(h, emb, "middle.1");
+    h = this.block(h, emb, text, "middle.0");
+    h = this.block(h, emb, text, "middle.1");
     layer = 0;
     for (let level = multipliers.length - 1; level >= 0; level--) {
       for (let i = 0; i < blocks; i++) {
         const name = `up.${layer++}`;
         if (efficient && i > 0) {
-          h = this.block(h, emb, name);
+          h = this.block(h, emb, text, name);
           continue;
         }
         const other = skips.pop();
         if (efficient) {
           // AddingBlock.forward
           const fitted = this.has(`${name}.fit.weight`) ? this.conv(h, `${name}.fit`, 1) : h;
-          h = this.block(added(upsampled(fitted, other.height, other.width), other), emb, name);
+          h = this.block(added(upsampled(fitted, other.height, other.width), other), emb, text, name);
         } else {
           // UpBlock.forward
-          h = this.block(joined(upsampled(h, other.height, other.width), other), emb, name);
+          h = this.block(joined(upsampled(h, other.height, other.width), other), emb, text, name);
         }
       }
       if (level > 0) layer++; // nn.Identity

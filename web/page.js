@@ -37,10 +37,25 @@ function show(number) {
 
 // --- drawing ---
 
+// The tokens of the prompt, the class, or null for a network without either
+function labelOf() {
+  if (content.captions) return tokensOf(byId("prompt").value, content.captions.words);
+  return content.classes.length ? Number(byId("class").value) : null;
+}
+
+// Say which words the network has not learned, and refuse a prompt that is too long.
+function checkPrompt() {
+  const { words, length } = content.captions;
+  const prompt = byId("prompt");
+  const tokens = labelOf().length;
+  const unknown = [...new Set(wordsOf(prompt.value))].filter((word) => !words.includes(word));
+  prompt.setCustomValidity(tokens > length ? `the prompt has ${tokens} tokens; at most ${length} fit` : "");
+  byId("unknown").textContent = unknown.length ? `not in the training captions: ${unknown.join(", ")}` : "";
+}
+
 function requestOf() {
-  const chosen = byId("class").value;
   return {
-    label: content.classes.length ? Number(chosen) : null,
+    label: labelOf(),
     seed: Number(byId("seed").value),
     sampler: byId("sampler").value,
     steps: Number(byId("steps").value),
@@ -49,6 +64,7 @@ function requestOf() {
 }
 
 function start(request, queued = false) {
+  if (!byId("controls").reportValidity()) return;
   if (!queued) cancel();
   frames = [];
   worker ??= newWorker((data) => data.job === job && onFrame(data), fail);
@@ -204,6 +220,12 @@ function paintOwn() {
 function connect() {
   fillOptions("class", [...content.classes.map((name, i) => [i, name]), [-1, "any class"]]);
   fillOptions("sampler", content.samplers.map((name) => [name, name]));
+  if (content.captions) {
+    byId("prompts").replaceChildren(...content.captions.prompts.map((prompt) => new Option(prompt)));
+    byId("prompt").value = content.captions.prompts[0];
+    byId("prompt").oninput = checkPrompt;
+  }
+  for (const node of document.querySelectorAll(".captioned")) node.hidden = !content.captions;
   byId("fill").hidden = byId("mark").hidden = !content.samplers.includes("ddpm");
   for (const node of document.querySelectorAll(".conditional")) node.hidden = !content.classes.length;
   for (const node of document.querySelectorAll(".guided")) node.hidden = !content.guided;
