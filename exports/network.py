@@ -23,11 +23,19 @@ class TrainedNetwork(NamedTuple):
     diffusion: GaussianDiffusion
 
 
-def require_plain_unet(config: dict, form: str, reader: str) -> None:
-    """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition."""
+def require_plain_unet(
+    config: dict, form: str, reader: str, also: str | None = None, captions: bool = False
+) -> None:
+    """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition.
+
+    The message names `reader`, and `also`, another network that the form can hold. With `captions`
+    the form holds a network with a text encoder of its own, but not with a pretrained one.
+    """
     model = config["model"]
-    if model.get("caption_length"):
+    if model.get("caption_length") and not captions:
         raise ValueError(f"it is conditioned on captions, which {reader} cannot read")
+    if model.get("text_width"):
+        raise ValueError(f"it has a pretrained text encoder, which {reader} cannot hold")
     if model.get("super_resolution"):
         raise ValueError(f"it enlarges images, which {reader} cannot")
     if model.get("autoencoder"):
@@ -35,6 +43,7 @@ def require_plain_unet(config: dict, form: str, reader: str) -> None:
     if model.get("average_velocity"):
         raise ValueError(f"it predicts average velocities (--tune meanflow), unknown to {reader}")
     if model["name"] != "unet":
+        known = "unet" if also is None else f"unet and {also}"
         raise ValueError(
-            f"it contains the network {model['name']}; only unet can be exported to {form}"
+            f"it contains the network {model['name']}; only {known} can be exported to {form}"
         )

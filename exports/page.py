@@ -1,12 +1,17 @@
-"""A U-Net with its process as one HTML file that draws in a browser, from the sources in web/."""
+"""A network with its process as one HTML file that draws in a browser, from the sources in web/.
+
+There are two pages: one of images for the U-Net, and one of points in the plane for the MLP.
+"""
 
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jinja2 import StrictUndefined, Template  # torch depends on it
+from jinja2 import Environment, FunctionLoader, StrictUndefined  # torch depends on it
 from torch import nn
 
 from exports.network import TrainedNetwork, require_plain_unet
@@ -14,28 +19,115 @@ from utils import MARK, save_whole, size_text
 
 SOURCES = Path(__file__).resolve().parent.parent / "web"
 SAMPLERS = ("dpmpp_2m_sde", "dpmpp_2m", "ddim", "ddpm")  # of web/samplers.js, for denoisers
-STEPS, GUIDANCE = 20, 1.3  # that the page begins with
+STEPS = 20  # that the page begins with
+PLANE = 2  # coordinates of a point that the page can show
+
+
+class Page(NamedTuple):
+    """The page of one kind of network.
+
+    Attributes:
+        template: the HTML, in web/.
+        scripts: what the page does with its controls, in web/, in this order.
+        engine: what runs in the worker, in web/, in this order.
+        weights: the type of the weights in the page.
+        describe: (model, configuration of it) -> "model" and "shape" of web/worker.js.
+        items: configuration of the data -> what its items are, in words.
+        guidance: scale that the page begins with, for networks with classes.
+    """
+
+    template: str
+    scripts: tuple[str, ...]
+    engine: tuple[str, ...]
+    weights: str
+    describe: Callable[[nn.Module, dict], tuple[dict, dict]]
+    items: Callable[[dict], str]
+    guidance: float
+
+
+def describe_unet(model: nn.Module, config: dict) -> tuple[dict, dict]:
+    """The U-Net's configuration, and the shape of its images."""
+    size = model.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    network = {name: config.get(name) for name in ("multipliers", "blocks", "efficient")}
+    shape = {"channels": model.image_channels, "height": height, "width": width}
+    return network | {"patch_size": model.patch_size}, shape
+
+
+def describe_mlp(model: nn.Module, config: dict) -> tuple[dict, dict]:
+    """The MLP's configuration, and the shape of its points."""
+    network = {"channels": model.norm.normalized_shape[0], "blocks": len(model.blocks)}
+    return network, {"dim": config["dim"]}
+
+
+PAGES = {
+    "unet": Page(
+        "page.html",
+        ("text.js", "page.js"),
+        ("random.js", "arithmetic.js", "network.js", "text.js", "samplers.js", "worker.js"),
+        "<f2",
+        describe_unet,
+        lambda data: f"{size_text(data['image_size'])} pixels",
+        1.3,
+    ),
+    # 32 bits: points have no grey levels that would hide the rounding of the weights.
+    "mlp": Page(
+        "points.html",
+        ("points.js",),
+        ("random.js", "arithmetic.js", "mlp.js", "samplers.js", "worker.js")
+        + ("training.js", "points_worker.js"),
+        "<f4",
+        describe_mlp,
+        lambda data: "points in the plane",
+        1.0,
+    ),
+}
 
 
 def require_page(config: dict) -> None:
     """Raise ValueError for a network that the page does not have."""
-    require_plain_unet(config, "web", "the page")
+    if config["model"]["name"] != "mlp":
+        require_plain_unet(config, "web", "the page", also="mlp", captions=True)
+    elif config["model"]["dim"] != PLANE:
+        raise ValueError(
+            f"its points have {config['model']['dim']} coordinates, and the page shows a plane"
+        )
 
 
 def save_page(path: Path, network: TrainedNetwork) -> int:
-    """Write the page of a U-Net. Returns its size in bytes."""
+    """Write the page of a network. Returns its size in bytes."""
     config, step, _, model, diffusion = network
-    data = config["data"]
-    tuned = config["train"].get("tune")
-    halves, index = half_weights(model)
-    content = halves.tobytes()
+    page = PAGES[config["model"]["name"]]
+    weights, index = packed_weights(model, page.weights)
+    content = weights.tobytes()
+    described = described_network(page, network)
+    described |= {"index": index, "sha256": hashlib.sha256(content).hexdigest()}
+    parameters, data = sum(p.numel() for p in model.parameters()), config["data"]
+    text = rendered(
+        page,
+        title=f"Tiny Diffusion: {data['dataset']}",
+        summary=f"A network of {parameters:,} parameters that has learned {data['dataset']} "
+        f"({page.items(data)}) in {step:,} training steps.",
+        model=embedded(json.dumps(described)),
+        weights=base64.b64encode(content).decode(),
+        timesteps=diffusion.timesteps,
+    )
+    written = text.encode(errors="replace")  # names of classes may not be UTF-8
+    save_whole(path, lambda partial: partial.write_bytes(written))
+    return len(written)
+
+
+def described_network(page: Page, network: TrainedNetwork) -> dict:
+    """The network, its process and the choices that the page offers, as plain values."""
+    config, _, _, model, diffusion = network
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
-    height, width = size_of_images(model)
-    classes = data["classes"] if config["model"].get("num_classes") else []
-    network = {name: config["model"].get(name) for name in ("multipliers", "blocks", "efficient")}
-    network |= {"num_classes": len(classes), "patch_size": model.patch_size}
-    described = {
-        "model": network,
+    tuned = config["train"].get("tune")
+    classes = config["data"]["classes"] if config["model"].get("num_classes") else []
+    captioned = bool(config["model"].get("caption_length"))
+    has_condition = bool(classes) or captioned
+    arguments, shape = page.describe(model, config["model"])
+    return {
+        "model": arguments | {"num_classes": len(classes)},
         "process": {
             "alpha": [level.alpha for level in levels],
             "sigma": [level.sigma for level in levels],
@@ -44,29 +136,24 @@ def save_page(path: Path, network: TrainedNetwork) -> int:
             "clip_loss": diffusion.clip_loss,
             "sigma_data": diffusion.sigma_data,
         },
-        "shape": {"channels": model.image_channels, "height": height, "width": width},
+        "shape": shape,
         "classes": classes,
+        "captions": captions_of(config) if captioned else None,
         "samplers": samplers_of(tuned),
+        "denoisers": list(SAMPLERS),  # of a network that is trained in the page
         "steps": config["train"].get("student_steps") or (2 if tuned == "consistency" else STEPS),
         "fixed_steps": tuned == "distill",  # it draws in no other number
-        "guided": bool(classes) and tuned not in ("consistency", "distill"),
-        "guidance": 1.0 if tuned or not classes else GUIDANCE,
-        "index": index,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "guided": has_condition and tuned not in ("consistency", "distill"),
+        "has_score": tuned not in ("consistency", "distill"),
+        "guidance": 1.0 if tuned or not has_condition else page.guidance,
     }
-    parameters = sum(p.numel() for p in model.parameters())
-    name = data["dataset"]
-    text = rendered(
-        title=f"Tiny Diffusion: {name}",
-        summary=f"A network of {parameters:,} parameters that has learned {name} "
-        f"({size_text(data['image_size'])} pixels) in {step:,} training steps.",
-        model=embedded(json.dumps(described)),
-        weights=base64.b64encode(content).decode(),
-        timesteps=len(levels),
-    )
-    written = text.encode(errors="replace")  # names of classes may not be UTF-8
-    save_whole(path, lambda partial: partial.write_bytes(written))
-    return len(written)
+
+
+def captions_of(config: dict) -> dict:
+    """The vocabulary, the tokens of a caption at most, and prompts to begin with."""
+    data = config["data"]
+    length = config["model"]["caption_length"]
+    return {"words": data["words"], "length": length, "prompts": data["prompts"]}
 
 
 def samplers_of(tuned: str | None) -> list[str]:
@@ -74,17 +161,11 @@ def samplers_of(tuned: str | None) -> list[str]:
     return {"consistency": ["consistency"], "distill": ["ddim"]}.get(tuned, list(SAMPLERS))
 
 
-def size_of_images(model: nn.Module) -> tuple[int, int]:
-    """Height and width of the images of a network."""
-    size = model.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def half_weights(model: nn.Module) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """The weights as 16-bit floats in one array, and where each begins, with its length."""
+def packed_weights(model: nn.Module, kind: str) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """The weights as one array of floats of a type, and where each begins, with its length."""
     parts, index, first = [], {}, 0
     for name, weight in model.state_dict().items():
-        values = weight.float().flatten().numpy().astype("<f2")
+        values = weight.float().flatten().numpy().astype(kind)
         index[name] = [first, len(values)]
         parts.append(values)
         first += len(values)
@@ -101,9 +182,12 @@ def embedded(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
-def rendered(**content: object) -> str:
+def rendered(page: Page, **content: object) -> str:
     """The page with its sources and its content filled in."""
-    engine = "\n".join(map(source, ("random.js", "network.js", "samplers.js", "worker.js")))
-    page = {"style": source("style.css"), "random": source("random.js"), "page": source("page.js")}
-    template = Template(source("page.html"), undefined=StrictUndefined)
-    return template.render(generator=MARK, engine=engine, **page, **content)
+    content |= {
+        "style": source("style.css"),
+        "engine": "\n".join(map(source, page.engine)),
+        "scripts": "\n".join(map(source, ("random.js", "common.js", *page.scripts))),
+    }
+    templates = Environment(loader=FunctionLoader(source), undefined=StrictUndefined)
+    return templates.get_template(page.template).render(generator=MARK, **content)

@@ -1,10 +1,7 @@
 """export.py --to web: the page draws what sample.py draws."""
 
 import base64
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,69 +9,44 @@ import pytest
 import torch
 from PIL import Image
 
-import export
 import train
-from browser import Browser
 from checkpoints.checkpoint import load_checkpoint
 from cli import process
-from cli.export import EXPORT
 from cli.training import TRAIN
-from exports.page import SAMPLERS, source
+from exports.page import SAMPLERS
+from pages import (
+    click,
+    damage,
+    exported,
+    parts_of,
+    pixels_of,
+    require_quiet,
+    run_node,
+    set_value,
+    wait,
+)
 from sample import sample
 from utils import NoisePerImage
 
-NODE = shutil.which("node")
 FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
 FEW += ["--sample-interval", "0", "--snapshots", "0", "--dataset", "digits", "--channels", "16"]
 FEW += ["--max-steps", "30", "--batch-size", "16"]
-PROGRAM = """
-const fs = require("fs");
-const [sources, page, requests] = JSON.parse(fs.readFileSync(0, "utf8"));
-const names = "{draw, predictor, weightsOf, Generator, imageSeed}";
-const api = new Function(`${sources}; return ${names};`)();
-if (!page) {
-  const noise = ([seed, index, counts]) => {
-    const generator = new api.Generator(api.imageSeed(seed, index));
-    return counts.map((count) => Array.from(generator.normal(count)));
-  };
-  console.log(JSON.stringify(requests.map(noise)));
-} else {
-  const { model, process, shape, index } = page.content;
-  const bytes = Uint8Array.from(atob(page.weights), (c) => c.charCodeAt(0));
-  const weights = api.weightsOf(index, new Uint16Array(bytes.buffer));
-  const predict = api.predictor(model, shape, weights);
-  const last = (request) => [...api.draw(process, predict, shape, request)].at(-1).x;
-  console.log(JSON.stringify(requests.map((request) => Array.from(last(request)))));
-}
+NOISE = """
+return data.map(([seed, index, counts]) => {
+  const generator = new api.Generator(api.imageSeed(seed, index));
+  return counts.map((count) => Array.from(generator.normal(count)));
+});
+"""
+DRAW = """
+const { process, shape } = page.content;
+const predict = networkOf(page);
+return data.map((request) => Array.from([...api.draw(process, predict, shape, request)].at(-1).x));
 """
 
 
-def in_node(page: dict | None, requests: list) -> list:
-    """What web/ computes in Node."""
-    if NODE is None:
-        pytest.skip("needs Node")
-    names = ("random.js", "network.js", "samplers.js", "worker.js")
-    text = json.dumps(["\n".join(map(source, names)), page, requests])
-    command = [NODE, "-e", PROGRAM]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def parts_of(page: Path) -> dict:
-    """The description and the weights that a page holds."""
-    text = page.read_text()
-
-    def element(name: str) -> str:
-        return re.search(rf'<script id="{name}"[^>]*>(.*?)</script>', text, re.DOTALL)[1]
-
-    return {"content": json.loads(element("model")), "weights": element("weights").strip()}
-
-
-def exported(checkpoint: Path, page: Path) -> Path:
-    words = ["--checkpoint", str(checkpoint), "--to", "web", str(page)]
-    assert process.run(export.main, EXPORT.parse(words)) == 0
-    return page
+def drawn(page: dict, requests: list[dict]) -> list[list[float]]:
+    """The numbers of the images that the page draws, in Node."""
+    return run_node("unet", "draw, predictor, weightsOf", DRAW, page, requests)
 
 
 NETWORKS = {
@@ -103,7 +75,9 @@ def runs(tmp_path_factory):
 
 def test_noise_is_that_of_sample_py():
     requests = [[0, 0, [64]], [123456789, 7, [784, 784]], [5, 63, [100, 17, 3072]]]
-    for (seed, index, counts), found in zip(requests, in_node(None, requests), strict=True):
+    requests += [[5, 1, [2, 2, 2]], [1, 2, [3, 20, 15, 2]]]  # fewer than 16 are drawn one by one
+    everything = run_node("unet", "Generator, imageSeed", NOISE, None, requests)
+    for (seed, index, counts), found in zip(requests, everything, strict=True):
         stream = NoisePerImage(seed, [index])
         for count, numbers in zip(counts, found, strict=True):
             expected = stream.draw((count,))[0]
@@ -122,7 +96,7 @@ def test_the_page_draws_what_sample_py_draws(runs, name, tmp_path):
         requests.append(request | {"label": 3 if classes else None})
         requests[-1]["guidance"] = 1.7 if guided else 1
     shape = page["content"]["shape"]
-    for request, x in zip(requests, in_node(page, requests), strict=True):
+    for request, x in zip(requests, drawn(page, requests), strict=True):
         flags = {k: request[k] for k in ("seed", "sampler", "steps")}
         if classes:
             flags |= {"class_id": "3", "guidance_scale": request["guidance"]}
@@ -152,7 +126,7 @@ def test_the_page_fills_and_redraws_as_sample_py_does(runs, tmp_path):
         sample(checkpoint, **flags, **files, resamplings=3),
         sample(checkpoint, **flags, start_from=files["inpaint"], strength=0.5, sampler="ddim"),
     ]
-    found = in_node(page, [common | fill, common | redraw])
+    found = drawn(page, [common | fill, common | redraw])
     for x, images in zip(found, expected, strict=True):
         levels = np.round((np.array(x).clip(-1, 1) + 1) * 127.5).reshape(8, 8)
         assert np.abs(levels - images[0, ..., 0]).max() <= 2
@@ -167,7 +141,7 @@ def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path
     assert page["content"]["samplers"] == ["consistency"]
     assert page["content"]["steps"] == 2
     request = {"seed": 4, "sampler": "consistency", "steps": 2, "label": 5, "guidance": 1}
-    (x,) = in_node(page, [request])
+    (x,) = drawn(page, [request])
     expected = sample(checkpoint, num_images=1, class_id="5", seed=4, device="cpu", threads=1)[0]
     levels = np.round((np.array(x).clip(-1, 1) + 1) * 127.5).reshape(expected.shape[:2])
     assert np.abs(levels - expected[..., 0]).max() <= 2
@@ -182,13 +156,13 @@ def test_a_distilled_network_has_no_other_number_of_steps(runs, script, tmp_path
     assert (content["steps"], content["fixed_steps"], content["guided"]) == (4, True, False)
 
 
-def test_networks_that_the_page_cannot_hold_are_refused(script, tmp_path):
-    words = ["--dataset", "moons", "--max-steps", 1, *FEW[:10], "--output-dir", "points"]
-    assert script("train", *words).code == 0
-    result = script("export", "--checkpoint", "points", "--to", "web", "page.html")
+def test_networks_that_the_page_cannot_hold_are_refused(runs, script, tmp_path):
+    words = ["--model", "dit", "--dataset", "digits", "--max-steps", 1, *FEW[:10]]
+    assert script("train", *words, "--output-dir", "dit").code == 0
+    result = script("export", "--checkpoint", "dit", "--to", "web", "page.html")
     assert result.code == 2
-    assert "contains the network mlp; only unet" in result.err
-    assert script("export", "--checkpoint", "points", "--to", "web", "page.txt").code == 2
+    assert "contains the network dit; only unet and mlp" in result.err
+    assert script("export", "--checkpoint", "dit", "--to", "web", "page.txt").code == 2
 
 
 def test_weights_are_those_of_the_average_in_16_bits(runs, tmp_path):
@@ -220,41 +194,6 @@ def test_the_published_page_is_made_of_the_published_weights_and_sources(tmp_pat
 
 
 # --- in a browser --------------------------------------------------------------------------------
-
-
-def wait(browser: Browser, condition: str) -> None:
-    """Wait until a condition of the page holds."""
-    script = f"""new Promise((resolve, reject) => {{
-        const end = performance.now() + 60000;
-        const look = () => {condition} ? resolve(true) : performance.now() > end
-            ? reject(new Error(document.getElementById("status").textContent))
-            : setTimeout(look, 20);
-        look();
-    }})"""
-    assert browser.run(script)
-
-
-def pixels_of(browser: Browser, canvas: str) -> np.ndarray:
-    """The grey levels (H, W) of a canvas."""
-    script = f"""(() => {{
-        const canvas = document.getElementById("{canvas}");
-        const context = canvas.getContext("2d");
-        const {{ data }} = context.getImageData(0, 0, canvas.width, canvas.height);
-        return [canvas.height, canvas.width, Array.from(data.filter((_, i) => i % 4 === 0))];
-    }})()"""
-    height, width, values = browser.run(script)
-    return np.array(values).reshape(height, width)
-
-
-def set_value(browser: Browser, control: str, value: object, event: str = "input") -> None:
-    browser.run(
-        f"(() => {{ const node = document.getElementById('{control}'); "
-        f"node.value = {json.dumps(str(value))}; node.dispatchEvent(new Event('{event}')); }})()"
-    )
-
-
-def click(browser: Browser, control: str) -> None:
-    browser.run(f"document.getElementById('{control}').click()")
 
 
 DONE = "document.getElementById('status').textContent.includes('network calls')"
@@ -349,12 +288,7 @@ def test_every_control_of_the_page_in_a_browser(browser, runs, tmp_path):
     click(browser, "draw")
     wait(browser, DONE)
 
-    unnamed = "[...document.querySelectorAll('input, select')].filter(n => !n.labels.length).length"
-    assert browser.run(unnamed) == 0
-    events = ["Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"]
-    assert browser.seen(*events, "Network.loadingFailed") == []
-    urls = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
-    assert [url for url in urls if not url.startswith("blob:")] == [page.resolve().as_uri()]
+    require_quiet(browser, page)
 
 
 @pytest.mark.parametrize("width", [1280, 360])
@@ -368,10 +302,7 @@ def test_the_page_fits_the_window(browser, runs, tmp_path, width):
 
 def test_damaged_weights_are_reported_in_the_page(browser, runs, tmp_path):
     page = exported(runs("default"), tmp_path / "page.html")
-    text = page.read_text()
-    place = text.index('<script id="weights"') + 4000
-    other = "A" if text[place] != "A" else "B"
-    page.write_text(text[:place] + other + text[place + 1 :])
+    damage(page)
     browser.open(page)
     wait(browser, "document.getElementById('status').textContent.includes('damaged')")
     assert browser.run("document.getElementById('draw').disabled")

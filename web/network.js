@@ -5,8 +5,6 @@ function map(channels, height, width, data) {
   return { data: data ?? new Float32Array(channels * height * width), channels, height, width };
 }
 
-const silu = (x) => x / (1 + Math.exp(-x));
-
 // F.silu
 function activated(x) {
   return map(x.channels, x.height, x.width, x.data.map(silu));
@@ -61,42 +59,6 @@ function unrolled(x, kernel, stride, height, width) {
     }
   }
   return out;
-}
-
-// out (O, N) += weight (O, K) columns (K, N) in tiles of 4 x 4, which read and write less often.
-// `columns` has rows of zeros up to a multiple of four.
-function multiplied(weight, columns, out, channels, taps, size) {
-  const w = new Float32Array(16);
-  for (let o = 0; o < channels; o += 4) {
-    const rows = Math.min(4, channels - o);
-    const place = (i) => (o + i) * size;
-    const unused = new Float32Array(size); // stands for rows beyond the last
-    const [a, b, c, d] = [0, 1, 2, 3].map((i) =>
-      i < rows ? out.subarray(place(i), place(i) + size) : unused
-    );
-    for (let tap = 0; tap < taps; tap += 4) {
-      for (let i = 0; i < 16; i++) {
-        const row = i >> 2;
-        const at = tap + (i & 3);
-        w[i] = row < rows && at < taps ? weight[(o + row) * taps + at] : 0;
-      }
-      const [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = w;
-      let q0 = tap * size;
-      let q1 = q0 + size;
-      let q2 = q1 + size;
-      let q3 = q2 + size;
-      for (let p = 0; p < size; p++) {
-        const x0 = columns[q0++];
-        const x1 = columns[q1++];
-        const x2 = columns[q2++];
-        const x3 = columns[q3++];
-        a[p] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3;
-        b[p] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3;
-        c[p] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3;
-        d[p] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3;
-      }
-    }
-  }
 }
 
 // nn.Conv2d with a kernel of 1 or 3 pixels, padding that keeps the size, and a stride of 1 or 2
@@ -197,6 +159,7 @@ class UNet {
   constructor(model, weights) {
     this.model = model;
     this.weights = weights;
+    this.texts = new Map(); // encoded captions, by their tokens
   }
 
   has(name) {
@@ -215,8 +178,19 @@ class UNet {
     return linear(x, this.weights(`${name}.weight`), this.weights(`${name}.bias`));
   }
 
-  // models.layers.embed, and F.silu: features of the timestep and of the class (-1: any class)
-  embedding(t, label) {
+  // text.encode: the states of a caption, given by its tokens; -1 is any caption. null for a network
+  // without captions
+  text(label) {
+    if (!this.has("caption.weight")) return null;
+    const tokens = Array.isArray(label) ? label : [];
+    const key = String(tokens);
+    if (!this.texts.has(key)) this.texts.set(key, new CaptionEncoder(this.weights, "encoder").states(tokens));
+    return this.texts.get(key);
+  }
+
+  // models.layers.embed, and F.silu: features of the timestep and of the class (-1: any class), or
+  // of the whole caption
+  embedding(t, label, text) {
     const half = this.weights("time.1.weight").length / this.weights("time.1.bias").length / 2;
     const features = new Float32Array(2 * half);
     for (let i = 0; i < half; i++) {
@@ -230,13 +204,14 @@ class UNet {
       const table = this.weights("label.weight");
       for (let i = 0; i < emb.length; i++) emb[i] += table[row * emb.length + i];
     }
+    if (text) this.linear(text[0], "caption").forEach((value, i) => (emb[i] += value));
     return emb.map(silu);
   }
 
   // Block.forward
-  block(x, emb, name) {
+  block(x, emb, text, name) {
     const h = this.conv(activated(this.norm(x, `${name}.norm_1`)), `${name}.conv_1`, 3);
-    return this.finish(h, this.skip(x, name), emb, name);
+    return this.finish(h, this.skip(x, name), emb, text, name);
   }
 
   skip(x, name) {
@@ -244,7 +219,7 @@ class UNet {
   }
 
   // Block.finish
-  finish(h, skip, emb, name) {
+  finish(h, skip, emb, text, name) {
     const scaleShift = this.linear(emb, `${name}.scale_shift`);
     h = this.norm(h, `${name}.norm_2`);
     const size = h.height * h.width;
@@ -253,8 +228,28 @@ class UNet {
         h.data[i] = silu(h.data[i] * (1 + scaleShift[c]) + scaleShift[h.channels + c]);
       }
     }
-    const out = added(skip, this.conv(h, `${name}.conv_2`, 3));
-    return this.has(`${name}.attention.qkv.weight`) ? this.attention(out, `${name}.attention`) : out;
+    let out = added(skip, this.conv(h, `${name}.conv_2`, 3));
+    if (this.has(`${name}.attention.qkv.weight`)) out = this.attention(out, `${name}.attention`);
+    return this.has(`${name}.reading.q.weight`) ? this.reading(out, text, `${name}.reading`) : out;
+  }
+
+  // x + CrossAttention.forward, from the pixels to the states of the caption
+  reading(x, text, name) {
+    const size = x.height * x.width;
+    const pixels = Array.from({ length: size }, (_, p) =>
+      Float32Array.from({ length: x.channels }, (_, c) => x.data[c * size + p])
+    );
+    const [weight, bias] = [this.weights(`${name}.norm.weight`), this.weights(`${name}.norm.bias`)];
+    const queries = pixels.map((pixel) => this.linear(layerNormed(pixel, weight, bias), `${name}.q`));
+    const both = text.map((state) => this.linear(state, `${name}.kv`));
+    const [keys, values] = [0, x.channels].map((first) =>
+      both.map((kv) => kv.subarray(first, first + x.channels))
+    );
+    const out = map(x.channels, x.height, x.width);
+    attendedByHeads(queries, keys, values).forEach((found, p) => {
+      this.linear(found, `${name}.out`).forEach((value, c) => (out.data[c * size + p] = value));
+    });
+    return added(x, out);
   }
 
   // Attention.forward
@@ -289,43 +284,51 @@ class UNet {
     return added(x, this.conv(found, `${name}.out`, 1));
   }
 
-  // UNet.forward for one image x {data, channels, height, width}, a timestep and a class
+  // UNet.forward for one image x {data, channels, height, width}, a timestep, and a class or the
+  // tokens of a caption
   forward(x, t, label) {
     const { multipliers, blocks, efficient, patch_size } = this.model;
-    const emb = this.embedding(t, label);
+    const text = this.text(label);
+    const emb = this.embedding(t, label, text);
     let h = this.conv(folded(x, patch_size), "stem", 3);
     const skips = []; // with `efficient`, the end of each level, else of each block
     let layer = 0;
     for (let level = 0; level < multipliers.length; level++) {
       if (level > 0) h = this.conv(h, `down.${layer++}.conv`, 3, 2);
       for (let i = 0; i < (efficient && level === 0 ? 0 : blocks); i++) {
-        h = this.block(h, emb, `down.${layer++}`);
+        h = this.block(h, emb, text, `down.${layer++}`);
         if (!efficient) skips.push(h);
       }
       if (efficient) skips.push(h);
     }
-    h = this.block(h, emb, "middle.0");
-    h = this.block(h, emb, "middle.1");
+    h = this.block(h, emb, text, "middle.0");
+    h = this.block(h, emb, text, "middle.1");
     layer = 0;
     for (let level = multipliers.length - 1; level >= 0; level--) {
       for (let i = 0; i < blocks; i++) {
         const name = `up.${layer++}`;
         if (efficient && i > 0) {
-          h = this.block(h, emb, name);
+          h = this.block(h, emb, text, name);
           continue;
         }
         const other = skips.pop();
         if (efficient) {
           // AddingBlock.forward
           const fitted = this.has(`${name}.fit.weight`) ? this.conv(h, `${name}.fit`, 1) : h;
-          h = this.block(added(upsampled(fitted, other.height, other.width), other), emb, name);
+          h = this.block(added(upsampled(fitted, other.height, other.width), other), emb, text, name);
         } else {
           // UpBlock.forward
-          h = this.block(joined(upsampled(h, other.height, other.width), other), emb, name);
+          h = this.block(joined(upsampled(h, other.height, other.width), other), emb, text, name);
         }
       }
       if (level > 0) layer++; // nn.Identity
     }
     return unfolded(this.conv(activated(this.norm(h, "norm")), "head", 3), patch_size);
   }
+}
+
+// The network as the function that samplers.Denoiser calls, of the numbers of an image
+function predictor(model, shape, weights) {
+  const unet = new UNet(model, weights);
+  return (x, t, label) => unet.forward(map(shape.channels, shape.height, shape.width, x), t, label).data;
 }

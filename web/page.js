@@ -1,41 +1,11 @@
-// What the page does with its controls. The network runs in a worker (worker.js).
+// What the page of images does with its controls. The network runs in a worker (worker.js).
 
-const content = JSON.parse(document.getElementById("model").textContent);
-const byId = (id) => document.getElementById(id);
-const { shape } = content;
 const pixels = shape.height * shape.width;
 const RESAMPLINGS = 4; // of each step, to fill the marked part
 let frames = []; // of the image that is drawn or was drawn last: {t, level, x, x_0, calls}
 let worker = null;
 let job = 0;
 let started = 0;
-
-// --- the weights ---
-
-async function readWeights() {
-  const text = byId("weights").textContent.trim();
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  if (crypto.subtle) {
-    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    const hex = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    if (hex !== content.sha256) throw new Error("the weights in this page are damaged: export it again");
-  }
-  return new Uint16Array(bytes.buffer);
-}
-
-let weights = null;
-
-function newWorker() {
-  const source = new Blob([byId("engine").textContent], { type: "text/javascript" });
-  const url = URL.createObjectURL(source);
-  const made = new Worker(url);
-  URL.revokeObjectURL(url);
-  const { model, process, index } = content;
-  made.postMessage({ model, process, shape, index, weights });
-  made.onmessage = ({ data }) => data.job === job && onFrame(data);
-  made.onerror = (event) => fail(event.message);
-  return made;
-}
 
 // --- pictures ---
 
@@ -55,8 +25,6 @@ function paint(canvas, x, scale = 1) {
   context.putImageData(image, 0, 0);
 }
 
-const spreadOf = ({ alpha, sigma }) => Math.sqrt(alpha ** 2 + sigma ** 2);
-
 function show(number) {
   const frame = frames[number];
   if (!frame) return;
@@ -69,10 +37,25 @@ function show(number) {
 
 // --- drawing ---
 
+// The tokens of the prompt, the class, or null for a network without either
+function labelOf() {
+  if (content.captions) return tokensOf(byId("prompt").value, content.captions.words);
+  return content.classes.length ? Number(byId("class").value) : null;
+}
+
+// Say which words the network has not learned, and refuse a prompt that is too long.
+function checkPrompt() {
+  const { words, length } = content.captions;
+  const prompt = byId("prompt");
+  const tokens = labelOf().length;
+  const unknown = [...new Set(wordsOf(prompt.value))].filter((word) => !words.includes(word));
+  prompt.setCustomValidity(tokens > length ? `the prompt has ${tokens} tokens; at most ${length} fit` : "");
+  byId("unknown").textContent = unknown.length ? `not in the training captions: ${unknown.join(", ")}` : "";
+}
+
 function requestOf() {
-  const chosen = byId("class").value;
   return {
-    label: content.classes.length ? Number(chosen) : null,
+    label: labelOf(),
     seed: Number(byId("seed").value),
     sampler: byId("sampler").value,
     steps: Number(byId("steps").value),
@@ -81,9 +64,10 @@ function requestOf() {
 }
 
 function start(request, queued = false) {
+  if (!byId("controls").reportValidity()) return;
   if (!queued) cancel();
   frames = [];
-  worker ??= newWorker();
+  worker ??= newWorker((data) => data.job === job && onFrame(data), fail);
   started = performance.now();
   byId("progress").max = request.strength
     ? Math.max(1, Math.round(request.steps * request.strength))
@@ -91,7 +75,7 @@ function start(request, queued = false) {
   byId("progress").value = 0;
   byId("cancel").disabled = false;
   byId("status").textContent = "drawing ...";
-  worker.postMessage({ job, request });
+  worker.postMessage({ kind: "draw", job, request });
 }
 
 function cancel() {
@@ -109,8 +93,9 @@ function onFrame(data) {
   if (data.error) return fail(data.error);
   if (data.done) {
     const seconds = (performance.now() - started) / 1000;
-    byId("status").textContent = `${data.calls} network calls in ${seconds.toFixed(1)} s`;
+    byId("status").textContent = `${frames.at(-1).calls} network calls in ${seconds.toFixed(1)} s`;
     byId("cancel").disabled = true;
+    show(frames.length - 1);
     const drawn = queue.shift();
     if (drawn) {
       paint(drawn.canvas, frames.at(-1).x);
@@ -124,7 +109,7 @@ function onFrame(data) {
   byId("scrub").max = frames.length - 1;
   byId("scrub").value = frames.length - 1;
   byId("scrub").disabled = false;
-  show(frames.length - 1);
+  if (!lessMotion.matches) show(frames.length - 1);
 }
 
 function fail(message) {
@@ -233,12 +218,14 @@ function paintOwn() {
 // --- the controls ---
 
 function connect() {
-  for (const [id, options] of [
-    ["class", content.classes.map((name, i) => [i, name]).concat([[-1, "any class"]])],
-    ["sampler", content.samplers.map((name) => [name, name])],
-  ]) {
-    byId(id).replaceChildren(...options.map(([value, name]) => new Option(name, value)));
+  fillOptions("class", [...content.classes.map((name, i) => [i, name]), [-1, "any class"]]);
+  fillOptions("sampler", content.samplers.map((name) => [name, name]));
+  if (content.captions) {
+    byId("prompts").replaceChildren(...content.captions.prompts.map((prompt) => new Option(prompt)));
+    byId("prompt").value = content.captions.prompts[0];
+    byId("prompt").oninput = checkPrompt;
   }
+  for (const node of document.querySelectorAll(".captioned")) node.hidden = !content.captions;
   byId("fill").hidden = byId("mark").hidden = !content.samplers.includes("ddpm");
   for (const node of document.querySelectorAll(".conditional")) node.hidden = !content.classes.length;
   for (const node of document.querySelectorAll(".guided")) node.hidden = !content.guided;

@@ -85,6 +85,7 @@ class Generator {
       this.state[i] = Math.imul(1812433253, before) + i;
     }
     this.next = 624;
+    this.kept = null; // of `single`
   }
 
   // 32 random bits.
@@ -109,8 +110,27 @@ class Generator {
     return (this.random() & 0xffffff) / 0x1000000;
   }
 
-  // torch.randn of at least 16 numbers in float32: Box & Muller, in groups of 16.
+  // torch.rand in float64: 53 random bits of 64.
+  uniform64() {
+    const high = this.random() & 0x1fffff;
+    return (high * 2 ** 32 + this.random()) / 2 ** 53;
+  }
+
+  // A number of torch.randn with fewer than 16: Box & Muller in float64. The second number of a
+  // pair is kept for the next one.
+  single() {
+    const kept = this.kept;
+    this.kept = null;
+    if (kept !== null) return kept;
+    const angle = 2 * Math.PI * this.uniform64();
+    const radius = Math.sqrt(-2 * Math.log1p(-this.uniform64()));
+    this.kept = radius * Math.sin(angle);
+    return radius * Math.cos(angle);
+  }
+
+  // torch.randn in float32: of at least 16 numbers, Box & Muller in float32, in groups of 16.
   normal(count) {
+    if (count < 16) return Float32Array.from({ length: count }, () => this.single());
     const x = new Float32Array(count);
     const fill = (start) => {
       for (let i = start; i < start + 8; i++) {

@@ -1,4 +1,5 @@
-// The process and the samplers: diffusion.py, objectives.py and samplers.py for a single image.
+// The process and the samplers: diffusion.py, objectives.py and samplers.py for a single image, or
+// for many points, which are the rows (N, dim) of one array.
 
 // objectives.PREDICTIONS: the clean data that an output implies, and the output of clean data
 const size_ = (alpha, sigma) => Math.sqrt(alpha * alpha + sigma * sigma);
@@ -46,7 +47,8 @@ function levelsOf(process, steps) {
 }
 
 // diffusion.Denoiser: (x, level) -> {x_0, eps, fraction}. `predict` is the network, as (x, t,
-// label). `fraction` is the learned variance, between the posterior's (0) and beta (1); or null.
+// label): -1 is any class, and points may have an array of labels, one for each. Its output is the
+// prediction, followed by the learned variance, if any. `fraction` is the latter, between the posterior's (0) and beta (1); or null.
 class Denoiser {
   constructor(process, predict, label, guidance) {
     Object.assign(this, { process, predict, label, guidance, calls: 0 });
@@ -215,20 +217,28 @@ function slerp(a, b, share) {
   return mixed(Math.sin((1 - share) * angle) / Math.sin(angle), a, Math.sin(share * angle) / Math.sin(angle), b);
 }
 
-// Draw one image. Yields {x, x_0, level} for the noise and after each step.
-//   request: label (or null), seed, index, sampler, steps, guidance; for image to image also
-//   `start` (pixels in [-1, 1]) and `strength`; to keep pixels, `known`, `mask` (1: keep) and
-//   `resamplings`; and between the noise of two seeds, `other` and the `share` of its noise.
+// utils.NoisePerImage: draws noise of items, each of which has its own random stream.
+function noisePerImage(seed, first, items, numbers) {
+  const generators = Array.from({ length: items }, (_, i) => new Generator(imageSeed(seed, first + i)));
+  return () => {
+    const noise = new Float32Array(items * numbers);
+    generators.forEach((generator, i) => noise.set(generator.normal(numbers), i * numbers));
+    return noise;
+  };
+}
+
+// Draw one image, or points. Yields {x, x_0, level} for the noise and after each step.
+//   shape: {channels, height, width}, or {dim} of points
+//   request: label (or null), seed, index, sampler, steps, guidance; for points also `count`; for
+//   image to image also `start` (pixels in [-1, 1]) and `strength`; to keep pixels, `known`, `mask`
+//   (1: keep) and `resamplings`; and between the noise of two seeds, `other` and the `share` of it.
 function* draw(process, predict, shape, request) {
-  const count = shape.channels * shape.height * shape.width;
-  const generator = new Generator(imageSeed(request.seed, request.index ?? 0));
-  const noise = () => generator.normal(count);
+  const size = shape.dim ?? shape.channels * shape.height * shape.width;
+  const stream = (seed) => noisePerImage(seed, request.index ?? 0, request.count ?? 1, size);
+  const noise = stream(request.seed);
   let levels = levelsOf(process, request.steps);
   let first = noise();
-  if (request.other !== undefined) {
-    const other = new Generator(imageSeed(request.other, request.index ?? 0)).normal(count);
-    first = slerp(first, other, request.share);
-  }
+  if (request.other !== undefined) first = slerp(first, stream(request.other)(), request.share);
   if (request.start) {
     // sampling.editing.last_part
     const left = Math.max(1, rounded(request.steps * request.strength));
