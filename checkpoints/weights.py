@@ -6,7 +6,7 @@ format   tiny-diffusion-1
 step     training steps of the network
 config   the configuration of the checkpoint, as JSON
 weights  "moving average" or "as trained"
-stored   "float16" if the float32 weights are rounded to 16 bits in the file; else missing
+stored   "float16" or "int8" if the float32 weights are rounded in the file; else missing
 sha256   SHA-256 of the other metadata and the tensors (`weights_sha256`)
 """
 
@@ -21,31 +21,42 @@ from torch import Tensor
 
 from checkpoints.inspection import PlainCopy, Refused
 from checkpoints.other_programs import of_family
+from checkpoints.quantized import dequantized, quantized
 from utils import save_whole
 
 WEIGHTS_FORMAT = "tiny-diffusion-1"
 WEIGHT_KINDS = {"ema": "moving average", "model": "as trained"}  # name in a checkpoint: in words
 # Samples change by 0.04 of 255 grey levels on average; with bfloat16 by 0.2 (MNIST) to 0.6.
 HALF = "float16"
+INT8 = "int8"  # matrices and kernels; the effect is in docs/other_programs.md
 MAX_HEADER = 2**22  # bytes of metadata, names and shapes
 
 
 def save_weights(
-    path: Path, config: dict, step: int, which: str, weights: dict, *, half: bool = False
+    path: Path,
+    config: dict,
+    step: int,
+    which: str,
+    weights: dict,
+    *,
+    half: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write weights to a file, whole or not at all. `which` is a key of `WEIGHT_KINDS`.
 
-    `half` stores float32 weights as 16-bit floats; loading makes them float32 again.
+    `half` stores float32 weights as 16-bit floats, and `int8` as 8-bit integers with a scale for
+    each output channel (`checkpoints.quantized`); loading makes them float32 again.
     """
-    half = half and all(weight.dtype != torch.float16 for weight in weights.values())
+    weights = quantized(weights) if int8 else weights
+    half = half and not int8 and all(weight.dtype != torch.float16 for weight in weights.values())
     tensors = {  # clones, because safetensors refuses tensors that share memory
         name: halved(weight.cpu(), half).clone(memory_format=torch.contiguous_format)
         for name, weight in weights.items()
     }
     metadata = {"format": WEIGHTS_FORMAT, "step": str(step), "config": json.dumps(config)}
     metadata["weights"] = WEIGHT_KINDS[which]
-    if half:
-        metadata["stored"] = HALF
+    if half or int8:
+        metadata["stored"] = INT8 if int8 else HALF
     metadata["sha256"] = weights_sha256(metadata, tensors)
     content = save(tensors, metadata)  # save_file would make the file readable by its owner only
     save_whole(path, lambda partial: partial.write_bytes(content))
@@ -107,6 +118,8 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
     if metadata.get("stored") == HALF:
         of_half = {k: w.float() for k, w in tensors.items() if w.dtype == torch.float16}
         content[which] |= of_half
+    if metadata.get("stored") == INT8:
+        content[which] = dequantized(content[which])
     return content
 
 

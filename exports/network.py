@@ -23,7 +23,7 @@ class TrainedNetwork(NamedTuple):
     diffusion: GaussianDiffusion
 
 
-def require_plain_unet(config: dict, form: str, reader: str) -> None:
+def require_plain_unet(config: dict, form: str, reader: str, known: str = "unet") -> None:
     """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition."""
     model = config["model"]
     if model.get("caption_length"):
@@ -34,5 +34,5 @@ def require_plain_unet(config: dict, form: str, reader: str) -> None:
         raise ValueError(f"it is of latents, which {reader} cannot decode")
     if model["name"] != "unet":
         raise ValueError(
-            f"it contains the network {model['name']}; only unet can be exported to {form}"
+            f"it contains the network {model['name']}; only {known} can be exported to {form}"
         )
