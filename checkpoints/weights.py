@@ -53,13 +53,21 @@ def save_weights(
         name: halved(weight.cpu(), half).clone(memory_format=torch.contiguous_format)
         for name, weight in weights.items()
     }
-    metadata = {"format": WEIGHTS_FORMAT, "step": str(step), "config": json.dumps(config)}
-    metadata["weights"] = WEIGHT_KINDS[which]
-    if half or int8:
-        metadata["stored"] = INT8 if int8 else HALF
-    metadata["sha256"] = weights_sha256(metadata, tensors)
+    stored = INT8 if int8 else HALF if half else None
+    metadata = metadata_of(config, step, which, tensors, stored)
     content = save(tensors, metadata)  # save_file would make the file readable by its owner only
     save_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def metadata_of(
+    config: dict, step: int, which: str, tensors: dict[str, Tensor], stored: str | None = None
+) -> dict[str, str]:
+    """The metadata of a file with these tensors."""
+    metadata = {"format": WEIGHTS_FORMAT, "step": str(step), "config": json.dumps(config)}
+    metadata["weights"] = WEIGHT_KINDS[which]
+    if stored is not None:
+        metadata["stored"] = stored
+    return metadata | {"sha256": weights_sha256(metadata, tensors)}
 
 
 def halved(weight: Tensor, half: bool) -> Tensor:
@@ -107,6 +115,14 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
                 "lack the configuration that sampling needs"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return as_checkpoint(path, metadata, tensors, verified=verified)
+
+
+def as_checkpoint(
+    path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, verified: bool
+) -> dict:
+    """The checkpoint of weights with their metadata, read from a file. Raises Refused if they do
+    not match their SHA-256, which `verified` checks."""
     sha256 = metadata.pop("sha256", "")
     if verified and sha256 != weights_sha256(metadata, tensors):
         raise Refused("is damaged: its content does not match its SHA-256")
@@ -128,5 +144,5 @@ def weights_sha256(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     sha256 = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha256.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha256.hexdigest()

@@ -17,6 +17,12 @@ class ExportRequest(Flags):
     to: str | None = flag(
         None, "form of the file (default: by the ending of its name)", group="output",
         choices=keys("exports/__init__.py", "FORMS"))
+    half: bool = flag(
+        False, "safetensors: round the weights to 16-bit floats", group="output", switch="on",
+        unless=("quantize",))
+    quantize: str | None = flag(
+        None, "safetensors: store matrices and kernels as 8-bit integers", group="output",
+        choices=("int8",), unless=("half",))
     card: str | None = flag(
         None, "report of evaluate.py: also write a model card, NAME.md", group="output",
         metavar="FILE", parse=path)
@@ -31,10 +37,11 @@ class ExportRequest(Flags):
 EXPORT = Command(
     ExportRequest,
     "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
-    "safetensors: the weights of any network; sample.py reads it too. web: a page that draws in a\n"
-    "browser.",
+    "onnx: for onnxruntime. pt2: a program of torch.export; sample.py reads it too. safetensors:\n"
+    "the weights of any network; sample.py reads it too. web: a page that draws in a browser.",
     [
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
+        "python export.py --checkpoint outputs/model_final.pt --to onnx model.onnx",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",
     ],
 )

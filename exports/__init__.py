@@ -1,7 +1,8 @@
 """Forms in which export.py writes a trained network for other programs.
 
-To add one: a module here with a function `save(path, network)`, and a line in `FORMS`. A module
-imports the packages of its form inside its functions, because few people have all of them.
+To add one: a module here with a function `save(path, network)`, which may return a line to print,
+and a line in `FORMS`. A module imports the packages of its form inside its functions, because few
+people have all of them.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from checkpoints.card import drawing_flags
 from checkpoints.weights import save_weights
 from exports.arrays import require_arrays, save_arrays
 from exports.network import TrainedNetwork
+from exports.onnx_file import require_onnx, save_onnx
 from exports.page import require_page, save_page
+from exports.program import require_program, save_program
 
 
 class Form(NamedTuple):
@@ -23,24 +26,36 @@ class Form(NamedTuple):
         save: writes a network to a path.
         require: raises ValueError for the configuration of a network that the form cannot hold.
         command: samples with the file; "{}" is its name.
+        stored: how the weights may be stored, "half" or "int8", besides as they are: options of
+            `save`.
     """
 
     ending: str
-    save: Callable[[Path, TrainedNetwork], object]
+    save: Callable[..., object]
     require: Callable[[dict], None]
     command: str
+    stored: tuple[str, ...] = ()
 
 
-def save_safetensors(path: Path, network: TrainedNetwork) -> None:
-    """Write the weights and the configuration of any network; `sample.py` reads the file."""
+def save_safetensors(path: Path, network: TrainedNetwork, **stored: bool) -> None:
+    """Write the weights and the configuration of any network; `sample.py` reads the file.
+
+    `stored` are the options `half` and `int8` of `save_weights`.
+    """
     weights = network.model.state_dict()
-    save_weights(path, network.config, network.step, network.which, weights)
+    save_weights(path, network.config, network.step, network.which, weights, **stored)
 
 
 FORMS = {
     "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
+    "onnx": Form(".onnx", save_onnx, require_onnx, "python docs/sample_onnx.py {}"),
+    "pt2": Form(".pt2", save_program, require_program, "python sample.py --checkpoint {}"),
     "safetensors": Form(
-        ".safetensors", save_safetensors, lambda config: None, "python sample.py --checkpoint {}"
+        ".safetensors",
+        save_safetensors,
+        lambda config: None,
+        "python sample.py --checkpoint {}",
+        ("half", "int8"),
     ),
     "web": Form(".html", save_page, require_page, "open {}"),
 }
