@@ -62,9 +62,13 @@ def read_model(path: str | Path) -> ModelFile:
             f"{path} has format {config['format']}; this version of mini_diffusion reads {FORMAT}"
         )
     network = network_of(config)
-    if network not in SHAPES or not config.keys() >= SHAPES[network]:
+    if network not in SHAPES:
         known = " and ".join(SHAPES)
         raise ModelFileError(f"{path} contains the network {network!r}; known are {known}")
+    if not config.keys() >= SHAPES[network]:
+        raise ModelFileError(
+            f"{path} contains the network {network!r}, but not the shape of its data; {REMEDY}"
+        )
     weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
     return ModelFile(config, alpha, sigma, weights)
 
