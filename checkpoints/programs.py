@@ -24,14 +24,6 @@ TYPES = {5: torch.int64, 6: torch.float16, 7: torch.float32, 8: torch.float64, 1
 MAX_JSON = 2**22  # bytes
 
 
-def holds_program(path: Path) -> bool:
-    """Is this a file of `torch.export.save`?"""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/models/model.json") for name in archive.namelist())
-
-
 def load_program(path: Path, *, verified: bool = True) -> dict:
     """Load a program of export.py as a checkpoint. Raises Refused for another or a changed one."""
     with zipfile.ZipFile(path) as archive:

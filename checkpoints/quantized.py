@@ -5,6 +5,8 @@ and a scale (out,), weight = scale * integers (Jacob et al. 2018, arXiv:1712.058
 zero point 0). Biases and norms, which have one axis, stay 32-bit floats: they are few.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,12 @@ SCALE = ":scale"  # ends the name of a scale; names of weights in a module have 
 LARGEST = 127
 
 
-def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a network, with matrices and kernels as integers and scales."""
+def quantized(weights: dict[str, Tensor], kept: Collection[str] = ()) -> dict[str, Tensor]:
+    """The weights of a network, with matrices and kernels as integers and scales, except `kept`."""
     found = {}
     for name, weight in weights.items():
-        if weight.dtype != torch.float32 or weight.ndim < 2 or not weight.isfinite().all():
+        able = weight.dtype == torch.float32 and weight.ndim >= 2 and weight.isfinite().all()
+        if name in kept or not able:
             found[name] = weight
             continue
         rows = weight.flatten(1)  # (out, in)

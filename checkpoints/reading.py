@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from checkpoints.inspection import PlainCopy, Refused, require_plain_archive
-from checkpoints.other_programs import what_else
-from checkpoints.programs import holds_program, load_program
+from checkpoints.other_programs import holds_program, what_else
+from checkpoints.programs import load_program
 from checkpoints.seal import require_seal
 from checkpoints.weights import holds_weights, load_weights
 from utils import matches_type

@@ -12,6 +12,7 @@ sha256   SHA-256 of the other metadata and the tensors (`weights_sha256`)
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -41,13 +42,15 @@ def save_weights(
     *,
     half: bool = False,
     int8: bool = False,
+    kept: Collection[str] = (),
 ) -> None:
     """Write weights to a file, whole or not at all. `which` is a key of `WEIGHT_KINDS`.
 
     `half` stores float32 weights as 16-bit floats, and `int8` as 8-bit integers with a scale for
-    each output channel (`checkpoints.quantized`); loading makes them float32 again.
+    each output channel (`checkpoints.quantized`), except those named `kept`; loading makes them
+    float32 again.
     """
-    weights = quantized(weights) if int8 else weights
+    weights = quantized(weights, kept) if int8 else weights
     half = half and not int8 and all(weight.dtype != torch.float16 for weight in weights.values())
     tensors = {  # clones, because safetensors refuses tensors that share memory
         name: halved(weight.cpu(), half).clone(memory_format=torch.contiguous_format)

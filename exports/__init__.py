@@ -40,15 +40,18 @@ class Form(NamedTuple):
 def save_safetensors(path: Path, network: TrainedNetwork, **stored: bool) -> None:
     """Write the weights and the configuration of any network; `sample.py` reads the file.
 
-    `stored` are the options `half` and `int8` of `save_weights`.
+    `stored` are the options `half` and `int8` of `save_weights`. The first and the last layers
+    stay 32-bit floats: in 8 bits they would cause most of the error, and they are small.
     """
-    weights = network.model.state_dict()
-    save_weights(path, network.config, network.step, network.which, weights, **stored)
+    config, step, which, model, _ = network
+    ends = {id(p) for layer in getattr(model, "ends", list)() for p in layer.parameters()}
+    kept = {name for name, p in model.named_parameters() if id(p) in ends}
+    save_weights(path, config, step, which, model.state_dict(), kept=kept, **stored)
 
 
 FORMS = {
     "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
-    "onnx": Form(".onnx", save_onnx, require_onnx, "python docs/sample_onnx.py {}"),
+    "onnx": Form(".onnx", save_onnx, require_onnx, "python docs/sample_onnx.py {} samples.ppm"),
     "pt2": Form(".pt2", save_program, require_program, "python sample.py --checkpoint {}"),
     "safetensors": Form(
         ".safetensors",

@@ -131,7 +131,6 @@ def generate(args: argparse.Namespace) -> None:
         raise ValueError(f"--steps must be at most {most} for this model, got {steps}")
     sampler = SAMPLERS[args.sampler](scheduler, steps)
     labels = choose_labels(args, model.num_classes, config["classes"])
-    require_picture(args.output, config)
     args.output.parent.mkdir(parents=True, exist_ok=True)  # fails before sampling
 
     say(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
@@ -170,12 +169,6 @@ def shape_of_sample(config: dict) -> tuple[int, ...]:
 def to_array(x: Tensor) -> np.ndarray:
     """Samples as they are written: uint8 images (N, H, W, C), or float32 points (N, D)."""
     return to_uint8(x) if x.data.ndim == 4 else x.data
-
-
-def require_picture(output: Path, config: dict) -> None:
-    """Raise ValueError for a picture of points that have no second coordinate."""
-    if output.suffix.lower() == ".png" and config.get("dim") == 1:
-        raise ValueError("--output must end in .npz: points with one coordinate have no picture")
 
 
 def image_sides(size: int | list[int]) -> tuple[int, int]:

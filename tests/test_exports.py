@@ -248,12 +248,18 @@ def test_quantized_weights():
     error = (found["kernel"] - kernel).flatten(1).abs().amax(dim=1)
     assert (error <= step * 0.5001).all()
     assert (error[:3] > 0).all()
+    assert quantized(weights, kept={"kernel"})["kernel"] is kernel
     for broken in (
         {k: v for k, v in stored.items() if k != "kernel"},
         stored | {"kernel" + SCALE: torch.ones(5)},
     ):
         with pytest.raises(ValueError, match="is damaged"):
             dequantized(broken)
+
+
+def name_of(layer: torch.nn.Module, model: torch.nn.Module) -> str:
+    """The name of a layer's weight."""
+    return next(name for name, p in model.named_parameters() if p is layer.weight)
 
 
 @pytest.mark.parametrize(("flags", "part"), [(["--half"], 0.55), (["--quantize", "int8"], 0.35)])
@@ -267,6 +273,8 @@ def test_small_files_sample_almost_the_same(conditional, tmp_path, flags, part):
     expected = model(x_t, t)
     error = (rounded(x_t, t) - expected).std() / expected.std()
     assert 0 < error < 0.03
+    for layer in rounded.ends() if "--quantize" in flags else []:
+        assert torch.equal(layer.weight, model.get_parameter(name_of(layer, rounded)))
 
 
 def test_a_damaged_scale_is_refused(conditional, tmp_path):
@@ -292,11 +300,8 @@ def test_export_refuses(script, conditional, tmp_path):
     content = load_checkpoint(conditional)
     model = content["config"]["model"] | {"super_resolution": 4}
     config = content["config"] | {"model": model}
-    torch.manual_seed(0)
-    weights = build_model(model).state_dict()
-    save_checkpoint(
-        tmp_path / "large.pt", content | {"config": config, "model": weights, "ema": weights}
-    )
+    weights = {which: build_model(model).state_dict() for which in ("model", "ema")}
+    save_checkpoint(tmp_path / "large.pt", content | {"config": config} | weights)
     for form in ("onnx", "pt2"):
         done = script("export", "--checkpoint", "large.pt", "--to", form, f"m.{form}")
         assert done.code == 2
