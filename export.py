@@ -26,6 +26,11 @@ from utils import check_output, save_whole
 def main(request: ExportRequest) -> int:
     form, output = choose_form(request.to, request.output)
     stored = stored_as(request, form)
+    if stored and request.card is not None:
+        raise ValueError(
+            "--card describes the weights that evaluate.py has measured, and --half and --quantize "
+            "round them: omit one of the two"
+        )
     check_output(output, *request.read())
     card = None if request.card is None else output.with_suffix(".md")
     for path in filter(None, (output, card)):
