@@ -18,8 +18,7 @@ class ExportRequest(Flags):
         None, "form of the file (default: by the ending of its name)", group="output",
         choices=keys("exports/__init__.py", "FORMS"))
     half: bool = flag(
-        False, "safetensors: round the weights to 16-bit floats", group="output", switch="on",
-        unless=("quantize",))
+        False, "safetensors: round the weights to 16-bit floats", group="output", switch="on")
     quantize: str | None = flag(
         None, "safetensors: store matrices and kernels as 8-bit integers", group="output",
         choices=("int8",), unless=("half",))
@@ -41,7 +40,6 @@ EXPORT = Command(
     "the weights of any network; sample.py reads it too. web: a page that draws in a browser.",
     [
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
-        "python export.py --checkpoint outputs/model_final.pt --to onnx model.onnx",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",
     ],
 )
