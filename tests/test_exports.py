@@ -107,7 +107,6 @@ def test_the_example_draws_what_sample_py_draws(checkpoint, onnx_file, scale):
 
 NETWORKS = {
     "naive_unet": {"channels": 8, "num_classes": 3},
-    "cnn": {"channels": 2},
     "mlp": {"channels": 8, "blocks": 1, "num_classes": 2},
     "dit": {"channels": 8, "blocks": 1, "num_classes": 3},
 }
