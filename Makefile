@@ -48,7 +48,7 @@ clean:  ## delete .venv
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-avatars.txt requirements-text.txt requirements-diffusers.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-avatars.txt requirements-text.txt requirements-diffusers.txt requirements-onnx.txt
 	@echo "Installing requirements-dev.txt into .venv"
 	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -26,11 +26,13 @@ from utils import check_output, save_whole
 
 def main(request: ExportRequest) -> int:
     form, output = choose_form(request.to, request.output)
-    is_folder = not FORMS[form].ending
-    if is_folder:
-        check_folder(output, *request.read())
-    else:
-        check_output(output, *request.read())
+    stored, is_folder = stored_as(request, form), not FORMS[form].ending
+    if stored and request.card is not None:
+        raise ValueError(
+            "--card describes the weights that evaluate.py has measured, and --half and --quantize "
+            "round them: omit one of the two"
+        )
+    (check_folder if is_folder else check_output)(output, *request.read())
     card = None if request.card is None or is_folder else output.with_suffix(".md")
     for path in filter(None, (output, card)):
         if path.exists() and not request.overwrite:
@@ -54,12 +56,12 @@ def main(request: ExportRequest) -> int:
         weights = (which, model.state_dict())
         text = model_card(output.name, command, config, step, seconds, weights, report)
     with activity(f"writing {output}"):
-        if is_folder:
-            FORMS[form].save(output, network, checkpoint["seconds"], report)
-        else:
-            FORMS[form].save(output, network)
+        about = {"seconds": checkpoint["seconds"], "report": report} if is_folder else stored
+        note = FORMS[form].save(output, network, **about)
     print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
+    if isinstance(note, str):
+        print(note)
     if card is not None:
         content = text.encode(errors="replace")  # names of files may not be UTF-8
         save_whole(card, lambda partial: partial.write_bytes(content))
@@ -95,6 +97,17 @@ def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     if endings[form] not in ("", ending):
         raise ValueError(f"{path}: the name of the file must end in {endings[form]}")
     return form, path
+
+
+def stored_as(request: ExportRequest, form: str) -> dict[str, bool]:
+    """How the weights are stored, as an option of `save`. Raises ValueError if the form cannot."""
+    wanted = {"half": request.half, request.quantize: request.quantize is not None}
+    found = {name: True for name, given in wanted.items() if given}
+    if not found.keys() <= set(FORMS[form].stored):
+        able = ", ".join(name for name, each in FORMS.items() if found.keys() <= set(each.stored))
+        flag = "--half" if request.half else f"--quantize {request.quantize}"
+        raise ValueError(f"{flag} has no effect with --to {form}; it is for --to {able}")
+    return found
 
 
 def require_exportable(path: str, config: dict, form: str) -> None:

@@ -5,7 +5,8 @@ reading.py      read the file of a checkpoint or of weights
 runs.py         which checkpoint the folder of a run stands for
 other_programs.py   what a file is that is no checkpoint of this project
 weights.py      the weights alone, as a safetensors file
-arrays.py       a U-Net and its process as an .npz, for mini_diffusion
+quantized.py    weights as 8-bit integers with scales
+programs.py     the weights in a program of torch.export
 shards.py       the checkpoint folder of a run with FSDP, one file per process
 seal.py         the SHA-256 at the end of a checkpoint
 inspection.py   refuse files with code in them, and files that would fill the memory

@@ -31,6 +31,8 @@ def what_else(path: Path) -> str:
         return f"a model for NumPy; python -m mini_diffusion.sample {path} samples from it"
     if kind == "a PyTorch file":
         return foreign_archive(path)
+    if kind == "a zip archive" and holds_program(path):
+        return ""  # the reader says what is wrong with it
     if not kind and path.suffix.lower() == ".onnx":
         return "an ONNX model"
     return "" if kind in UNKNOWN or kind.startswith("a damaged copy of a PyTorch") else kind
@@ -39,6 +41,14 @@ def what_else(path: Path) -> str:
 def is_model_of_mini_diffusion(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         return {"config.npy", "alpha.npy", "sigma.npy"} <= set(archive.namelist())
+
+
+def holds_program(path: Path) -> bool:
+    """Is this a file of `torch.export.save`?"""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/models/model.json") for name in archive.namelist())
 
 
 def foreign_archive(path: Path) -> str:

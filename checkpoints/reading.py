@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from checkpoints.inspection import PlainCopy, Refused, require_plain_archive
-from checkpoints.other_programs import what_else
+from checkpoints.other_programs import holds_program, what_else
+from checkpoints.programs import load_program
 from checkpoints.seal import require_seal
 from checkpoints.weights import holds_weights, load_weights
 from utils import matches_type
@@ -23,7 +24,13 @@ class CheckpointError(OSError):
 def verify_checkpoint(path: str | Path) -> None:
     """Check the SHA-256 of a file. Raises the errors of `load_checkpoint`."""
     with explain_errors(Path(path)):
-        load_weights(Path(path)) if holds_weights(Path(path)) else require_seal(Path(path))
+        path = Path(path)
+        if holds_weights(path):
+            load_weights(path)
+        elif holds_program(path):
+            load_program(path)
+        else:
+            require_seal(path)
 
 
 def step_of(path: str | Path) -> int:
@@ -36,6 +43,8 @@ def read_content(path: Path, *, mapped: bool) -> dict:
     with explain_errors(path):
         if holds_weights(path):
             content = load_weights(path, verified=not mapped)
+        elif holds_program(path):
+            content = load_program(path, verified=not mapped)
         else:
             content = read_archive(path, mapped=mapped)
         if not matches_type(step := content.get("step"), int) or step < 0:

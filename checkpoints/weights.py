@@ -6,12 +6,13 @@ format   tiny-diffusion-1
 step     training steps of the network
 config   the configuration of the checkpoint, as JSON
 weights  "moving average" or "as trained"
-stored   "float16" if the float32 weights are rounded to 16 bits in the file; else missing
+stored   "float16" or "int8" if the float32 weights are rounded in the file; else missing
 sha256   SHA-256 of the other metadata and the tensors (`weights_sha256`)
 """
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -21,34 +22,55 @@ from torch import Tensor
 
 from checkpoints.inspection import PlainCopy, Refused
 from checkpoints.other_programs import of_family
+from checkpoints.quantized import dequantized, quantized
 from utils import save_whole
 
 WEIGHTS_FORMAT = "tiny-diffusion-1"
 WEIGHT_KINDS = {"ema": "moving average", "model": "as trained"}  # name in a checkpoint: in words
 # Samples change by 0.04 of 255 grey levels on average; with bfloat16 by 0.2 (MNIST) to 0.6.
 HALF = "float16"
+INT8 = "int8"  # matrices and kernels; the effect is in docs/other_programs.md
 MAX_HEADER = 2**22  # bytes of metadata, names and shapes
 
 
 def save_weights(
-    path: Path, config: dict, step: int, which: str, weights: dict, *, half: bool = False
+    path: Path,
+    config: dict,
+    step: int,
+    which: str,
+    weights: dict,
+    *,
+    half: bool = False,
+    int8: bool = False,
+    kept: Collection[str] = (),
 ) -> None:
     """Write weights to a file, whole or not at all. `which` is a key of `WEIGHT_KINDS`.
 
-    `half` stores float32 weights as 16-bit floats; loading makes them float32 again.
+    `half` stores float32 weights as 16-bit floats, and `int8` as 8-bit integers with a scale for
+    each output channel (`checkpoints.quantized`), except those named `kept`; loading makes them
+    float32 again.
     """
-    half = half and all(weight.dtype != torch.float16 for weight in weights.values())
+    weights = quantized(weights, kept) if int8 else weights
+    half = half and not int8 and all(weight.dtype != torch.float16 for weight in weights.values())
     tensors = {  # clones, because safetensors refuses tensors that share memory
         name: halved(weight.cpu(), half).clone(memory_format=torch.contiguous_format)
         for name, weight in weights.items()
     }
-    metadata = {"format": WEIGHTS_FORMAT, "step": str(step), "config": json.dumps(config)}
-    metadata["weights"] = WEIGHT_KINDS[which]
-    if half:
-        metadata["stored"] = HALF
-    metadata["sha256"] = weights_sha256(metadata, tensors)
+    stored = INT8 if int8 else HALF if half else None
+    metadata = metadata_of(config, step, which, tensors, stored)
     content = save(tensors, metadata)  # save_file would make the file readable by its owner only
     save_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def metadata_of(
+    config: dict, step: int, which: str, tensors: dict[str, Tensor], stored: str | None = None
+) -> dict[str, str]:
+    """The metadata of a file with these tensors."""
+    metadata = {"format": WEIGHTS_FORMAT, "step": str(step), "config": json.dumps(config)}
+    metadata["weights"] = WEIGHT_KINDS[which]
+    if stored is not None:
+        metadata["stored"] = stored
+    return metadata | {"sha256": weights_sha256(metadata, tensors)}
 
 
 def halved(weight: Tensor, half: bool) -> Tensor:
@@ -96,6 +118,14 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
                 "lack the configuration that sampling needs"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return as_checkpoint(path, metadata, tensors, verified=verified)
+
+
+def as_checkpoint(
+    path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, verified: bool
+) -> dict:
+    """The checkpoint of weights with their metadata, read from a file. Raises Refused if they do
+    not match their SHA-256, which `verified` checks."""
     sha256 = metadata.pop("sha256", "")
     if verified and sha256 != weights_sha256(metadata, tensors):
         raise Refused("is damaged: its content does not match its SHA-256")
@@ -107,6 +137,8 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
     if metadata.get("stored") == HALF:
         of_half = {k: w.float() for k, w in tensors.items() if w.dtype == torch.float16}
         content[which] |= of_half
+    if metadata.get("stored") == INT8:
+        content[which] = dequantized(content[which])
     return content
 
 
@@ -115,5 +147,5 @@ def weights_sha256(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     sha256 = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha256.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha256.hexdigest()

@@ -25,6 +25,11 @@ class ExportRequest(Flags):
     to: str | None = flag(
         None, "form of the file (default: by the ending of its name)", group="output",
         choices=keys("exports/__init__.py", "FORMS"))
+    half: bool = flag(
+        False, "safetensors: round the weights to 16-bit floats", group="output", switch="on")
+    quantize: str | None = flag(
+        None, "safetensors: store matrices and kernels as 8-bit integers", group="output",
+        choices=("int8",), unless=("half",))
     card: str | None = flag(
         None, "report of evaluate.py: also write a model card, NAME.md", group="output",
         metavar="FILE", parse=path)
@@ -47,9 +52,9 @@ class ExportRequest(Flags):
 EXPORT = Command(
     ExportRequest,
     "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
-    "diffusers: a folder that its DiffusionPipeline loads.\n"
-    "safetensors: the weights of any network; sample.py reads it too. web: a page that draws in a\n"
-    "browser.",
+    "diffusers: a folder that its DiffusionPipeline loads. onnx: for onnxruntime. pt2: for\n"
+    "torch.export; safetensors: the weights of any network; sample.py reads both too. web: a page\n"
+    "that draws in a browser.",
     [
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",

@@ -1,7 +1,8 @@
 """Forms in which export.py writes a trained network for other programs.
 
-To add one: a module here with a function `save(path, network)`, and a line in `FORMS`. A module
-imports the packages of its form inside its functions, because few people have all of them.
+To add one: a module here with a function `save(path, network)`, which may return a line to print,
+and a line in `FORMS`. A module imports the packages of its form inside its functions, because few
+people have all of them.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from exports.arrays import require_arrays, save_arrays
 from exports.diffusers_folder import require_pipeline, save_pipeline
 from exports.from_diffusers import read_pipeline
 from exports.network import TrainedNetwork
+from exports.onnx_file import require_onnx, save_onnx
 from exports.page import require_page, save_page
+from exports.program import require_program, save_program
 
 
 class Form(NamedTuple):
@@ -25,25 +28,40 @@ class Form(NamedTuple):
         save: writes a network to a path.
         require: raises ValueError for the configuration of a network that the form cannot hold.
         command: samples with the file; "{}" is its name.
+        stored: how the weights may be stored, "half" or "int8", besides as they are: options of
+            `save`.
     """
 
     ending: str
-    save: Callable[[Path, TrainedNetwork], object]
+    save: Callable[..., object]
     require: Callable[[dict], None]
     command: str
+    stored: tuple[str, ...] = ()
 
 
-def save_safetensors(path: Path, network: TrainedNetwork) -> None:
-    """Write the weights and the configuration of any network; `sample.py` reads the file."""
-    weights = network.model.state_dict()
-    save_weights(path, network.config, network.step, network.which, weights)
+def save_safetensors(path: Path, network: TrainedNetwork, **stored: bool) -> None:
+    """Write the weights and the configuration of any network; `sample.py` reads the file.
+
+    `stored` are the options `half` and `int8` of `save_weights`. The first and the last layers
+    stay 32-bit floats: in 8 bits they would cause most of the error, and they are small.
+    """
+    config, step, which, model, _ = network
+    ends = {id(p) for layer in getattr(model, "ends", list)() for p in layer.parameters()}
+    kept = {name for name, p in model.named_parameters() if id(p) in ends}
+    save_weights(path, config, step, which, model.state_dict(), kept=kept, **stored)
 
 
 FORMS = {
     "diffusers": Form("", save_pipeline, require_pipeline, "load {} as README.md in it says"),
     "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
+    "onnx": Form(".onnx", save_onnx, require_onnx, "python docs/sample_onnx.py {} samples.ppm"),
+    "pt2": Form(".pt2", save_program, require_program, "python sample.py --checkpoint {}"),
     "safetensors": Form(
-        ".safetensors", save_safetensors, lambda config: None, "python sample.py --checkpoint {}"
+        ".safetensors",
+        save_safetensors,
+        lambda config: None,
+        "python sample.py --checkpoint {}",
+        ("half", "int8"),
     ),
     "web": Form(".html", save_page, require_page, "open {}"),
 }

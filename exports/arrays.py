@@ -1,10 +1,11 @@
-"""A U-Net and its process as one .npz of plain arrays, which mini_diffusion reads."""
+"""A U-Net or an MLP, and its process, as one .npz of plain arrays, which mini_diffusion reads."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from checkpoints.weights import WEIGHT_KINDS
 from exports.network import TrainedNetwork, require_plain_unet
@@ -16,22 +17,22 @@ from utils import save_whole
 def require_arrays(config: dict) -> None:
     """Raise ValueError for a network that mini_diffusion does not have."""
     require_untuned_network(config, "--to numpy")
-    require_plain_unet(config, "numpy", "mini_diffusion")
+    if config["model"]["name"] != "mlp":
+        require_plain_unet(config, "numpy", "mini_diffusion", "unet and mlp")
 
 
 def save_arrays(path: Path, network: TrainedNetwork) -> None:
-    """Write a U-Net and its process for mini_diffusion."""
+    """Write a network and its process for mini_diffusion."""
     config, step, which, model, diffusion = network
     levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     description = {
         "format": 1,
         "dataset": config["data"]["dataset"],
         "classes": config["data"]["classes"],
-        "image_size": model.image_size,
-        "image_channels": model.image_channels,
-        "model": mini_unet_arguments(**config["model"] | {"patch_size": model.patch_size}),
+        **described(config["model"], model),
         "prediction": config["diffusion"].get("prediction", "eps"),
         "clip": diffusion.clip,
+        "clip_loss": diffusion.clip_loss,
         "sigma_data": diffusion.sigma_data,
         "step": step,
         "weights": WEIGHT_KINDS[which],
@@ -48,6 +49,39 @@ def save_arrays(path: Path, network: TrainedNetwork) -> None:
             np.savez(file, **arrays)
 
     save_whole(path, write)
+
+
+def described(arguments: dict, model: nn.Module) -> dict:
+    """The network and the shape of its data, in the words of a model file."""
+    if arguments["name"] == "mlp":
+        dim = arguments["dim"]
+        return {"network": "mlp", "dim": dim, "model": mini_mlp_arguments(**arguments)}
+    return {
+        "network": "unet",
+        "image_size": model.image_size,
+        "image_channels": model.image_channels,
+        "model": mini_unet_arguments(**arguments | {"patch_size": model.patch_size}),
+    }
+
+
+def mini_mlp_arguments(
+    *,
+    name: str,
+    dim: int,
+    channels: int = 128,
+    blocks: int = 4,
+    dropout: float = 0.0,
+    num_classes: int | None = None,
+    learn_sigma: bool = False,
+) -> dict:
+    """Arguments of mini_diffusion's MLP, from those of models/mlp.py's."""
+    return {
+        "dim": dim,
+        "out": dim * (2 if learn_sigma else 1),
+        "channels": channels,
+        "blocks": blocks,
+        "num_classes": num_classes or None,
+    }
 
 
 def mini_unet_arguments(

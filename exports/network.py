@@ -24,11 +24,11 @@ class TrainedNetwork(NamedTuple):
 
 
 def require_plain_unet(
-    config: dict, form: str, reader: str, also: str | None = None, captions: bool = False
+    config: dict, form: str, reader: str, known: str = "unet", captions: bool = False
 ) -> None:
     """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition.
 
-    The message names `reader`, and `also`, another network that the form can hold. With `captions`
+    The message names `reader`, and `known`, the networks that the form can hold. With `captions`
     the form holds a network with a text encoder of its own, but not with a pretrained one.
     """
     model = config["model"]
@@ -40,10 +40,14 @@ def require_plain_unet(
         raise ValueError(f"it enlarges images, which {reader} cannot")
     if model.get("autoencoder"):
         raise ValueError(f"it is of latents, which {reader} cannot decode")
-    if model.get("average_velocity"):
-        raise ValueError(f"it predicts average velocities (--tune meanflow), unknown to {reader}")
+    require_velocity(config, reader)
     if model["name"] != "unet":
-        known = "unet" if also is None else f"unet and {also}"
         raise ValueError(
             f"it contains the network {model['name']}; only {known} can be exported to {form}"
         )
+
+
+def require_velocity(config: dict, reader: str) -> None:
+    """Raise ValueError for a network of mean flows, which also takes a time span."""
+    if config["model"].get("average_velocity"):
+        raise ValueError(f"it predicts average velocities (--tune meanflow), unknown to {reader}")

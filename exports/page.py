@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined  # torch depends on it
 from torch import nn
 
-from exports.network import TrainedNetwork, require_plain_unet
+from exports.network import TrainedNetwork, require_plain_unet, require_velocity
 from utils import MARK, save_whole, size_text
 
 SOURCES = Path(__file__).resolve().parent.parent / "web"
@@ -86,8 +86,9 @@ PAGES = {
 
 def require_page(config: dict) -> None:
     """Raise ValueError for a network that the page does not have."""
+    require_velocity(config, "the page")
     if config["model"]["name"] != "mlp":
-        require_plain_unet(config, "web", "the page", also="mlp", captions=True)
+        require_plain_unet(config, "web", "the page", "unet and mlp", captions=True)
     elif config["model"]["dim"] != PLANE:
         raise ValueError(
             f"its points have {config['model']['dim']} coordinates, and the page shows a plane"

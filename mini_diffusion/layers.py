@@ -1,4 +1,4 @@
-"""Layers of the U-Net, for inference. Weights are named and shaped as in PyTorch's state_dict.
+"""Layers of the networks, for inference. Weights are named and shaped as in PyTorch's state_dict.
 
 `rng` is the generator of the initial weights; None means a random seed.
 """
@@ -15,7 +15,7 @@ BUFFER = 2**21  # size of a convolution's buffer in floats (8 MB); a single imag
 
 
 class Layer:
-    """Base class of the layers and of the U-Net."""
+    """Base class of the layers and of the networks."""
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Names and weights of the layer and its sublayers, as in PyTorch: up.0.norm_1.bias."""
@@ -115,6 +115,19 @@ class GroupNorm(Layer):
         """Mean of each channel's group: (N, C) -> (N, 1, C)."""
         means = x.reshape(len(x), self.groups, -1).mean(axis=2)
         return means.repeat(x.shape[1] // self.groups, axis=1)[:, None]
+
+
+class LayerNorm(Layer):
+    """Layer normalization over the last axis (..., C) (Ba et al. 2016, arXiv:1607.06450, eq. 4)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.weight, self.bias = Tensor.ones(channels), Tensor.zeros(channels)
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.data - x.data.mean(axis=-1, keepdims=True)
+        y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + self.eps)
+        return Tensor(y * self.weight.data + self.bias.data)
 
 
 class Attention(Layer):

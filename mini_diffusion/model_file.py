@@ -1,7 +1,9 @@
 """Model files: a trained network and its noise schedule as plain arrays in one .npz file.
 
-config          JSON text: format, dataset, classes, image_size (N or [height, width]),
-                image_channels, model (the arguments of UNet), prediction, clip, sigma_data
+config          JSON text: format, dataset, classes, network ("unet" or "mlp"; "unet" where it is
+                missing), model (the network's arguments), prediction, clip, clip_loss (false where
+                it is missing), sigma_data; of images image_size (N or [height, width]) and
+                image_channels, of points dim
 alpha, sigma    noise schedule, float64 (T,)
 weights.NAME    weights of the network, float32, with the names of PyTorch's state_dict
 
@@ -10,16 +12,22 @@ The project's export.py writes these files. Reading one executes no code (`allow
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from mini_diffusion.layers import Layer
+from mini_diffusion.tensor import Tensor
+
 FORMAT = 1
 WEIGHTS = "weights."
-KEYS = {"format", "dataset", "classes", "image_size", "image_channels", "model"}
-KEYS |= {"prediction", "clip", "sigma_data"}
+KEYS = {"format", "dataset", "classes", "model", "prediction", "clip", "sigma_data"}
+SHAPES = {"unet": {"image_size", "image_channels"}, "mlp": {"dim"}}  # keys of the data's shape
 REMEDY = "create one with export.py --to numpy"
+
+Network = TypeVar("Network", bound=Layer)
 
 
 class ModelFileError(OSError):
@@ -53,5 +61,48 @@ def read_model(path: str | Path) -> ModelFile:
         raise ModelFileError(
             f"{path} has format {config['format']}; this version of mini_diffusion reads {FORMAT}"
         )
+    network = network_of(config)
+    if network not in SHAPES:
+        known = " and ".join(SHAPES)
+        raise ModelFileError(f"{path} contains the network {network!r}; known are {known}")
+    if not config.keys() >= SHAPES[network]:
+        raise ModelFileError(
+            f"{path} contains the network {network!r}, but not the shape of its data; {REMEDY}"
+        )
     weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
     return ModelFile(config, alpha, sigma, weights)
+
+
+def network_of(config: dict) -> str:
+    """Name of the network in the configuration of a model file."""
+    return config.get("network", "unet")
+
+
+def with_weights(
+    path: str | Path, file: ModelFile, name: str, build: Callable[..., Network]
+) -> Network:
+    """Network of a model file.
+
+    Args:
+        path: of the file, for messages.
+        file: its contents.
+        name: of the network, "unet" or "mlp".
+        build: makes the network from its arguments.
+
+    Raises ModelFileError for another network, and for weights that do not fit.
+    """
+    if (found := network_of(file.config)) != name:
+        raise ModelFileError(f"{path} contains the network {found}, not {name}; use load_network")
+    try:
+        model = build(**file.config["model"])
+        parameters = dict(model.parameters())
+        if names := parameters.keys() ^ file.weights.keys():
+            raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
+        for name, weights in parameters.items():
+            new = Tensor(file.weights[name])
+            if new.shape != weights.shape:
+                raise ValueError(f"{name} has shape {new.shape}, expected {weights.shape}")
+            weights.data = new.data
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
+    return model

@@ -1,4 +1,4 @@
-"""Image grids and PNG files."""
+"""Image grids, pictures of points, and PNG files."""
 
 import math
 import os
@@ -13,6 +13,7 @@ from mini_diffusion.tensor import Tensor
 
 GAP, SHADE = 2, 40  # pixels between the images of a grid, and their grey value
 MARK = b"Software\0made by Tiny Diffusion"  # by it, train.py tells our pictures from data
+SCATTER, DOT, INK = 480, 3, (31, 119, 180)  # side of a picture of points and of a point; colour
 SIDE = 56  # approximate minimum size of an image in a grid, on its larger side, in pixels
 
 
@@ -32,6 +33,20 @@ def grid(images: np.ndarray) -> np.ndarray:
     for i, image in enumerate(images):
         y, x = i // columns * (h + GAP) + GAP, i % columns * (w + GAP) + GAP
         picture[y : y + h, x : x + w] = image
+    return picture
+
+
+def scatter(points: np.ndarray) -> np.ndarray:
+    """Picture (H, W, 3) of the first two coordinates of points (N, D); the second points up.
+
+    The picture shows the square around 0 that contains all points.
+    """
+    half = max(float(np.abs(points[:, :2]).max(initial=0)), 1e-6)
+    picture = np.full((SCATTER, SCATTER, 3), 255, np.uint8)
+    at = (points[:, :2] / half * [1, -1] + 1) / 2 * (SCATTER - 2 * DOT) + DOT
+    columns, rows = at.round().astype(int).clip(DOT, SCATTER - 1 - DOT).T
+    for i, j in np.ndindex(DOT, DOT):
+        picture[rows + i - DOT // 2, columns + j - DOT // 2] = INK
     return picture
 
 

@@ -1,7 +1,8 @@
-"""Sample images from a model file: python -m mini_diffusion.sample model.npz"""
+"""Sample images or points from a model file: python -m mini_diffusion.sample model.npz"""
 
 import argparse
 import io
+import math
 import os
 import sys
 import time
@@ -11,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from mini_diffusion.model_file import read_model
-from mini_diffusion.picture import grid, png, to_uint8, write_whole
+from mini_diffusion.networks import load_network
+from mini_diffusion.picture import grid, png, scatter, to_uint8, write_whole
 from mini_diffusion.sampler import Sampler
 from mini_diffusion.scheduler import NoiseScheduler
-from mini_diffusion.unet import UNet
+from mini_diffusion.tensor import Tensor
 
 SAMPLERS = {"ddim": Sampler.ddim, "ddpm": Sampler.ddpm}
 STEPS = {"ddim": 50, "ddpm": 100}
-BATCH = 64  # batch size
+BATCH = {"images": 64, "points": 2000}  # batch size, and default number of samples
 EXAMPLES = """examples:
   python -m mini_diffusion.sample model.npz
   python -m mini_diffusion.sample model.npz --num-images 16 --steps 20 --seed 7
@@ -39,6 +41,17 @@ def at_least(low: int, text: str) -> int:
     return int(text)
 
 
+def finite(text: str) -> float:
+    """Finite number of a flag."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return number
+
+
 def user_path(text: str) -> Path:
     """Path of a flag; `~` is the home folder, also in --output=~/samples.png."""
     return Path(os.path.expanduser(text))
@@ -51,14 +64,14 @@ POSITIVE, NATURAL = partial(at_least, 1), partial(at_least, 0)
 def make_parser() -> Parser:
     parser = Parser(
         prog="python -m mini_diffusion.sample",
-        description="Sample images from a model file with NumPy alone.",
+        description="Sample images or points from a model file with NumPy alone.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="model file (.npz), written by export.py")
-    parser.add_argument("--num-images", type=POSITIVE, default=64, metavar="N",
-                        help="number of images (default: 64)")
+    parser.add_argument("--num-images", type=POSITIVE, metavar="N",
+                        help="number of images or points (default: 64 images, 2000 points)")
     parser.add_argument("--seed", type=NATURAL, default=0, metavar="N",
                         help="random seed (default: 0)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim",
@@ -66,11 +79,14 @@ def make_parser() -> Parser:
     parser.add_argument("--steps", type=POSITIVE, metavar="N",
                         help="number of sampling steps, at most T (default: ddim 50, ddpm 100)")
     parser.add_argument("--class-id", metavar="ID",
-                        help="class of all images, by name or index "
+                        help="class of all samples, by name or index "
                         "(default: cycle through all classes)")
+    parser.add_argument("--guidance-scale", type=finite, default=1.0, metavar="W",
+                        help="classifier-free guidance towards the class (default: 1, none)")
     parser.add_argument("--output", type=user_path, metavar="FILE",
                         default=Path("outputs/mini_samples.png"),
-                        help="image grid (.png) or uint8 array arr_0 of shape N, H, W, C (.npz) "
+                        help="picture (.png), or array arr_0 (.npz): uint8 of shape N, H, W, C, "
+                        "or points of shape N, D "
                         "(default: outputs/mini_samples.png)")
     return parser
 
@@ -102,11 +118,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Sample images and write them to `args.output`. Raises ValueError for invalid arguments."""
+    """Sample and write to `args.output`. Raises ValueError for invalid arguments."""
     if args.output.suffix.lower() not in (".png", ".npz"):
         raise ValueError(f"--output must end in .png or .npz, got {args.output}")
     config = read_model(args.model).config
-    model, scheduler = UNet.load(args.model), NoiseScheduler.load(args.model)
+    model, scheduler = load_network(args.model), NoiseScheduler.load(args.model)
+    kind = "points" if "dim" in config else "images"
+    args.num_images = args.num_images or BATCH[kind]
     steps = args.steps or min(STEPS[args.sampler], scheduler.timesteps)
     if steps > scheduler.timesteps:
         most = scheduler.timesteps
@@ -116,19 +134,21 @@ def generate(args: argparse.Namespace) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)  # fails before sampling
 
     say(f"{args.model}: {config['dataset']}, {model.parameter_count():,} parameters")
-    say(f"{args.sampler}, {steps} steps, NumPy {np.__version__}")
+    guided = "" if args.guidance_scale == 1 else f", guidance {args.guidance_scale:g}"
+    say(f"{args.sampler}, {steps} steps{guided}, NumPy {np.__version__}")
     if args.class_id is not None:
         name = config["classes"][labels[0]]
         say(f"class {labels[0]}: {''.join(c if c.isprintable() else '?' for c in name)}")
     rng, start, batches = np.random.default_rng(args.seed), time.monotonic(), []
-    for first in range(0, args.num_images, BATCH):
-        count = min(BATCH, args.num_images - first)
-        shape = (count, config["image_channels"], *image_sides(config["image_size"]))
+    guidance = {"null_model": model, "guidance_scale": args.guidance_scale}
+    for first in range(0, args.num_images, BATCH[kind]):
+        count = min(BATCH[kind], args.num_images - first)
         y = None if labels is None else labels[first : first + count]
-        batches.append(to_uint8(sampler.sample(partial(model, y=y), shape, rng)))
-    images = np.concatenate(batches)
-    save(args.output, images)
-    say(f"{len(images)} images in {time.monotonic() - start:.1f} s: {args.output}")
+        shape = (count, *shape_of_sample(config))
+        batches.append(to_array(sampler.sample(partial(model, y=y), shape, rng, **guidance)))
+    samples = np.concatenate(batches)
+    save(args.output, samples)
+    say(f"{len(samples)} {kind} in {time.monotonic() - start:.1f} s: {args.output}")
 
 
 def say(text: str) -> None:
@@ -139,6 +159,18 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def shape_of_sample(config: dict) -> tuple[int, ...]:
+    """Shape of one sample: (C, H, W) of images, (D,) of points."""
+    if "dim" in config:
+        return (config["dim"],)
+    return (config["image_channels"], *image_sides(config["image_size"]))
+
+
+def to_array(x: Tensor) -> np.ndarray:
+    """Samples as they are written: uint8 images (N, H, W, C), or float32 points (N, D)."""
+    return to_uint8(x) if x.data.ndim == 4 else x.data
+
+
 def image_sides(size: int | list[int]) -> tuple[int, int]:
     """Height and width of an image size, N for squares or [height, width]."""
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -147,8 +179,10 @@ def image_sides(size: int | list[int]) -> tuple[int, int]:
 def choose_labels(
     args: argparse.Namespace, num_classes: int | None, classes: list[str]
 ) -> np.ndarray | None:
-    """Class label of each image (N,), or None for a model without classes."""
+    """Class label of each sample (N,), or None for a model without classes."""
     if num_classes is None:
+        if args.guidance_scale != 1:
+            raise ValueError("--guidance-scale is not supported: this model has no classes")
         if args.class_id is not None:
             raise ValueError("--class-id is not supported: this model has no classes")
         return None
@@ -172,13 +206,13 @@ def class_index(text: str, classes: list[str]) -> int:
     raise ValueError(f"--class-id {text}: the classes are {names}{more}")
 
 
-def save(path: Path, images: np.ndarray) -> None:
-    """Write uint8 images (N, H, W, C) as a grid (.png) or as an array (.npz)."""
+def save(path: Path, samples: np.ndarray) -> None:
+    """Write images (N, H, W, C) or points (N, D) as a picture (.png) or as an array (.npz)."""
     if path.suffix.lower() == ".png":
-        data = png(grid(images))
+        data = png(grid(samples) if samples.ndim == 4 else scatter(samples))
     else:
         buffer = io.BytesIO()
-        np.savez(buffer, images)
+        np.savez(buffer, samples)
         data = buffer.getvalue()
     write_whole(path, data)
 

@@ -38,9 +38,17 @@ class Sampler:
         return cls(scheduler, num_inference_steps, ancestral=False)
 
     def sample(
-        self, model: Model, shape: Sequence[int], rng: Rng = None, callback: Callback | None = None
+        self,
+        model: Model,
+        shape: Sequence[int],
+        rng: Rng = None,
+        callback: Callback | None = None,
+        *,
+        null_model: Model | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
-        """Sample images (N, C, H, W) from noise, in [-1, 1] if the scheduler clips.
+        """Sample images (N, C, H, W), or points (N, D), from noise; in [-1, 1] if the scheduler
+        clips.
 
         Additional output channels of the model, such as a learned variance, are ignored. Raises
         ValueError if the schedule ends in pure noise (alpha = 0) and the prediction is "eps".
@@ -48,12 +56,19 @@ class Sampler:
         Args:
             callback: called after each step with its number (1, ..., total), the total, the
                 timestep at its start, and the current x (N, C, H, W).
+            null_model: the model with the null label, for classifier-free guidance.
+            guidance_scale: 1 is the prediction for the class, 0 that for the null label.
         """
         scheduler, rng = self.scheduler, generator(rng)
         x = hypot(*scheduler.level(self.timesteps[0])) * Tensor.randn(shape, rng=rng)
         for i, (t, prev) in enumerate(pairwise([*self.timesteps, -1]), start=1):
-            out = model(scheduler.scaled(x, t), t)[:, : shape[1]]
-            x_0, eps = scheduler.x_0_and_eps(out, x, t)
+            scaled = scheduler.scaled(x, t)
+            out = model(scaled, t)[:, : shape[1]]
+            if null_model is None or guidance_scale == 1:
+                x_0, eps = scheduler.x_0_and_eps(out, x, t)
+            else:
+                null_out = null_model(scaled, t)[:, : shape[1]]
+                x_0, eps = scheduler.guided(out, null_out, x, t, guidance_scale)
             if self.ancestral:
                 x = scheduler.posterior(x_0, x, t, prev, rng)
             else:

@@ -88,6 +88,7 @@ class NoiseScheduler:
         alpha, sigma: signal and noise coefficients (T,).
         prediction: what the network predicts, a key of `PREDICTIONS`.
         clip: clip the implied x_0 to [-1, 1]. Use it for images.
+        clip_loss: whether training counted no error outside [-1, 1]; guidance then clips each x_0.
         sigma_data: standard deviation of the data, the unit of predictions and network inputs.
             The papers' formulas of "eps", "x_0", "v" and "flow" have sigma_data = 1.
     """
@@ -99,6 +100,7 @@ class NoiseScheduler:
         *,
         prediction: str = "eps",
         clip: bool = False,
+        clip_loss: bool = False,
         sigma_data: float = 1.0,
     ):
         if prediction not in PREDICTIONS:
@@ -108,7 +110,8 @@ class NoiseScheduler:
         if self.alpha.ndim != 1 or self.alpha.shape != self.sigma.shape or not self.alpha.size:
             raise ValueError("alpha and sigma must be non-empty arrays of the same shape (T,)")
         self.timesteps = len(self.alpha)
-        self.prediction, self.clip, self.sigma_data = prediction, clip, sigma_data
+        self.prediction, self.sigma_data = prediction, sigma_data
+        self.clip, self.clip_loss = clip, clip_loss
 
     @classmethod
     def of_type(cls, schedule: ScheduleType, timesteps: int = 1000, **options) -> "NoiseScheduler":
@@ -135,6 +138,7 @@ class NoiseScheduler:
         """Read the scheduler of a model file. Raises the errors of `read_model`."""
         file = read_model(path)
         options = {name: file.config[name] for name in ("prediction", "clip", "sigma_data")}
+        options["clip_loss"] = file.config.get("clip_loss", False)
         try:
             return cls(file.alpha, file.sigma, **options)
         except ValueError as error:
@@ -211,13 +215,41 @@ class NoiseScheduler:
 
         `prediction` overrides the scheduler's. Raises ValueError for "eps" where alpha is 0.
         """
+        x_0 = self.x_0(out, noisy, timestep, prediction)
+        if self.clip:
+            x_0 = x_0.clip(-1, 1)
+        return x_0, self.eps(x_0, noisy, timestep)
+
+    def guided(
+        self, out: Tensor, null_out: Tensor, noisy: Tensor, timestep: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """x_0 and eps (N, C, H, W) of classifier-free guidance (Ho & Salimans 2022,
+        arXiv:2207.12598, eq. 6): null + scale (conditional - null).
+
+        `out` is the output for a class, and `null_out` that for the null label. x_0 is an affine
+        function of the output, so that guidance of x_0 equals guidance of the output.
+        """
+        x_0, null_x_0 = (self.x_0(each, noisy, timestep) for each in (out, null_out))
+        if self.clip_loss:
+            x_0, null_x_0 = x_0.clip(-1, 1), null_x_0.clip(-1, 1)
+        x_0 = null_x_0 + scale * (x_0 - null_x_0)
+        if self.clip:
+            x_0 = x_0.clip(-1, 1)
+        return x_0, self.eps(x_0, noisy, timestep)
+
+    def eps(self, x_0: Tensor, noisy: Tensor, timestep: int) -> Tensor:
+        """eps (N, C, H, W) with x_t = alpha x_0 + sigma eps."""
+        alpha, sigma = self.level(timestep)
+        return (noisy - alpha * x_0) / sigma
+
+    def x_0(
+        self, out: Tensor, noisy: Tensor, timestep: int, prediction: str | None = None
+    ) -> Tensor:
+        """x_0 (N, C, H, W) implied by a network output, not clipped."""
         alpha, sigma = self.level(timestep)
         prediction, s = prediction or self.prediction, self.sigma_data
         if prediction == "eps" and alpha == 0:
             raise ValueError(
                 f"eps does not determine x_0 at timestep {timestep}: alpha is 0 (pure noise)"
             )
-        x_0 = s * PREDICTIONS[prediction](out, noisy, s * alpha, sigma)
-        if self.clip:
-            x_0 = x_0.clip(-1, 1)
-        return x_0, (noisy - alpha * x_0) / sigma
+        return s * PREDICTIONS[prediction](out, noisy, s * alpha, sigma)

@@ -17,7 +17,7 @@ from mini_diffusion.layers import (
     fold,
     unfold,
 )
-from mini_diffusion.model_file import ModelFileError, read_model
+from mini_diffusion.model_file import read_model, with_weights
 from mini_diffusion.tensor import Rng, Tensor, generator
 
 EMBEDDING = 256  # features of the timestep and class embeddings
@@ -148,20 +148,10 @@ class UNet(Layer):
     @classmethod
     def load(cls, path: str | Path) -> "UNet":
         """Read the network of a model file. Raises the errors of `read_model`."""
-        file = read_model(path)
-        try:
-            model = cls(**{"efficient": False} | file.config["model"])  # older files lack it
-            parameters = dict(model.parameters())
-            if names := parameters.keys() ^ file.weights.keys():
-                raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
-            for name, weights in parameters.items():
-                new = Tensor(file.weights[name])
-                if new.shape != weights.shape:
-                    raise ValueError(f"{name} has shape {new.shape}, expected {weights.shape}")
-                weights.data = new.data
-        except (TypeError, ValueError) as error:
-            raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
-        return model
+        older = {"efficient": False}  # the default of files that lack it
+        return with_weights(
+            path, read_model(path), "unet", lambda **arguments: cls(**older | arguments)
+        )
 
 
 class Block(Layer):

@@ -37,7 +37,7 @@ SERVICES = {
     "distributed": set(),
 }
 TEACHING = {"learn": {"cli", "dataset", "utils", "visuals"}}  # nothing imports it
-ALONE = {"mini_diffusion"}  # imports nothing of the rest, which imports nothing of it
+ALONE = {"mini_diffusion", "docs"}  # import nothing of the rest, which imports nothing of them
 FREE = {"benchmarks", "notebooks"}  # import anything, and are imported by each other alone
 BELOW_COMMANDS = {*LAYERS, *SERVICES} - {"commands", "cli"}
 

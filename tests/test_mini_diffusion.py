@@ -27,9 +27,11 @@ from dataset.items import to_uint8
 from dataset.own_files import is_own_picture
 from diffusion import GaussianDiffusion
 from mini_diffusion import (
+    MLP,
     Attention,
     Conv2d,
     GroupNorm,
+    LayerNorm,
     Linear,
     ModelFileError,
     NoiseScheduler,
@@ -38,11 +40,12 @@ from mini_diffusion import (
     Tensor,
     UNet,
     demo,
+    load_network,
     read_model,
     sample,
 )
 from mini_diffusion.layers import attend
-from mini_diffusion.picture import grid, png
+from mini_diffusion.picture import grid, png, scatter
 from mini_diffusion.scheduler import PREDICTIONS
 from models import build_model
 from models import unet as torch_unet
@@ -53,6 +56,7 @@ from visuals.pictures import ImagePictures, square
 
 T = 50
 DEFAULTS = {"name": "unet", "image_size": 8, "image_channels": 1, "channels": 8}
+POINTS = {"name": "mlp", "dim": 2, "channels": 16, "blocks": 2}
 
 
 @pytest.fixture
@@ -70,15 +74,17 @@ def as_torch(x: Tensor) -> torch.Tensor:
 
 def write_checkpoint(folder: Path, diffusion: dict | None = None, **model) -> Path:
     """Write a checkpoint with random weights."""
-    config = {**DEFAULTS, **model}
+    config = {**DEFAULTS, **model} if "dim" not in model else model
     torch.manual_seed(0)
     network, weights = build_model(config), {}
     for which in ("model", "ema"):
         for p in network.parameters():  # the initial values are partly zero
             p.data += 0.1 * torch.randn_like(p)
         weights[which] = {name: w.clone() for name, w in network.state_dict().items()}
-    data = {"dataset": "digits", "data_dir": "data", "count": 1}
-    data |= {key: config[key] for key in ("image_size", "image_channels")}
+    name = "moons" if "dim" in config else "digits"
+    data = {"dataset": name, "data_dir": "data", "count": 1}
+    shape = ("image_size", "image_channels", "dim")
+    data |= {key: config[key] for key in shape if key in config}
     data["classes"] = [str(i) for i in range(config.get("num_classes", 0))]
     process = {"timesteps": T, "learn_sigma": config.get("learn_sigma", False), **(diffusion or {})}
     train = {"label_dropout": 0.1, "total_steps": None}
@@ -241,6 +247,14 @@ def test_group_norm(rng, groups):
 def test_group_norm_refuses_uneven_groups():
     with pytest.raises(ValueError, match=r"channels \(6\) must be divisible by groups \(4\)"):
         GroupNorm(4, 6)
+
+
+def test_layer_norm(rng):
+    layer = LayerNorm(12)
+    module = same_weights(layer, nn.LayerNorm(12))
+    noise = randn(rng, 5, 12)
+    for x in (Tensor(3 * noise + 100), Tensor(1e-3 * noise)):
+        assert_allclose(layer(x).data, module(as_torch(x)), rtol=1e-3, atol=1e-4)
 
 
 def test_attention(rng):
@@ -427,6 +441,25 @@ def test_the_unet_matches_pytorch(rng, tmp_path, config):
         assert_allclose(actual, truth, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", [{}, {"num_classes": 3, "learn_sigma": True}])
+def test_the_mlp_matches_pytorch(rng, tmp_path, config):
+    config = POINTS | config
+    checkpoint = write_checkpoint(tmp_path, {"clip": False}, **config)
+    file = exported(checkpoint, tmp_path)
+    model = load_network(file)
+    assert isinstance(model, MLP)
+    expected, _ = restore(load_checkpoint(checkpoint))
+    assert model.parameter_count() == sum(p.numel() for p in expected.parameters())
+    t, x = np.array([0, 20, T - 1]), randn(rng, 3, 2)
+    for y in [None] if model.num_classes is None else [None, [0, 2, model.num_classes]]:
+        labels = label_condition(None if y is None else torch.tensor(y))
+        truth = expected(torch.from_numpy(x), torch.from_numpy(t), labels)
+        assert truth.std() > 0.01
+        assert_allclose(model(Tensor(x), t, y).data, truth, rtol=0, atol=1e-4)
+    with pytest.raises(ModelFileError, match="the network mlp, not unet; use load_network"):
+        UNet.load(file)
+
+
 def test_the_unet_refuses_invalid_arguments(rng):
     model = UNet(1, 1, 8, rng, patch_size=4)
     with pytest.raises(ValueError, match="multiples of 4, got 10x16"):
@@ -463,7 +496,7 @@ def test_the_timesteps_are_those_of_trailing_spacing():
         assert [*timesteps, -1] == [level.t for level in diffusion.levels(steps)]
 
 
-def torch_trajectory(model, diffusion, sampler: str, steps: int, count: int, y=None):
+def torch_trajectory(model, diffusion, sampler: str, steps: int, count: int, y=None, **guidance):
     """x after each step of a PyTorch sampler, with noise from NumPy's seed 0."""
     rng = np.random.default_rng(0)
     levels = diffusion.levels(steps)
@@ -471,18 +504,21 @@ def torch_trajectory(model, diffusion, sampler: str, steps: int, count: int, y=N
     def noise_like(x):
         return torch.from_numpy(randn(rng, *x.shape))
 
-    shape = (count, model.image_channels, *sides(model.image_size))
+    shape = (count, 2)
+    if model.kind == "images":
+        shape = (count, model.image_channels, *sides(model.image_size))
     x = levels[0].scale * noise_like(torch.empty(shape))
     labels = label_condition(None if y is None else torch.tensor(y))
-    return [*samplers.SAMPLERS[sampler](diffusion.denoiser(model, labels), x, levels, noise_like)]
+    denoise = diffusion.denoiser(model, labels, **guidance)
+    return [*samplers.SAMPLERS[sampler](denoise, x, levels, noise_like)]
 
 
-def assert_same_trajectory(checkpoint, file, steps=5, y=None, raw=False):
+def assert_same_trajectory(checkpoint, file, steps=5, y=None, raw=False, scale=1.0):
     """Compare each step of DDIM and DDPM sampling with PyTorch, from the same noise."""
-    model, scheduler = UNet.load(file), NoiseScheduler.load(file)
+    model, scheduler = load_network(file), NoiseScheduler.load(file)
     reference = restore(load_checkpoint(checkpoint), raw=raw)
     config = read_model(file).config
-    shape = (3, config["image_channels"], *sides(config["image_size"]))
+    shape = (3, *sample.shape_of_sample(config))
     for name in ("ddim", "ddpm"):
         trajectory = []
         getattr(Sampler, name)(scheduler, steps).sample(
@@ -490,8 +526,10 @@ def assert_same_trajectory(checkpoint, file, steps=5, y=None, raw=False):
             shape,
             np.random.default_rng(0),
             lambda step, total, t, x, trajectory=trajectory: trajectory.append(x),
+            null_model=model,
+            guidance_scale=scale,
         )
-        expected = torch_trajectory(*reference, name, steps, 3, y)
+        expected = torch_trajectory(*reference, name, steps, 3, y, guidance_scale=scale)
         for a, b in zip(trajectory, expected, strict=True):
             assert_allclose(a.data, b, rtol=1e-3, atol=1e-3, err_msg=name)
         assert np.abs(trajectory[-1].data).max() > 0.5
@@ -521,6 +559,39 @@ def test_raw_weights_sample_as_in_pytorch(conditional, conditional_file, tmp_pat
 def test_every_process_samples_as_in_pytorch(tmp_path, process):
     checkpoint = write_checkpoint(tmp_path, process)
     assert_same_trajectory(checkpoint, exported(checkpoint, tmp_path))
+
+
+GUIDED = [
+    ({"schedule": "cosine", "prediction": "flow", "clip_loss": True}, 2.0),
+    ({"schedule": "linear", "prediction": "eps"}, 1.5),
+    ({"schedule": "edm", "prediction": "edm", "sigma_data": 0.5, "clip_loss": True}, 3.0),
+    ({"schedule": "flow", "prediction": "v", "clip": False}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("process", "scale"), GUIDED)
+def test_guidance_is_that_of_pytorch(tmp_path, process, scale):
+    checkpoint = write_checkpoint(tmp_path, process, num_classes=3)
+    file = exported(checkpoint, tmp_path)
+    assert_same_trajectory(checkpoint, file, y=[0, 2, 1], scale=scale)
+
+
+def test_points_are_sampled_as_in_pytorch(draw, tmp_path):
+    process = {"schedule": "flow", "prediction": "flow", "clip": False}
+    checkpoint = write_checkpoint(tmp_path, process, num_classes=2, **POINTS)
+    file = exported(checkpoint, tmp_path)
+    assert_same_trajectory(checkpoint, file, y=[0, 1, 1], scale=1.5)
+    flags = ["--steps", 5, "--guidance-scale", 1.5, "--num-images", 7]
+    done = draw(file, *flags, "--output", "points.npz")
+    assert (done.code, done.err) == (0, "")
+    assert "ddim, 5 steps, guidance 1.5" in done.out
+    assert "7 points in" in done.out
+    reference, labels = restore(load_checkpoint(checkpoint)), np.arange(7) % 2
+    expected = torch_trajectory(*reference, "ddim", 5, 7, labels, guidance_scale=1.5)[-1]
+    assert_allclose(pixels_of("points.npz"), expected, rtol=1e-3, atol=1e-3)
+    assert draw(file, *flags, "--output", "points.png").code == 0
+    with Image.open("points.png") as picture:
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) == 2
 
 
 def test_rectangular_images_are_sampled_as_in_pytorch(tmp_path):
@@ -692,6 +763,7 @@ def bad_files(tmp_path_factory) -> Path:
     for name, old, new in [
         ("config", text, "{}"),
         ("newer", '"format": 1', '"format": 2'),
+        ("mlp", '"network": "unet"', '"network": "mlp"'),
         ("narrow", '"model_channels": 8', '"model_channels": 4'),
         ("deeper", '"blocks": 1', '"blocks": 2'),
         ("unknown", '"prediction": "eps"', '"prediction": "x"'),
@@ -715,6 +787,9 @@ def bad_files(tmp_path_factory) -> Path:
         (["model.npz", "--seed", "-1"], 2, "--seed: must be an integer of at least 0, got '-1'"),
         (["model.npz", "--sampler", "heun"], 2, "invalid choice: 'heun'"),
         (["model.npz", "--class-id", "1"], 2, "--class-id is not supported"),
+        (["model.npz", "--guidance-scale", "2"], 2, "--guidance-scale is not supported"),
+        (["model.npz", "--guidance-scale", "inf"], 2, "must be a number, got 'inf'"),
+        (["mlp.npz"], 1, "mlp.npz contains the network 'mlp', but not the shape of its data"),
         (["model.npz", "--output", "a.jpg"], 2, "--output must end in .png or .npz"),
         (["model.npz", "--output", "text/a.png"], 1, "text"),
         (["model.npz", "--guidance", "2"], 2, "unrecognized arguments: --guidance 2"),
@@ -771,6 +846,14 @@ def test_invalid_model_files_raise_the_documented_errors(tmp_path):
         (tmp_path / "text.npz").write_text("text")
         with pytest.raises(ModelFileError):
             load(tmp_path / "text.npz")
+
+
+def test_the_picture_of_points():
+    picture = scatter(np.array([[1.0, 0.0], [0.0, 0.5], [-0.2, -1.0]]))
+    inked = np.argwhere((picture != 255).any(axis=2))  # rows and columns, from the top
+    assert len(inked) == 27  # three points of 3 x 3 pixels
+    centres = inked.reshape(3, 9, 2).mean(axis=1) / len(picture)
+    assert_allclose(centres, [[0.25, 0.5], [0.5, 1.0], [1.0, 0.4]], atol=0.02)
 
 
 @pytest.mark.parametrize(

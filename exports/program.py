@@ -1,0 +1,133 @@
+"""A network and its process as a program of torch.export, a .pt2 file.
+
+`torch.export.load(path).module()` runs the network without the sources of this project. The file
+also holds the configuration, with which `sample.py` reads the weights and ignores the program.
+"""
+
+import copy
+import io
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.programs import DESCRIPTION, NETWORK
+from checkpoints.weights import metadata_of
+from conditions import NULL_LABEL, PADDING, Condition
+from exports.network import TrainedNetwork, require_velocity
+from models import NOT_DENOISERS
+from utils import save_whole, sides
+
+
+class PositionalNetwork(nn.Module):
+    """A network as a function of tensors alone: x_t, t, and the conditions that it knows.
+
+    Args:
+        network: maps (x_t, t, condition) to a prediction.
+        conditions: names of the fields of its condition, in the order of the arguments.
+    """
+
+    def __init__(self, network: nn.Module, conditions: list[str]):
+        super().__init__()
+        setattr(self, NETWORK, network)
+        self.conditions = conditions
+
+    def forward(self, x_t: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        condition = Condition(**dict(zip(self.conditions, conditions, strict=True)))
+        return getattr(self, NETWORK)(x_t, t, condition)
+
+
+def require_program(config: dict, reader: str = "the program") -> None:
+    """Raise ValueError for a network that is no function of x_t, t, classes and tokens."""
+    model = config["model"]
+    require_velocity(config, reader)
+    if (name := model["name"]) in NOT_DENOISERS:
+        raise ValueError(f"it contains the network {name}, which draws nothing")
+    if model.get("text_width"):
+        raise ValueError(f"a pretrained text encoder reads its captions, and {reader} has none")
+    if model.get("super_resolution"):
+        raise ValueError(f"it enlarges images, which {reader} does not take")
+    if model.get("autoencoder"):
+        raise ValueError(f"it is of latents, which {reader} cannot decode")
+
+
+def condition_names(config: dict) -> list[str]:
+    """The fields of the condition that a network knows."""
+    model = config["model"]
+    known = {"label": model.get("num_classes"), "tokens": model.get("caption_length")}
+    return [name for name, value in known.items() if value]
+
+
+def item_shape(config: dict) -> tuple[int, ...]:
+    """Shape of what a network denoises: (C, H, W) of images, (D,) of points."""
+    model = config["model"]
+    if "dim" in model:
+        return (model["dim"],)
+    return (model["image_channels"], *sides(model["image_size"]))
+
+
+def example_inputs(network: TrainedNetwork, count: int) -> tuple[Tensor, ...]:
+    """Inputs of a batch, with different timesteps and conditions, and the null forms of these."""
+    config, generator = network.config, torch.Generator().manual_seed(0)
+    x_t = torch.randn(count, *item_shape(config), generator=generator)
+    t = torch.arange(count) * (network.diffusion.timesteps - 1) // max(1, count - 1)
+    model, found = config["model"], []
+    if classes := model.get("num_classes"):
+        found.append(torch.arange(count) % (classes + 1) + NULL_LABEL)
+    if length := model.get("caption_length"):
+        tokens = torch.randint(1, model["vocabulary_size"], (count, length), generator=generator)
+        tokens[:, length // 2 :] = PADDING
+        tokens[0] = PADDING
+        found.append(tokens)
+    return x_t, t, *found
+
+
+def exported_program(network: TrainedNetwork) -> torch.export.ExportedProgram:
+    """The network as a program for batches of any size."""
+    own = copy.deepcopy(network.model).to(memory_format=torch.contiguous_format).eval()
+    positional = PositionalNetwork(own, condition_names(network.config))
+    inputs, batch = example_inputs(network, 2), {0: torch.export.Dim("batch", min=1)}
+    shapes = (batch, batch, *([(batch,) * len(inputs[2:])] if inputs[2:] else []))
+    with torch.no_grad():
+        return torch.export.export(positional, inputs, dynamic_shapes=shapes)
+
+
+def description(network: TrainedNetwork) -> dict:
+    """What a client needs to sample with the network, as values of JSON."""
+    config, step, _, _, diffusion = network
+    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
+    conditions = condition_names(config)
+    return {
+        "format": 1,
+        "dataset": config["data"]["dataset"],
+        "step": step,
+        "shape": list(item_shape(config)),
+        "inputs": ["x_t", "t", *conditions],
+        "alpha": [level.alpha for level in levels],
+        "sigma": [level.sigma for level in levels],
+        "prediction": config["diffusion"].get("prediction", "eps"),
+        "clip": diffusion.clip,
+        "clip_loss": diffusion.clip_loss,
+        "sigma_data": diffusion.sigma_data,
+        "learn_sigma": diffusion.learn_sigma,
+        "classes": config["data"]["classes"] if "label" in conditions else [],
+        "null_label": NULL_LABEL,
+        "caption_length": config["model"].get("caption_length"),
+        "words": config["data"].get("words") if "tokens" in conditions else None,
+        "tune": config["train"].get("tune"),
+        "steps": config["train"].get("student_steps"),
+    }
+
+
+def save_program(path: Path, network: TrainedNetwork) -> None:
+    """Write a network as a program, with its configuration and description."""
+    config, step, which, model, _ = network
+    program, file = exported_program(network), io.BytesIO()
+    metadata = metadata_of(config, step, which, model.state_dict())
+    text = json.dumps(metadata | {"sampling": description(network)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of views; the weights are no views
+        torch.export.save(program, file, extra_files={DESCRIPTION: text})
+    save_whole(path, lambda partial: partial.write_bytes(file.getbuffer()))
