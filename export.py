@@ -92,7 +92,8 @@ def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
     path = Path(output or f"outputs/model{endings[form or 'numpy']}")
     ending, known = path.suffix.lower(), [each for each in endings.values() if each]
     if form is None and ending not in known:
-        raise ValueError(f"{path}: the name must end in {' or '.join(known)}")
+        listed = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise ValueError(f"{path}: the name must end in {listed}; a folder needs --to")
     form = form or next(name for name, one in endings.items() if one == ending)
     if endings[form] not in ("", ending):
         raise ValueError(f"{path}: the name of the file must end in {endings[form]}")

@@ -158,7 +158,7 @@ def test_file_format_and_name_follow_from_each_other(script, trained, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.pt"], "model.pt: the name must end in .npz or .safetensors"),
+        (["model.pt"], "model.pt: the name must end in .npz, .onnx, .pt2, .safetensors or .html"),
         (["--to", "numpy", "m.safetensors"], "the name of the file must end in .npz"),
         (["--to", "safetensors", "m.npz"], "the name of the file must end in .safetensors"),
     ],
