@@ -57,7 +57,7 @@ def table(points: list[Point]) -> str:
 
 @default_style()
 def plot(points: list[Point], path: Path) -> None:
-    """The measures over the scale, and exact match over recall."""
+    """The measures over the scale, and precision over recall."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     scales = [point.scale for point in points]
@@ -74,6 +74,7 @@ def plot(points: list[Point], path: Path) -> None:
         right.annotate(f"{point.scale:g}", (x, y), textcoords="offset points", xytext=(5, 4))
     floors = points[0].floors
     right.plot(floors["recall"], floors["precision"], "k*", label="real images")
+    right.locator_params(axis="x", nbins=5)
     right.set(xlabel="recall", ylabel="precision", title="diversity, by guidance scale")
     right.legend(fontsize=8)
     for axes in (left, right):
