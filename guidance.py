@@ -1,7 +1,7 @@
 """Guidance by a network that judges noisy images: its gradient steers the denoiser.
 
 The score of p(x_t | y) is that of p(x_t) plus the gradient of log p(y | x_t) (Bayes' rule;
-Dhariwal & Nowozin 2021, arXiv:2105.05233, eq. 14). Guidance without such a network, by the
+Dhariwal & Nichol 2021, arXiv:2105.05233, eq. 14). Guidance without such a network, by the
 condition or by a weaker model, is in `diffusion.Denoiser`.
 """
 

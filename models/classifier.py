@@ -1,4 +1,4 @@
-"""A classifier of noisy images, which guides sampling (Dhariwal & Nowozin 2021, section 4)."""
+"""A classifier of noisy images, which guides sampling (Dhariwal & Nichol 2021, section 4)."""
 
 from collections.abc import Sequence
 
