@@ -95,7 +95,7 @@ class GaussianDiffusion(nn.Module):
         make_tables = pick(SCHEDULES, schedule, "schedule")
         if betas is None:
             alpha, sigma = make_tables(timesteps)
-        elif len(betas) != timesteps or not 0 < min(betas) <= max(betas) <= 1:
+        elif len(betas) != timesteps or not all(0 < beta <= 1 for beta in betas):
             raise ValueError(f"betas must be {timesteps} numbers above 0 and at most 1")
         else:
             alpha, sigma = schedules.from_betas(torch.tensor(betas, dtype=torch.float64))

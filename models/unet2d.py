@@ -44,7 +44,7 @@ class UNet2D(nn.Module):
             before it. The attention in the middle then has no norm.
         time_width: features of the time; None for four times the width of the first level.
         flip_sin_to_cos: cosines before sines in the sinusoids of the time.
-        freq_shift: the lowest frequency is 10000^-(n - 1) / (n - freq_shift), of n frequencies.
+        freq_shift: the lowest frequency is 10000^(-(n - 1) / (n - freq_shift)), of n frequencies.
         downsample_padding: 1 pads all sides before halving the size; 0 the lower and right ones.
         center_input: double the images and subtract 1, for networks of images in [0, 1].
 
