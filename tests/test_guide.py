@@ -352,7 +352,7 @@ def chain():
 def cosine():
     levels = GaussianDiffusion("cosine", 1000)._levels
     for t in (0, 100, 500, 990):
-        near(equation("1.6", {"u": (t + 1) / 1000, "s": 0.008}), levels[t].alpha ** 2)
+        near(equation("1.6", {"c": (t + 1) / 1000, r"\delta": 0.008}), levels[t].alpha ** 2)
 
 
 def posterior_names(diffusion: GaussianDiffusion, t: int) -> dict:
@@ -615,9 +615,9 @@ def classifier_free_guidance():
     names = {"a": X_0, "b": (2 * scaled).float(), "w": 3.0, "w'": 2.0}
     near(equation("8.2", names), guided(), 1e-6)
     near(equation("8.3", names), guided(), 1e-6)
-    names["g"] = equation("8.2", names)
-    names |= {"s_a": X_0.std(axis=1, ddof=1, keepdims=True), "f": 0.7}
-    names["s_g"] = names["g"].std(axis=1, ddof=1, keepdims=True)
+    names |= {r"\tilde a": equation("8.2", names), "f": 0.7}
+    before, after = (names[name].std(axis=1, ddof=1, keepdims=True) for name in ("a", r"\tilde a"))
+    names["r"] = before / after
     near(equation("8.4", names), guided(guidance_rescale=0.7), 1e-5)
 
 
@@ -687,10 +687,10 @@ def energy():
 def flow_matching():
     diffusion = process("flow")
     cur, nxt = diffusion._levels[30], diffusion._levels[10]
-    x_u = equation("11.1", {"x_0": X_0, r"\epsilon": NOISE, "u": cur.sigma})
-    near(diffusion.q_sample(tensor(X_0), torch.full((5,), 30), tensor(NOISE)), x_u, 1e-6)
+    x_t = equation("11.1", {"x_0": X_0, r"\epsilon": NOISE, r"\tau": cur.sigma})
+    near(diffusion.q_sample(tensor(X_0), torch.full((5,), 30), tensor(NOISE)), x_t, 1e-6)
     eps = (X_T - cur.alpha * X_0) / cur.sigma
-    names = step_names(cur, nxt) | {"x": X_T, "u": cur.sigma, "u'": nxt.sigma}
+    names = step_names(cur, nxt) | {"x": X_T, r"\tau": cur.sigma, r"\tau'": nxt.sigma}
     names |= {r"\hat x_0": X_0, r"\hat\epsilon": eps}
     step = one_step(ddim, exact(tensor(X_0)), cur, nxt)
     near(equation("11.3", names), step)
@@ -702,11 +702,11 @@ def other_clocks():
     flow = process("flow")
     for schedule in ("linear", "cosine", "edm"):
         names = level_names(process(schedule), 25)
-        names["u"] = equation("11.5", names)
+        names[r"\tau"] = equation("11.5", names)
         names |= {"x_0": X_0, r"\epsilon": NOISE}
         equation("11.4", names | {"x_t": equation("1.1", names)})
         ratio = names[r"\sigma_t"] / names[r"\alpha_t"]
-        near(flow.nearest(ratio).sigma, names["u"], 0.02)  # one of 50 timesteps
+        near(flow.nearest(ratio).sigma, names[r"\tau"], 0.02)  # one of 50 timesteps
 
 
 @checks("12.1")
