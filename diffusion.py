@@ -368,11 +368,11 @@ class Denoiser:
         span = torch.full((len(x_t),), time - time_following, device=x_t.device)
         condition = replace(self.condition or Condition(), span=span)
         velocity = self.predict(self.model, self.diffusion.scaled(x_t, t), t, condition)
-        x = scale_following * (x_t / scale - (time - time_following) * velocity)
-        self.seen = s * (x_t / scale - time * velocity)  # exact where `following` is clean
+        x_0 = x_t / scale - time * velocity  # where the average velocity leads without an end
         if self.diffusion.clip:
-            self.seen = self.seen.clamp(-1, 1)
-        return self.seen if following.sigma == 0 else x
+            x_0 = x_0.clamp(-1 / s, 1 / s)
+        self.seen = s * x_0
+        return scale_following * torch.lerp(x_0, x_t / scale, time_following / time)
 
     def output(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
         """The guided prediction, and the fraction of the learned variance."""

@@ -192,11 +192,11 @@ class MeanFlowObjective(DiffusionObjective):
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         super().__init__(diffusion, config, device)
         train = config["train"]
-        self.scale = train["teacher_guidance"]
+        self.guidance = train["teacher_guidance"]
         alpha, sigma = clean_last(diffusion)
-        scale, self.time = flow_time(diffusion.sigma_data * alpha, sigma)  # each (T + 1,)
-        index = torch.arange(diffusion.timesteps, device=scale.device, dtype=torch.float32)
-        self.scale_in = diffusion.scale_in * scale[:-1]  # of z, as the network receives it
+        self.scale, self.time = flow_time(diffusion.sigma_data * alpha, sigma)  # each (T + 1,)
+        index = torch.arange(diffusion.timesteps, device=alpha.device, dtype=torch.float32)
+        self.scale_in = diffusion.scale_in * self.scale[:-1]  # of z, as the network receives it
         self.d_scale_in = gradient(self.scale_in, self.time[:-1])
         self.d_index = gradient(index, self.time[:-1])
         with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own code
@@ -235,7 +235,7 @@ class MeanFlowObjective(DiffusionObjective):
                 now = replace(given, span=torch.zeros_like(span))
                 along = call(unwrapped(model), diffusion.scaled(x_t, t), t, now).float()
             else:
-                x_0 = guided(diffusion, self.teacher, x_t, condition, t, self.scale)
+                x_0 = guided(diffusion, self.teacher, x_t, condition, t, self.guidance)
                 eps = (x_t - at(diffusion.alpha, t, x_t) * x_0) / at(diffusion.sigma, t, x_t)
                 velocity = along = eps - x_0 / s
             set_random_state(x_t.device, state)
@@ -244,7 +244,11 @@ class MeanFlowObjective(DiffusionObjective):
         set_random_state(x_t.device, state)  # the same dropout
         torch.clear_autocast_cache()  # it may hold the weights without their gradients
         found = call(model, diffusion.scaled(x_t, t), t, given).float()
-        return pseudo_huber(found - target).mean()
+        error = found - target
+        if diffusion.clip_loss:
+            straight = s * (x_t / at(self.scale, t, x_t) - at(self.time, t, x_t) * found)
+            error = error.masked_fill(right_once_clipped(straight, x_0), 0)
+        return pseudo_huber(error).mean()
 
     def derivative(
         self, model: nn.Module, x_t: Tensor, condition: Condition, t: Tensor, along: Tensor
