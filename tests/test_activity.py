@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import evaluate
-import export
+import exports
 from cli import activity
 from cli.activity import Bar, tell
 from evaluation import report
@@ -235,7 +235,7 @@ def test_sampling_evaluating_and_exporting_say_what_they_do(script, trained, tmp
     assert result.code == 0, result.err
     assert "searching for near-copies ..." in result.err
 
-    monkeypatch.setattr(export, "save_weights", slow(export.save_weights))
+    monkeypatch.setattr(exports, "save_weights", slow(exports.save_weights))
     result = script("export", "--checkpoint", file, tmp_path / "a.safetensors")
     assert result.code == 0
     assert f"writing {tmp_path / 'a.safetensors'} ..." in result.err

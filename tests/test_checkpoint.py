@@ -511,7 +511,7 @@ INVALID_CUSTOM = {
     "model.num_classes": [0, -2, 3, "2", True, 2**62],
     "model.name": ["mlp", "unet", "Custom"],
     "model.channels": [8],
-    "diffusion.betas": [[1, 2]],
+    "diffusion.gammas": [[1, 2]],
     "train.label_dropout": [None],
 }
 

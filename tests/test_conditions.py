@@ -7,7 +7,7 @@ import torch
 
 from conditions import NULL_LABEL, Condition, label_condition
 
-KEPT = ("image", "level")  # fields that the unconditional form keeps
+KEPT = ("image", "level", "span")  # fields that the unconditional form keeps
 LABELS = torch.tensor([3, 0, 2])
 
 
