@@ -193,7 +193,8 @@ def save_folder(path: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files, by their names, whole or not at all.
 
     It is written under another name and renamed. Files of other names that the old folder has are
-    moved to the new one.
+    moved to the new one. A process that is killed between the two renames, or while files are
+    moved, leaves the rest of the old folder under the name .NAME.PID.old.
 
     Raises WriteError if the system cannot write it, and ValueError for what is in its way.
     """
@@ -208,8 +209,10 @@ def save_folder(path: Path, files: dict[str, bytes]) -> None:
             if real.exists():
                 os.rename(real, old)
             os.rename(partial, real)
-        except OSError:
-            if old.exists() and not real.exists():
+        except BaseException:  # Ctrl-C too
+            if old.exists():
+                if real.exists():
+                    os.rename(real, partial)
                 os.rename(old, real)
             raise
         finally:

@@ -235,6 +235,22 @@ def test_only_files_of_the_form_are_replaced(script, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
         assert script(*export, "--overwrite").code == 1
     assert Path("folder/model_index.json").read_text() == "{}"
+    for moment in (1, 2):  # Ctrl-C after the first or the second rename
+        calls = iter(range(1, 9))
+
+        def interrupted(*names, rename=os.rename, calls=calls, moment=moment):
+            rename(*names)
+            if next(calls) == moment:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                save_folder(tmp_path / "folder", {"model_index.json": b"new"})
+        assert next(calls) > 2
+        assert Path("folder/model_index.json").read_text() == "{}"
+        assert Path("folder/notes.txt").read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert script(*export, "--overwrite").code == 0
     assert json.loads(Path("folder/model_index.json").read_text())["scheduler"]
     assert Path("folder/notes.txt").read_text() == "mine"

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -227,8 +228,33 @@ def test_other_programs_and_damaged_ones_are_refused(program, tmp_path):
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
         load_checkpoint(path)
     path = rewritten(program, tmp_path / "cut.pt2", **{"/weight_0": lambda old: old[:64]})
-    with pytest.raises(CheckpointError, match="is cut off"):
+    with pytest.raises(CheckpointError, match="has 64 bytes"):
         load_checkpoint(path)
+
+    def described(change) -> Path:
+        """The program with other weights in its description."""
+        content = json.loads(zipfile.ZipFile(program).read(part))["config"]
+        text = json.dumps({"config": change(content)}).encode()
+        changed = {"model_weights_config.json": lambda old: text}
+        return rewritten(program, tmp_path / "described.pt2", **changed)
+
+    part = next(n for n in zipfile.ZipFile(program).namelist() if "model_weights_config" in n)
+    first = next(iter(json.loads(zipfile.ZipFile(program).read(part))["config"]))
+    many = described(lambda old: {f"network.{i}": old[first] for i in range(200)})  # of one part
+    with pytest.raises(CheckpointError, match="two weights share a part"):
+        load_checkpoint(many)
+    huge = [{"as_int": 10**15}] * 20_000  # products of these sizes have 300,000 digits
+    for sizes in (huge, huge[:8]):
+        meta = {"sizes": sizes, "strides": sizes}
+
+        def with_sizes(old, meta=meta):
+            weight = old[first] | {"tensor_meta": old[first]["tensor_meta"] | meta}
+            return old | {first: weight}
+
+        path, start = described(with_sizes), time.process_time()
+        with pytest.raises(CheckpointError, match="the layout of the weight"):
+            load_checkpoint(path)
+        assert time.process_time() - start < 1
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(tmp_path / "other.pt2", "w") as new:
         for entry in old.infolist():
             if "extra/" not in entry.filename:
