@@ -18,7 +18,9 @@ from checkpoints.weights import save_weights, weights_sha256
 from cli.training import TRAIN
 from conditions import Condition
 from conftest import ROOT, TINY
-from dataset.registry import load_dataset
+from dataset.registry import DATASETS, load_dataset
+from dataset.types import Data
+from evaluation.real import require_data_of_network
 from exports.diffusers_folder import network_source, require_pipeline, save_folder
 from exports.from_diffusers import read_pipeline
 from exports.hub import hub_network, with_hub
@@ -458,7 +460,35 @@ def test_folders_of_other_forms(script, tmp_path):
     assert checkpoint["config"]["diffusion"]["schedule"] == "linear"
     result = script("export", "--from", "diffusers", "theirs", "--to", "diffusers", "again")
     assert result.code == 0, result.err
+    text = Path("again/README.md").read_text()
+    assert "Another program has trained the network." in text
+    assert "The weights are those of the file." in text
+    assert "batch_size" not in text
+    assert huggingface_hub.ModelCard(text).data.license is None
     assert load("again")(seed=0, num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+def test_the_data_set_names_the_classes(tmp_path):
+    options = {"in_channels": 3, "out_channels": 3, "num_class_embeds": 10, "sample_size": 32}
+    save_theirs(tmp_path / "theirs", options)
+    checkpoint, notes = read_pipeline(tmp_path / "theirs", "cifar10")
+    assert "resizes" not in notes
+    names = ["airplane", "automobile", "bird", "cat", "deer"]  # in the order of Krizhevsky 2009
+    names += ["dog", "frog", "horse", "ship", "truck"]
+    data = Data(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), names)
+    require_data_of_network(checkpoint["config"], data)
+    assert DATASETS["digits"].classes == load_dataset("digits").classes
+    checkpoint, _ = read_pipeline(tmp_path / "theirs", "folder")
+    assert checkpoint["config"]["data"]["classes"] == [str(i) for i in range(10)]
+    with pytest.raises(ValueError, match="captioned_mnist: it has 0 classes, the network 10"):
+        read_pipeline(tmp_path / "theirs", "captioned_mnist")
+    with pytest.raises(ValueError, match="moons: its items do not have the 3 channels"):
+        read_pipeline(tmp_path / "theirs", "moons")
+    save_theirs(tmp_path / "small")
+    assert (
+        "draws images of 8 pixels, mnist has 28: evaluate.py resizes"
+        in read_pipeline(tmp_path / "small", "mnist")[1]
+    )
 
 
 def edited(folder: Path, file: str, **values) -> None:
