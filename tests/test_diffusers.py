@@ -49,11 +49,12 @@ def with_random_weights(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def write_weights(path: Path, *flags) -> dict:
+def write_weights(path: Path, *flags, tune: str | None = None) -> dict:
     """Write the weights file of an untrained network of digits, as train.py makes it."""
     parsed = TRAIN.parse([*TINY, "--class-conditional", "--timesteps", "100", *map(str, flags)])
     data = load_dataset("digits")
     config = make_config(with_defaults(parsed, data), data)
+    config["train"]["tune"] = tune
     model = with_random_weights(build_model(config["model"]))
     save_weights(path, config, 5, "ema", model.state_dict())
     return config
@@ -128,6 +129,16 @@ def test_the_pipeline_draws_the_pictures_of_sample_py(script, flags):
     assert_same_pictures(to_uint8(drawn), of_ddim)
 
 
+def test_a_network_of_straight_trajectories_is_drawn_without_fresh_noise(script):
+    write_weights(Path("m.safetensors").absolute(), tune="reflow")
+    script("export", "--checkpoint", "m.safetensors", "--to", "diffusers", "folder")
+    assert "num_inference_steps=4," in Path("folder/README.md").read_text()
+    run = {"class_labels": 3, "seed": 4, "num_inference_steps": 4, "output_type": "np"}
+    drawn, asked = load("folder")(**run).images, {"class_id": 3, "seed": 4, "precision": "fp32"}
+    expected = sample("m.safetensors", num_images=1, steps=4, sampler="ddim", **asked)
+    assert_same_pictures(to_uint8(drawn), expected)
+
+
 def test_arguments_of_the_pipeline(script):
     write_weights(Path("m.safetensors").absolute())
     result = script("export", "--checkpoint", "m.safetensors", "--to", "diffusers", "folder")
@@ -149,6 +160,10 @@ def test_arguments_of_the_pipeline(script):
         ({"class_labels": "cat"}, "there is no class 'cat'; there are 0, 1, 2"),
         ({"class_labels": 10}, "there is no class 10"),
         ({"class_labels": [1, 2], "batch_size": 3}, "2 class_labels for 3 images"),
+        ({"batch_size": 5, "latents": noise}, "batch_size=5, but the latents are of 2 images"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"class_labels": []}, "there are no class_labels"),
+        ({"seed": 0, "generator": torch.Generator()}, "either a seed or a generator"),
         ({"guidance_scale": 2}, "needs class_labels"),
         ({"num_inference_steps": 101}, "between 1 and 100, not 101"),
     ]:
@@ -207,7 +222,7 @@ def test_two_definitions_of_one_name_are_refused():
         ("model", {"caption_length": 8}, "conditioned on captions"),
         ("model", {"super_resolution": 4}, "enlarges images"),
         ("model", {"autoencoder": {"name": "autoencoder"}}, "of latents"),
-        ("model", {"name": "mlp"}, "the network mlp; unet, naive_unet, cnn, dit, unet2d can be"),
+        ("model", {"name": "mlp"}, "mlp; only unet, naive_unet, cnn, dit and unet2d can be"),
         ("model", {"name": "classifier"}, "the network classifier"),
         ("train", {"tune": "distill"}, "needs a denoiser"),
     ],

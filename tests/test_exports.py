@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -21,10 +22,11 @@ from cli.export import EXPORT
 from conditions import Condition
 from conftest import ROOT
 from diffusion import GaussianDiffusion
+from exports import FORMS, sampling_command
 from exports.network import TrainedNetwork
 from exports.onnx_file import METADATA, check, save_onnx
 from exports.program import condition_names, example_inputs
-from models import build_model, model_config
+from models import MODELS, build_model, model_config
 from sample import sample
 from utils import NoisePerImage
 
@@ -137,6 +139,59 @@ def test_every_network_computes_the_same_in_onnxruntime(name, tmp_path):
     alpha, sigma = about["alpha"], about["sigma"]  # of the flow: alpha = 1 - sigma
     assert sigma == pytest.approx([(t + 1) / T for t in range(T)], abs=1e-6)
     assert alpha == pytest.approx([1 - s for s in sigma], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": ["x_t", "t", "tokens"]}, "reads captions"),
+        ({"shape": [2]}, "draws points"),
+        ({"tune": "consistency"}, "needs the consistency sampler"),
+    ],
+)
+def test_the_example_refuses_what_it_cannot_draw(changed, message):
+    about = {"inputs": ["x_t", "t", "label"], "shape": [1, 8, 8], "tune": "distill"}
+    example().require_supported(about)
+    with pytest.raises(SystemExit, match=message):
+        example().require_supported(about | changed)
+
+
+def test_the_model_card_names_the_example_for_what_it_can_draw():
+    for name, options, tune, expected in [
+        ("unet", {"channels": 8, "multipliers": (1,)}, None, "python docs/sample_onnx.py m.onnx"),
+        ("unet", {"channels": 8, "multipliers": (1,)}, "consistency", "see docs/other_programs.md"),
+        ("dit", NETWORKS["dit"], None, "see docs/other_programs.md"),
+        ("mlp", NETWORKS["mlp"], None, "see docs/other_programs.md"),
+    ]:
+        config = network_of(name, **options).config
+        config["train"]["tune"] = tune
+        assert sampling_command("onnx", Path("m.onnx"), {}, config).startswith(expected)
+
+
+# --- the table of forms --------------------------------------------------------------------------
+
+
+def test_the_page_of_forms_lists_them_with_their_networks():
+    text = (ROOT / "docs" / "other_programs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \| (.*?) \|$", text, re.MULTILINE)
+    shown = {form: (ending, networks) for form, ending, networks in rows if form in FORMS}
+    assert shown.keys() == FORMS.keys()
+    shown["pt2"] = (shown["pt2"][0], shown["onnx"][1])  # "the same"
+    for form, (ending, networks) in shown.items():
+        assert ending == ("a folder" if FORMS[form].is_folder else f"`{FORMS[form].ending}`")
+        held = {name for name in MODELS if export.holds(form, config_of(name))}
+        assert held == (set(MODELS) if networks == "all" else set(re.findall("`(.*?)`", networks)))
+        captioned = export.holds(form, config_of("unet", caption_length=4))
+        assert captioned == (networks == "all" or "captions" in networks)
+
+
+def config_of(name: str, **options) -> dict:
+    """What a form is asked about a network."""
+    dim = {"dim": 2} if MODELS[name].kind == "points" else {}
+    return {"model": {"name": name, **dim, **options}, "train": {}}
+
+
+# --- packages ------------------------------------------------------------------------------------
 
 
 def test_missing_packages_are_named(script, checkpoint, tmp_path, monkeypatch):
