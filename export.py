@@ -18,6 +18,7 @@ from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS
 from cli.activity import activity
+from dataset.image_files import printable
 from exports import FORMS, READERS, sampling_command
 from exports.network import TrainedNetwork
 from exports.diffusers_folder import check_folder
@@ -59,7 +60,8 @@ def main(request: ExportRequest) -> int:
     with activity(f"writing {output}"):
         about = {"seconds": checkpoint["seconds"], "report": report} if is_folder else stored
         note = FORMS[form].save(output, network, **about)
-    print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
+    dataset = printable(config["data"]["dataset"])
+    print(f"{request.checkpoint}: {dataset}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
     if note is not None:
         print(note)
