@@ -18,6 +18,7 @@ from checkpoints.consistency import CUSTOM
 from checkpoints.runs import find_checkpoint
 from checkpoints.weights import WEIGHT_KINDS
 from cli.activity import activity
+from dataset.image_files import printable
 from exports import FORMS, READERS, sampling_command
 from exports.network import TrainedNetwork
 from exports.diffusers_folder import check_folder
@@ -25,8 +26,8 @@ from utils import check_output, save_whole
 
 
 def main(request: ExportRequest) -> int:
-    form, output = choose_form(request.to, request.output)
-    stored, is_folder = stored_as(request, form), not FORMS[form].ending
+    form, output = choose_form(request)
+    stored, is_folder = stored_as(request, form), FORMS[form].is_folder
     if stored and request.card is not None:
         raise ValueError(
             "--card describes the weights that evaluate.py has measured, and --half and --quantize "
@@ -52,15 +53,17 @@ def main(request: ExportRequest) -> int:
     # Write it, and its model card.
     network = TrainedNetwork(config, step, which, model, diffusion)
     if card is not None:
-        command, seconds = sampling_command(form, output, report), checkpoint["seconds"]
+        command = sampling_command(form, output, report, config)
+        seconds = checkpoint["seconds"]
         weights = (which, model.state_dict())
         text = model_card(output.name, command, config, step, seconds, weights, report)
     with activity(f"writing {output}"):
         about = {"seconds": checkpoint["seconds"], "report": report} if is_folder else stored
         note = FORMS[form].save(output, network, **about)
-    print(f"{request.checkpoint}: {config['data']['dataset']}, weights: {WEIGHT_KINDS[which]}")
+    dataset = printable(config["data"]["dataset"])
+    print(f"{request.checkpoint}: {dataset}, weights: {WEIGHT_KINDS[which]}")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters: {output}")
-    if isinstance(note, str):
+    if note is not None:
         print(note)
     if card is not None:
         content = text.encode(errors="replace")  # names of files may not be UTF-8
@@ -86,16 +89,20 @@ def read_foreign(request: ExportRequest) -> dict:
     return checkpoint
 
 
-def choose_form(form: str | None, output: str | None) -> tuple[str, Path]:
-    """The form and the file: one decides the other. Raises ValueError if they differ."""
-    endings = {name: each.ending for name, each in FORMS.items()}
-    path = Path(output or f"outputs/model{endings[form or 'numpy']}")
-    ending, known = path.suffix.lower(), [each for each in endings.values() if each]
+def choose_form(request: ExportRequest) -> tuple[str, Path]:
+    """The form and the file: one decides the other. Raises ValueError if they differ.
+
+    Without both, the form is numpy, or safetensors if the weights are to be small.
+    """
+    endings, form = {name: each.ending for name, each in FORMS.items()}, request.to
+    usual = "safetensors" if request.half or request.quantize else "numpy"
+    path = Path(request.output or f"outputs/model{endings[form or usual] or ''}")
+    ending, known = path.suffix.lower(), [each for each in endings.values() if each is not None]
     if form is None and ending not in known:
         listed = f"{', '.join(known[:-1])} or {known[-1]}"
         raise ValueError(f"{path}: the name must end in {listed}; a folder needs --to")
     form = form or next(name for name, one in endings.items() if one == ending)
-    if endings[form] not in ("", ending):
+    if endings[form] not in (None, ending):
         raise ValueError(f"{path}: the name of the file must end in {endings[form]}")
     return form, path
 

@@ -64,13 +64,16 @@ def model_card(
         searched = """ Near-copies were searched for pixel by
 pixel, which does not find shifted or altered ones."""
     origin, steps = "Another program has trained the network.", "The training is unknown."
+    sections, kept = ["model", "diffusion"], "The weights are those of the file."
     if data["count"]:
+        sections.append("train")
+        kept = f"The weights are the {WEIGHT_KINDS[which]}."
         epochs = step * train["update_size"] / (data["count"] - train["validation"])
         origin = f"""The training split of {data["dataset"]}: {data["count"]:,} {kind}, of which
 {train["validation"]:,} were held out for validation."""
         steps = f"""{step:,} training steps of {train["update_size"]} {kind}, {epochs:.1f} \
 epochs{minutes}."""
-    recipe = {section: config[section] for section in ("model", "diffusion", "train")}
+    recipe = {section: config[section] for section in sections}
     return f"""# {name}
 
 A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parameters
@@ -88,7 +91,7 @@ A diffusion model of {data["dataset"]}: {kind} of {sizes}, {parameters:,} parame
 ## Recipe
 
 {steps}
-The weights are the {WEIGHT_KINDS[which]}. The configuration:
+{kept} The configuration:
 
 ```json
 {json.dumps(recipe, indent=1)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from checkpoints.inspection import PlainCopy, require_plain_archive
 from dataset.opening import NPZ, what_is
 
-UNKNOWN = ("a PyTorch file", "a safetensors file")  # which may be a checkpoint, a damaged one
+POSSIBLE = ("a PyTorch file", "a safetensors file")  # which may be a checkpoint, a damaged one
 LIGHTNING = "pytorch-lightning_version"
 STATES = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 
@@ -35,7 +35,7 @@ def what_else(path: Path) -> str:
         return ""  # the reader says what is wrong with it
     if not kind and path.suffix.lower() == ".onnx":
         return "an ONNX model"
-    return "" if kind in UNKNOWN or kind.startswith("a damaged copy of a PyTorch") else kind
+    return "" if kind in POSSIBLE or kind.startswith("a damaged copy of a PyTorch") else kind
 
 
 def is_model_of_mini_diffusion(path: Path) -> bool:

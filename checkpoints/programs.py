@@ -7,7 +7,9 @@ file as plain bytes, which are described in JSON; the program itself is ignored.
 
 import json
 import zipfile
+from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ WEIGHTS = "data/weights/"
 # Number types of torch._export.serde.schema.ScalarType.
 TYPES = {5: torch.int64, 6: torch.float16, 7: torch.float32, 8: torch.float64, 13: torch.bfloat16}
 MAX_JSON = 2**22  # bytes
+MAX_DIMENSIONS, MAX_SIZE = 8, 2**31  # of a weight
 
 
 def load_program(path: Path, *, verified: bool = True) -> dict:
@@ -50,6 +53,9 @@ def load_program(path: Path, *, verified: bool = True) -> dict:
         described = json.loads(content(f"{WEIGHTS}model_weights_config.json"))["config"]
         if len(described) > MAX_VALUES:
             raise Refused("is not a program of export.py: it has too many weights")
+        names = [str(each["path_name"]) for each in described.values()]
+        if len(set(names)) < len(names):  # each would be read into memory of its own
+            raise Refused("is not a program of export.py: two weights share a part of the file")
         tensors = {
             name.removeprefix(f"{NETWORK}."): plain_tensor(
                 name, each, content(WEIGHTS + str(each["path_name"]), None)
@@ -67,12 +73,17 @@ def plain_tensor(name: str, described: dict, content: bytes) -> Tensor:
     if meta["dtype"] not in TYPES:
         raise Refused(f"is not a program of export.py: the type of the weight {name[:80]}")
     dtype, shape = TYPES[meta["dtype"]], [int(size["as_int"]) for size in meta["sizes"]]
-    strides = [int(stride["as_int"]) for stride in meta["strides"]]
-    contiguous = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    strides, offset = [int(each["as_int"]) for each in meta["strides"]], meta["storage_offset"]
+    layout = f"is not a program of export.py: the layout of the weight {name[:80]}"
+    if not len(shape) == len(strides) <= MAX_DIMENSIONS or any(
+        not 1 <= number <= MAX_SIZE for number in shape
+    ):
+        raise Refused(layout)  # before products of the sizes, which could be huge
+    contiguous = list(accumulate(reversed([*shape[1:], 1]), mul))[::-1] if shape else []
     ordered = all(a == b or n == 1 for a, b, n in zip(strides, contiguous, shape, strict=True))
+    if not ordered or offset["as_int"] != 0:
+        raise Refused(layout)
     count = prod(shape)
-    if not ordered or meta["storage_offset"]["as_int"] != 0 or min(shape, default=1) < 1:
-        raise Refused(f"is not a program of export.py: the layout of the weight {name[:80]}")
-    if count * dtype.itemsize > len(content):
-        raise Refused(f"is damaged: the weight {name[:80]} is cut off")
+    if count * dtype.itemsize != len(content):
+        raise Refused(f"is damaged: the weight {name[:80]} has {len(content):,} bytes")
     return torch.frombuffer(bytearray(content), dtype=dtype, count=count).view(shape)

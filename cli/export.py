@@ -17,8 +17,8 @@ class ExportRequest(Flags):
 
     checkpoint: str | None = checkpoint_flag(required=False, unless=("from_",))
     from_: list[str] | None = flag(
-        None, "instead: a network of another program; FORM is diffusers", group="checkpoint",
-        nargs=2, metavar=("FORM", "DIR"), parse=path)
+        None, "read a network from the folder of another program (FORM: diffusers)",
+        group="checkpoint", nargs=2, metavar=("FORM", "DIR"), parse=path)
     dataset: str | None = dataset_flag(
         None, "--from: data set that the network has learned, for evaluate.py", needs=("from_",))
     raw: bool = raw_flag()
@@ -51,10 +51,11 @@ class ExportRequest(Flags):
 
 EXPORT = Command(
     ExportRequest,
-    "Write a checkpoint's network for other programs. numpy: an .npz for mini_diffusion.\n"
-    "diffusers: a folder that its DiffusionPipeline loads. onnx: for onnxruntime. pt2: for\n"
-    "torch.export; safetensors: the weights of any network; sample.py reads both too. web: a page\n"
-    "that draws in a browser.",
+    "Write a network for other programs. numpy: an .npz for mini_diffusion. diffusers:\n"
+    "a folder that its DiffusionPipeline loads. onnx: for onnxruntime. pt2: for\n"
+    "torch.export; safetensors: the weights of any network; sample.py reads both too.\n"
+    "web: a page that draws in a browser. The network is that of --checkpoint, or of a\n"
+    "folder of diffusers (--from).",
     [
         "python export.py --checkpoint outputs/model_final.pt --to safetensors m.safetensors",
         "python export.py --checkpoint outputs/model_final.pt --to web page.html",

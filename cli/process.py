@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
             process = int(os.environ.get("RANK", 0))
             if not (process and isinstance(error, ValueError)):  # the first process reports it
                 which = f" (process {process})" if process else ""
-                print(f"{script}: error{which}: {explain(error)}", file=sys.stderr)
+                print(f"{script}: error{which}: {harmless(explain(error))}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
@@ -70,6 +71,16 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def harmless(text: str) -> str:
+    """Lines of text without control characters, which a terminal would execute.
+
+    A message may quote a file of a stranger. Each such character, and each of the invisible ones
+    that change the direction of text, becomes "?".
+    """
+    control = ("Cc", "Cf")  # categories of Unicode
+    return "".join("?" if unicodedata.category(c) in control and c != "\n" else c for c in text)
 
 
 def explain(error: Exception) -> str:

@@ -7,6 +7,9 @@ import torch
 from dataset.downloads import check_md5, fetch
 from dataset.types import Data, Request
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+CIFAR10_CLASSES += ("dog", "frog", "horse", "ship", "truck")
+
 
 def load_cifar10(request: Request) -> Data:
     """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photographs, 32 x 32, colour."""

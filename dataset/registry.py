@@ -9,7 +9,7 @@ from pathlib import Path
 from dataset.avatar_styles import DEFAULT_STYLE, style_of
 from dataset.avatars import AVATAR_SIZE, load_avatars
 from dataset.captioned_mnist import load_captioned_mnist
-from dataset.cifar10 import load_cifar10
+from dataset.cifar10 import CIFAR10_CLASSES, load_cifar10
 from dataset.digits import load_sklearn_digits
 from dataset.folders import FOLDER_SIZE, load_folder
 from dataset.idx import FASHION_MNIST, MNIST, load_idx
@@ -20,14 +20,16 @@ from dataset.types import Data, Request, Source
 from utils import DataError, existing_path, pick, sides
 
 DATASETS: dict[str, Source] = {
-    "mnist": Source(partial(load_idx, MNIST), (1, 28, 28), has_test=True),
+    "mnist": Source(partial(load_idx, MNIST), (1, 28, 28), has_test=True, classes=MNIST.classes),
     # Not flipped: in Fashion-MNIST every shoe points to the left.
-    "fashion_mnist": Source(partial(load_idx, FASHION_MNIST), (1, 28, 28), has_test=True),
-    "cifar10": Source(load_cifar10, (3, 32, 32), flip=True, has_test=True),
-    "captioned_mnist": Source(load_captioned_mnist, (3, 32, 32), has_test=True),
+    "fashion_mnist": Source(
+        partial(load_idx, FASHION_MNIST), (1, 28, 28), has_test=True, classes=FASHION_MNIST.classes
+    ),
+    "cifar10": Source(load_cifar10, (3, 32, 32), flip=True, has_test=True, classes=CIFAR10_CLASSES),
+    "captioned_mnist": Source(load_captioned_mnist, (3, 32, 32), has_test=True, classes=()),
     # Not flipped: the light always comes from the same side.
-    "avatars": Source(load_avatars, (3, AVATAR_SIZE, AVATAR_SIZE), has_test=True),
-    "digits": Source(load_sklearn_digits, (1, 8, 8)),
+    "avatars": Source(load_avatars, (3, AVATAR_SIZE, AVATAR_SIZE), has_test=True, classes=()),
+    "digits": Source(load_sklearn_digits, (1, 8, 8), classes=MNIST.classes),
     "folder": Source(load_folder, (3, FOLDER_SIZE, FOLDER_SIZE), flip=True),
     "moons": Source(partial(load_points, "moons"), (2,), has_test=True),
     "swissroll": Source(partial(load_points, "swissroll"), (2,), has_test=True),

@@ -77,3 +77,4 @@ class Source(NamedTuple):
     shape: tuple[int, ...]  # of one item: (2,) or (C, H, W); a folder's may differ once loaded
     flip: bool = False  # does a mirrored image look natural?
     has_test: bool = False  # is there a test split?
+    classes: Sequence[str] | None = None  # their names; None if they depend on what is loaded

@@ -46,9 +46,20 @@ def sample(session, about, noise, labels, steps=50, guidance_scale=1.0):
     return x
 
 
+def require_supported(about):
+    """Exit with a message for a network that this example cannot sample with."""
+    if "tokens" in about["inputs"]:
+        sys.exit("sample_onnx.py: the network reads captions; this example has no tokenizer")
+    if len(about["shape"]) != 3:
+        sys.exit("sample_onnx.py: the network draws points; this example writes images")
+    if about["tune"] == "consistency":
+        sys.exit("sample_onnx.py: the network needs the consistency sampler; this example has DDIM")
+
+
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(sys.argv[1])
     about = json.loads(session.get_modelmeta().custom_metadata_map["tiny_diffusion"])
+    require_supported(about)
     noise = np.random.default_rng(0).standard_normal((16, *about["shape"]))
     labels = np.arange(16) % max(1, len(about["classes"]))
     images = sample(session, about, noise, labels, about["steps"] or 50)  # (16, C, H, W)

@@ -1,8 +1,8 @@
 """Forms in which export.py writes a trained network for other programs.
 
-To add one: a module here with a function `save(path, network)`, which may return a line to print,
-and a line in `FORMS`. A module imports the packages of its form inside its functions, because few
-people have all of them.
+To add one: a module here with a function `save(path, network, **options)`, which returns a line to
+print or None, and a line in `FORMS`. A module imports the packages of its form inside its
+functions, because few people have all of them.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,23 @@ class Form(NamedTuple):
     """One form of an exported network.
 
     Attributes:
-        ending: of the name of the file; "" for a folder.
+        ending: of the name of the file; None for a folder.
         save: writes a network to a path.
         require: raises ValueError for the configuration of a network that the form cannot hold.
         command: samples with the file; "{}" is its name.
-        stored: how the weights may be stored, "half" or "int8", besides as they are: options of
+        stored: how the weights may be stored other than in 32 bits, "half" or "int8": options of
             `save`.
     """
 
-    ending: str
-    save: Callable[..., object]
+    ending: str | None
+    save: Callable[..., str | None]
     require: Callable[[dict], None]
     command: str
     stored: tuple[str, ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return self.ending is None
 
 
 def save_safetensors(path: Path, network: TrainedNetwork, **stored: bool) -> None:
@@ -52,7 +56,7 @@ def save_safetensors(path: Path, network: TrainedNetwork, **stored: bool) -> Non
 
 
 FORMS = {
-    "diffusers": Form("", save_pipeline, require_pipeline, "load {} as README.md in it says"),
+    "diffusers": Form(None, save_pipeline, require_pipeline, "load {} as README.md in it says"),
     "numpy": Form(".npz", save_arrays, require_arrays, "python -m mini_diffusion.sample {}"),
     "onnx": Form(".onnx", save_onnx, require_onnx, "python docs/sample_onnx.py {} samples.ppm"),
     "pt2": Form(".pt2", save_program, require_program, "python sample.py --checkpoint {}"),
@@ -72,7 +76,13 @@ READERS: dict[str, Callable[[Path, str | None], tuple[dict, str]]] = {
 }
 
 
-def sampling_command(form: str, output: Path, report: dict) -> str:
-    """A command that samples with the exported network, as in the report of `evaluate.py`."""
+def sampling_command(form: str, output: Path, report: dict, config: dict) -> str:
+    """A command that samples with the exported network, as in the report of `evaluate.py`.
+
+    The example for ONNX files has DDIM for images, and no tokenizer.
+    """
+    points, captions = "dim" in config["model"], config["model"].get("caption_length")
+    if form == "onnx" and (points or captions or config["train"].get("tune") == "consistency"):
+        return "see docs/other_programs.md"
     command = FORMS[form].command.format(output)
     return f"{command} {drawing_flags(report)}" if "sample.py" in command else command

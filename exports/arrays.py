@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from checkpoints.weights import WEIGHT_KINDS
-from exports.network import TrainedNetwork, require_plain_unet
+from exports.network import TrainedNetwork, process_tables, require_parts
 from models.unet import feature_sizes
 from sampling.plan import require_untuned_network
 from utils import save_whole
@@ -17,30 +17,27 @@ from utils import save_whole
 def require_arrays(config: dict) -> None:
     """Raise ValueError for a network that mini_diffusion does not have."""
     require_untuned_network(config, "--to numpy")
-    if config["model"]["name"] != "mlp":
-        require_plain_unet(config, "numpy", "mini_diffusion", "unet and mlp")
+    require_parts(config, "numpy", "mini_diffusion", ("unet", "mlp"))
 
 
 def save_arrays(path: Path, network: TrainedNetwork) -> None:
     """Write a network and its process for mini_diffusion."""
-    config, step, which, model, diffusion = network
-    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
+    config, step, which, model, _ = network
+    process = process_tables(network)
+    alpha, sigma = process.pop("alpha"), process.pop("sigma")
     description = {
         "format": 1,
         "dataset": config["data"]["dataset"],
         "classes": config["data"]["classes"],
         **described(config["model"], model),
-        "prediction": config["diffusion"].get("prediction", "eps"),
-        "clip": diffusion.clip,
-        "clip_loss": diffusion.clip_loss,
-        "sigma_data": diffusion.sigma_data,
+        **process,
         "step": step,
         "weights": WEIGHT_KINDS[which],
     }
     arrays = {
         "config": np.array(json.dumps(description)),
-        "alpha": np.array([level.alpha for level in levels]),
-        "sigma": np.array([level.sigma for level in levels]),
+        "alpha": np.array(alpha),
+        "sigma": np.array(sigma),
         **{f"weights.{name}": w.float().numpy() for name, w in model.state_dict().items()},
     }
 

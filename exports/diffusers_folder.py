@@ -16,15 +16,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from checkpoints.card import model_card
-from diffusion import GaussianDiffusion
 from exports.hub import hub_card
-from exports.network import TrainedNetwork
+from exports.network import TrainedNetwork, process_tables, require_parts
 from exports.source import bundled
 from models import MODELS, with_later_arguments
-from sampling.plan import require_untuned_network
+from samplers import AUTO
+from sampling.plan import default_sampler, default_steps, require_untuned_network
 from utils import check_writable, partial_of, sync_folder, write_errors
 
-VERSION = "0.42.0"  # of diffusers, whose format the folder has
+VERSION = "0.42.0"  # of diffusers, which defines the format of the folder
 MODULE = "tiny_diffusion_pipeline"
 PIPELINE, NETWORK = "TinyDiffusionPipeline", "TinyDiffusionNetwork"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -36,20 +36,8 @@ OF_PROCESS += ("clip", "clip_loss", "learn_sigma", "betas")
 def require_pipeline(config: dict) -> None:
     """Raise ValueError for a network that the pipeline does not have."""
     require_untuned_network(config, "--to diffusers")
-    model = config["model"]
-    if model.get("caption_length"):
-        raise ValueError("it is conditioned on captions, which the pipeline has no tokenizer for")
-    if model.get("super_resolution"):
-        raise ValueError("it enlarges images, and the pipeline draws them from noise alone")
-    if model.get("autoencoder"):
-        raise ValueError("it is of latents, which the pipeline cannot decode")
-    network = MODELS.get(model["name"])
-    if network is None or network.kind != "images":
-        images = [name for name, each in MODELS.items() if each.kind == "images"]
-        raise ValueError(
-            f"it contains the network {model['name']}; {', '.join(images)} can be exported to "
-            "diffusers"
-        )
+    images = [name for name, each in MODELS.items() if each.kind == "images"]
+    require_parts(config, "diffusers", "the pipeline", images)
 
 
 def save_pipeline(
@@ -66,7 +54,7 @@ def save_pipeline(
 
 def pipeline_files(network: TrainedNetwork) -> dict[str, bytes]:
     """The content of the files that diffusers reads, by their names."""
-    config, model, diffusion = network.config, network.model, network.diffusion
+    config, model = network.config, network.model
     classes = config["data"]["classes"] if config["model"].get("num_classes") else []
     module = f"tiny_diffusion_{config['model']['name']}"  # diffusers keeps modules by their names
     index = {
@@ -83,7 +71,7 @@ def pipeline_files(network: TrainedNetwork) -> dict[str, bytes]:
     described = {"_class_name": NETWORK, "_diffusers_version": VERSION, "arguments": arguments}
     tensors = {f"network.{name}": w.contiguous() for name, w in model.state_dict().items()}
     return {
-        "scheduler/scheduler_config.json": as_json(scheduler_config(diffusion)),
+        "scheduler/scheduler_config.json": as_json(scheduler_config(network)),
         f"unet/{module}.py": network_source(type(model)).encode(),
         "unet/config.json": as_json({**described, **defaults, **process}),
         WEIGHTS: save(tensors, {"format": "pt"}),
@@ -103,14 +91,15 @@ def network_source(network: type) -> str:
     return bundled("exports.diffusers_network", {("models.unet", "UNet"): own})
 
 
-def scheduler_config(diffusion: GaussianDiffusion) -> dict:
+def scheduler_config(network: TrainedNetwork) -> dict:
     """The configuration of a process and its sampler, SDE-DPM-Solver++(2M).
 
-    It is the default of sample.py. Other schedulers of diffusers take the same configuration. A
-    process that ends in pure noise has the solver of order 1, which is DDIM: those of order 2 of
-    diffusers use the slope of the first step, which is infinite.
+    It is the default of sample.py. Other schedulers of diffusers take the same configuration. The
+    solver of order 1, which is DDIM, is for a process that ends in pure noise, because those of
+    order 2 of diffusers use the slope of the first step, which is infinite, and for a tuned
+    network, which draws in few steps without fresh noise.
     """
-    betas = variance_preserving_betas(diffusion)
+    betas = variance_preserving_betas(network)
     config = {
         "_class_name": "DPMSolverMultistepScheduler",
         "_diffusers_version": VERSION,
@@ -125,21 +114,19 @@ def scheduler_config(diffusion: GaussianDiffusion) -> dict:
         "clip_sample": False,  # the pipeline clips
         "set_alpha_to_one": True,
     }
-    if betas[-1] == 1:
+    if betas[-1] == 1 or default_sampler(network.config) != AUTO:
         config |= {"algorithm_type": "dpmsolver++", "solver_order": 1}
+    if betas[-1] == 1:
         config["rescale_betas_zero_snr"] = (
             True  # the betas stay; the solver divides by 2^-12, not 0
         )
     return config
 
 
-def variance_preserving_betas(diffusion: GaussianDiffusion) -> Tensor:
+def variance_preserving_betas(network: TrainedNetwork) -> Tensor:
     """Betas (T,), float64, of x_t / sqrt(alpha^2 + sigma^2), which has unit variance."""
-    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
-    alpha, sigma = (
-        torch.tensor([getattr(level, name) for level in levels], dtype=torch.float64)
-        for name in ("alpha", "sigma")
-    )
+    tables = process_tables(network)
+    alpha, sigma = (torch.tensor(tables[name], dtype=torch.float64) for name in ("alpha", "sigma"))
     alphas_cumprod = alpha**2 / (alpha**2 + sigma**2)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     return 1 - alphas_cumprod / before
@@ -157,10 +144,11 @@ def readme(network: TrainedNetwork, seconds: float, report: dict | None) -> str:
 def usage(config: dict) -> str:
     """Python code that draws images with the folder."""
     labels = "class_labels=0, guidance_scale=1.3, " if config["model"].get("num_classes") else ""
+    steps = min(default_steps(config, 50), config["diffusion"].get("timesteps", 1000))
     return f"""from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-image = pipeline({labels}num_inference_steps=50, seed=0).images[0]"""
+image = pipeline({labels}num_inference_steps={steps}, seed=0).images[0]"""
 
 
 # --- folders that are written whole ---------------------------------------------------------------
@@ -193,7 +181,8 @@ def save_folder(path: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files, by their names, whole or not at all.
 
     It is written under another name and renamed. Files of other names that the old folder has are
-    moved to the new one.
+    moved to the new one. A process that is killed between the two renames, or while files are
+    moved, leaves the rest of the old folder under the name .NAME.PID.old.
 
     Raises WriteError if the system cannot write it, and ValueError for what is in its way.
     """
@@ -208,8 +197,10 @@ def save_folder(path: Path, files: dict[str, bytes]) -> None:
             if real.exists():
                 os.rename(real, old)
             os.rename(partial, real)
-        except OSError:
-            if old.exists() and not real.exists():
+        except BaseException:  # Ctrl-C too
+            if old.exists():
+                if real.exists():
+                    os.rename(real, partial)
                 os.rename(old, real)
             raise
         finally:

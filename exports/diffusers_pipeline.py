@@ -45,24 +45,34 @@ class TinyDiffusionPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            batch_size: number of images (default: one, or one for each of the class labels).
+            batch_size: number of images (default: one, or one for each of the class labels or of
+                the latents).
             class_labels: numbers or names of the classes, of each image or of all; -1 stands for
                 "any class". By default all images are of any class.
             guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond).
             num_inference_steps: network evaluations.
             seed: image i has its own random numbers, those of `sample.py --seed`.
-            generator: the random numbers instead, of diffusers.
+            generator: random numbers of diffusers, instead of a seed.
             latents: the noise (B, C, H, W) to start from, instead of drawing it.
             output_type: "pil", "np" for arrays (B, H, W, C) in [0, 1], or "pt" for tensors
                 (B, C, H, W) in [0, 1].
             return_dict: return an ImagePipelineOutput, not a tuple.
 
-        Raises ValueError for arguments that the network does not take.
+        Raises ValueError for arguments that the network does not take, or that contradict each
+        other.
         """
-        labels = self.labels(class_labels, batch_size, latents)
+        if seed is not None and generator is not None:
+            raise ValueError("give either a seed or a generator")
+        count = batch_size if latents is None else len(latents)
+        if count is not None and count < 1:
+            raise ValueError(f"batch_size must be at least 1, not {count}")
+        if batch_size not in (None, count):
+            raise ValueError(f"batch_size={batch_size}, but the latents are of {count} images")
+        labels = self.labels(class_labels, count)
         if labels is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale={guidance_scale} needs class_labels")
-        count = len(labels) if labels is not None else batch_size or len_of(latents)
+        if count is None:
+            count = 1 if labels is None else len(labels)
         device = self._execution_device
         if seed is not None:
             generator = NoisePerImage(seed, range(count)).generators
@@ -122,12 +132,12 @@ class TinyDiffusionPipeline(DiffusionPipeline):
         return arguments["image_channels"], *sides(arguments["image_size"])
 
     def labels(
-        self,
-        wanted: int | str | Sequence[int | str] | None,
-        batch_size: int | None,
-        latents: Tensor | None,
+        self, wanted: int | str | Sequence[int | str] | None, count: int | None
     ) -> Tensor | None:
-        """Class labels int64 (B,) of the images, or None. Raises ValueError for unknown classes."""
+        """Class labels int64 (B,) of the images, or None. Raises ValueError for unknown classes.
+
+        `count` is the number of images; None for one of each label.
+        """
         if wanted is None:
             return None
         classes = list(self.config.classes)
@@ -139,14 +149,10 @@ class TinyDiffusionPipeline(DiffusionPipeline):
         valid = range(NULL_LABEL, len(classes))
         if wrong := [n for n in numbers if isinstance(n, str) or int(n) not in valid]:
             raise ValueError(f"there is no class {wrong[0]!r}; there are {', '.join(classes)}")
-        count = batch_size or (len_of(latents) if latents is not None else len(numbers))
-        if single:
+        if not numbers:
+            raise ValueError("there are no class_labels")
+        if single and count is not None:
             numbers = numbers * count
-        if len(numbers) != count:
+        if count not in (None, len(numbers)):
             raise ValueError(f"{len(numbers)} class_labels for {count} images")
         return torch.tensor([int(n) for n in numbers], device=self._execution_device)
-
-
-def len_of(latents: Tensor | None) -> int:
-    """The number of images that a noise tensor is for."""
-    return 1 if latents is None else len(latents)

@@ -18,12 +18,13 @@ from torch import Tensor
 from checkpoints.consistency import UNKNOWN, require_config, require_weights
 from checkpoints.weights import MAX_HEADER, WEIGHTS_FORMAT
 from cli.training import RunConfig
+from dataset.items import kind_of
 from dataset.registry import DATASETS
 from diffusion import GaussianDiffusion
 from models import build_model, model_config
 from schedules import MAX_TIMESTEPS, beta_ends
 from training.config import train_config
-from utils import matches_type, size_of
+from utils import matches_type, sides, size_of, size_text
 
 MAX_CONFIG = 2**20  # bytes of a file of JSON
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -113,12 +114,10 @@ def read_pipeline(folder: Path, dataset: str | None) -> tuple[dict, str]:
     process = process_of(scheduler or folder, process_options) | {"learn_sigma": learn_sigma}
     model = network_config(place / "config.json", options, learn_sigma)
     weights = read_weights(place, model)
-    classes = [str(number) for number in range(model["num_classes"] or 0)]
+    classes = class_names(model["num_classes"] or 0, dataset)
     if classes:
         notes.append("the network has no row for 'any class': it is the mean of those of all")
-    channels = model["image_channels"]
-    if dataset not in (None, "folder") and DATASETS[dataset].shape[0] != channels:
-        raise ValueError(f"--dataset {dataset}: its items do not have the {channels} channels here")
+    notes += notes_on_items(model, dataset)
     data = {"dataset": dataset or UNKNOWN, "data_dir": "data", "count": 0, "classes": classes}
     data |= {key: model[key] for key in ("image_size", "image_channels")}
     train = train_config(replace(RunConfig(), batch_size=128, validation=0, **conditional(classes)))
@@ -126,6 +125,38 @@ def read_pipeline(folder: Path, dataset: str | None) -> tuple[dict, str]:
     require_config(config)
     content = {"format": WEIGHTS_FORMAT, "step": 0, "seconds": 0.0, "config": config}
     return {**content, "ema": weights}, "\n".join(notes)
+
+
+def class_names(count: int, dataset: str | None) -> list[str]:
+    """The names of a network's classes: those of its data set, or else their numbers.
+
+    Raises ValueError for a data set with another number of classes.
+    """
+    known = DATASETS[dataset].classes if dataset and count else None
+    if known is None:
+        return [str(number) for number in range(count)]
+    if len(known) != count:
+        raise ValueError(f"--dataset {dataset}: it has {len(known)} classes, the network {count}")
+    return list(known)
+
+
+def notes_on_items(model: dict, dataset: str | None) -> list[str]:
+    """Notes on a data set with images of another size than a network's.
+
+    Raises ValueError for one with other items than images, or with other channels.
+    """
+    if dataset in (None, "folder"):
+        return []
+    shape, channels, size = DATASETS[dataset].shape, model["image_channels"], model["image_size"]
+    if kind_of(shape) != "images" or shape[0] != channels:
+        raise ValueError(f"--dataset {dataset}: its items do not have the {channels} channels here")
+    if shape[1:] == sides(size):
+        return []
+    own = size_text(size_of(*shape[1:]))
+    return [
+        f"the network draws images of {size_text(size)} pixels, {dataset} has {own}: evaluate.py "
+        "resizes those of the data set"
+    ]
 
 
 def conditional(classes: list[str]) -> dict[str, bool]:

@@ -21,7 +21,7 @@ def hub_card(text: str, config: dict) -> str:
     if data["dataset"] != UNKNOWN and re.fullmatch("[a-z0-9_-]{1,50}", data["dataset"]):
         tags.append(data["dataset"])
     header = {
-        "license": LICENSE,
+        **({"license": LICENSE} if data["count"] else {}),  # that of others' weights is unknown
         "library_name": "diffusers",
         "pipeline_tag": "unconditional-image-generation",
         "tags": sorted(set(tags)),

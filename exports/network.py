@@ -1,5 +1,6 @@
 """The network that is exported, and what a form may require of it."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -23,31 +24,52 @@ class TrainedNetwork(NamedTuple):
     diffusion: GaussianDiffusion
 
 
-def require_plain_unet(
-    config: dict, form: str, reader: str, known: str = "unet", captions: bool = False
-) -> None:
-    """Raise ValueError unless a network is a U-Net of pixels with at most classes as condition.
+# Parts that a form may lack: the field of the configuration, and why it is refused.
+PARTS = {
+    "average_velocity": "it predicts average velocities (--tune meanflow), unknown to {}",
+    "caption_length": "it is conditioned on captions, which {} cannot read",
+    "text_width": "it has a pretrained text encoder, which {} cannot hold",
+    "super_resolution": "it enlarges images, which {} cannot",
+    "autoencoder": "it is of latents, which {} cannot decode",
+}
 
-    The message names `reader`, and `known`, the networks that the form can hold. With `captions`
-    the form holds a network with a text encoder of its own, but not with a pretrained one.
+
+def require_parts(
+    config: dict, form: str, reader: str, networks: Iterable[str], captions: bool = False
+) -> None:
+    """Raise ValueError for a network that a form cannot hold.
+
+    Args:
+        config: the configuration of the checkpoint.
+        form: its name, a key of `FORMS`.
+        reader: what reads the form, in words.
+        networks: names of the networks that it can hold.
+        captions: whether it can hold a network with a text encoder of its own. It never holds a
+            pretrained one.
     """
-    model = config["model"]
-    if model.get("caption_length") and not captions:
-        raise ValueError(f"it is conditioned on captions, which {reader} cannot read")
-    if model.get("text_width"):
-        raise ValueError(f"it has a pretrained text encoder, which {reader} cannot hold")
-    if model.get("super_resolution"):
-        raise ValueError(f"it enlarges images, which {reader} cannot")
-    if model.get("autoencoder"):
-        raise ValueError(f"it is of latents, which {reader} cannot decode")
-    require_velocity(config, reader)
-    if model["name"] != "unet":
+    model, networks = config["model"], list(networks)
+    for part, reason in PARTS.items():
+        if model.get(part) and not (part == "caption_length" and captions):
+            raise ValueError(reason.format(reader))
+    if model["name"] not in networks:
+        known = " and ".join(filter(None, [", ".join(networks[:-1]), networks[-1]]))
         raise ValueError(
             f"it contains the network {model['name']}; only {known} can be exported to {form}"
         )
 
 
-def require_velocity(config: dict, reader: str) -> None:
-    """Raise ValueError for a network of mean flows, which also takes a time span."""
-    if config["model"].get("average_velocity"):
-        raise ValueError(f"it predicts average velocities (--tune meanflow), unknown to {reader}")
+def process_tables(network: TrainedNetwork) -> dict:
+    """The process of a network as values of JSON.
+
+    `alpha` and `sigma` are of t = 0 ... T-1, at which `GaussianDiffusion.levels` ends.
+    """
+    diffusion = network.diffusion
+    levels = diffusion.levels()[-2::-1]  # the last one is clean data
+    return {
+        "alpha": [level.alpha for level in levels],
+        "sigma": [level.sigma for level in levels],
+        "prediction": network.config["diffusion"].get("prediction", "eps"),
+        "clip": diffusion.clip,
+        "clip_loss": diffusion.clip_loss,
+        "sigma_data": diffusion.sigma_data,
+    }

@@ -34,7 +34,7 @@ MAX_BYTES = 2**31 - 2**24  # of the weights; a file of protobuf has at most 2 Gi
 
 def require_onnx(config: dict) -> None:
     """Raise ValueError for a network that an ONNX file does not hold."""
-    require_program(config, "the ONNX file")
+    require_program(config, "onnx", "the ONNX file")
 
 
 def save_onnx(path: Path, network: TrainedNetwork) -> str:

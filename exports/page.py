@@ -14,8 +14,9 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined  # torch depends on it
 from torch import nn
 
-from exports.network import TrainedNetwork, require_plain_unet, require_velocity
-from utils import MARK, save_whole, size_text
+from exports.network import TrainedNetwork, process_tables, require_parts
+from sampling.plan import default_sampler, default_steps, is_few_step
+from utils import MARK, save_whole, sides, size_text
 
 SOURCES = Path(__file__).resolve().parent.parent / "web"
 SAMPLERS = ("dpmpp_2m_sde", "dpmpp_2m", "ddim", "ddpm")  # of web/samplers.js, for denoisers
@@ -47,8 +48,7 @@ class Page(NamedTuple):
 
 def describe_unet(model: nn.Module, config: dict) -> tuple[dict, dict]:
     """The U-Net's configuration, and the shape of its images."""
-    size = model.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(model.image_size)
     network = {name: config.get(name) for name in ("multipliers", "blocks", "efficient")}
     shape = {"channels": model.image_channels, "height": height, "width": width}
     return network | {"patch_size": model.patch_size}, shape
@@ -86,17 +86,15 @@ PAGES = {
 
 def require_page(config: dict) -> None:
     """Raise ValueError for a network that the page does not have."""
-    require_velocity(config, "the page")
-    if config["model"]["name"] != "mlp":
-        require_plain_unet(config, "web", "the page", "unet and mlp", captions=True)
-    elif config["model"]["dim"] != PLANE:
+    require_parts(config, "web", "the page", PAGES, captions=True)
+    if config["model"].get("dim", PLANE) != PLANE:
         raise ValueError(
             f"its points have {config['model']['dim']} coordinates, and the page shows a plane"
         )
 
 
-def save_page(path: Path, network: TrainedNetwork) -> int:
-    """Write the page of a network. Returns its size in bytes."""
+def save_page(path: Path, network: TrainedNetwork) -> None:
+    """Write the page of a network."""
     config, step, _, model, diffusion = network
     page = PAGES[config["model"]["name"]]
     weights, index = packed_weights(model, page.weights)
@@ -115,37 +113,28 @@ def save_page(path: Path, network: TrainedNetwork) -> int:
     )
     written = text.encode(errors="replace")  # names of classes may not be UTF-8
     save_whole(path, lambda partial: partial.write_bytes(written))
-    return len(written)
 
 
 def described_network(page: Page, network: TrainedNetwork) -> dict:
     """The network, its process and the choices that the page offers, as plain values."""
     config, _, _, model, diffusion = network
-    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
-    tuned = config["train"].get("tune")
+    tuned, few_steps = config["train"].get("tune"), is_few_step(config)
     classes = config["data"]["classes"] if config["model"].get("num_classes") else []
     captioned = bool(config["model"].get("caption_length"))
     has_condition = bool(classes) or captioned
     arguments, shape = page.describe(model, config["model"])
     return {
         "model": arguments | {"num_classes": len(classes)},
-        "process": {
-            "alpha": [level.alpha for level in levels],
-            "sigma": [level.sigma for level in levels],
-            "prediction": config["diffusion"].get("prediction", "eps"),
-            "clip": diffusion.clip,
-            "clip_loss": diffusion.clip_loss,
-            "sigma_data": diffusion.sigma_data,
-        },
+        "process": process_tables(network),
         "shape": shape,
         "classes": classes,
         "captions": captions_of(config) if captioned else None,
-        "samplers": samplers_of(tuned),
+        "samplers": samplers_of(config),
         "denoisers": list(SAMPLERS),  # of a network that is trained in the page
-        "steps": config["train"].get("student_steps") or (2 if tuned == "consistency" else STEPS),
-        "fixed_steps": tuned == "distill",  # it draws in no other number
-        "guided": has_condition and tuned not in ("consistency", "distill"),
-        "has_score": tuned not in ("consistency", "distill"),
+        "steps": min(default_steps(config, STEPS), diffusion.timesteps),
+        "fixed_steps": bool(config["train"].get("student_steps")),  # it draws in no other number
+        "guided": has_condition and not few_steps,
+        "has_score": not few_steps,
         "guidance": 1.0 if tuned or not has_condition else page.guidance,
     }
 
@@ -157,9 +146,16 @@ def captions_of(config: dict) -> dict:
     return {"words": data["words"], "length": length, "prompts": data["prompts"]}
 
 
-def samplers_of(tuned: str | None) -> list[str]:
-    """The samplers that a network can be drawn with."""
-    return {"consistency": ["consistency"], "distill": ["ddim"]}.get(tuned, list(SAMPLERS))
+def samplers_of(config: dict) -> list[str]:
+    """The samplers that a network can be drawn with, the usual one first.
+
+    The page has no euler, the usual sampler of straightened trajectories; ddim is like it.
+    """
+    usual = default_sampler(config)
+    if is_few_step(config):
+        return [usual]
+    usual = usual if usual in SAMPLERS else "ddim"
+    return sorted(SAMPLERS, key=lambda name: name != usual)
 
 
 def packed_weights(model: nn.Module, kind: str) -> tuple[np.ndarray, dict[str, list[int]]]:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from checkpoints.programs import DESCRIPTION, NETWORK
 from checkpoints.weights import metadata_of
 from conditions import NULL_LABEL, PADDING, Condition
-from exports.network import TrainedNetwork, require_velocity
-from models import NOT_DENOISERS
-from utils import save_whole, sides
+from dataset.items import item_shape
+from exports.network import TrainedNetwork, process_tables, require_parts
+from models import MODELS
+from utils import save_whole
 
 
 class PositionalNetwork(nn.Module):
@@ -39,18 +40,9 @@ class PositionalNetwork(nn.Module):
         return getattr(self, NETWORK)(x_t, t, condition)
 
 
-def require_program(config: dict, reader: str = "the program") -> None:
+def require_program(config: dict, form: str = "pt2", reader: str = "the program") -> None:
     """Raise ValueError for a network that is no function of x_t, t, classes and tokens."""
-    model = config["model"]
-    require_velocity(config, reader)
-    if (name := model["name"]) in NOT_DENOISERS:
-        raise ValueError(f"it contains the network {name}, which draws nothing")
-    if model.get("text_width"):
-        raise ValueError(f"a pretrained text encoder reads its captions, and {reader} has none")
-    if model.get("super_resolution"):
-        raise ValueError(f"it enlarges images, which {reader} does not take")
-    if model.get("autoencoder"):
-        raise ValueError(f"it is of latents, which {reader} cannot decode")
+    require_parts(config, form, reader, MODELS, captions=True)
 
 
 def condition_names(config: dict) -> list[str]:
@@ -60,18 +52,10 @@ def condition_names(config: dict) -> list[str]:
     return [name for name, value in known.items() if value]
 
 
-def item_shape(config: dict) -> tuple[int, ...]:
-    """Shape of what a network denoises: (C, H, W) of images, (D,) of points."""
-    model = config["model"]
-    if "dim" in model:
-        return (model["dim"],)
-    return (model["image_channels"], *sides(model["image_size"]))
-
-
 def example_inputs(network: TrainedNetwork, count: int) -> tuple[Tensor, ...]:
     """Inputs of a batch, with different timesteps and conditions, and the null forms of these."""
     config, generator = network.config, torch.Generator().manual_seed(0)
-    x_t = torch.randn(count, *item_shape(config), generator=generator)
+    x_t = torch.randn(count, *item_shape(config["model"]), generator=generator)
     t = torch.arange(count) * (network.diffusion.timesteps - 1) // max(1, count - 1)
     model, found = config["model"], []
     if classes := model.get("num_classes"):
@@ -97,20 +81,14 @@ def exported_program(network: TrainedNetwork) -> torch.export.ExportedProgram:
 def description(network: TrainedNetwork) -> dict:
     """What a client needs to sample with the network, as values of JSON."""
     config, step, _, _, diffusion = network
-    levels = diffusion.levels()[-2::-1]  # t = 0 ... T-1
     conditions = condition_names(config)
     return {
         "format": 1,
         "dataset": config["data"]["dataset"],
         "step": step,
-        "shape": list(item_shape(config)),
+        "shape": list(item_shape(config["model"])),
         "inputs": ["x_t", "t", *conditions],
-        "alpha": [level.alpha for level in levels],
-        "sigma": [level.sigma for level in levels],
-        "prediction": config["diffusion"].get("prediction", "eps"),
-        "clip": diffusion.clip,
-        "clip_loss": diffusion.clip_loss,
-        "sigma_data": diffusion.sigma_data,
+        **process_tables(network),
         "learn_sigma": diffusion.learn_sigma,
         "classes": config["data"]["classes"] if "label" in conditions else [],
         "null_label": NULL_LABEL,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mini_diffusion.layers import Embedding, Layer, LayerNorm, Linear, TimestepEmbedding
-from mini_diffusion.model_file import read_model, with_weights
+from mini_diffusion.model_file import ModelFile, read_model, with_weights
 from mini_diffusion.tensor import Rng, Tensor, generator
 
 OCTAVES = 5  # of the sines and cosines of a coordinate
@@ -68,9 +68,9 @@ class MLP(Layer):
         return self.head(self.norm(h).silu())
 
     @classmethod
-    def load(cls, path: str | Path) -> "MLP":
-        """Read the network of a model file. Raises the errors of `read_model`."""
-        return with_weights(path, read_model(path), "mlp", cls)
+    def load(cls, path: str | Path | ModelFile) -> "MLP":
+        """The network of a model file, or of its contents. Raises the errors of `read_model`."""
+        return with_weights(read_model(path), "mlp", cls)
 
 
 class PointEmbedding(Layer):

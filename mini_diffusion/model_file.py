@@ -37,14 +37,20 @@ class ModelFileError(OSError):
 class ModelFile(NamedTuple):
     """Contents of a model file."""
 
+    path: Path
     config: dict
     alpha: np.ndarray  # (T,)
     sigma: np.ndarray  # (T,)
     weights: dict[str, np.ndarray]
 
 
-def read_model(path: str | Path) -> ModelFile:
-    """Read a model file. Raises FileNotFoundError, or ModelFileError if the file is not valid."""
+def read_model(path: str | Path | ModelFile) -> ModelFile:
+    """Read a model file; its contents, if they are given, are returned.
+
+    Raises FileNotFoundError, or ModelFileError if the file is not valid.
+    """
+    if isinstance(path, ModelFile):
+        return path
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} not found; {REMEDY}")
@@ -70,7 +76,7 @@ def read_model(path: str | Path) -> ModelFile:
             f"{path} contains the network {network!r}, but not the shape of its data; {REMEDY}"
         )
     weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
-    return ModelFile(config, alpha, sigma, weights)
+    return ModelFile(path, config, alpha, sigma, weights)
 
 
 def network_of(config: dict) -> str:
@@ -78,13 +84,10 @@ def network_of(config: dict) -> str:
     return config.get("network", "unet")
 
 
-def with_weights(
-    path: str | Path, file: ModelFile, name: str, build: Callable[..., Network]
-) -> Network:
+def with_weights(file: ModelFile, name: str, build: Callable[..., Network]) -> Network:
     """Network of a model file.
 
     Args:
-        path: of the file, for messages.
         file: its contents.
         name: of the network, "unet" or "mlp".
         build: makes the network from its arguments.
@@ -92,17 +95,19 @@ def with_weights(
     Raises ModelFileError for another network, and for weights that do not fit.
     """
     if (found := network_of(file.config)) != name:
-        raise ModelFileError(f"{path} contains the network {found}, not {name}; use load_network")
+        raise ModelFileError(
+            f"{file.path} contains the network {found}, not {name}; use load_network"
+        )
     try:
         model = build(**file.config["model"])
         parameters = dict(model.parameters())
         if names := parameters.keys() ^ file.weights.keys():
             raise ValueError(f"weights missing or unexpected: {', '.join(sorted(names)[:3])}")
-        for name, weights in parameters.items():
-            new = Tensor(file.weights[name])
+        for parameter, weights in parameters.items():
+            new = Tensor(file.weights[parameter])
             if new.shape != weights.shape:
-                raise ValueError(f"{name} has shape {new.shape}, expected {weights.shape}")
+                raise ValueError(f"{parameter} has shape {new.shape}, expected {weights.shape}")
             weights.data = new.data
     except (TypeError, ValueError) as error:
-        raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
+        raise ModelFileError(f"{file.path} is inconsistent: {error}; export it again") from None
     return model

@@ -121,8 +121,8 @@ def generate(args: argparse.Namespace) -> None:
     """Sample and write to `args.output`. Raises ValueError for invalid arguments."""
     if args.output.suffix.lower() not in (".png", ".npz"):
         raise ValueError(f"--output must end in .png or .npz, got {args.output}")
-    config = read_model(args.model).config
-    model, scheduler = load_network(args.model), NoiseScheduler.load(args.model)
+    file = read_model(args.model)
+    config, model, scheduler = file.config, load_network(file), NoiseScheduler.load(file)
     kind = "points" if "dim" in config else "images"
     args.num_images = args.num_images or BATCH[kind]
     steps = args.steps or min(STEPS[args.sampler], scheduler.timesteps)
@@ -167,7 +167,7 @@ def shape_of_sample(config: dict) -> tuple[int, ...]:
 
 
 def to_array(x: Tensor) -> np.ndarray:
-    """Samples as they are written: uint8 images (N, H, W, C), or float32 points (N, D)."""
+    """Samples in the form that is written: uint8 images (N, H, W, C), or float32 points (N, D)."""
     return to_uint8(x) if x.data.ndim == 4 else x.data
 
 

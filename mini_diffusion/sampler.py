@@ -51,7 +51,8 @@ class Sampler:
         clips.
 
         Additional output channels of the model, such as a learned variance, are ignored. Raises
-        ValueError if the schedule ends in pure noise (alpha = 0) and the prediction is "eps".
+        ValueError if the schedule ends in pure noise (alpha = 0) and the prediction is "eps", and
+        for guidance without a `null_model`.
 
         Args:
             callback: called after each step with its number (1, ..., total), the total, the
@@ -59,12 +60,14 @@ class Sampler:
             null_model: the model with the null label, for classifier-free guidance.
             guidance_scale: 1 is the prediction for the class, 0 that for the null label.
         """
+        if guidance_scale != 1 and null_model is None:
+            raise ValueError(f"guidance_scale={guidance_scale} needs null_model")
         scheduler, rng = self.scheduler, generator(rng)
         x = hypot(*scheduler.level(self.timesteps[0])) * Tensor.randn(shape, rng=rng)
         for i, (t, prev) in enumerate(pairwise([*self.timesteps, -1]), start=1):
             scaled = scheduler.scaled(x, t)
             out = model(scaled, t)[:, : shape[1]]
-            if null_model is None or guidance_scale == 1:
+            if guidance_scale == 1:
                 x_0, eps = scheduler.x_0_and_eps(out, x, t)
             else:
                 null_out = null_model(scaled, t)[:, : shape[1]]

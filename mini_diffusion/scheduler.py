@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_diffusion.model_file import ModelFileError, read_model
+from mini_diffusion.model_file import ModelFile, ModelFileError, read_model
 from mini_diffusion.tensor import Rng, Tensor
 
 Tables = tuple[np.ndarray, np.ndarray]  # alpha (T,), sigma (T,)
@@ -134,15 +134,15 @@ class NoiseScheduler:
         return cls.of_type(ScheduleType.QUADRATIC, timesteps, **options)
 
     @classmethod
-    def load(cls, path: str | Path) -> "NoiseScheduler":
-        """Read the scheduler of a model file. Raises the errors of `read_model`."""
+    def load(cls, path: str | Path | ModelFile) -> "NoiseScheduler":
+        """The scheduler of a model file, or of its contents. Raises the errors of `read_model`."""
         file = read_model(path)
         options = {name: file.config[name] for name in ("prediction", "clip", "sigma_data")}
         options["clip_loss"] = file.config.get("clip_loss", False)
         try:
             return cls(file.alpha, file.sigma, **options)
         except ValueError as error:
-            raise ModelFileError(f"{path} is inconsistent: {error}; export it again") from None
+            raise ModelFileError(f"{file.path} is inconsistent: {error}; export it again") from None
 
     @property
     def alphas_cumprod(self) -> np.ndarray:

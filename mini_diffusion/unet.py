@@ -17,7 +17,7 @@ from mini_diffusion.layers import (
     fold,
     unfold,
 )
-from mini_diffusion.model_file import read_model, with_weights
+from mini_diffusion.model_file import ModelFile, read_model, with_weights
 from mini_diffusion.tensor import Rng, Tensor, generator
 
 EMBEDDING = 256  # features of the timestep and class embeddings
@@ -146,12 +146,10 @@ class UNet(Layer):
         return unfold(h, self.patch_size)
 
     @classmethod
-    def load(cls, path: str | Path) -> "UNet":
-        """Read the network of a model file. Raises the errors of `read_model`."""
+    def load(cls, path: str | Path | ModelFile) -> "UNet":
+        """The network of a model file, or of its contents. Raises the errors of `read_model`."""
         older = {"efficient": False}  # the default of files that lack it
-        return with_weights(
-            path, read_model(path), "unet", lambda **arguments: cls(**older | arguments)
-        )
+        return with_weights(read_model(path), "unet", lambda **arguments: cls(**older | arguments))
 
 
 class Block(Layer):

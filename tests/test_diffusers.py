@@ -18,7 +18,9 @@ from checkpoints.weights import save_weights, weights_sha256
 from cli.training import TRAIN
 from conditions import Condition
 from conftest import ROOT, TINY
-from dataset.registry import load_dataset
+from dataset.registry import DATASETS, load_dataset
+from dataset.types import Data
+from evaluation.real import require_data_of_network
 from exports.diffusers_folder import network_source, require_pipeline, save_folder
 from exports.from_diffusers import read_pipeline
 from exports.hub import hub_network, with_hub
@@ -47,11 +49,12 @@ def with_random_weights(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def write_weights(path: Path, *flags) -> dict:
+def write_weights(path: Path, *flags, tune: str | None = None) -> dict:
     """Write the weights file of an untrained network of digits, as train.py makes it."""
     parsed = TRAIN.parse([*TINY, "--class-conditional", "--timesteps", "100", *map(str, flags)])
     data = load_dataset("digits")
     config = make_config(with_defaults(parsed, data), data)
+    config["train"]["tune"] = tune
     model = with_random_weights(build_model(config["model"]))
     save_weights(path, config, 5, "ema", model.state_dict())
     return config
@@ -126,6 +129,16 @@ def test_the_pipeline_draws_the_pictures_of_sample_py(script, flags):
     assert_same_pictures(to_uint8(drawn), of_ddim)
 
 
+def test_a_network_of_straight_trajectories_is_drawn_without_fresh_noise(script):
+    write_weights(Path("m.safetensors").absolute(), tune="reflow")
+    script("export", "--checkpoint", "m.safetensors", "--to", "diffusers", "folder")
+    assert "num_inference_steps=4," in Path("folder/README.md").read_text()
+    run = {"class_labels": 3, "seed": 4, "num_inference_steps": 4, "output_type": "np"}
+    drawn, asked = load("folder")(**run).images, {"class_id": 3, "seed": 4, "precision": "fp32"}
+    expected = sample("m.safetensors", num_images=1, steps=4, sampler="ddim", **asked)
+    assert_same_pictures(to_uint8(drawn), expected)
+
+
 def test_arguments_of_the_pipeline(script):
     write_weights(Path("m.safetensors").absolute())
     result = script("export", "--checkpoint", "m.safetensors", "--to", "diffusers", "folder")
@@ -147,6 +160,10 @@ def test_arguments_of_the_pipeline(script):
         ({"class_labels": "cat"}, "there is no class 'cat'; there are 0, 1, 2"),
         ({"class_labels": 10}, "there is no class 10"),
         ({"class_labels": [1, 2], "batch_size": 3}, "2 class_labels for 3 images"),
+        ({"batch_size": 5, "latents": noise}, "batch_size=5, but the latents are of 2 images"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"class_labels": []}, "there are no class_labels"),
+        ({"seed": 0, "generator": torch.Generator()}, "either a seed or a generator"),
         ({"guidance_scale": 2}, "needs class_labels"),
         ({"num_inference_steps": 101}, "between 1 and 100, not 101"),
     ]:
@@ -205,7 +222,7 @@ def test_two_definitions_of_one_name_are_refused():
         ("model", {"caption_length": 8}, "conditioned on captions"),
         ("model", {"super_resolution": 4}, "enlarges images"),
         ("model", {"autoencoder": {"name": "autoencoder"}}, "of latents"),
-        ("model", {"name": "mlp"}, "the network mlp; unet, naive_unet, cnn, dit, unet2d can be"),
+        ("model", {"name": "mlp"}, "mlp; only unet, naive_unet, cnn, dit and unet2d can be"),
         ("model", {"name": "classifier"}, "the network classifier"),
         ("train", {"tune": "distill"}, "needs a denoiser"),
     ],
@@ -235,6 +252,22 @@ def test_only_files_of_the_form_are_replaced(script, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
         assert script(*export, "--overwrite").code == 1
     assert Path("folder/model_index.json").read_text() == "{}"
+    for moment in (1, 2):  # Ctrl-C after the first or the second rename
+        calls = iter(range(1, 9))
+
+        def interrupted(*names, rename=os.rename, calls=calls, moment=moment):
+            rename(*names)
+            if next(calls) == moment:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                save_folder(tmp_path / "folder", {"model_index.json": b"new"})
+        assert next(calls) > 2
+        assert Path("folder/model_index.json").read_text() == "{}"
+        assert Path("folder/notes.txt").read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert script(*export, "--overwrite").code == 0
     assert json.loads(Path("folder/model_index.json").read_text())["scheduler"]
     assert Path("folder/notes.txt").read_text() == "mine"
@@ -442,7 +475,35 @@ def test_folders_of_other_forms(script, tmp_path):
     assert checkpoint["config"]["diffusion"]["schedule"] == "linear"
     result = script("export", "--from", "diffusers", "theirs", "--to", "diffusers", "again")
     assert result.code == 0, result.err
+    text = Path("again/README.md").read_text()
+    assert "Another program has trained the network." in text
+    assert "The weights are those of the file." in text
+    assert "batch_size" not in text
+    assert huggingface_hub.ModelCard(text).data.license is None
     assert load("again")(seed=0, num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+def test_the_data_set_names_the_classes(tmp_path):
+    options = {"in_channels": 3, "out_channels": 3, "num_class_embeds": 10, "sample_size": 32}
+    save_theirs(tmp_path / "theirs", options)
+    checkpoint, notes = read_pipeline(tmp_path / "theirs", "cifar10")
+    assert "resizes" not in notes
+    names = ["airplane", "automobile", "bird", "cat", "deer"]  # in the order of Krizhevsky 2009
+    names += ["dog", "frog", "horse", "ship", "truck"]
+    data = Data(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), names)
+    require_data_of_network(checkpoint["config"], data)
+    assert DATASETS["digits"].classes == load_dataset("digits").classes
+    checkpoint, _ = read_pipeline(tmp_path / "theirs", "folder")
+    assert checkpoint["config"]["data"]["classes"] == [str(i) for i in range(10)]
+    with pytest.raises(ValueError, match="captioned_mnist: it has 0 classes, the network 10"):
+        read_pipeline(tmp_path / "theirs", "captioned_mnist")
+    with pytest.raises(ValueError, match="moons: its items do not have the 3 channels"):
+        read_pipeline(tmp_path / "theirs", "moons")
+    save_theirs(tmp_path / "small")
+    assert (
+        "draws images of 8 pixels, mnist has 28: evaluate.py resizes"
+        in read_pipeline(tmp_path / "small", "mnist")[1]
+    )
 
 
 def edited(folder: Path, file: str, **values) -> None:

@@ -4,6 +4,8 @@ import importlib.util
 import io
 import json
 import os
+import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from cli.export import EXPORT
 from conditions import Condition
 from conftest import ROOT
 from diffusion import GaussianDiffusion
+from exports import FORMS, sampling_command
 from exports.network import TrainedNetwork
 from exports.onnx_file import METADATA, check, save_onnx
 from exports.program import condition_names, example_inputs
-from models import build_model, model_config
+from models import MODELS, build_model, model_config
 from sample import sample
 from utils import NoisePerImage
 
@@ -138,6 +141,59 @@ def test_every_network_computes_the_same_in_onnxruntime(name, tmp_path):
     assert alpha == pytest.approx([1 - s for s in sigma], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": ["x_t", "t", "tokens"]}, "reads captions"),
+        ({"shape": [2]}, "draws points"),
+        ({"tune": "consistency"}, "needs the consistency sampler"),
+    ],
+)
+def test_the_example_refuses_what_it_cannot_draw(changed, message):
+    about = {"inputs": ["x_t", "t", "label"], "shape": [1, 8, 8], "tune": "distill"}
+    example().require_supported(about)
+    with pytest.raises(SystemExit, match=message):
+        example().require_supported(about | changed)
+
+
+def test_the_model_card_names_the_example_for_what_it_can_draw():
+    for name, options, tune, expected in [
+        ("unet", {"channels": 8, "multipliers": (1,)}, None, "python docs/sample_onnx.py m.onnx"),
+        ("unet", {"channels": 8, "multipliers": (1,)}, "consistency", "see docs/other_programs.md"),
+        ("dit", NETWORKS["dit"], None, "see docs/other_programs.md"),
+        ("mlp", NETWORKS["mlp"], None, "see docs/other_programs.md"),
+    ]:
+        config = network_of(name, **options).config
+        config["train"]["tune"] = tune
+        assert sampling_command("onnx", Path("m.onnx"), {}, config).startswith(expected)
+
+
+# --- the table of forms --------------------------------------------------------------------------
+
+
+def test_the_page_of_forms_lists_them_with_their_networks():
+    text = (ROOT / "docs" / "other_programs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \| (.*?) \|$", text, re.MULTILINE)
+    shown = {form: (ending, networks) for form, ending, networks in rows if form in FORMS}
+    assert shown.keys() == FORMS.keys()
+    shown["pt2"] = (shown["pt2"][0], shown["onnx"][1])  # "the same"
+    for form, (ending, networks) in shown.items():
+        assert ending == ("a folder" if FORMS[form].is_folder else f"`{FORMS[form].ending}`")
+        held = {name for name in MODELS if export.holds(form, config_of(name))}
+        assert held == (set(MODELS) if networks == "all" else set(re.findall("`(.*?)`", networks)))
+        captioned = export.holds(form, config_of("unet", caption_length=4))
+        assert captioned == (networks == "all" or "captions" in networks)
+
+
+def config_of(name: str, **options) -> dict:
+    """What a form is asked about a network."""
+    dim = {"dim": 2} if MODELS[name].kind == "points" else {}
+    return {"model": {"name": name, **dim, **options}, "train": {}}
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+
 def test_missing_packages_are_named(script, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("exports.onnx_file.find_spec", lambda name: None)
     done = script("export", "--checkpoint", checkpoint, "--to", "onnx", "m.onnx")
@@ -227,8 +283,33 @@ def test_other_programs_and_damaged_ones_are_refused(program, tmp_path):
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
         load_checkpoint(path)
     path = rewritten(program, tmp_path / "cut.pt2", **{"/weight_0": lambda old: old[:64]})
-    with pytest.raises(CheckpointError, match="is cut off"):
+    with pytest.raises(CheckpointError, match="has 64 bytes"):
         load_checkpoint(path)
+
+    def described(change) -> Path:
+        """The program with other weights in its description."""
+        content = json.loads(zipfile.ZipFile(program).read(part))["config"]
+        text = json.dumps({"config": change(content)}).encode()
+        changed = {"model_weights_config.json": lambda old: text}
+        return rewritten(program, tmp_path / "described.pt2", **changed)
+
+    part = next(n for n in zipfile.ZipFile(program).namelist() if "model_weights_config" in n)
+    first = next(iter(json.loads(zipfile.ZipFile(program).read(part))["config"]))
+    many = described(lambda old: {f"network.{i}": old[first] for i in range(200)})  # of one part
+    with pytest.raises(CheckpointError, match="two weights share a part"):
+        load_checkpoint(many)
+    huge = [{"as_int": 10**15}] * 20_000  # products of these sizes have 300,000 digits
+    for sizes in (huge, huge[:8]):
+        meta = {"sizes": sizes, "strides": sizes}
+
+        def with_sizes(old, meta=meta):
+            weight = old[first] | {"tensor_meta": old[first]["tensor_meta"] | meta}
+            return old | {first: weight}
+
+        path, start = described(with_sizes), time.process_time()
+        with pytest.raises(CheckpointError, match="the layout of the weight"):
+            load_checkpoint(path)
+        assert time.process_time() - start < 1
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(tmp_path / "other.pt2", "w") as new:
         for entry in old.infolist():
             if "extra/" not in entry.filename:

@@ -358,6 +358,7 @@ def test_usage_errors(script, script_name, arguments, message):
     [
         (RuntimeError("first line\nsecond line"), 1, "RuntimeError: first line\n(--debug shows"),
         (ValueError("a value"), 2, "error: a value\n"),
+        (ValueError("\x1b[2J\x9b1m\u202ea\nb\xe9"), 2, "error: ?[2J?1m?a\nb\xe9\n"),
         (FileNotFoundError("a file"), 1, "error: a file\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

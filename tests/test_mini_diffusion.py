@@ -487,6 +487,8 @@ def test_samplers_report_each_step(rng):
     for steps in (0, T + 1):
         with pytest.raises(ValueError, match=f"between 1 and {T}, got {steps}"):
             Sampler.ddpm(NoiseScheduler.cosine(T), steps)
+    with pytest.raises(ValueError, match="guidance_scale=2 needs null_model"):
+        sampler.sample(model, (2, 1, 4, 4), rng, guidance_scale=2)
 
 
 def test_the_timesteps_are_those_of_trailing_spacing():
@@ -724,6 +726,15 @@ def draw(capsys, tmp_path, monkeypatch):
 def pixels_of(path) -> np.ndarray:
     with np.load(path) as file:
         return file["arr_0"]
+
+
+def test_a_model_file_is_read_once(draw, conditional_file, monkeypatch):
+    read, paths = np.load, []
+    monkeypatch.setattr(
+        np, "load", lambda path, **options: paths.append(path) or read(path, **options)
+    )
+    draw(conditional_file, "--num-images", 1, "--steps", 1, "--output", "x.png")
+    assert len(paths) == 1
 
 
 def test_seeds_classes_and_samplers(draw, conditional_file):

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import train
-from checkpoints.checkpoint import load_checkpoint
+from checkpoints.checkpoint import load_checkpoint, restore
 from cli import process
 from cli.training import TRAIN
-from exports.page import SAMPLERS
+from diffusion import GaussianDiffusion
+from exports.network import TrainedNetwork
+from exports.page import PAGES, SAMPLERS, described_network
 from pages import (
     click,
     damage,
@@ -154,6 +156,26 @@ def test_a_distilled_network_has_no_other_number_of_steps(runs, script, tmp_path
     content = parts_of(exported(Path("tuned/model_final.pt"), tmp_path / "page.html"))["content"]
     assert content["samplers"] == ["ddim"]
     assert (content["steps"], content["fixed_steps"], content["guided"]) == (4, True, False)
+
+
+def test_the_page_begins_with_the_usual_sampler_and_steps(runs):
+    checkpoint = load_checkpoint(runs("default"))
+    model, _ = restore(checkpoint)
+    for tune, timesteps, sampler, steps in [
+        (None, 1000, "dpmpp_2m_sde", 20),
+        (None, 10, "dpmpp_2m_sde", 10),  # the page has no more
+        ("reflow", 1000, "ddim", 4),
+        ("consistency", 1000, "consistency", 2),
+    ]:
+        config = checkpoint["config"]
+        config["train"]["tune"] = tune
+        process = GaussianDiffusion(**config["diffusion"] | {"timesteps": timesteps})
+        network = TrainedNetwork(config, 1, "ema", model, process)
+        content = described_network(PAGES["unet"], network)
+        assert (content["samplers"][0], content["steps"]) == (sampler, steps)
+        assert content["guided"] == (tune in (None, "reflow"))
+        if content["guided"]:
+            assert set(content["samplers"]) == set(SAMPLERS)
 
 
 def test_networks_that_the_page_cannot_hold_are_refused(runs, script, tmp_path):

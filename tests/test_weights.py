@@ -145,6 +145,8 @@ def test_training_does_not_resume_from_weights(script, exported):
     [
         ([], "outputs/model.npz"),
         (["--to", "safetensors"], "outputs/model.safetensors"),
+        (["--half"], "outputs/model.safetensors"),
+        (["--quantize", "int8"], "outputs/model.safetensors"),
         (["m.safetensors"], "m.safetensors"),
         (["--to", "numpy", "m.npz"], "m.npz"),
     ],

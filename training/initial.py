@@ -3,9 +3,9 @@
 from checkpoints.checkpoint import config_differences, load_checkpoint
 from checkpoints.consistency import CUSTOM, UNKNOWN
 from cli.training import RunConfig
-from models import NOT_DENOISERS, with_later_arguments
+from models import NOT_DENOISERS
 from sampling.plan import require_untuned_network
-from training.resume import with_saved_flags
+from training.resume import network_and_process, with_saved_flags
 
 FREE = {"dropout", "loss_weight", "clip_loss"}  # choices that the weights do not depend on
 
@@ -19,7 +19,7 @@ def load_initial(path: str) -> dict:
             f"--init-from {path} is a network of your own, which train.py cannot build"
         )
     if name in NOT_DENOISERS:
-        raise ValueError(f"--init-from {path} is a {name}, which draws nothing")
+        raise ValueError(f"--init-from {path} contains the network {name}, which draws nothing")
     if config["model"].get("autoencoder"):
         raise ValueError(f"--init-from {path} is a network of latents, which is not supported")
     require_untuned_network(config, f"--init-from {path}")
@@ -36,7 +36,7 @@ def with_initial(flags: RunConfig, initial: dict) -> RunConfig:
         raise ValueError(
             f"--init-from {flags.init_from} does not name its data set: add --dataset NAME"
         )
-    if flags.given & {"dataset"} and flags.dataset != data["dataset"]:
+    if "dataset" in flags.given and flags.dataset != data["dataset"]:
         data = {key: data[key] for key in ("image_size",) if key in data}
     config = {"data": data, "model": model, "diffusion": initial["config"]["diffusion"]}
     conditions = {
@@ -48,13 +48,9 @@ def with_initial(flags: RunConfig, initial: dict) -> RunConfig:
 
 def require_same_network(flags: RunConfig, config: dict, initial: dict | None) -> None:
     """Raise ValueError for a run with another network or process than its --init-from's."""
-    if initial is None or flags.init_from is None:
+    if initial is None:
         return
-    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
-    own = {
-        "model": with_later_arguments(initial["config"]["model"]),
-        "diffusion": {**before, **initial["config"]["diffusion"]},
-    }
+    own = network_and_process(flags, initial["config"])
     wanted = {
         name: {key: value for key, value in config[name].items() if key not in FREE} for name in own
     }

@@ -107,6 +107,18 @@ def start_anew(flags: RunConfig, folder: RunFolder, damaged: list) -> RunConfig:
     return flags if config is None else with_saved_flags(flags, config)
 
 
+def network_and_process(flags: RunConfig, config: dict) -> dict[str, dict]:
+    """The sections "model" and "diffusion" of the configuration of a checkpoint.
+
+    They are complete: arguments that were added since it was saved have the former behaviour.
+    """
+    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
+    return {
+        "model": with_later_arguments(config["model"]),
+        "diffusion": {**before, **config["diffusion"]},
+    }
+
+
 def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
     """The flags, with those that were not given taken from the configuration of a run.
 
@@ -195,13 +207,11 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
     train = {key: config["train"][key] for key in [*fixed, "update_size"]}
     # A run from before a flag was added had its default.
     of_data = [name for name in flags.named(section="data", fixed=True) if name in data]
-    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
     saved = {
         **saved,
+        **network_and_process(flags, saved),
         "data": {**RunConfig().chosen(of_data), **saved["data"]},
         "train": {**RunConfig().chosen(fixed), **saved["train"]},
-        "model": with_later_arguments(saved["model"]),
-        "diffusion": {**before, **saved["diffusion"]},
     }
     found = config_differences(saved, {**config, "data": data, "train": train})
     explained = "items of a training step (--batch-size x --grad-accum x processes)"

@@ -6,9 +6,9 @@ from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from cli.declare import option
 from cli.training import RunConfig
-from models import NOT_DENOISERS, with_later_arguments
+from models import NOT_DENOISERS
 from objectives import has_boundary, starts_from_noise
-from training.resume import with_saved_flags
+from training.resume import network_and_process, with_saved_flags
 from training.trainer import Trainer
 
 # Choices of the training that a tuned network has from its teacher, unless flags say otherwise.
@@ -42,7 +42,7 @@ def load_teacher(path: str) -> dict:
     if (name := config["model"]["name"]) == CUSTOM:
         raise ValueError(f"--teacher {path} is a network of your own, which train.py cannot build")
     if name in NOT_DENOISERS:
-        raise ValueError(f"--teacher {path} is a {name}, which draws nothing")
+        raise ValueError(f"--teacher {path} contains the network {name}, which draws nothing")
     if config["model"].get("super_resolution"):
         raise ValueError(f"--teacher {path} enlarges images; --tune is for models that draw them")
     if tuned := config["train"].get("tune"):
@@ -105,12 +105,8 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
         )
     if teacher is None:
         return
-    before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
-    average = {"average_velocity": True} if flags.tune == "meanflow" else {}
-    own = {
-        "model": with_later_arguments(teacher["config"]["model"]) | average,
-        "diffusion": {**before, **teacher["config"]["diffusion"]},
-    }
+    own = network_and_process(flags, teacher["config"])
+    own["model"] |= {"average_velocity": True} if flags.tune == "meanflow" else {}
     if found := config_differences(own, {name: config[name] for name in own}):
         raise ValueError(
             f"--teacher {flags.teacher} has another network: {'; '.join(found)}. Omit --preset and "

@@ -331,7 +331,7 @@ function finishTraining(text) {
   byId("report").textContent = text;
 }
 
-// A network that is stopped is used as it is.
+// If the training is stopped, the page draws with the network of that moment.
 function stopTraining() {
   end("train");
   const step = byId("trained").value;
