@@ -57,8 +57,9 @@ FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / 
 def main(request: VisualizationRequest) -> int:
     for name in ("run", "doctor"):  # which a checkpoint, or the folder of these, stands for too
         if folder := getattr(request, name):
-            run = Path(folder)
-            setattr(request, name, str(RunFolder.of(run).path if run.is_file() else run_path(run)))
+            given = Path(folder)
+            found = RunFolder.of(given).path if given.is_file() else run_path(given)
+            setattr(request, name, str(found))
     path = Path(request.save_path or default_path(request))
     image_format(path)
     if request.doctor:  # which reports even where nothing can be written
@@ -170,16 +171,16 @@ def diagnose(request: VisualizationRequest, path: Path) -> int:
     if request.save_path is not None:
         check_output(path, *request.read())
     with activity("reading the run"):
-        run = read_run(Path(request.doctor), tell)
-        findings = examine(run)
-    print(report_of(run, findings.values()))
-    if run.losses[0]:
+        examined = read_run(Path(request.doctor), tell)
+        findings = examine(examined)
+    print(report_of(examined, findings.values()))
+    if examined.losses[0]:
         try:
             if request.save_path is None:
                 check_output(path)
                 require_own(path, is_own_figure, "another --save-path")
             with activity("drawing"):
-                save_figure(path, draw_progress(progress_of(run), str(run.path)))
+                save_figure(path, draw_progress(progress_of(examined), str(examined.path)))
             print(f"\n{path}")
         except (OSError, ValueError) as error:
             if request.save_path is not None:

@@ -31,10 +31,10 @@ class LearnRequest(Flags):
         metavar="DIR", parse=path)
 
     seconds: float = flag(
-        5.0, "time limit of each function, in seconds", group="machine",
+        5.0, "time limit of each function in seconds, not of the training", group="machine",
         parse=number(float, 0.1, 3600), unless=("hint", "solution"))
     memory: int = flag(
-        2048, "memory limit of the code in MiB (Linux)", group="machine",
+        2048, "memory limit in MiB (Linux), not of the training", group="machine",
         parse=number(int, 1, 2**20), unless=("hint", "solution"))
 
     output: str | None = flag(

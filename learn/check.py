@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import time
 
 from learn import texts
-from learn.client import LAST, Checker
+from learn.client import Checker
 
 OUTPUTS = Path("outputs") / "learn"
 POLL = 0.3  # seconds between looks at the files with --watch
@@ -45,6 +45,9 @@ def main(request: LearnRequest) -> int:
             each["command"] = f"python {texts.command()} {each['number']}{place}"
         numbers = request.exercises or [each["number"] for each in exercises]
         chosen = [each for each in exercises if each["number"] in numbers]
+        trains = any(each["trains_with"] for each in chosen) and request.exercises
+        if request.output and not (request.class_report or trains):
+            raise ValueError("--output is for exercise 16, and for --class-report")
         if request.class_report:
             return report(checker, request)
         if request.solution or request.hint:
@@ -103,23 +106,33 @@ def check_one(
 ) -> str:
     """Check one exercise and print all about it; its state.
 
-    With a picture, the last exercise then trains and draws it.
+    With a picture, the exercise that trains then draws it, if all that its training uses is done.
     """
-    verdict = checker.check(folder, exercise["number"])
-    print(f"Exercise {exercise['number']}, {exercise['title']}")
-    print("\n".join(texts.details(verdict)))
     number = exercise["number"]
+    verdict = checker.check(folder, number)
+    print(f"Exercise {number}, {exercise['title']}")
+    print("\n".join(texts.details(verdict)))
+    done = texts.state(verdict) == "done"
+    if done and (left := unfinished(checker, folder, exercises, exercise)):
+        print("\n".join(texts.before_training(verdict, left)), flush=True)
+        return "begun"
     following = next((e for e in exercises if e["number"] == number + 1), None)
     print("\n".join(texts.next_steps(exercise, verdict, following)), flush=True)
-    if number == LAST and texts.state(verdict) == "done":
+    if done and exercise["trains_with"]:
         if picture is None:
             print(f"Train your network and draw with it: {exercise['command']}")
         else:
-            verdict = draw(checker, folder, picture)
+            verdict = draw(checker, folder, number, picture)
     return texts.state(verdict)
 
 
-def draw(checker: Checker, folder: Path, picture: Path) -> dict:
+def unfinished(checker: Checker, folder: Path, exercises: list[dict], exercise: dict) -> list[dict]:
+    """The exercises that the training of an exercise uses and that are not done."""
+    used = [each for each in exercises if each["number"] in exercise["trains_with"]]
+    return [e for e in used if texts.state(checker.check(folder, e["number"])) != "done"]
+
+
+def draw(checker: Checker, folder: Path, number: int, picture: Path) -> dict:
     """Train and draw with the student's functions."""
     from dataset.own_files import is_own_picture, require_own  # these import torch
     from utils import check_output
@@ -129,7 +142,7 @@ def draw(checker: Checker, folder: Path, picture: Path) -> dict:
         require_own(picture, is_own_picture, "another --output")
     picture.parent.mkdir(parents=True, exist_ok=True)
     print("\nNow your code trains your network, for at most four minutes, and draws. Ctrl-C stops.")
-    verdict = checker.draw(folder, picture, lambda text: print(f"  {text}", flush=True))
+    verdict = checker.draw(folder, number, picture, lambda text: print(f"  {text}", flush=True))
     if "drawn" in verdict:
         print(f"\n{verdict['drawn']}\nLook at it: {picture}")
         return verdict | {"functions": [{"status": "right"}]}

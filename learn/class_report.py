@@ -47,14 +47,14 @@ def exercises_of(student: Path, exercises: list[dict]) -> Path:
 
 
 def cell(verdict: dict) -> dict:
-    """The word of a cell and its explanation."""
+    """The word of a cell, its explanation, and the names of the mistakes."""
     details = [verdict["ended"]] if verdict.get("ended") else []
     for function in verdict["functions"]:
         if function["status"] == "mistake":
             details.append(f"{function['name']}: {function['mistake']}")
         elif function["status"] == "error":
             line = f" (line {function['place']['line']})" if function.get("place") else ""
-            details.append(f"{function['name']}: {' '.join(function['lines'])}{line}")
+            details.append(f"{function['name']}{line}: {function['lines'][0]}")
         elif function["status"] == "wrong":
             details.append(f"{function['name']}: not right")
         elif function["status"] == "waiting":
@@ -64,6 +64,11 @@ def cell(verdict: dict) -> dict:
         "word": word(verdict),
         "state": state(verdict),
         "detail": "; ".join(details)[:MAX_DETAIL],
+        "mistakes": [
+            f"{each['name']}: {each['mistake']}"
+            for each in verdict["functions"]
+            if each["status"] == "mistake"
+        ],
     }
 
 
@@ -94,11 +99,10 @@ def as_page(rows: list[dict], exercises: list[dict], date: str) -> str:
     from visuals.page import fill_in
 
     mistakes = Counter(
-        (exercise["number"], detail)
+        (exercise["number"], mistake)
         for row in rows
         for exercise, each in zip(exercises, row["cells"], strict=True)
-        if each["word"] == "mistake"
-        for detail in each["detail"].split("; ")
+        for mistake in each["mistakes"]
     )
     solved = [
         sum(row["cells"][i]["state"] == "done" for row in rows) for i in range(len(exercises))

@@ -11,10 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs" / "guide"
-LAST = 16  # the exercise that trains and draws
 GRACE = 20.0  # seconds; enough on a busy computer
-SECONDS, MEMORY = 5.0, 2048  # limits of each function, in seconds and MiB
-TRAINING_SECONDS, TRAINING_MEMORY = 1200.0, 8192  # of the last exercise's training
+TRAINING_SECONDS, TRAINING_MEMORY = 1200.0, 8192  # limits of training, in seconds and MiB
 
 
 class CheckerError(RuntimeError):
@@ -30,7 +28,7 @@ class Checker:
         grace: seconds for the diagnosis, after which a process is killed in any case.
     """
 
-    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY, grace: float = GRACE):
+    def __init__(self, seconds: float, memory: int, grace: float = GRACE):
         self.seconds, self.memory, self.grace = seconds, memory, grace
         self.process: subprocess.Popen | None = None
 
@@ -61,10 +59,12 @@ class Checker:
         """The verdict on an exercise of a folder: see `server.answers`."""
         return self.ask(folder, number, self.seconds, self.memory)
 
-    def draw(self, folder: str | Path, picture: Path, say: Callable[[str], None]) -> dict:
-        """Train and draw with the functions of a folder; the verdict on the last exercise."""
+    def draw(
+        self, folder: str | Path, number: int, picture: Path, say: Callable[[str], None]
+    ) -> dict:
+        """Train and draw with the functions of a folder; the verdict on this exercise."""
         limits = TRAINING_SECONDS, TRAINING_MEMORY
-        return self.ask(folder, LAST, *limits, picture=str(picture.resolve()), say=say)
+        return self.ask(folder, number, *limits, picture=str(picture.resolve()), say=say)
 
     def ask(
         self,

@@ -60,6 +60,8 @@ class Exercise:
     chapter: str  # page of docs/guide
     tasks: Sequence[Task]
     done: str  # what the student has, once it is right
+    # Numbers of the exercises that its training uses: once all are done, it trains and draws.
+    trains_with: Sequence[int] = ()
 
     @property
     def number(self) -> int:
@@ -150,10 +152,21 @@ class Model(nn.Module):
         return self.w * x_t + self.b * torch.as_tensor(t).view(-1, *[1] * (x_t.ndim - 1))
 
 
+def facts_of_times(calls: Sequence[tuple[Tensor, Tensor]]) -> Mapping[str, object]:
+    """Facts about the t of calls, which hold for any number of them, and for joined batches."""
+    times = [torch.as_tensor(t) for _, t in calls]
+    alike = (t.shape == x_t.shape[:1] for (x_t, _), t in zip(calls, times, strict=True))
+    return {
+        "the model's t is (B,), one for each image": all(alike),
+        "dtype of the model's t": ", ".join(sorted({str(t.dtype) for t in times})),
+    }
+
+
 def loss_and_gradient(function: Callable, model: Model, *inputs: object) -> Mapping[str, object]:
-    """Run a loss function; compare its value and the gradient of the model's weights."""
+    """Run a loss function; compare its value, the gradient of the model's weights, and the t that
+    the model was called with."""
     value = function(model, *inputs)
-    facts: dict[str, object] = {"loss": value}
+    facts: dict[str, object] = {"loss": value, **facts_of_times(model.calls)}
     if isinstance(value, Tensor) and value.numel() == 1:
         facts["has a gradient"] = value.requires_grad
         if value.requires_grad:

@@ -54,6 +54,7 @@ def contents() -> list[dict]:
             "title": exercise.title,
             "chapter": exercise.chapter,
             "done": exercise.done,
+            "trains_with": list(exercise.trains_with),
             "hints": {task.name: task.hint for task in exercise.tasks},
         }
         for exercise in EXERCISES
@@ -136,7 +137,7 @@ def forked(target: Callable, request: dict, limit: float) -> Iterator[dict]:
                 elif pipe == output:
                     printed = (printed + data)[:MAX_PRINTED]
                 else:
-                    *lines, rest = (rest + data[:MAX_ANSWER]).split(b"\n")
+                    *lines, rest = (rest + data)[:MAX_ANSWER].split(b"\n")
                     for answer in map(json.loads, lines):
                         finished = "finished" in answer
                         if not finished:

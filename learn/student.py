@@ -2,9 +2,10 @@
 
 import re
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from learn.exercise import (
     outcomes,
     parameter_names,
 )
-from learn.solved import load, solution, use_pieces
+from learn.solved import PIECES, load, solution, use_pieces
 
 MAX_MESSAGE = 400  # characters of an error's message
 SLOW = 3  # a function that waits may take this many times its limit of processor time
@@ -51,6 +52,7 @@ MEANINGS = {  # of common messages, by a pattern
     ),
     r"allocate memory|^MemoryError": "The code needs more memory than the limit (see --memory).",
     r"'NoneType'": "Something is None here: does a function before it lack its return?",
+    r"math domain error|expected a positive input": "The logarithm of 0 or of a negative number.",
     r"only one element tensors|ambiguous": (
         "A tensor of several numbers is used as one number, for example in an `if`."
     ),
@@ -101,16 +103,17 @@ class Student:
             return {"status": "error", "lines": [f"The file has no function {task.name}."]}
         with time_limit(self.seconds):
             found = list(outcomes(function, task))
-        cases = zip(task.cases, expected(task.name), found, strict=True)
-        wrong = next((each for each in cases if not each[1].equals(each[2])), None)
-        if wrong is None:
+        if (wrong := first_wrong(task, found)) is None:
             return {"status": "right"}
-        if isinstance(found[0].error, NotImplementedError):
-            place = self.place(found[0].error)
-            if place and place["file"] == str(self.path(exercise)):
+        if self.is_not_begun(exercise, found):
+            return {"status": "not begun"}
+        if broken := [name for name in task.uses if not self.is_right(name)]:
+            # Judge the function itself: with the solutions of what it uses.
+            found = self.outcomes_with_solutions(function, task, broken)
+            if (wrong := first_wrong(task, found)) is None:
+                return {"status": "waiting", "waits_for": self.needed(function, task, broken)}
+            if self.is_not_begun(exercise, found):
                 return {"status": "not begun"}
-        if waits_for := [name for name in task.uses if not self.is_right(name)]:
-            return {"status": "waiting", "waits_for": waits_for}
         case, right, got = wrong
         verdict = (
             {"status": "wrong", "lines": []}
@@ -136,6 +139,33 @@ class Student:
         """Is a function of another exercise right?"""
         exercise, task = found_task(name)
         return self.judge_task(exercise, task)["status"] == "right"
+
+    def is_not_begun(self, exercise: Exercise, found: Sequence[Outcome]) -> bool:
+        """Does the function itself raise NotImplementedError?"""
+        if not isinstance(found[0].error, NotImplementedError):
+            return False
+        place = self.place(found[0].error)
+        return place is not None and place["file"] == str(self.path(exercise))
+
+    def outcomes_with_solutions(
+        self, function: Callable, task: Task, names: Sequence[str]
+    ) -> list[Outcome]:
+        """The outcomes of a function that uses the solutions for some of the student's pieces."""
+        with with_solutions(function, names), time_limit(self.seconds):
+            return list(outcomes(function, task))
+
+    def needed(self, function: Callable, task: Task, names: Sequence[str]) -> list[str]:
+        """Those of the broken pieces without the solution of which a right function is wrong."""
+        if len(names) == 1:
+            return [*names]
+        return [
+            name
+            for name in names
+            if first_wrong(
+                task,
+                self.outcomes_with_solutions(function, task, [n for n in names if n != name]),
+            )
+        ]
 
     def path(self, exercise: Exercise) -> Path:
         return self.folder / f"{exercise.file}.py"
@@ -211,6 +241,36 @@ def time_limit(seconds: float) -> Iterator[None]:
         for timer, number in timers.items():
             signal.setitimer(timer, 0)
             signal.signal(number, previous[number])
+
+
+@contextmanager
+def with_solutions(function: Callable, names: Sequence[str]) -> Iterator[None]:
+    """While open, a function of the student's finds the solutions under these names.
+
+    Imported by `from pieces import ...`, under any name, or as an attribute of `pieces`.
+    """
+    pieces, own = sys.modules[PIECES], getattr(function, "__globals__", {})
+    before = dict(own)
+    for name in names:
+        theirs = None
+        with suppress(Exception, SystemExit):  # their file may be broken
+            theirs = getattr(pieces, name)
+        for key, value in before.items():
+            if theirs is not None and value is theirs:
+                own[key] = solution(name)
+        setattr(pieces, name, solution(name))
+    try:
+        yield
+    finally:
+        own.update(before)
+        for name in names:
+            delattr(pieces, name)
+
+
+def first_wrong(task: Task, found: Sequence[Outcome]) -> tuple[Case, Outcome, Outcome] | None:
+    """The first case with another outcome than the solution's: the case and both outcomes."""
+    cases = zip(task.cases, expected(task.name), found, strict=True)
+    return next((each for each in cases if not each[1].equals(each[2])), None)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 WIDTH = 88
@@ -44,7 +43,10 @@ def details(verdict: dict) -> list[str]:
     """What is said about the functions of an exercise."""
     path = near(verdict["path"])
     if verdict.get("missing"):
-        return [f"{path} does not exist: copy it from learn/exercises again."]
+        default = Path(__file__).with_name("exercises")
+        if Path(verdict["path"]).parent == default:
+            return [f"{path} does not exist. Restore it: git checkout {path}"]
+        return [f"{path} does not exist: copy it from {near(default)} again."]
     lines = [] if not verdict.get("ended") else [f"{path}: {verdict['ended']}"]
     for function in verdict["functions"]:
         lines += function_lines(function, path)
@@ -55,7 +57,7 @@ def details(verdict: dict) -> list[str]:
             "Your code has printed:",
             *(INDENT + line[:WIDTH] for line in shown[:MAX_PRINTED]),
         ]
-        if len(shown) > MAX_PRINTED or verdict.get("cut"):
+        if len(shown) > MAX_PRINTED:
             lines.append(f"{INDENT}... (the rest is left out)")
     return lines
 
@@ -115,6 +117,15 @@ def next_steps(exercise: dict, verdict: dict, following: dict | None) -> list[st
     ]
 
 
+def before_training(verdict: dict, left: list[dict]) -> list[str]:
+    """What to do before an exercise that is right can train: exercises that are left."""
+    names = [each["name"] for each in verdict["functions"]]
+    exercises = ", ".join(f"{each['number']} ({each['title']})" for each in left)
+    plural = "s" * (len(left) > 1)
+    line = f"{' and '.join(names)} are right; finish exercise{plural} {exercises} before training."
+    return ["", unindented(line)]
+
+
 def first_steps(exercise: dict, verdict: dict, done: int, count: int) -> list[str]:
     """What to do after the list of all: begin, or go on with, an exercise."""
     number = exercise["number"]
@@ -163,8 +174,3 @@ def near(path: str | Path) -> str:
 def command() -> str:
     """The path of the command, as it is typed in the current folder."""
     return near(Path(__file__).with_name("check.py"))
-
-
-def counted(states: Sequence[str]) -> int:
-    """How many exercises are done."""
-    return sum(each == "done" for each in states)

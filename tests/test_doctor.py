@@ -1,6 +1,8 @@
 """The doctor: it finds each fault, and nothing in healthy runs; damaged folders are no error."""
 
 import ast
+import dataclasses
+import inspect
 import json
 import shlex
 import shutil
@@ -18,14 +20,16 @@ from cli import docs, process
 from cli.training import TRAIN
 from conftest import TINY
 from dataset.registry import load_dataset
+from evaluation.doctor import report
 from evaluation.doctor.checks import CHECKS, examine
-from evaluation.doctor.commands import again
+from evaluation.doctor.commands import again, call, resume
 from evaluation.doctor.length import GOOD, measured_runs, needed_images
 from evaluation.doctor.report import report_of
 from evaluation.doctor.run import read_run
 from images import save_image
 from runs import SMALL, ctrl_c_in, killed_in
 from training.fit import fit
+from training.fit import parse as parse_fit
 from training.folder import RunFolder
 from utils import has_native_bf16
 from visuals.pictures import ImagePictures, save_picture
@@ -228,7 +232,18 @@ def long_with_copies(folder: Path) -> None:
     draw_grid(folder, digits())
 
 
+def one_class_drawn_after(steps: int):
+    """Change a run so that it has made so many steps of 32 images and draws one class."""
+
+    def change(folder: Path) -> None:
+        losses(folder, *np.linspace(1.5, 0.4, steps // 10))
+        draw_grid(folder, one_digit())
+
+    return change
+
+
 def slow_down(folder: Path) -> None:
+    edit_json(folder, "config.json", lambda c: c["train"].update(total_steps=1000))
     losses(folder, *np.linspace(1.5, 0.5, 60))
     rows = rows_of(folder)
     for i, row in enumerate(rows):
@@ -325,6 +340,7 @@ def exploded(folder: Path, made: dict[str, Path]) -> None:
     run_train(folder, *QUICK, "--optimizer", "adamw", "--lr", "1e25", "--grad-clip", "0")
 
 
+STOPPED = "class-conditional"  # a healthy run that can be resumed
 FALLING = np.linspace(1.5, 0.5, 40)
 # What makes each fault, and the checks that must find it, the first of all findings.
 FAULTS = {
@@ -378,7 +394,7 @@ FAULTS = {
         "saturated",
     ),
     "one picture": (grid_of(lambda: digits(1).expand(64, -1, -1, -1)), "alike"),
-    "one class drawn": (grid_of(one_digit), "one-class-drawn"),
+    "one class drawn": (edited(one_class_drawn_after(28_000)), "one-class-drawn"),
     "wrong classes": (
         edited(finished_with_one_digit, "class-conditional"),
         "not-of-their-classes",
@@ -389,10 +405,10 @@ FAULTS = {
     "copied images": (of_copied_images, "duplicates", "few-images"),
     "wrong range": (of_wrong_range, "range"),
     "large points": (of_large_points, "scale"),
-    "other programs": (edited(slow_down), "slow-steps"),
-    "old processor": (edited(on_old_processor), "precision"),
-    "fp32 on a GPU": (edited(on_gpu("fp32")), "precision"),
-    "fp16 on a GPU": (edited(on_gpu("fp16")), "precision"),
+    "other programs": (edited(slow_down, STOPPED), "slow-steps"),
+    "old processor": (edited(on_old_processor, STOPPED), "precision"),
+    "fp32 on a GPU": (edited(on_gpu("fp32"), STOPPED), "precision"),
+    "fp16 on a GPU": (edited(on_gpu("fp16"), STOPPED), "precision"),
     "killed before a checkpoint": (without_checkpoint, "no-checkpoint"),
     "cut checkpoint": (edited(cut), "damaged-checkpoint"),
     "flipped bit": (edited(flip_bit), "damaged-checkpoint"),
@@ -417,22 +433,35 @@ def test_a_fault_is_found(made, fault):
     expected = FAULTS[fault][1:]
     found = examine(run := read_run(faulty_run(made, fault)))
     assert set(expected) <= found.keys()
-    report = report_of(run, found.values())
+    text = report_of(run, found.values())
     for name in expected:
-        assert found[name].title in report
+        assert found[name].title in text
         assert found[name].evidence
         assert found[name].cause
         require_accepted(found[name].command)
 
 
 def require_accepted(command: str) -> None:
-    """A command must parse, and a call must be Python."""
+    """A command must parse, and `fit` must have the arguments of a call."""
     if command.startswith("fit("):
-        ast.parse(command)
+        arguments = fit_arguments(command)
+        inspect.signature(fit).bind("model", "data", **arguments)
+        parse_fit({k: v for k, v in arguments.items() if k not in ("folder", "value_range")}, "")
         return
-    python, script, *words = shlex.split(command)
-    assert python == "python"
+    python, *words = shlex.split(command)
+    if python == "torchrun":
+        assert words.pop(0) == "--standalone"
+        assert words.pop(0).startswith("--nproc-per-node=")
+    else:
+        assert python == "python"
+    script, *words = words
     docs.COMMANDS[script].parsed(docs.COMMANDS[script].parser(), words)
+
+
+def fit_arguments(command: str) -> dict[str, object]:
+    """The keyword arguments of a printed call of `fit`."""
+    found = ast.parse(command, mode="eval").body
+    return {each.arg: ast.literal_eval(each.value) for each in found.keywords}
 
 
 def test_every_check_has_a_fault():
@@ -482,6 +511,70 @@ def test_the_configuration_makes_the_same_flags_as_the_command(made):
         expected = carried[name]
         assert getattr(flags, name) in (expected, None), name
     assert (flags.model, flags.blocks, flags.patch_size) == ("dit", 1, 4)
+
+
+def test_a_call_of_fit_repeats_the_arguments_of_the_run(made, tmp_path):
+    shutil.copytree(healthy_run(made, "own network"), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    again_folder = str(tmp_path / "run_2")
+    arguments = {"value_range": (0.0, 1.0), "max_steps": 60, "batch_size": 32}
+    arguments |= {"lr": 1e-2, "warmup_steps": 5, "precision": "fp32"}
+    command = call(run, lr=1e-3, class_conditional=False)
+    assert command.startswith("fit(model, images, value_range=(0.0, 1.0), ")
+    expected = arguments | {"lr": 1e-3, "folder": again_folder}
+    assert fit_arguments(command) == expected
+    require_accepted(command)
+    assert fit_arguments(call(run)) == arguments | {"folder": again_folder}
+    points = examine(read_run(faulty_run(made, "large points")))["scale"]
+    assert points.command.startswith("fit(model, points / ")
+    assert fit_arguments(points.command)["max_steps"] == 20
+    assert "for data of unit size it is about 2" in points.evidence
+    conditional = run.config["model"] | {"num_classes": 3}
+    labelled = dataclasses.replace(run, config=run.config | {"model": conditional})
+    assert call(labelled).startswith("fit(model, images, labels, ")
+    assert call(labelled, class_conditional=False) == call(run)
+
+
+def test_a_finished_run_is_not_slow_and_one_of_two_processes_is_resumed_by_torchrun(made, tmp_path):
+    for change in (slow_down, on_old_processor, on_gpu("fp32"), on_gpu("fp16")):
+        edited(change)(tmp_path / change.__name__, made)
+        assert not {"slow-steps", "precision"} & set(findings(tmp_path / change.__name__))
+        shutil.rmtree(tmp_path / change.__name__)
+
+    def of_two(folder: Path) -> None:
+        edit_json(folder, "config.json", lambda c: c["train"].update(processes=2))
+
+    edited(of_two, STOPPED)(tmp_path / "run", made)
+    run = read_run(tmp_path / "run")
+    command = report_of(run, []).partition("next:")[2].splitlines()[0].strip()
+    assert command == resume(run)
+    assert command.startswith("torchrun --standalone --nproc-per-node=2 train.py --resume")
+    require_accepted(command)
+
+
+def test_one_class_is_explained_by_the_length_before_the_labels(made, tmp_path):
+    need = needed_images(read_run(healthy_run(made, "dit")))
+    for images, cause in ((need.low - 64, None), (need.low + 640, "the training was too short")):
+        edited(one_class_drawn_after(int(images / 32)))(tmp_path / "run", made)
+        found = examine(read_run(tmp_path / "run")).get("one-class-drawn")
+        assert (found and found.cause[: len(cause)]) == cause
+        shutil.rmtree(tmp_path / "run")
+    found = examine(read_run(faulty_run(made, "one class drawn")))["one-class-drawn"]
+    assert "one common shape" in found.cause
+    assert "--class-conditional" in found.command
+
+
+def test_a_lost_configuration_is_repeated_by_the_saved_command(made, tmp_path):
+    words = ["train.py", "--dataset", "digits", "--max-steps", "50", "--output-dir", "run"]
+    edited(keep_only_metrics)(tmp_path / "run", made)
+    edit_json(tmp_path / "run", "env.json", lambda all: all[0].update(command=words))
+    found = examine(read_run(tmp_path / "run"))["config"]
+    assert (
+        found.command
+        == f"python train.py --dataset digits --max-steps 50 --output-dir {tmp_path / 'run_2'}"
+    )
+    edit_json(tmp_path / "run", "env.json", lambda all: all[0].update(command=None))
+    assert "Add the flags" in examine(read_run(tmp_path / "run"))["config"].cause
 
 
 # --- the command, folders that are damaged, and the length ----------------------------------------
@@ -534,7 +627,7 @@ def test_incomplete_lines_of_the_log_are_left_out(made, tmp_path):
     assert findings(tmp_path / "run") == []
 
 
-def test_sharded_checkpoints_are_checkpoints(made, tmp_path):
+def test_sharded_checkpoints_are_checkpoints(made, tmp_path, monkeypatch):
     def shard(folder: Path) -> None:
         checkpoint = load_checkpoint(folder / "model_final.pt")
         keep = ("format", "step", "skipped", "seconds", "config")
@@ -548,7 +641,12 @@ def test_sharded_checkpoints_are_checkpoints(made, tmp_path):
     edited(shard)(tmp_path / "run", made)
     run = read_run(tmp_path / "run")
     assert list(run.checkpoints.values()) == [50]
-    assert "no-checkpoint" not in examine(run)
+    found = examine(run)
+    assert "no-checkpoint" not in found
+    monkeypatch.setattr(report, "longer", lambda run: None)  # as if it were long enough
+    text = report_of(run, [])
+    assert "writes model_final.pt" in text
+    assert f"next:   {resume(run)}" in text
 
 
 @pytest.mark.parametrize("content", [b"", b'{"train": 3}', b"\xff\x00" * 40, None])

@@ -1,5 +1,6 @@
 """The exercises of learn/: solutions, the diagnosis of mistakes, processes, reports."""
 
+import ast
 import csv
 import inspect
 import math
@@ -17,14 +18,15 @@ from torch import nn
 
 from cli.learn import LEARN
 from diffusion import GaussianDiffusion, at
-from learn import check
+from learn import check, class_report, texts
 from learn.catalogue import EXERCISES
-from learn.client import LAST, Checker
+from learn.client import Checker
 from learn.exercise import diagnose, outcomes
 from learn.solved import EXERCISES as EXERCISES_FOLDER
 from learn.solved import SOLUTIONS, all_solutions, solution, use_pieces
-from learn.student import expected, found_task
+from learn.student import expected, found_task, help_with
 from models.layers import attend, time_embedding
+from models.unet2d import Residual
 from objectives import PREDICTIONS
 from samplers import SAMPLERS
 from schedules import CLEAN, SCHEDULES, Level
@@ -69,7 +71,22 @@ def test_exercises_solutions_and_catalogue_have_the_same_functions():
     assert {p.name for p in EXERCISES_FOLDER.glob("*.py")} == names | {"pieces.py"}
     where = {task.name: exercise.file for exercise in EXERCISES for task in exercise.tasks}
     assert {**where, "Network": "16_train_and_draw"} == all_solutions().WHERE
-    assert [exercise.number for exercise in EXERCISES] == list(range(1, LAST + 1))
+    assert [exercise.number for exercise in EXERCISES] == list(range(1, len(EXERCISES) + 1))
+
+
+def test_training_needs_the_exercises_that_it_imports_and_those_that_these_use():
+    def used(path: Path) -> set[str]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        pieces = (n for n in ast.walk(tree) if getattr(n, "module", "") == "pieces")
+        return {where[alias.name] for node in pieces for alias in node.names}
+
+    where = all_solutions().WHERE
+    files = used(SOLUTIONS.parent / "drawing.py")
+    while more := {each for file in files for each in used(SOLUTIONS / f"{file}.py")} - files:
+        files |= more
+    (training,) = (exercise for exercise in EXERCISES if exercise.trains_with)
+    needed = {e.number for e in EXERCISES if e.file in files} - {training.number}
+    assert set(training.trains_with) == needed
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.file)
@@ -160,7 +177,26 @@ def training_by_epochs(network, average, images, alphas_cumprod, steps, batch_si
         yield value.item()
 
 
+def layers_of_the_same_padding(channels_in, channels_out, dim):
+    layers = solution("make_layers")(channels_in, channels_out, dim)
+    layers["conv_1"] = nn.Conv2d(channels_in, channels_out, 3, padding="same")
+    if channels_in != channels_out:
+        layers["skip"] = nn.Conv2d(channels_in, channels_out, 1, padding="same")
+    return layers
+
+
+def consistency_by_one_call(model, x_0, t, r, noise):
+    """The model sees both points in one batch."""
+    points = [(1 - s.view(-1, 1, 1, 1)) * x_0 + s.view(-1, 1, 1, 1) * noise for s in (t, r)]
+    found, target = model(torch.cat(points), torch.cat([t, r])).chunk(2)
+    target = torch.where((r == 0).view(-1, 1, 1, 1), x_0, target).detach()
+    square = (found - target).square().flatten(1).mean(dim=1)
+    return (((square + 0.00054**2).sqrt() - 0.00054) / (t - r)).mean()
+
+
 ALTERNATIVES = {
+    "make_layers": layers_of_the_same_padding,
+    "consistency_loss": consistency_by_one_call,
     "attention": sdpa,
     "linear_schedule": betas_by_hand,
     "posterior": posterior_by_bayes,
@@ -287,10 +323,19 @@ def test_the_layers():
     torch.testing.assert_close(solution("time_embedding")(t, 16), embedding(t))
     q, k, v = torch.randn(3, 2, 4, 5, 8).unbind()
     torch.testing.assert_close(solution("attention")(q, k, v), attend(q, k, v))
-    layers = solution("make_layers")(8, 16, 4)
-    x, emb = torch.randn(2, 8, 5, 5), torch.randn(2, 4)
-    block = solution("residual_block")
-    torch.testing.assert_close(block(layers, x, emb), layers["skip"](x))
+    for channels in (8, 16):
+        layers = solution("make_layers")(8, channels, 4)
+        theirs = Residual(8, channels, 4, 0.0, False, "silu", groups=8, eps=1e-5)
+        x, emb = torch.randn(2, 8, 5, 5), torch.randn(2, 4)
+        block = solution("residual_block")
+        torch.testing.assert_close(block(layers, x, emb), layers["skip"](x))  # as it begins
+        for parameter in layers.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        names = {"norm_1": "norm1", "conv_1": "conv1", "time": "time_emb_proj", "norm_2": "norm2"}
+        names |= {"conv_2": "conv2", "skip": "conv_shortcut"}
+        for ours, name in names.items():
+            getattr(theirs, name).load_state_dict(layers[ours].state_dict())
+        torch.testing.assert_close(block(layers, x, F.silu(emb)), theirs(x, emb))
 
 
 def test_the_average_of_the_weights():
@@ -430,7 +475,7 @@ def edited(folder: Path, file: str, old: str, new: str) -> None:
 def test_a_newcomer_sees_where_to_begin(learn):
     code, out = learn()
     assert code == 1
-    assert out.count("not begun") == LAST
+    assert out.count("not begun") == len(EXERCISES)
     assert "Begin with exercise 1" in out
     assert "01_noise_and_schedules.md" in out
     assert "learn/check.py 1" in out
@@ -439,7 +484,7 @@ def test_a_newcomer_sees_where_to_begin(learn):
 
 def test_the_solutions_pass_and_what_comes_next_is_named(learn, monkeypatch):
     code, out = learn("--folder", SOLUTIONS)
-    assert (code, out.count(" done\n")) == (0, LAST)
+    assert (code, out.count(" done\n")) == (0, len(EXERCISES))
     code, out = learn("--folder", SOLUTIONS, "4")
     assert code == 0
     assert "Exercise 4 is done." in out
@@ -492,8 +537,29 @@ def test_an_exercise_waits_for_a_wrong_function_that_it_uses(learn, tmp_path):
     _, out = learn("--folder", "mine", "4")
     assert "loss: uses your q_sample, and it is not right yet" in out
     shutil.copy(EXERCISES_FOLDER / "01_forward_process.py", tmp_path / "mine")
+    edited(tmp_path / "mine", "04_loss", "q_sample", "pieces.q_sample")
+    edited_again = (tmp_path / "mine" / "04_loss.py").read_text(encoding="utf-8")
+    edited_again = edited_again.replace("from pieces import pieces.q_sample", "import pieces")
+    (tmp_path / "mine" / "04_loss.py").write_text(edited_again, encoding="utf-8")
     _, out = learn("--folder", "mine", "4")
     assert "loss: uses your q_sample, and it is not right yet" in out
+    (tmp_path / "mine" / "04_loss.py").write_text(edited_again.replace(".mean()", ".sum()"))
+    _, out = learn("--folder", "mine", "4")
+    assert "loss: a sum instead of a mean" in out
+    assert "uses your" not in out
+
+
+def test_training_waits_for_all_that_it_uses(learn, checker, tmp_path, monkeypatch):
+    shutil.copytree(SOLUTIONS, tmp_path / "mine")
+    shutil.copy(EXERCISES_FOLDER / "06_attention.py", tmp_path / "mine")
+    real = checker.check
+    right = {"functions": [{"name": "f", "status": "right"}]}
+    monkeypatch.setattr(checker, "check", lambda *a: real(*a) if a[1] in (6, 16) else right)
+    monkeypatch.setattr(checker, "draw", None)  # is not called
+    code, out = learn("--folder", "mine", "16")
+    assert code == 1
+    assert "train and draw are right; finish exercise 6 (attention) before training." in out
+    assert "is done" not in out
 
 
 def test_hints_and_solutions_are_shown(learn):
@@ -512,6 +578,8 @@ def test_hints_and_solutions_are_shown(learn):
         (["--class-report", ".", "4"], "leave out their numbers"),
         (["--class-report", "nowhere"], "nowhere is not a folder"),
         (["--class-report", ".", "--output", "table.txt"], "must end in .html"),
+        (["4", "--output", "x.png"], "--output is for exercise 16, and for --class-report"),
+        (["--output", "x.png"], "--output is for exercise 16, and for --class-report"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(learn, words, message):
@@ -519,7 +587,16 @@ def test_what_cannot_be_done_is_an_error(learn, words, message):
         learn(*words)
 
 
-def test_watch_checks_a_file_that_is_saved(learn, tmp_path, monkeypatch):
+def test_a_missing_file_is_restored_from_where_there_is_one(tmp_path, monkeypatch):
+    for folder, words in ((EXERCISES_FOLDER, "git checkout"), (tmp_path, "copy it from")):
+        missing = {"missing": True, "path": str(folder / "04_loss.py"), "functions": []}
+        assert words in texts.details(missing)[0]
+    assert help_with("ValueError: math domain error") == help_with(
+        "ValueError: expected a positive input"
+    )
+
+
+def test_watch_checks_a_file_that_is_saved(learn, tmp_path, monkeypatch, capsys):
     edited(tmp_path / "mine", "06_attention", "", "")
 
     def save(_):
@@ -533,6 +610,9 @@ def test_watch_checks_a_file_that_is_saved(learn, tmp_path, monkeypatch):
     monkeypatch.setattr(check.time, "sleep", save)
     with pytest.raises(KeyboardInterrupt):
         learn("--folder", "mine", "--watch")
+    out = capsys.readouterr().out
+    assert out.count("Exercise 6, attention") == 1
+    assert "softmax over the wrong axis" in out
 
 
 def test_the_last_exercise_draws_a_picture(monkeypatch, tmp_path):
@@ -583,6 +663,7 @@ def test_the_report_of_a_class_survives_all_students(learn, tmp_path, monkeypatc
     shutil.copytree(SOLUTIONS, folder / "zoe" / "learn" / "exercises")
     edited(folder / "zed", "06_attention", "dim=-1", "dim=-2")
     attention = {"number": 6, "file": "06_attention", "title": "attention"}
+    attention["trains_with"] = []
     monkeypatch.setattr(Checker, "contents", lambda *_: [attention])  # this exercise alone
     code, out = learn("--class-report", "class", "--output", "out/report.html")
     assert code == 0
@@ -596,7 +677,7 @@ def test_the_report_of_a_class_survives_all_students(learn, tmp_path, monkeypatc
     assert "exit code 0" in found["ends_the_process"]
     assert "still running" in found["loops"]
     assert "still running" in found["loops_for_good"]
-    assert "memory" in found["takes_memory"]
+    assert "MemoryError" in found["takes_memory"]
     assert "has no function attention" in found["prints"]
     assert "SyntaxError" in found["is_broken"]
     assert "SIGKILL" in found["kills"]
@@ -607,6 +688,23 @@ def test_the_report_of_a_class_survives_all_students(learn, tmp_path, monkeypatc
     assert "<script" not in page
     assert "http:" not in page.replace("http-equiv", "")
     assert out.splitlines()[-2:] == ["out/report.html", "out/report.csv"]
+
+
+def test_a_report_counts_each_mistake_and_shows_the_first_line_of_an_error():
+    place = {"file": "01_forward_process.py", "line": 7, "source": "x"}
+    error = {"name": "linear_schedule", "status": "error", "lines": ["NameError: x", "Input: ..."]}
+    mistake = {"name": "q_sample", "status": "mistake", "mistake": "a; b"}
+    functions = [error | {"place": place}, mistake, {"name": "other", "status": "wrong"}]
+    found = class_report.cell({"number": 1, "functions": functions})
+    assert found["detail"] == (
+        "linear_schedule (line 7): NameError: x; q_sample: a; b; other: not right"
+    )
+    rows = [{"name": name, "done": 0, "cells": [found]} for name in ("amy", "zoe")]
+    exercise = {"number": 1, "file": "01_forward_process", "title": "one"}
+    page = class_report.as_page(rows, [exercise], "2030-01-01")
+    table = page.partition("Most frequent mistakes")[2].partition("</table>")[0]
+    assert "<tr><td>1</td><td>2</td><td>q_sample: a; b</td></tr>" in table
+    assert "not right" not in table
 
 
 def test_files_of_others_are_not_replaced(learn, tmp_path):

@@ -10,6 +10,7 @@ from dataset.registry import DATASETS
 from evaluation.doctor.run import Run
 from models import DEFAULT, NETWORKS, arguments_of
 from training.config import DEFAULTS
+from training.fit import NOT_FLAGS
 
 PLACES = {"output_dir", "overwrite", "resume"}  # flags of where a run is written
 NOT_SAVED = {"autoencoder"}  # a command of --latents cannot be rebuilt from the configuration
@@ -23,7 +24,9 @@ def again(run: Run, **changes: object) -> str:
     if run.is_custom:
         return call(run, **changes)
     if (flags := flags_of(run)) is None:
-        return resume(run, **changes)
+        if run.config:
+            return resume(run, **changes)
+        flags = {}  # nothing is left of the run that could be resumed or repeated
     flags = {**flags, **changes, "output_dir": str(new_folder(run.path))}
     return f"{launcher(run)} train.py {spelled(flags)}"
 
@@ -47,12 +50,33 @@ def draw(path: Path, *words: str) -> str:
     return shlex.join(["python", "sample.py", "--checkpoint", str(path), *words])
 
 
-def call(run: Run, **changes: object) -> str:
-    """The call of `fit` that trains again, or on."""
-    changes.setdefault("folder", str(new_folder(run.path)))
-    arguments = [f"{name}={value!r}" for name, value in changes.items() if value is not None]
-    labels = ", labels" if run.setting("model", "num_classes") else ""
-    return f"fit(model, images{labels}, {', '.join(arguments)})"
+def call(run: Run, data: str = "", **changes: object) -> str:
+    """The call of `fit` that trains again, or on: the saved arguments, then the changes.
+
+    `data` is the expression of the data, by default `images` or `points`. Without labels for
+    class_conditional=False.
+    """
+    arguments = {"value_range": run.setting("data", "range"), **fit_flags(run)}
+    labels = changes.pop("class_conditional", bool(run.setting("model", "num_classes")))
+    arguments |= {"folder": str(new_folder(run.path)), **changes}
+    if arguments["value_range"]:
+        arguments["value_range"] = tuple(arguments["value_range"])
+    words = ["model", data or run.kind, *(["labels"] if labels else [])]
+    words += [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
+    return f"fit({', '.join(words)})"
+
+
+def fit_flags(run: Run) -> dict[str, object]:
+    """The flags of a run of `fit`, without those that are its defaults."""
+    usual, found = RunConfig(), {}
+    defaults = {**defaults_of_data(run), "optimizer": "adamw", "lr": 1e-3}
+    for name, (_, declared) in TRAIN.declared.items():
+        if declared.section not in ("diffusion", "train") or name in NOT_FLAGS:
+            continue
+        value = run.setting(declared.section, name)
+        if value is not None and value != defaults.get(name, getattr(usual, name)):
+            found[name] = value
+    return found
 
 
 def flags_of(run: Run) -> dict[str, object] | None:
@@ -93,19 +117,14 @@ def configured_flags(run: Run) -> dict[str, object] | None:
 
 def resolved_defaults(run: Run) -> dict[str, object]:
     """What the flags of a run are where they are not given: for its data, network and process."""
-    source, edm = DATASETS.get(run.dataset), run.setting("diffusion", "schedule") == "edm"
+    source = DATASETS.get(run.dataset)
     arguments = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in arguments_of(run.model).items()
     }
     found = {
         **arguments,
-        **DEFAULTS[run.kind],
-        "validation": held_out_count(None, int(run.number("data", "count", 0))),
-        "prediction": "edm" if edm else "flow",
-        "timestep_sampling": "log-normal" if edm else "uniform",
-        "text_conditional": bool(run.setting("data", "prompts")),
-        "clip_loss": run.setting("diffusion", "clip"),
+        **defaults_of_data(run),
         "model": DEFAULT[run.kind],
     }
     if source is not None:
@@ -113,6 +132,19 @@ def resolved_defaults(run: Run) -> dict[str, object]:
         if run.kind == "images":
             found["image_size"] = size_of(*source.shape[1:])
     return found
+
+
+def defaults_of_data(run: Run) -> dict[str, object]:
+    """The defaults of training and process for the data and the schedule of a run."""
+    edm = run.setting("diffusion", "schedule") == "edm"
+    return {
+        **DEFAULTS[run.kind],
+        "validation": held_out_count(None, int(run.number("data", "count", 0))),
+        "prediction": "edm" if edm else "flow",
+        "timestep_sampling": "log-normal" if edm else "uniform",
+        "text_conditional": bool(run.setting("data", "prompts")),
+        "clip_loss": run.setting("diffusion", "clip"),
+    }
 
 
 def spelled(flags: dict[str, object]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from evaluation.doctor.commands import again, new_folder
+from evaluation.doctor.commands import again, call
 from evaluation.doctor.findings import FAULT, HINT, WARNING, Finding
 from evaluation.doctor.log_measures import length_of, peak
 from evaluation.doctor.picture_measures import NARROW, name_of
@@ -16,7 +16,8 @@ from evaluation.doctor.run import Run
 FEW = 500  # images
 DUPLICATES = 0.05  # of the images of a folder: enough to change what is learned
 DOMINANT = 0.98  # of the items in one class of several
-UNIT = 8.0  # times the loss of unit-variance data, of the first row
+TOO_LARGE = 8.0  # times the loss of unit-variance data, of the first row
+UNIT_LOSS = {"flow": 2.0, "v": 1.0, "x_0": 1.0}  # about, by prediction; others do not show the size
 SHOW = "python visualize_diffusion.py"
 
 
@@ -49,21 +50,21 @@ def data_not_scaled(run: Run) -> Finding | None:
     plain = run.setting("diffusion", "loss_weight") == "uniform" and not run.tuned
     if not losses or steps[0] > 20 or not plain or run.kind != "points" or peak(run):
         return None
-    if run.setting("diffusion", "prediction") not in ("flow", "v", "x_0"):  # others do not show it
-        return None
-    if losses[0] < 2 * UNIT:
+    unit = UNIT_LOSS.get(run.setting("diffusion", "prediction"))
+    if unit is None or losses[0] < TOO_LARGE * unit:
         return None
     size = math.sqrt(losses[0])
     evidence = (
-        f"the loss of the first steps is {losses[0]:.3g}; for data of unit size it is about 2"
+        f"the loss of the first steps is {losses[0]:.3g}; for data of unit size it is about "
+        f"{unit:g}"
     )
     cause = f"the values of the data are about {size:.0f} times too large for the noise"
-    command = f"fit(model, points / {size:.3g}, folder={str(new_folder(run.path))!r})"
+    command = call(run, f"points / {size:.3g}")
     return Finding(FAULT, "the data are not scaled", evidence, cause, command)
 
 
 def one_class_of_data(run: Run) -> Finding | None:
-    """Nearly all items belong to one of several classes, or there is one class alone."""
+    """Nearly all items belong to one of several classes."""
     counts = run.setting("data", "class_counts") or []
     total, names = sum(counts), run.setting("data", "classes", [])
     if len(counts) < 2 or not total or not run.setting("model", "num_classes"):
@@ -83,12 +84,12 @@ def few_images(run: Run) -> Finding | None:
         return None
     evidence = f"{run.count:,} images to train on, each seen {run.epochs:,.0f} times"
     cause = f"with fewer than {FEW} images a network learns them by heart"
-    if run.setting("data", "flip") or run.is_custom or run.setting("model", "autoencoder"):
-        command = again(run, **({} if run.is_custom else {"dropout": 0.1}))
-        if not takes_dropout(run):
-            command = again(run, **length_of(run, max(1, run.step // 2)))
-    else:
+    if not (run.setting("data", "flip") or run.is_custom or run.setting("model", "autoencoder")):
         command, cause = again(run, flip=True), f"{cause}; mirrored images double their number"
+    elif takes_dropout(run):
+        command = again(run, dropout=0.1)
+    else:
+        command = again(run, **length_of(run, max(1, run.step // 2)))
     return Finding(HINT, "there are few images", evidence, cause, command)
 
 

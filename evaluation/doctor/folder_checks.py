@@ -1,8 +1,6 @@
 """Checks of the files in the folder of a run."""
 
-import shlex
-
-from evaluation.doctor.commands import again, draw, new_folder, resume
+from evaluation.doctor.commands import again, draw, flags_of, resume
 from evaluation.doctor.findings import FAULT, HINT, WARNING, Finding
 from evaluation.doctor.log_measures import FAR, rates, with_usual_lr
 from evaluation.doctor.run import Run
@@ -17,10 +15,9 @@ def unreadable_config(run: Run) -> Finding | None:
         cause = "the file was changed or cut; the checkpoints hold the same configuration"
         return Finding(HINT, "config.json cannot be read", evidence, cause, resume(run))
     cause = "it was changed, cut, or written by another version; no checkpoint replaces it"
-    command = (
-        f"python train.py --dataset mnist --output-dir {shlex.quote(str(new_folder(run.path)))}"
-    )
-    return Finding(FAULT, "the run's configuration is lost", evidence, cause, command)
+    if flags_of(run) is None:
+        cause += ". Add the flags of the run to the command, which has only its folder"
+    return Finding(FAULT, "the run's configuration is lost", evidence, cause, again(run))
 
 
 def damaged_checkpoints(run: Run) -> Finding | None:
@@ -28,8 +25,8 @@ def damaged_checkpoints(run: Run) -> Finding | None:
     if not run.damaged:
         return None
     evidence = "; ".join(list(run.damaged.values())[:2])
-    if more := len(run.damaged) - 2:
-        evidence += f"; and {more} more" if more > 0 else ""
+    if (more := len(run.damaged) - 2) > 0:
+        evidence += f"; and {more} more"
     cause = "the file was cut by a full disk or a copy, or changed on the disk"
     if run.newest is None:
         return Finding(FAULT, "no checkpoint is intact", evidence, cause, again(run))

@@ -208,6 +208,6 @@ def average_lags(run: Run) -> Finding | None:
         f"the average over the steps (--ema-decay {run.number('train', 'ema_decay'):g}) is too "
         f"long for {run.step:,} steps: it still holds early weights. --raw draws without it"
     )
-    file = next((p for p in [run.newest] if p in run.checkpoints), None)
-    command = draw(file, "--raw") if file else again(run, ema_decay=0.99)
+    can_be_raw = run.newest in run.checkpoints  # a snapshot has the average alone
+    command = draw(run.newest, "--raw") if can_be_raw else again(run, ema_decay=0.99)
     return Finding(WARNING, "the average of the weights lags behind", evidence, cause, command)

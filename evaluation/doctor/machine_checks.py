@@ -15,6 +15,8 @@ DROP = 0.3  # of the run's own fast steps; two processes on one core leave 0.5
 def slow_steps(run: Run) -> Finding | None:
     """The steps have become much slower than they were: the processor waits."""
     speeds = run.speeds[1]
+    if run.is_finished:  # its speed cannot be mended any more, and its result is no worse
+        return None
     if len(speeds) < MEASURED_ROWS or run.seconds < MEASURED_SECONDS:
         return None
     third = len(speeds) // 3
@@ -35,13 +37,15 @@ def slow_steps(run: Run) -> Finding | None:
         )
         command = resume(run, cache_limit=math.ceil(size) + 1)
     else:
-        cause = "other programs used the cores, so that its threads waited for each other"
+        cause = "other programs use the cores, so that its threads wait: end them, then resume"
         command = resume(run, threads="auto") if not run.is_custom else resume(run)
     return Finding(HINT, "the processor waits", evidence, cause, command)
 
 
 def unfit_precision(run: Run) -> Finding | None:
     """The number format does not suit the hardware of the last session."""
+    if run.is_finished:
+        return None
     session = run.sessions[-1] if run.sessions else {}
     device, cpu = session.get("device"), session.get("cpu")
     if not isinstance(device, dict) or not isinstance(cpu, dict):

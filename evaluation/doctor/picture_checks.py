@@ -170,6 +170,9 @@ def one_class_drawn(run: Run) -> Finding | None:
         return None
     if not run.is_finished or looks_like_noise(run) or run.tuned or run.data is None:
         return None
+    # A network draws common shapes first: early samples say nothing about its end.
+    if run.images_seen < needed_images(run).low:
+        return None
     if run.data.labels is None or all_alike(run) or grey_pictures(run):
         return None
     _, nearest = nearest_neighbours(run.pictures.samples.flatten(1), run.data.items.flatten(1))
@@ -183,7 +186,9 @@ def one_class_drawn(run: Run) -> Finding | None:
         f"{drawn[top]:.0%} of the samples in {name_of(run)} are nearest to a training image of the "
         f"class {run.data.classes[top]}, which has {share:.0%} of the data"
     )
-    cause = "an unconditional network learned the most frequent shape first; labels separate them"
+    if reason := explained(run, "high"):
+        return Finding(WARNING, "one class is drawn", evidence, *reason)
+    cause = "an unconditional network learned one common shape; labels separate the classes"
     command = again(run, class_conditional=True)
     return Finding(WARNING, "one class is drawn", evidence, cause, command)
 

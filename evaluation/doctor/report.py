@@ -4,7 +4,7 @@ import shlex
 import textwrap
 from collections.abc import Iterable
 
-from evaluation.doctor.commands import resume
+from evaluation.doctor.commands import draw, resume
 from evaluation.doctor.findings import FAULT, Finding
 from evaluation.doctor.length import estimate, longer, needed_images
 from evaluation.doctor.run import Run
@@ -65,6 +65,8 @@ def wrapped(label: str, text: str) -> list[str]:
 def healthy(run: Run) -> str:
     """That nothing was found, and what the run can do next."""
     found = "Nothing is wrong: the run looks healthy."
+    if run.is_finished and run.newest is None:
+        found += " Its checkpoint is sharded; the command writes model_final.pt, which can draw."
     if (steps := longer(run)) and run.images_seen < SHORT * needed_images(run).low:
         found = "Nothing is wrong, but the run is short: see below."
         return f"{found}\n   next:   {resume(run, max_steps=steps)}"
@@ -76,10 +78,10 @@ def next_command(run: Run) -> str:
     path = shlex.quote(str(run.path))
     if run.writing:
         return f"python visualize_diffusion.py --run {path}"
+    if not run.is_finished or run.newest is None:  # a sharded checkpoint cannot draw
+        return resume(run)
     if run.is_custom:
-        return f"sample({str(run.newest or run.path)!r}, model=model, num_images=16)"
-    if not run.is_finished:
-        return f"python train.py --resume --output-dir {path}"
+        return f"sample({str(run.newest)!r}, model=model, num_images=16)"
     file = shlex.quote(str(run.newest))
     if run.model in GUIDES:
         return f"python visualize_diffusion.py --run {path}"
@@ -87,4 +89,4 @@ def next_command(run: Run) -> str:
         return f"python evaluate.py --checkpoint {file}"
     if run.setting("model", "super_resolution"):
         return f"python evaluate.py --checkpoint {file}"
-    return f"python sample.py --checkpoint {file}"
+    return draw(run.newest)

@@ -57,8 +57,8 @@ ATTENTION = Task(
     mistakes=[
         Mistake(
             "no scaling by 1 / sqrt(d)",
-            "You do not divide the scores by sqrt(d). The sum of d products grows with sqrt(d), "
-            "and the softmax would soon choose a single key.",
+            "You do not divide the scores by sqrt(d). The standard deviation of a sum of d "
+            "products grows with sqrt(d), and the softmax would soon choose a single key.",
             lambda q, k, v: attended(q, k, v, scale=1.0),
         ),
         Mistake(

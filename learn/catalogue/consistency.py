@@ -83,6 +83,10 @@ def over_all(model, x_0, t, r, noise):
     return (((error.square().mean() + C**2).sqrt() - C) / (t - r)).mean()
 
 
+def reshaped_t(model, *inputs):
+    return consistency(lambda x_t, t: model(x_t, t.view(-1, 1, 1, 1)), *inputs)
+
+
 def arguments(batch):
     t = torch.tensor([0.8, 0.5, 1.0, 0.3])[:batch]
     r = torch.tensor([0.6, 0.0, 0.9, 0.25])[:batch]
@@ -191,6 +195,11 @@ CONSISTENCY_LOSS = Task(
             "multiplied by t - r",
             "You multiply by t - r. Divide by it.",
             lambda model, x_0, t, r, noise: consistency(model, x_0, t, r, noise, weight=t - r),
+        ),
+        Mistake(
+            "t reshaped for the model",
+            "You give the model t as (B, 1, 1, 1). It expects (B,), one number for each image.",
+            reshaped_t,
         ),
     ],
 )

@@ -119,8 +119,8 @@ DDIM_STEP = Task(
         ),
         Mistake(
             "x_0 returned",
-            "You return the predicted x_0. Add the noise of t_next to it: the prediction from much "
-            "noise is blurred, and later steps improve it.",
+            "You return the predicted x_0. Scale it by sqrt(alpha-bar of t_next) and add the noise "
+            "of t_next: x_0 from much noise is blurred, and later steps improve it.",
             x_0_only,
         ),
         Mistake(
@@ -170,8 +170,8 @@ DDIM_STEP = Task(
         ),
         Mistake(
             "x_0 clipped",
-            "You clip x_0 to [-1, 1]. This function does not; draw, in the last exercise, clips "
-            "the finished images.",
+            "You clip x_0 to [-1, 1]. This function does not: `draw`, in exercise 16, clips x_0 "
+            "before it calls this function.",
             clipped,
         ),
     ],

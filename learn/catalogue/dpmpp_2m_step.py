@@ -37,6 +37,12 @@ def infinite(x, x_0, x_0_last, last, cur, nxt):
     return step(x, x_0, x_0_last, last, cur, nxt)
 
 
+def logarithm_of_zero(x, x_0, x_0_last, last, cur, nxt):
+    if nxt[1] == 0:
+        log(nxt[1])
+    return step(x, x_0, x_0_last, last, cur, nxt)
+
+
 def extrapolated_to_clean(x, x_0, x_0_last, last, cur, nxt):
     if nxt[1] == 0 and x_0_last is not None:
         return x_0 + (x_0 - x_0_last) / 2
@@ -117,6 +123,11 @@ DPMPP_2M_STEP = Task(
             "division by zero at clean data",
             "At nxt[1] = 0 lambda is infinite. Return x_0 there, before you compute lambda.",
             infinite,
+        ),
+        Mistake(
+            "logarithm of zero at clean data",
+            "At nxt[1] = 0 lambda is infinite. Return x_0 there, before you compute lambda.",
+            logarithm_of_zero,
         ),
         Mistake(
             "extrapolated to clean data",

@@ -33,6 +33,10 @@ def noise_scaled(model, x_0, t, noise):
     return flow_loss(model, x_0, t, noise, target=time * noise - (1 - time) * x_0)
 
 
+def reshaped_t(model, x_0, t, noise):
+    return flow_loss(lambda x_t, t: model(x_t, t.view(-1, 1, 1, 1)), x_0, t, noise)
+
+
 def arguments(*shape):
     t = torch.tensor([0.25, 1.0, 0.0, 0.5])[: shape[0]]
     return lambda: (Model(), random(*shape), t, random(*shape, seed=1))
@@ -101,6 +105,11 @@ FLOW_MATCHING_LOSS = Task(
             "t has the shape (B,), and PyTorch matches it with the width. Shape it to (B, 1, 1, "
             "1) before it multiplies images.",
             lambda model, x_0, t, noise: flow_loss(model, x_0, t, noise, time=t),
+        ),
+        Mistake(
+            "t reshaped for the model",
+            "You give the model t as (B, 1, 1, 1). It expects (B,), one number for each image.",
+            reshaped_t,
         ),
     ],
 )

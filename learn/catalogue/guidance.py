@@ -94,49 +94,49 @@ GUIDED = Task(
     ],
     mistakes=[
         Mistake(
-            "w and 1 - w exchanged",
-            "You compute w * uncond + (1 - w) * cond. It is the other way round: scale 0 must give "
-            "uncond, and scale 1 cond.",
-            lambda cond, uncond, w: w * uncond + (1 - w) * cond,
+            "scale and 1 - scale exchanged",
+            "You compute scale * uncond + (1 - scale) * cond. It is the other way round: scale 0 "
+            "must give uncond, and scale 1 cond.",
+            lambda cond, uncond, scale: scale * uncond + (1 - scale) * cond,
         ),
         Mistake(
             "scale 0 is conditional",
-            "You compute cond + w * (cond - uncond), as Ho & Salimans write it. Here w counts from "
-            "the unconditional prediction, as most code does: uncond + w * (cond - uncond).",
-            lambda cond, uncond, w: cond + w * (cond - uncond),
+            "You compute cond + scale * (cond - uncond). Ho & Salimans write it with "
+            "w = scale - 1. Here it is uncond + scale * (cond - uncond).",
+            lambda cond, uncond, scale: cond + scale * (cond - uncond),
         ),
         Mistake(
             "away from the condition",
             "Your difference is uncond - cond, which leads away from the condition. Write cond - "
             "uncond.",
-            lambda cond, uncond, w: uncond + w * (uncond - cond),
+            lambda cond, uncond, scale: uncond + scale * (uncond - cond),
         ),
         Mistake(
             "the weights do not sum to 1",
-            "You add w * cond to uncond, so the prediction grows with w. Subtract uncond first: "
-            "uncond + w * (cond - uncond).",
-            lambda cond, uncond, w: uncond + w * cond,
+            "You add scale * cond to uncond, so the prediction grows with the scale. Subtract "
+            "uncond first: uncond + scale * (cond - uncond).",
+            lambda cond, uncond, scale: uncond + scale * cond,
         ),
         Mistake(
             "only the difference",
-            "You return w * (cond - uncond). Add uncond, from which the difference counts.",
-            lambda cond, uncond, w: w * (cond - uncond),
+            "You return scale * (cond - uncond). Add uncond, from which the difference counts.",
+            lambda cond, uncond, scale: scale * (cond - uncond),
         ),
         Mistake(
             "the mean of both",
             "You average both predictions and ignore the scale. Guidance goes beyond the "
             "conditional one for scale > 1.",
-            lambda cond, uncond, w: (cond + uncond) / 2,
+            lambda cond, uncond, scale: (cond + uncond) / 2,
         ),
         Mistake(
             "not guided",
             "You return the conditional prediction, whatever the scale.",
-            lambda cond, uncond, w: cond.clone(),
+            lambda cond, uncond, scale: cond.clone(),
         ),
         Mistake(
             "clipped",
             "You clip the result to [-1, 1]. These are predictions of noise, which has no bounds.",
-            lambda cond, uncond, w: (uncond + w * (cond - uncond)).clamp(-1, 1),
+            lambda cond, uncond, scale: (uncond + scale * (cond - uncond)).clamp(-1, 1),
         ),
     ],
 )

@@ -164,13 +164,13 @@ HEUN_STEP = Task(
         Mistake(
             "0 / 0 in the last step",
             "At sigma_next = 0 you divide by 0. There is no slope there: the last step is Euler's "
-            "alone (line 6 of algorithm 2).",
+            "alone (line 6 of algorithm 1).",
             divides_by_zero,
         ),
         Mistake(
             "division by zero in the last step",
             "At sigma_next = 0 you divide by 0. There is no slope there: the last step is Euler's "
-            "alone (line 6 of algorithm 2).",
+            "alone (line 6 of algorithm 1).",
             python_divides_by_zero,
         ),
         Mistake(

@@ -69,6 +69,11 @@ def fraction_of_t(model, x_0, t, noise, table):
     return (model(x_t, t / len(table)) - noise).square().mean()
 
 
+def reshaped_t(model, x_0, t, noise, table):
+    x_t = solution("q_sample")(x_0, t, noise, table)
+    return (model(x_t, t.view(-1, 1, 1, 1)) - noise).square().mean()
+
+
 def arguments(*shape):
     t = torch.tensor([9, 0, 3, 6])[: shape[0]]
     return lambda: (Model(), random(*shape), t, random(*shape, seed=1), ALPHAS_CUMPROD)
@@ -157,6 +162,11 @@ LOSS = Task(
             "You give the network t / T. It expects the whole number t, as the time embedding "
             "does.",
             fraction_of_t,
+        ),
+        Mistake(
+            "t reshaped for the model",
+            "You give the model t as (B, 1, 1, 1). It expects (B,), one number for each image.",
+            reshaped_t,
         ),
     ],
     uses=["q_sample"],

@@ -10,6 +10,15 @@ from learn.solved import solution
 # --- make_layers ----------------------------------------------------------------------------------
 
 
+def described(layer):
+    """A layer's type and sizes; padding="same" as the number of pixels that it stands for."""
+    text = str(layer)
+    if getattr(layer, "padding", None) == "same":
+        sides = tuple((size - 1) // 2 for size in layer.kernel_size)
+        text = text.replace(", padding=same", f", padding={sides}" if any(sides) else "")
+    return text
+
+
 def facts_of_layers(function, *sizes):
     """What is compared of layers: their names, shapes, and which parameters are 0."""
     layers = function(*sizes)
@@ -20,7 +29,7 @@ def facts_of_layers(function, *sizes):
     for name in ("norm_1", "conv_1", "time", "norm_2", "conv_2", "skip"):
         if name in layers:
             layer = layers[name]
-            facts[name] = str(layer)  # its type and sizes
+            facts[name] = described(layer)
             for kind, parameter in layer.named_parameters():
                 facts[f"{name}'s {kind} is 0"] = not bool(parameter.any())
     return facts
@@ -190,7 +199,7 @@ RESIDUAL_BLOCK = Task(
     hint="Twice: norm, F.silu, conv. Between the two add layers['time'](emb)[:, :, None, None]. At "
     "the end add layers['skip'](x).",
     cases=[
-        Case("3 images of 8 channels, 3 x 3 pixels", inputs(8, 8, 3, 3)),
+        Case("3 images of 16 channels, 3 x 3 pixels", inputs(16, 16, 3, 3)),
         Case("3 images of 8 channels to 16, 4 x 3 pixels", inputs(8, 16, 4, 3)),
         Case("3 images of 8 channels to 16, 4 x 16 pixels", inputs(8, 16, 4, 16)),
     ],

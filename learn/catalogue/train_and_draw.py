@@ -70,7 +70,7 @@ def facts_of_training(function, images, table):
     network = Probe()
     average = copy.deepcopy(network)
     network.watched()
-    weights, averages, losses, stepped = [], [], [], []
+    weights, averages, losses, stepped, stepped_before = [], [], [], [], []
     hook = register_optimizer_step_pre_hook(lambda *_: stepped.append(True))
     try:
         run = function(network, average, images, table, STEPS, BATCH, 0.05)
@@ -78,6 +78,7 @@ def facts_of_training(function, images, table):
             return {"yields a loss for each step": f"returns {type(run).__name__}"}
         for value in islice(run, 2 * STEPS):
             losses.append(value)
+            stepped_before.append(len(stepped))
             weights.append(network.w.item())
             averages.append(average.w.item())
     finally:
@@ -88,6 +89,7 @@ def facts_of_training(function, images, table):
         "steps": len(losses),
         "type of what is yielded": type(losses[0]).__name__,
         "the optimizer makes steps": bool(stepped),
+        "steps before the first loss is yielded": stepped_before[0],
         **facts_of_inputs(network.seen),
         **facts_of_weights(network, weights, averages),
     }
@@ -137,22 +139,28 @@ def descends(grads, weights):
 
 def averaged(weights, averages):
     """What the average follows: the weights after each step, before it, or nothing."""
+    after = moving_averages(weights)
     candidates = {
-        "the weights after each step": weights,
-        "the weights before each step": [0.0, *weights],
+        "the weights after each step": after,
+        "the weights before each step": moving_averages([0.0, *weights]),
+        "the weights after the step before": [0.0, *after],
     }
-    decay = solution("ema_decay")
     for name, values in candidates.items():
-        average, right = 0.0, True
-        for step, found in enumerate(averages):
-            d = decay(step, 0.999)
-            average = d * average + (1 - d) * values[step]
-            right = right and abs(average - found) < 1e-5
-        if right:
+        if all(abs(a - b) < 1e-5 for a, b in zip(averages, values, strict=False)):
             return name
     if len(set(averages)) == 1:
         return "nothing: it does not change"
     return "the last weights alone" if averages == weights else "something else"
+
+
+def moving_averages(values):
+    """The average after each of these values, which begins with 0."""
+    found, average, decay = [], 0.0, solution("ema_decay")
+    for step, value in enumerate(values):
+        d = decay(step, 0.999)
+        average = d * average + (1 - d) * value
+        found.append(average)
+    return found
 
 
 def loop(
@@ -168,7 +176,7 @@ def loop(
     times=None,
     noise_like=torch.randn_like,
     zero=True,
-    order=("step", "ema"),
+    order=("step", "ema", "yield"),
     maximize=False,
     decay=None,
     as_float=True,
@@ -196,8 +204,10 @@ def loop(
             ),
         }
         for name in order:
-            actions[name]()
-        yield value.item() if as_float else value
+            if name == "yield":
+                yield value.item() if as_float else value
+            else:
+                actions[name]()
 
 
 def variant(**options):
@@ -261,7 +271,7 @@ TRAIN = Task(
         Mistake(
             "no optimizer step",
             "The weights never change. Call optimizer.step() after backward().",
-            variant(order=("ema",)),
+            variant(order=("ema", "yield")),
         ),
         Mistake(
             "the loss is maximised",
@@ -273,13 +283,25 @@ TRAIN = Task(
             "the average is not updated",
             "The average keeps its first weights, which are random. Call ema_update after each "
             "step.",
-            variant(order=("step",)),
+            variant(order=("step", "yield")),
         ),
         Mistake(
             "the average is updated before the step",
             "You update the average before optimizer.step(), so it is one step late. Update it "
             "after.",
-            variant(order=("ema", "step")),
+            variant(order=("ema", "step", "yield")),
+        ),
+        Mistake(
+            "yields before the step",
+            "You yield the loss before optimizer.step(). A caller that stops early would lose this "
+            "update: yield at the end of each step.",
+            variant(order=("yield", "step", "ema")),
+        ),
+        Mistake(
+            "yields before the average is updated",
+            "You yield the loss before ema_update. A caller that stops early would lose this "
+            "update: yield at the end of each step.",
+            variant(order=("step", "yield", "ema")),
         ),
         Mistake(
             "the average is a copy",
@@ -524,4 +546,5 @@ EXERCISE = Exercise(
     chapter="06_training.md",
     tasks=[TRAIN, DRAW],
     done="All of it is yours: the process, the network, the training and the sampler.",
+    trains_with=(1, 3, 4, 5, 6, 7, 8, 10),
 )

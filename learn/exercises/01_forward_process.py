@@ -13,7 +13,7 @@ def linear_schedule(timesteps: int) -> tuple[Tensor, Tensor]:
 
     The betas are the variances of the noise that the steps add. They lie on a line from 0.0001 to
     0.02, both included. alphas_cumprod, the paper's alpha-bar, is what is left of the signal's
-    variance after t steps:
+    variance after step t (steps count from 0):
 
         alphas_cumprod[t] = (1 - betas[0]) * (1 - betas[1]) * ... * (1 - betas[t])
 

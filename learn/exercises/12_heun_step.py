@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def heun_step(denoise: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One step of order 2 (Karras et al. 2022, arXiv:2206.00364, algorithm 2, lines 4 to 8).
+    """One step of order 2 (Karras et al. 2022, arXiv:2206.00364, algorithm 1, lines 4 to 8, with
+    sigma(t) = t).
 
     Here x = x_0 + sigma * noise: the signal is not scaled. Without new noise, x moves along
 

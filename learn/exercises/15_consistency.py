@@ -16,8 +16,8 @@ def consistency_loss(model: Callable, x_0: Tensor, t: Tensor, r: Tensor, noise: 
     """Consistency training (Song et al. 2023, arXiv:2303.01469; Geng et al. 2024,
     arXiv:2406.14548).
 
-    The model predicts x_0. What it predicts at t is to be what it predicts at r < t, a point of the
-    same line, closer to the data:
+    The model predicts x_0. Its prediction at t must equal its prediction at r < t. Both points lie
+    on one line, from x_0 to the noise:
 
         target   = model(x_r, r), without a gradient, and x_0 where r = 0
         square   = mean of (model(x_t, t) - target)^2 over each image           (B,)

@@ -43,7 +43,7 @@ def train(
         alphas_cumprod: (T,). t is drawn from 0 to T - 1, all equally likely.
 
     Yields:
-        The loss of each step, a float.
+        At the end of each step: its loss, a float.
 
     Hint: a function with `yield loss.item()` in its loop is a generator; it needs no return.
     """
