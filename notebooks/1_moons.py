@@ -26,6 +26,7 @@ from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation.points import point_distances
 from models.mlp import MLP
+from notebooks.interactive import slider
 from sample import sample
 from samplers import ddpm
 from train import train
@@ -105,6 +106,21 @@ show([x_t, noisy_points(199)], ["200 steps of eq. 2", "one step of eq. 4"])
 shown = [0, 50, 100, 200, 400, 999]
 titles = [f"t = {t}\nalpha = {alpha[t]:.2f}\nsigma = {sigma[t]:.2f}" for t in shown]
 show([noisy_points(t) for t in shown], titles, size=1.9)
+
+# %% [markdown]
+# If ipywidgets is installed (`pip install ipywidgets`), the next cell has a slider over $t$. The
+# noise is the same at all its positions.
+
+# %%
+fixed_noise = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+
+
+def show_at(t):
+    x_t = q_sample(x_0[:2000], torch.full((2000,), t), fixed_noise)
+    show([x_0, x_t], ["x_0", f"x_t at t = {t}"])
+
+
+slider(show_at, range(0, 1000, 20), default=200, name="t")
 
 # %% [markdown]
 # At the end no trace of the moons is left: the last $x_t$ is practically standard normal noise,

@@ -155,3 +155,5 @@ show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
 #
 # The guide explains how to [measure the result](../docs/guide/10_measuring.md), and
 # [what large models do differently](../docs/guide/12_latents_text_few_steps.md).
+#
+# Next: `4_your_own.ipynb`, your own data and network.

@@ -4,6 +4,7 @@ python notebooks/execute.py                     # all of them
 python notebooks/execute.py notebooks/1_moons.py
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    client.execute(env=os.environ | {"TINY_DIFFUSION_STATIC": "1"})  # pictures, no sliders
     notebook.metadata.pop("language_info", None)  # the exact version of Python
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         output.get("data", {}).pop("image/jpeg", None)  # Pillow adds each picture twice
