@@ -2,7 +2,7 @@
 
     python benchmarks/smaller_files.py weights/mnist.safetensors weights/cifar10.safetensors
 
-Each file is exported as it is, by --half and by --quantize int8, and once more computed in
+Each file is exported unchanged, by --half and by --quantize int8, and once more computed in
 bfloat16. The mean change of the samples is in grey levels, of 255, from those of the float32 file.
 """
 

@@ -29,14 +29,14 @@ def train_and_draw(picture: Path, say: Callable[[str], None]) -> str:
     network = Network()
     average = copy.deepcopy(network)
     _, alphas_cumprod = linear_schedule(TIMESTEPS)
-    start, told, losses = time.monotonic(), 0.0, []
+    start, reported, losses = time.monotonic(), 0.0, []
     for step, loss in enumerate(train(network, average, images, alphas_cumprod, STEPS), 1):
         losses.append(loss)
         seconds = time.monotonic() - start
-        if seconds > told + EVERY or step == STEPS:
+        if seconds > reported + EVERY or step == STEPS:
             mean = sum(losses) / len(losses)
             say(f"step {step} of {STEPS}, mean loss {mean:.4f}, {seconds:.0f} s")
-            told, losses = seconds, []
+            reported, losses = seconds, []
         if seconds > MAX_SECONDS:
             break
     drawn = draw(average, alphas_cumprod, COUNT, tuple(images.shape[1:]), DRAWING_STEPS)

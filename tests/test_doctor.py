@@ -34,7 +34,7 @@ from training.folder import RunFolder
 from utils import has_native_bf16
 from visuals.pictures import ImagePictures, save_picture
 
-# Runs of half a second whose samples are not noise.
+# Runs of half a second; their samples are not noise.
 QUICK = [*SMALL, "--batch-size", "32", "--lr", "0.02", "--max-steps", "50"]
 POINTS = [word for word in QUICK if word not in (*SMALL[-6:], "--dataset", "digits")]
 POINTS += ["--batch-size", "128", "--max-steps", "30"]
@@ -487,7 +487,7 @@ def test_the_command_mends_the_fault(made, tmp_path, fault):
     mended = TRAIN.parse(shlex.split(command)[2:]).output_dir
     left = examine(read_run(Path(mended)))
     assert name not in left
-    assert left == {} or fault == "lr 1e-7"  # whose samples are still noise after 70 steps
+    assert left == {} or fault == "lr 1e-7"  # its samples are still noise after 70 steps
 
 
 def test_a_typed_command_is_repeated_with_the_mended_flag(made, tmp_path):

@@ -108,7 +108,7 @@ LOSS = Task(
         ),
         Mistake(
             "the absolute error",
-            "You take the absolute error. Eq. 14 has the square, whose best prediction is the "
+            "You take the absolute error. Eq. 14 has the square, so that the best prediction is the "
             "mean of the noise.",
             absolute,
         ),

@@ -125,8 +125,8 @@ MAKE_LAYERS = Task(
         ),
         Mistake(
             "batch norm for group norm",
-            "You use BatchNorm, whose statistics depend on the other images and their noise "
-            "levels. Use GroupNorm with 8 groups.",
+            "The statistics of BatchNorm depend on the other images and their noise levels. Use "
+            "GroupNorm with 8 groups.",
             lambda i, o, d: make_layers(
                 i, o, d, norm_1=nn.BatchNorm2d(i), norm_2=nn.BatchNorm2d(o)
             ),

@@ -29,6 +29,6 @@ def ddpm_step(
     Returns:
         x_{t-1} (B, C, H, W).
 
-    Hint: betas[t] is a tensor with one number, which multiplies images as it is.
+    Hint: betas[t] is a tensor with one number, which multiplies images without reshaping.
     """
     raise NotImplementedError
