@@ -108,8 +108,8 @@ LOSS = Task(
         ),
         Mistake(
             "the absolute error",
-            "You take the absolute error. Eq. 14 has the square, so that the best prediction is the "
-            "mean of the noise.",
+            "You take the absolute error. Eq. 14 has the square, so that the best prediction is "
+            "the mean of the noise.",
             absolute,
         ),
         Mistake(
