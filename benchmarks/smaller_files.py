@@ -57,7 +57,7 @@ def row(file: Path, way: Way, whole: np.ndarray, args) -> str:
     """A row of the table."""
     change = np.abs(drawn(file, way) - whole).mean()
     flags = ["--metrics", "classifier", "--data-dir", args.data_dir, "--batch-size", "250"]
-    flags += ["--precision", way.precision]
+    flags += ["--precision", way.precision, "--num-images", str(args.num_images)]
     fid = evaluated(Cell(way.name, 0, file, FLAGS), args.output_dir, flags)["classifier"]
     values = fid["classifier_fid"]["values"]
     found = f"{fid['classifier_fid']['mean']:.3f} ({min(values):.3f} to {max(values):.3f})"
@@ -67,6 +67,7 @@ def row(file: Path, way: Way, whole: np.ndarray, args) -> str:
 def main() -> None:
     parser = command_line(__doc__, folders=True)
     parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--num-images", type=int, default=2000, help="of a set that is measured")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for checkpoint in args.checkpoints:
