@@ -643,7 +643,7 @@ WHOLE_FILE = {
     "loops": "while True:\n    pass",
     "loops_for_good": "while True:\n    try:\n        while True: pass\n"
     "    except BaseException: pass",
-    "takes_memory": "x = []\nwhile True:\n    x.append(bytearray(2**24))",
+    "takes_memory": "x = []\nwhile True:\n    x.append(bytearray(2**30))",
     "prints": "for _ in range(300):\n    print('x' * 100_000)",
     "is_broken": "def (:",
     "is_binary": "\0\1",
