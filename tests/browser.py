@@ -26,6 +26,7 @@ class Browser:
         self.process = subprocess.Popen(  # it reads from 3 and writes to 4
             ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", CHROMIUM, *FLAGS]
             + [f"--user-data-dir={self.profile.name}"],
+            env={**os.environ, "TMPDIR": self.profile.name},  # it leaves files there when it ends
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
