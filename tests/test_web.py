@@ -13,6 +13,7 @@ import train
 from checkpoints.checkpoint import load_checkpoint, restore
 from cli import process
 from cli.training import TRAIN
+from conftest import ROOT
 from diffusion import GaussianDiffusion
 from exports.network import TrainedNetwork
 from exports.page import PAGES, SAMPLERS, described_network
@@ -328,3 +329,24 @@ def test_damaged_weights_are_reported_in_the_page(browser, runs, tmp_path):
     browser.open(page)
     wait(browser, "document.getElementById('status').textContent.includes('damaged')")
     assert browser.run("document.getElementById('draw').disabled")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_the_contrast_that_accessibility_asks_for(scheme):
+    """4.5 between text and what is behind it (WCAG 2.2, criterion 1.4.3)."""
+    blocks = re.findall(r":root \{(.*?)\}", (ROOT / "web" / "style.css").read_text(), re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]+)", blocks[scheme]))
+    for text in ("text", "soft", "accent", "own"):
+        for behind in ("page", "card"):
+            pair = sorted(luminance(colours[name]) for name in (text, behind))
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (text, behind)
+    button = sorted(luminance(colours[name]) for name in ("accent", "page"))
+    assert (button[1] + 0.05) / (button[0] + 0.05) >= 4.5
