@@ -28,6 +28,7 @@ from dataset.downloads import MissingData
 from dataset.items import to_uint8, to_unit
 from dataset.registry import load_dataset
 from diffusion import DDPM, GaussianDiffusion
+from notebooks.interactive import slider
 from sample import sample
 from samplers import ddpm
 from train import train
@@ -160,6 +161,18 @@ show(torch.stack(noisy[every - 1 :: every], dim=1).flatten(0, 1), columns=10)
 show(torch.stack(predicted[every - 1 :: every], dim=1).flatten(0, 1), columns=10)
 
 # %% [markdown]
+# If ipywidgets is installed (`pip install ipywidgets`), the next cell has a slider over the steps.
+# The upper row is $x_t$, the lower row the prediction:
+
+
+# %%
+def show_step(step):
+    return show(torch.cat([noisy[step - 1], predicted[step - 1]]), columns=4)
+
+
+slider(show_step, range(1, len(noisy) + 1), default=len(noisy) // 2, name="step")
+
+# %% [markdown]
 # ## Guidance
 #
 # Classifier-free guidance uses two predictions, with the class label $c$ and without it. It
@@ -179,8 +192,26 @@ show(torch.cat(scales), columns=10)
 
 # %% [markdown]
 # The first row has all kinds of digits; the other rows have threes. With a larger scale they become
-# more alike.
-#
+# more alike. With ipywidgets, the next cell has a slider over the scale, with ten digits of each of
+# four classes; a new position takes some seconds.
+
+# %%
+pictures = {}
+
+
+def show_scale(scale):
+    if scale not in pictures:
+        options = {"class_id": [2, 3, 5, 8], "num_images": 40, "steps": 5 if QUICK else 25}
+        drawn = samples(run.checkpoint, guidance_scale=scale, **options)
+        pictures[scale] = show(
+            drawn.unflatten(0, (10, 4)).transpose(0, 1).flatten(0, 1), columns=10
+        )
+    return pictures[scale]
+
+
+slider(show_scale, [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0], default=3.0, name="scale")
+
+# %% [markdown]
 # ## MNIST
 #
 # MNIST has 60,000 digits of 28 x 28 pixels. The call is the same. The images have twelve times as

@@ -23,9 +23,10 @@ from checkpoints.checkpoint import load_checkpoint, restore
 from dataset.downloads import MissingData
 from dataset.items import split, to_uint8, to_unit
 from dataset.registry import load_dataset
+from notebooks.interactive import slider
 from sample import sample
 from samplers import generate
-from sampling.editing import last_part
+from sampling.editing import last_part, noised
 from train import train
 from visuals.pictures import ImagePictures
 
@@ -126,6 +127,25 @@ for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
     *_, x = generate(denoise, noise, part, torch.randn_like, x_0=x_0)
     columns.append(x)
 show(torch.stack(columns, dim=1).flatten(0, 1), columns=6)
+
+# %% [markdown]
+# If ipywidgets is installed (`pip install ipywidgets`), the next cell has a slider over this
+# strength. The first row has the photographs, the second the photographs with the noise from which
+# sampling starts, the third the result. A new position takes some seconds.
+
+# %%
+results = {}
+
+
+def show_strength(percent):
+    if percent not in results:
+        part = last_part(levels, percent / 100)
+        *_, x = generate(denoise, noise, part, torch.randn_like, x_0=x_0)
+        results[percent] = show(torch.cat([x_0, noised(x_0, part[0], noise), x]), columns=2)
+    return results[percent]
+
+
+slider(show_strength, range(10, 101, 10), default=50, name="percent")
 
 # %% [markdown]
 # ## On a GPU

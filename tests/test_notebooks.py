@@ -142,7 +142,6 @@ def test_a_saved_notebook_has_the_picture_of_the_default(shown, monkeypatch):
 
 
 def test_a_slider_draws_each_position(shown):
-    pytest.importorskip("ipywidgets")
     drawn = []
     interactive.slider(drawn.append, range(0, 100, 20), default=40, name="t")
     (box,) = shown
