@@ -6,6 +6,7 @@ import inspect
 import json
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from runs import SMALL, ctrl_c_in, killed_in
 from training.fit import fit
 from training.fit import parse as parse_fit
 from training.folder import RunFolder
+from training.loop import Batches
 from utils import has_native_bf16
 from visuals.pictures import ImagePictures, save_picture
 
@@ -252,6 +254,22 @@ def slow_down(folder: Path) -> None:
     write_rows(folder, rows)
 
 
+def wait(folder: Path) -> None:
+    slow_down(folder)
+    rows = [
+        row | {"images_per_second": 900.0} for row in rows_of(folder)
+    ]  # steps of 10 * 32 / 900 s
+    write_rows(folder, [row | {"seconds_waiting_for_data": 0.2} for row in rows])
+
+
+def wait_for_a_large_folder(folder: Path) -> None:
+    def change(config: dict) -> None:
+        config["data"] |= {"dataset": "folder", "count": 50_000_000, "cache_limit": 2.0}
+
+    wait(folder)
+    edit_json(folder, "config.json", change)
+
+
 def on_old_processor(folder: Path) -> None:
     def change(sessions: list) -> None:
         sessions[-1]["precision"] = "bf16"
@@ -406,6 +424,8 @@ FAULTS = {
     "wrong range": (of_wrong_range, "range"),
     "large points": (of_large_points, "scale"),
     "other programs": (edited(slow_down, STOPPED), "slow-steps"),
+    "slow disk": (edited(wait, STOPPED), "waits-for-data"),
+    "large folder": (edited(wait_for_a_large_folder, STOPPED), "waits-for-data"),
     "old processor": (edited(on_old_processor, STOPPED), "precision"),
     "fp32 on a GPU": (edited(on_gpu("fp32"), STOPPED), "precision"),
     "fp16 on a GPU": (edited(on_gpu("fp16"), STOPPED), "precision"),
@@ -535,10 +555,30 @@ def test_a_call_of_fit_repeats_the_arguments_of_the_run(made, tmp_path):
     assert call(labelled, class_conditional=False) == call(run)
 
 
+def test_the_time_that_steps_wait_for_their_items_is_logged(made, monkeypatch, tmp_path):
+    of_step = Batches.of_step
+
+    def slow(batches: Batches, step: int):
+        time.sleep(0.05)
+        return of_step(batches, step)
+
+    monkeypatch.setattr(Batches, "of_step", slow)
+    with ctrl_c_in(20):
+        run_train(tmp_path / "run", *QUICK)
+    run = read_run(tmp_path / "run")
+    assert len(run.waiting) == len(run.speeds[0]) == 2
+    assert sum(row["seconds_waiting_for_data"] for row in run.rows if "loss" in row) >= 20 * 0.05
+    assert all(0.3 < share < 1 for share in run.waiting)
+    command = examine(read_run(faulty_run(made, "large folder")))["waits-for-data"].command
+    assert " --cache-limit 5 " in command  # of 50,000,000 images of 8 x 8 pixels: 3.2 GB
+
+
 def test_a_finished_run_is_not_slow_and_one_of_two_processes_is_resumed_by_torchrun(made, tmp_path):
-    for change in (slow_down, on_old_processor, on_gpu("fp32"), on_gpu("fp16")):
+    for change in (slow_down, wait, on_old_processor, on_gpu("fp32"), on_gpu("fp16")):
         edited(change)(tmp_path / change.__name__, made)
-        assert not {"slow-steps", "precision"} & set(findings(tmp_path / change.__name__))
+        assert not {"slow-steps", "waits-for-data", "precision"} & set(
+            findings(tmp_path / change.__name__)
+        )
         shutil.rmtree(tmp_path / change.__name__)
 
     def of_two(folder: Path) -> None:

@@ -88,6 +88,7 @@ class Step(NamedTuple):
     loss: Tensor
     norm: Tensor  # of the gradient
     lr: float
+    waited: float  # seconds, for its items
 
 
 def training_steps(
@@ -102,10 +103,12 @@ def training_steps(
     """
     while trainer.step != last_step():
         epoch, i = divmod(trainer.step, batches.per_epoch)
+        start = time.monotonic()
         items, condition = batches.of_step(trainer.step)
+        waited = time.monotonic() - start
         lr = learning_rate(trainer.step)
         loss, norm = trainer.train_step(items, condition, lr)
-        yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr)
+        yield Step(trainer.step, epoch + 1, i + 1 == batches.per_epoch, loss, norm, lr, waited)
 
 
 def with_signs_of_life(steps: Iterator[Step]) -> Iterator[Step]:
@@ -281,6 +284,7 @@ class Run:
         timed = self.length.plan is not None  # its duration is known
         if not timed and (text := self.estimate.update(step.number, self.length.end)):
             self.log.progress.say(text)
+        self.log.waited += step.waited
         if not trainer.skipped_in_a_row:
             self.log.add(step.loss)
         if trainer.skipped_in_a_row == 1:

@@ -35,6 +35,7 @@ class RunLog:
         self.progress = Progress(trainer.step, kind, shown=is_main())
         self.loss, self.losses = 0.0, 0  # sum over the steps since the last row, and their number
         self.seconds = 0.0  # of training, over all sessions
+        self.waited = 0.0  # seconds since the last row, for the items of the steps
         self.last_step, self.mark = trainer.step, time.monotonic()  # of the last row
 
     @contextmanager
@@ -71,10 +72,12 @@ class RunLog:
             "gradient_norm": float(norm) if norm.isfinite() else None,
             "skipped": self.trainer.skipped,
             "seconds": self.seconds,
+            "seconds_waiting_for_data": self.waited,
         }
         self.row(row)
         self.progress.update(total, row)
         self.loss, self.losses, self.last_step, self.mark = 0.0, 0, step, now
+        self.waited = 0.0
 
     def row(self, values: dict) -> None:
         """Append a row to the metrics."""

@@ -34,6 +34,7 @@ CHECKS: dict[str, Callable[[Run], Finding | None]] = {
     "one-class": data.one_class_of_data,
     "few-images": data.few_images,
     "duplicates": data.duplicate_images,
+    "waits-for-data": machine.wait_for_data,
     "slow-steps": machine.slow_steps,
     "precision": machine.unfit_precision,
 }

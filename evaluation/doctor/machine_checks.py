@@ -10,14 +10,38 @@ from evaluation.doctor.run import Run
 
 MEASURED_SECONDS, MEASURED_ROWS = 60, 30  # below which nothing is said about the speed
 DROP = 0.3  # of the run's own fast steps; two processes on one core leave 0.5
+WAITING = 0.3  # of the time of the steps; data in memory take less than 0.01
+
+
+def is_measured(run: Run) -> bool:
+    """Do the rows say how fast the steps are, in a run that can still be made faster?"""
+    measured = len(run.speeds[1]) >= MEASURED_ROWS and run.seconds >= MEASURED_SECONDS
+    return measured and not run.is_finished  # the result of a finished one is no worse
+
+
+def wait_for_data(run: Run) -> Finding | None:
+    """The steps wait until their items are read, now or from the first step on."""
+    shares = run.waiting[-len(run.speeds[1]) // 3 :]
+    if not is_measured(run) or not shares or (share := median(shares)) < WAITING:
+        return None
+    evidence = f"{share:.0%} of the time of the last steps is the reading of their {run.kind}"
+    size = math.prod(item_shape(run.config["data"])) * run.count / 1e9 if run.config else 0
+    if run.dataset == "folder" and size > (limit := run.number("data", "cache_limit", 2.0)):
+        cause = (
+            f"the {size:.1f} GB of pixels are read from the disk (--cache-limit {limit:g}), which "
+            "is slower than the steps"
+        )
+        command = resume(run, cache_limit=math.ceil(size) + 1)
+    else:
+        cause = "the data lie on a slow disk, or the memory is full: copy them to a fast disk"
+        command = resume(run)
+    return Finding(HINT, "the steps wait for data", evidence, cause, command)
 
 
 def slow_steps(run: Run) -> Finding | None:
-    """The steps have become much slower than they were: the processor waits."""
+    """The steps have become much slower than they were, though they do not wait for data."""
     speeds = run.speeds[1]
-    if run.is_finished:  # its speed cannot be mended any more, and its result is no worse
-        return None
-    if len(speeds) < MEASURED_ROWS or run.seconds < MEASURED_SECONDS:
+    if not is_measured(run) or wait_for_data(run):
         return None
     third = len(speeds) // 3
     fast, now = sorted(speeds)[-third], median(speeds[-third:])
@@ -28,17 +52,8 @@ def slow_steps(run: Run) -> Finding | None:
         f"{slowest:,.0f} {run.kind}/s over a third of the steps, {fast:,.0f} in the fastest third, "
         f"{now:,.0f} at the end"
     )
-    size = math.prod(item_shape(run.config["data"])) * run.count / 2**30 if run.config else 0
-    limit = run.number("data", "cache_limit", 2.0)
-    if run.kind == "images" and run.dataset == "folder" and size > limit:
-        cause = (
-            f"the {size:.1f} GB of pixels are read from the disk (--cache-limit {limit:g}), which "
-            "is slower than the steps"
-        )
-        command = resume(run, cache_limit=math.ceil(size) + 1)
-    else:
-        cause = "other programs use the cores, so that its threads wait: end them, then resume"
-        command = resume(run, threads="auto") if not run.is_custom else resume(run)
+    cause = "other programs use the cores, so that its threads wait: end them, then resume"
+    command = resume(run) if run.is_custom else resume(run, threads="auto")
     return Finding(HINT, "the processor waits", evidence, cause, command)
 
 

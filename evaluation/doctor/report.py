@@ -33,10 +33,12 @@ def report_of(run: Run, findings: Iterable[Finding]) -> str:
 
 def heading(run: Run) -> str:
     """What the run is and how far it is."""
-    network = run.model or "unknown network"
+    data, network = run.dataset, run.model or "unknown network"
+    if run.is_custom:  # a run of `fit`
+        data, network = f"{run.kind} of your own", "network of your own"
     if run.parameters:
         network += f" of {run.parameters:,} parameters"
-    what = f"{run.dataset}, {network}"
+    what = f"{data}, {network}"
     if run.tuned:
         what += f", --tune {run.tuned}"
     return f"{run.path}: {what}; {run.state}"

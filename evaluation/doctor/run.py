@@ -191,6 +191,18 @@ class Run:
         """Steps and items per second."""
         return column(self.rows, "images_per_second")
 
+    @cached_property
+    def waiting(self) -> list[float]:
+        """The share of the time of the steps that went into reading their items, row by row."""
+        waited = dict(zip(*column(self.rows, "seconds_waiting_for_data"), strict=True))
+        steps, speeds = self.speeds
+        seconds = [
+            (step - before) * self.batch_size / speed if speed > 0 else math.inf
+            for before, step, speed in zip([0, *steps], steps, speeds, strict=False)
+        ]
+        rows = zip(steps, seconds, strict=True)
+        return [waited[step] / time for step, time in rows if step in waited and time > 0]
+
     @property
     def seconds(self) -> float:
         """Time of the training steps."""
