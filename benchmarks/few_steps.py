@@ -2,23 +2,29 @@
 
     python benchmarks/few_steps.py --teacher weights/mnist.safetensors --guidance 1.15
     python benchmarks/few_steps.py --teacher weights/fashion_mnist.safetensors --minutes 10
+    python benchmarks/few_steps.py --teacher outputs/moons/model_final.pt --minutes 1 --pairs 20000
 
 Tunes the teacher in each way for some minutes, draws with 1, 2, 4 and 8 network calls, and measures
-the samples. The teacher's sampler is chosen for each number of calls on the held-out images, and
-then measured on the test split as everything else. In --output-dir, what is there is not made
-again. A guided step of the teacher counts as two calls.
+the samples: images by evaluate.py, points by their energy distance. The teacher's sampler is chosen
+for each number of calls on the held-out images, and then measured on the test split as everything
+else. The minutes of reflow include those of sampling its pairs. In --output-dir, what is there is
+not made again. A guided step of the teacher counts as two calls.
 """
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import ROOT, append_row, command_line, read_rows, sampled
 from checkpoints.checkpoint import load_checkpoint
+from dataset.items import item_shape, kind_of
+from evaluation.points import point_distances
 from utils import save_whole
 
 CALLS = (1, 2, 4, 8)
@@ -27,9 +33,11 @@ WAYS = {
     "consistency": "--tune consistency",
     "distill": "--tune distill --teacher-steps 16",
     "meanflow": "--tune meanflow",
+    "reflow": "--tune reflow",
 }
-ANY_STEPS = ("consistency", "meanflow")  # which draw in any number of steps
+ANY_STEPS = ("consistency", "meanflow", "reflow")  # which draw in any number of steps
 TEACHER = "teacher"
+POINTS = 2000  # of a set whose energy distance is measured
 
 
 class Cell(NamedTuple):
@@ -48,42 +56,92 @@ class Cell(NamedTuple):
 def evaluated(cell: Cell, folder: Path, flags: list[str]) -> dict:
     """The report of evaluate.py for a cell."""
     output = folder / "report.json"
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--checkpoint", str(cell.checkpoint)]
-    command += [*cell.flags, *flags, "--output", str(output)]
-    print("$", *command[1:], flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    where = ["--checkpoint", str(cell.checkpoint), "--output", str(output)]
+    called("evaluate.py", *where, *cell.flags, *flags)
     return json.loads(output.read_text())
+
+
+def chosen_by(args, cell: Cell, folder: Path) -> float:
+    """The distance by which the teacher's samplers are compared: of one set, to held-out images."""
+    if args.dataset:
+        return measured_points(cell, args.dataset, seeds=[100])["mean"]
+    flags = ["--split", "validation", "--metrics", "classifier", "--repeats", "1"]
+    report = evaluated(cell, folder, [*flags, "--num-images", "1000", *common(args)])
+    return distance_of(report)["mean"]
+
+
+def measured(args, cell: Cell, folder: Path) -> dict:
+    """The report of a cell, for three sets."""
+    if args.dataset:
+        return {"energy_distance": measured_points(cell, args.dataset, seeds=[0, 1, 2])}
+    return evaluated(cell, folder, ["--metrics", *args.metrics, *common(args)])
+
+
+def measured_points(cell: Cell, dataset: str, seeds: list[int]) -> dict:
+    """The energy distances of sets of samples to fresh points, and their floor."""
+    options = dict(num_images=POINTS, **options_of(cell))
+    found = []
+    for seed in seeds:
+        samples, _, _ = sampled(cell.checkpoint, seed=seed, **options)
+        found.append(point_distances(samples.items, dataset))
+    values, floor = [ours for ours, _ in found], found[0][1]
+    return {"values": values, "mean": fmean(values), "floor": floor, "ratio": fmean(values) / floor}
+
+
+def distance_of(report: dict) -> dict:
+    """The distance in a report, with its values, their mean and its ratio to the floor."""
+    return report.get("energy_distance") or report["classifier"]["classifier_fid"]
 
 
 def of_teacher(args, calls: int, folder: Path) -> Cell:
     """The teacher with the sampler and the guidance that are best for so many calls."""
     candidates = []
     for sampler in SAMPLERS:
-        for guided in (False, True):
+        for guided in (False, True) if args.guidance != 1 else (False,):
             steps = calls // (2 if guided else 1)
             if steps < 1 or (steps == 1 and sampler != "ddim"):  # which are all the same then
                 continue
             flags = ["--sampler", sampler, "--steps", str(steps)]
             flags += ["--guidance-scale", str(args.guidance)] if guided else []
             cell = Cell(TEACHER, calls, args.teacher.resolve(), flags)
-            validation = ["--split", "validation", "--metrics", "classifier", "--repeats", "1"]
-            validation += ["--num-images", "1000"]
-            report = evaluated(cell, folder, [*validation, *common(args)])
-            candidates.append((report["classifier"]["classifier_fid"]["mean"], cell))
+            candidates.append((chosen_by(args, cell, folder), cell))
     return min(candidates, key=lambda pair: pair[0])[1]
 
 
 def tuned_run(args, way: str, folder: Path) -> Path:
     """The folder of a tuned run, which is trained if it is not there."""
-    run = folder / way
-    if not (run / "model_final.pt").exists():
-        command = [sys.executable, str(ROOT / "train.py"), *WAYS[way].split(), "--teacher"]
-        command += [str(args.teacher.resolve()), "--teacher-guidance", str(args.guidance)]
-        command += ["--max-minutes", str(args.minutes), "--sample-interval", "0", "--overwrite"]
-        command += ["--data-dir", args.data_dir, "--output-dir", str(run), *args.train]
-        print("$", *command[1:], flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run, minutes = folder / way, args.minutes
+    if (run / "model_final.pt").exists():
+        return run
+    flags = [*WAYS[way].split(), "--teacher", str(args.teacher.resolve())]
+    if way == "reflow":
+        pairs, seconds = drawn_pairs(args, folder)
+        flags += ["--pairs", str(pairs)]
+        minutes -= seconds / 60
+    elif args.guidance != 1:
+        flags += ["--teacher-guidance", str(args.guidance)]
+    flags += ["--max-minutes", f"{minutes:g}", "--sample-interval", "0", "--overwrite"]
+    flags += ["--data-dir", args.data_dir, "--output-dir", str(run), *args.train]
+    called("train.py", *flags)
     return run
+
+
+def drawn_pairs(args, folder: Path) -> tuple[Path, float]:
+    """The file of samples with the noise that they came from, and the seconds of sampling them."""
+    path, start = folder / "pairs.npz", time.monotonic()
+    flags = ["--checkpoint", str(args.teacher.resolve()), "--num-images", str(args.pairs)]
+    flags += ["--steps", "20", "--sampler", "dpmpp_2m", "--pairs", "--output", str(path)]
+    flags += ["--guidance-scale", str(args.guidance)] if args.guidance != 1 else []
+    called("sample.py", *flags, "--batch-size", "250", "--overwrite")
+    return path, time.monotonic() - start
+
+
+def called(script: str, *flags: str) -> None:
+    """Run a script, and print its command."""
+    print("$", script, *flags, flush=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / script), *flags], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def of_tuned(way: str, run: Path, calls: int) -> Cell | None:
@@ -102,33 +160,38 @@ def common(args) -> list[str]:
 
 def seconds(cell: Cell) -> float:
     """The time to sample 64 images, the better of two."""
-    options = dict(zip(cell.flags[::2], cell.flags[1::2], strict=True))
-    flags = {name[2:].replace("-", "_"): value for name, value in options.items()}
-    flags = {k: float(v) if k == "guidance_scale" else v for k, v in flags.items()}
-    flags |= {k: int(v) for k, v in flags.items() if k == "steps"}
-    times = [
-        sampled(cell.checkpoint, num_images=64, precision="bf16", **flags)[2] for _ in range(3)
-    ]
-    return min(times[1:])
+    options = dict(num_images=64, **options_of(cell))
+    return min([sampled(cell.checkpoint, **options)[2] for _ in range(3)][1:])
+
+
+def options_of(cell: Cell) -> dict:
+    """The arguments of sample() for a cell."""
+    types = {"guidance_scale": float, "steps": int}
+    flags = zip(cell.flags[::2], cell.flags[1::2], strict=True)
+    named = {name[2:].replace("-", "_"): value for name, value in flags}
+    return {name: types.get(name, str)(value) for name, value in named.items()}
 
 
 def table(rows: list[dict]) -> str:
     """All rows as Markdown."""
-    heads = ("network calls", "way", "classifier-FID", "ratio to the floor", "AUC")
-    heads += ("precision, recall", "64 images, s")
+    points = "energy_distance" in rows[0]["report"]
+    heads = ("network calls", "way", "energy distance" if points else "classifier-FID")
+    heads += ("ratio to the floor", "AUC")
+    heads += ("precision, recall", "64 samples, s")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in sorted(rows, key=lambda row: row["calls"]):
-        measures = row["report"]["classifier"]
-        fid, tests = measures["classifier_fid"], row["report"].get("two_sample")
-        low, high = min(fid["values"]), max(fid["values"])
-        close = ", ".join(f"{measures[name]['mean']:.2f}" for name in ("precision", "recall"))
+        distance, tests = distance_of(row["report"]), row["report"].get("two_sample")
+        low, high = min(distance["values"]), max(distance["values"])
+        measures = row["report"].get("classifier", {})
+        names = [name for name in ("precision", "recall") if name in measures]
+        close = ", ".join(f"{measures[name]['mean']:.2f}" for name in names)
         auc = f"{tests['auc']['mean']:.3f}" if tests else ""
         named = row["way"]
         if row["way"] == TEACHER:
             named += f" ({' '.join(row['flags'])})".replace("--", "")
         lines.append(
-            f"| {row['calls']} | {named} | {fid['mean']:.3f} ({low:.3f} to {high:.3f}) | "
-            f"{fid['ratio']:.2f} | {auc} | {close} | {row['seconds']:.3f} |"
+            f"| {row['calls']} | {named} | {distance['mean']:.4g} ({low:.4g} to {high:.4g}) | "
+            f"{distance['ratio']:.2f} | {auc} | {close} | {row['seconds']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -141,9 +204,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[TEACHER, *WAYS], default=[TEACHER, *WAYS])
     parser.add_argument("--calls", nargs="+", type=int, default=list(CALLS))
     parser.add_argument("--metrics", nargs="+", default=["classifier", "two-sample"])
+    parser.add_argument("--pairs", type=int, default=8192, help="of noise and sample, for reflow")
     parser.add_argument("--train", nargs="+", default=[], help="more flags of train.py, quoted")
     args = parser.parse_args()
     args.train = [word for words in args.train for word in words.split()]
+    data = load_checkpoint(args.teacher)["config"]["data"]
+    args.dataset = data["dataset"] if kind_of(item_shape(data)) == "points" else None
     folder = args.output_dir / f"few_steps_{args.teacher.resolve().parent.name}_{args.teacher.stem}"
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
@@ -157,7 +223,7 @@ def main() -> None:
                 cell = of_tuned(way, tuned_run(args, way, folder), calls)
             if cell is None:
                 continue
-            report = evaluated(cell, folder, ["--metrics", *args.metrics, *common(args)])
+            report = measured(args, cell, folder)
             row = {"way": way, "calls": calls, "flags": cell.flags, "minutes": args.minutes}
             append_row(results, {**row, "seconds": seconds(cell), "report": report})
             text = table(read_rows(results))

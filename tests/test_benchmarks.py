@@ -461,9 +461,11 @@ def test_tables_of_few_steps_and_large_images():
     row = {"way": "teacher", "calls": 2, "flags": ["--sampler", "ddim"], "seconds": 0.1234}
     other = {**row, "way": "distill", "calls": 1, "report": {"classifier": report["classifier"]}}
     lines = few_steps.table([{**row, "report": report}, other]).splitlines()
-    assert lines[2] == "| 1 | distill | 2.000 (1.500 to 2.500) | 4.00 |  | 0.90, 0.80 | 0.123 |"
-    assert lines[3].startswith("| 2 | teacher (sampler ddim) | 2.000 (1.500 to 2.500) | 4.00 | 0.7")
-    assert {line.count("|") for line in lines} == {8}
+    assert lines[2] == "| 1 | distill | 2 (1.5 to 2.5) | 4.00 |  | 0.90, 0.80 | 0.123 |"
+    assert lines[3].startswith("| 2 | teacher (sampler ddim) | 2 (1.5 to 2.5) | 4.00 | 0.7")
+    points = few_steps.table([{**row, "report": {"energy_distance": fid}}]).splitlines()
+    assert points[2] == "| 2 | teacher (sampler ddim) | 2 (1.5 to 2.5) | 4.00 |  |  | 0.123 |"
+    assert {line.count("|") for line in lines + points} == {8}
 
     share = {"mean": 0.5, "floor": 1.0, "values": [0.5], "floor_values": [1.0]}
     row = {"way": "pixels", "reader_fid": fid, "attribute_accuracy": share, "exact_match": share}

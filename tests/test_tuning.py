@@ -457,6 +457,23 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
         assert repeated["config"]["train"]["student_steps"] == 1
 
 
+def test_a_network_of_photographs_is_tuned_in_each_way(script, real_data):
+    words = ["--dataset", "cifar10", "--data-dir", real_data, "--batch-size", "8", *FEW]
+    network = ["--channels", "8", "--multipliers", "1", "1", "--class-conditional"]
+    assert script("train", *words, *network, "--max-steps", 2, "--output-dir", "t").code == 0
+    pairs = ["--checkpoint", "t/model_final.pt", "--num-images", 16, "--steps", 2, "--pairs"]
+    assert script("sample", *pairs, "--output", "p.npz").code == 0
+    for tune, flags in {**TUNINGS, "reflow": ["--pairs", "p.npz"]}.items():
+        flags = ["--tune", tune, "--teacher", "t/model_final.pt", *flags, "--output-dir", tune]
+        result = script("train", *words[2:], *flags, "--max-steps", 2)
+        assert result.code == 0, result.err
+        drawn = ["--checkpoint", f"{tune}/model_final.pt", "--num-images", 2]
+        assert script("sample", *drawn, "--output", f"{tune}.npz").code == 0
+        images = np.load(f"{tune}.npz")["arr_0"]
+        assert images.shape == (2, 32, 32, 3)
+        assert images.std() > 10
+
+
 def test_reflow_learns_from_the_noise_that_samples_came_from(script, teacher):
     drawn = ["--checkpoint", teacher, "--num-images", 40, "--steps", 3, "--pairs"]
     assert script("sample", *drawn, "--seed", 5, "--output", "p.npz").code == 0
