@@ -51,6 +51,7 @@ from evaluation.measures import (
     random_indices,
 )
 from evaluation.prompts import (
+    GROUPS,
     check_of,
     clip_score,
     common_errors,
@@ -458,7 +459,7 @@ def by_prompts(
     for name, (data, drawn) in parts.items():
         with activity(f"reading the pictures of {name}"):
             measures, by_name = prompt_measures(
-                check, reader, data, drawn.indices, drawn.sets, left_out
+                check, reader, data, drawn.indices, drawn.sets, left_out, GROUPS.get(real.name)
             )
         if request.clip_score:
             chosen = subset(data, drawn.indices)

@@ -22,10 +22,10 @@ from dataset.idx import MNIST, load_idx
 from dataset.types import Attributes, Data, Request
 
 SIDE = 32  # of a canvas, in pixels
-COUNTS = {"train": 60_000, "test": 10_000}
-SEEDS = {"train": 0, "test": 1}
+COUNTS = {"train": 60_000, "test": 10_000, "pairs": 120_000}
+SEEDS = {"train": 0, "test": 1, "pairs": 2}
 MAX_DIGITS = 3
-# {colour: digit} of the pairs that occur only in the test split: one pair in ten.
+# {colour: digit} of the pairs that do not occur in the training split: one pair in ten.
 HELD_OUT = {
     "white": 2,
     "red": 8,
@@ -94,11 +94,15 @@ VALUES |= {
 
 
 def load_captioned_mnist(request: Request) -> Data:
-    """60,000 canvases with captions, 32 x 32, colour; 10,000 with pairs of the test split alone.
+    """60,000 canvases with captions, 32 x 32, colour, without the HELD_OUT pairs of digit and
+    colour; in the test split 10,000, each with one of them.
 
-    The digits are those of MNIST: of its training images, or of its test images.
+    The split "pairs" has 120,000 canvases with all pairs. A network that reads digits learns from
+    them: where no 8 is red, it would learn that what is red is no 8. The digits are those of MNIST:
+    of its test images in the test split, else of its training images.
     """
-    mnist = load_idx(MNIST, request)
+    part = "test" if request.split == "test" else "train"
+    mnist = load_idx(MNIST, request._replace(split=part))
     images, labels = mnist.items[:, 0].numpy(), mnist.labels.numpy()
     return make_canvases(images, labels, request.split, COUNTS[request.split])
 

@@ -26,7 +26,9 @@ DATASETS: dict[str, Source] = {
         partial(load_idx, FASHION_MNIST), (1, 28, 28), has_test=True, classes=FASHION_MNIST.classes
     ),
     "cifar10": Source(load_cifar10, (3, 32, 32), flip=True, has_test=True, classes=CIFAR10_CLASSES),
-    "captioned_mnist": Source(load_captioned_mnist, (3, 32, 32), has_test=True, classes=()),
+    "captioned_mnist": Source(
+        load_captioned_mnist, (3, 32, 32), has_test=True, has_pairs=True, classes=()
+    ),
     # Not flipped: the light always comes from the same side.
     "avatars": Source(load_avatars, (3, AVATAR_SIZE, AVATAR_SIZE), has_test=True, classes=()),
     "digits": Source(load_sklearn_digits, (1, 8, 8), classes=MNIST.classes),
@@ -93,7 +95,7 @@ def load_dataset(
         cache_dir, cache_limit: as in `folders.decode_folder`.
         avatar_style: how "avatars" are drawn, a key of `avatar_styles.STYLES`.
         progress: wraps the iteration over files, as tqdm does.
-        split: "train", or "test" for a data set that has one (`Source.has_test`).
+        split: "train", or "test" or "pairs" for a data set that has them (`Source`).
         captions: "folder" reads its captions, too (`folder_captions`).
         caption_from_path: "folder" makes them from the paths of the files.
 

@@ -64,7 +64,7 @@ class Request(NamedTuple):
     cache_dir: str | Path | None
     cache_limit: float  # gigabytes
     avatar_style: str  # a key of avatar_styles.STYLES
-    split: str  # "train" or, if the data set has one, "test"
+    split: str  # "train" or, if the data set has them, "test" or "pairs"
     progress: Callable[..., Iterable]  # wraps an iterable, as tqdm does
     captions: bool = False  # read the captions of "folder"
     caption_from_path: bool = False  # make them from the paths of the files
@@ -77,4 +77,5 @@ class Source(NamedTuple):
     shape: tuple[int, ...]  # of one item: (2,) or (C, H, W); a folder's may differ once loaded
     flip: bool = False  # does a mirrored image look natural?
     has_test: bool = False  # is there a test split?
+    has_pairs: bool = False  # is there a split "pairs", with every combination of attributes?
     classes: Sequence[str] | None = None  # their names; None if they depend on what is loaded

@@ -29,6 +29,7 @@ from utils import derive_seed, memory_format, size_of, size_text
 
 RECIPE = 1  # raise it with each change below: stored readers of another recipe are not used
 HARDER = 2  # times as many training steps as the classifier of MNIST
+HARDER_PAIRS = 4  # the same, where there are images with every combination of attributes
 GRID = 16  # patches in a row that larger images are folded into, so that they cost no more
 BATCH_SIZE = 500
 
@@ -120,29 +121,34 @@ def attribute_reader(
 
     Args: as those of `features.classifier_for`.
     """
-    data = real.train
+    data, counts = real.train, counts_of(real.train)
     size = size_text(size_of(*real.shape[1:]))
-    name = f"attributes_{real.name}_{size}_{attribute_key(data)[:12]}.safetensors"
+    name = f"attributes_{real.name}_{size}_{attribute_key(real)[:12]}.safetensors"
     paths = [real.cache / name, folder / name]
     make = partial(new_network, real)
     if (stored := read_stored(paths, make, device)) is not None:
         accuracy = json.loads(stored.metadata["accuracy"])
         return AttributeReader(stored.model, data.attributes.values, stored.sha256, accuracy)
     say(f"training a network that reads the attributes of {real.name}, once")
-    counts = counts_of(data)
 
     def loss(scores: Tensor, codes: Tensor) -> Tensor:
         parts = zip(scores.split(counts, dim=1), codes.T, strict=True)
         return sum(F.cross_entropy(s, c) for s, c in parts)
 
-    labelled = data._replace(labels=data.attributes.codes.long())
-    seed, steps = derive_seed("attributes", 0), HARDER * STEPS
+    learned = real.pairs() if real.pairs else data
+    labelled = learned._replace(labels=learned.attributes.codes.long())
+    seed, steps = derive_seed("attributes", 0), harder(real) * STEPS
     options = {"loss": loss, "max_shift": 0.0}  # places are attributes, too
     model = learn(make, labelled, steps, seed, False, device, progress, **options)
     reader = AttributeReader(model, data.attributes.values, "", {})
     reader.accuracy = accuracy_of(reader, real.held_out)
     reader.sha256 = store(paths, model, {"accuracy": json.dumps(reader.accuracy)}).sha256
     return reader
+
+
+def harder(real: RealData) -> int:
+    """How many times as many training steps as the classifier of MNIST are needed."""
+    return HARDER_PAIRS if real.pairs else HARDER
 
 
 def new_network(real: RealData) -> AttributeNetwork:
@@ -161,10 +167,11 @@ def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
     return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
 
 
-def attribute_key(data: Data) -> str:
+def attribute_key(real: RealData) -> str:
     """A digest of the recipe and of the data set that a reader is trained on."""
+    data = real.train
     values = {name: list(each) for name, each in data.attributes.values.items()}
-    recipe = [RECIPE, GRID, CHANNELS, HARDER, STEPS, values, data.items.shape]
+    recipe = [RECIPE, GRID, CHANNELS, harder(real), STEPS, values, data.items.shape]
     sha256 = hashlib.sha256(json.dumps(recipe).encode())
     for part in data.items.split(10_000):
         sha256.update(part.contiguous().numpy())

@@ -35,6 +35,7 @@ class Score(NamedTuple):
     attributes: float  # share of all statements that are right
     exact: float  # share of images of which every statement is right
     by_name: dict[str, float]  # share of statements that are right, by attribute
+    by_group: dict[str, float]  # exact match of each kind of caption
 
 
 def check_avatar(caption: str, attributes: Attributes, index: int, style: str) -> Checked:
@@ -77,6 +78,15 @@ def check_of(name: str, config: Mapping) -> Check | None:
     return {"captioned_mnist": check_digits}.get(name)
 
 
+def number_of_digits(caption: str) -> str:
+    """The kind of a caption of captioned_mnist."""
+    count = len(digit_captions.mentioned(caption).digits)
+    return "1 digit" if count == 1 else f"{count} digits"
+
+
+GROUPS: dict[str, Callable[[str], str]] = {"captioned_mnist": number_of_digits}
+
+
 def confusion(
     captions: Sequence[str], attributes: Attributes, style: str
 ) -> dict[str, dict[str, dict[str, int]]]:
@@ -110,21 +120,29 @@ def common_errors(
 
 
 def score(
-    check: Check, captions: Sequence[str], attributes: Attributes, left_out: Collection[str] = ()
+    check: Check,
+    captions: Sequence[str],
+    attributes: Attributes,
+    left_out: Collection[str] = (),
+    group: Callable[[str], str] | None = None,
 ) -> Score:
     """Compare attributes, as they were read from images, with the captions of these images.
 
-    Statements of the names in `left_out` do not count.
+    Statements of the names in `left_out` do not count. `group` says of which kind a caption is.
     """
     by_name: dict[str, list[bool]] = defaultdict(list)
+    by_group: dict[str, list[bool]] = defaultdict(list)
     exact = []
     for i, caption in enumerate(captions):
         checked = [each for each in check(caption, attributes, i) if each[0] not in left_out]
         exact.append(all(right for _, right in checked))
+        if group:
+            by_group[group(caption)].append(exact[-1])
         for name, right in checked:
             by_name[name].append(right)
     every = [right for values in by_name.values() for right in values]
-    return Score(mean(every), mean(exact), {name: mean(v) for name, v in by_name.items()})
+    shares = ({name: mean(found) for name, found in each.items()} for each in (by_name, by_group))
+    return Score(mean(every), mean(exact), *shares)
 
 
 def unreadable(check: Check, reader: AttributeReader, data: Data) -> dict[str, float]:
@@ -146,6 +164,7 @@ def prompt_measures(
     indices: Tensor,
     sets: Sequence[Tensor],
     left_out: Collection[str],
+    group: Callable[[str], str] | None = None,
 ) -> tuple[dict[str, Measure], dict[str, tuple[float, float]]]:
     """Measures of sets of images that were drawn by the captions of some items.
 
@@ -156,8 +175,10 @@ def prompt_measures(
         indices: of the items (N,) that gave the captions.
         sets: uint8 images (N, C, H, W).
         left_out: names of statements that do not count.
+        group: says of which kind a caption is.
 
-    Returns the measures by name, and by attribute the accuracy of samples and of real images.
+    Returns the measures by name, and by attribute the accuracy of samples and of real images; in
+    the same form the exact match of each kind of caption.
     """
     chosen = subset(data, indices)
     real, real_features = reader.read(chosen.items)
@@ -167,14 +188,14 @@ def prompt_measures(
     def measured(images: Tensor, captions: Sequence[str]) -> tuple[Score, PRDC, float]:
         attributes, features = reader.read(images)
         return (
-            score(check, captions, attributes, left_out),
+            score(check, captions, attributes, left_out, group),
             prdc(real_features, features, NEIGHBOURS),
             frechet_distance(gaussian_of(features / std), real_gaussian),
         )
 
     found = [measured(images, chosen.captions) for images in sets]
     scores, close, distances = zip(*found, strict=True)
-    floor = score(check, chosen.captions, real, left_out)
+    floor = score(check, chosen.captions, real, left_out, group)
     rest = torch.ones(len(data.items), dtype=torch.bool).index_fill(0, indices, False).nonzero()
     others = subset(data, rest[: len(indices), 0])  # other real images, for precision and recall
     _, close_floor, floor_distance = measured(others.items, others.captions)
@@ -188,6 +209,10 @@ def prompt_measures(
     by_name = {
         name: (mean(each.by_name.get(name, 0.0) for each in scores), value)
         for name, value in sorted(floor.by_name.items())
+    }
+    by_name |= {
+        f"exact match, {kind}": (mean(each.by_group[kind] for each in scores), value)
+        for kind, value in sorted(floor.by_group.items())
     }
     return measures, by_name
 

@@ -25,6 +25,7 @@ class RealData(NamedTuple):
     origin: str  # of the held-out items, in words: "test split", "held out of training"
     flip: bool  # does a mirrored image look natural?
     cache: Path  # folder next to the data in which its classifier is stored
+    pairs: Callable[[], Data] | None = None  # loads data with every combination of attributes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,6 +86,8 @@ def load_real_data(
     if request.split == "validation":
         test = None
     real = real_data(name, data, test, data_dir, validation, seed)
+    if DATASETS[name].has_pairs:
+        real = real._replace(pairs=partial(load_dataset, name, split="pairs", **options))
     if checkpoint and not DATASETS[name].has_test:
         before, now = config.get("digest"), digest_of(data.files)
         if (config["count"], before) != (len(data.items), now):

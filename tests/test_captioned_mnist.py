@@ -59,14 +59,14 @@ def test_the_digits_are_read_from_the_files_of_mnist(digits, tmp_path, monkeypat
         contents[f"{start}-labels-idx1-ubyte"] = bytes(8) + digits[1].astype(np.uint8).tobytes()
     md5s = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(captioned_mnist, "MNIST", MNIST._replace(md5s=md5s))
-    monkeypatch.setattr(captioned_mnist, "COUNTS", {"train": 50, "test": 40})
+    monkeypatch.setattr(captioned_mnist, "COUNTS", {"train": 50, "test": 40, "pairs": 60})
     load = partial(load_dataset, "captioned_mnist", tmp_path, download=False)
     with pytest.raises(DataError, match=r"mnist not found in .* and was not downloaded"):
         load()
     raw.mkdir(parents=True)
     for name, content in contents.items():
         (raw / name).write_bytes(content)
-    for part, count in (("train", 50), ("test", 40)):
+    for part, count in (("train", 50), ("test", 40), ("pairs", 60)):
         data = load(split=part)
         assert data.items.shape == (count, 3, SIDE, SIDE)
         assert data.items.dtype == torch.uint8
@@ -103,6 +103,12 @@ def test_held_out_pairs_occur_only_in_the_test_split(split):
     else:
         assert all(pairs & canvas for canvas in seen)
         assert set().union(*seen) >= pairs
+
+
+def test_the_canvases_of_all_pairs_have_the_held_out_ones_too(digits):
+    canvases = make_canvases(*digits, "pairs", 2000)
+    seen = {(int(d.digit), d.colour) for facts in each_canvas(canvases) for d in facts.digits}
+    assert seen == set(product(range(10), COLOURS))
 
 
 def test_every_single_value_occurs_in_both_splits(split):

@@ -17,7 +17,7 @@ from dataset.items import resized
 from dataset.types import Attributes, Data, Source
 from diffusion import GaussianDiffusion
 from evaluation import attributes, prompts
-from evaluation.attributes import AttributeNetwork, AttributeReader
+from evaluation.attributes import AttributeNetwork, AttributeReader, attribute_reader
 from evaluation.prompts import (
     check_avatar,
     check_digits,
@@ -25,9 +25,11 @@ from evaluation.prompts import (
     clip_score,
     common_errors,
     confusion,
+    number_of_digits,
     score,
     unreadable,
 )
+from evaluation.real import RealData
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def canvases() -> dict[str, Data]:
     images = np.pad(resized(scans, (20, 20))[:, 0].numpy(), [(0, 0), (4, 4), (4, 4)])
     return {
         split: make_canvases(images, bunch.target[:200], split, count)
-        for split, count in (("train", 80), ("test", 40))
+        for split, count in (("train", 80), ("test", 40), ("pairs", 60))
     }
 
 
@@ -51,6 +53,15 @@ def test_every_statement_of_a_caption_is_true_of_its_own_canvas(canvases, split)
     found = score(check_digits, data.captions, data.attributes)
     assert (found.attributes, found.exact) == (1, 1)
     assert found.by_name.keys() >= {"count", "layout", "digit", "colour"}
+    assert found.by_group == {}
+
+
+def test_the_exact_match_of_each_number_of_digits():
+    two = canvas_of([("3", "red"), ("4", "blue")], "row")
+    attributes = Attributes(VALUES, two.codes.expand(3, -1))
+    captions = ["a red 3 and a blue 4", "a red 3 and a red 4", "a 5"]
+    found = score(check_digits, captions, attributes, group=number_of_digits)
+    assert found.by_group == {"2 digits": 0.5, "1 digit": 0}
 
 
 def test_wrong_canvases_are_found_out(canvases):
@@ -141,6 +152,24 @@ def test_what_is_read_unreliably_is_named(canvases, monkeypatch):
     assert found["colour"] < 0.9
 
 
+def test_a_reader_learns_from_images_with_every_combination(canvases, monkeypatch, tmp_path):
+    learned = []
+
+    def learn(make, data, steps, *arguments, **options):
+        learned.append((data.items, steps))
+        return make()
+
+    monkeypatch.setattr(attributes, "learn", learn)
+    real = RealData("captioned_mnist", canvases["train"], canvases["test"], "", False, tmp_path)
+    for each in (real, real._replace(pairs=lambda: canvases["pairs"])):
+        attribute_reader(each, tmp_path, torch.device("cpu"))
+    (of_train, steps), (of_pairs, more_steps) = learned
+    assert torch.equal(of_train, canvases["train"].items)
+    assert torch.equal(of_pairs, canvases["pairs"].items)
+    assert more_steps > steps
+    assert len(list(tmp_path.glob("attributes_*.safetensors"))) == 2  # neither replaces the other
+
+
 def test_the_clip_score_is_the_mean_cosine():
     class Pair(nn.Module):
         def forward(self, x, t, condition):
@@ -163,7 +192,8 @@ def test_the_clip_score_is_the_mean_cosine():
 @pytest.fixture
 def small(canvases, monkeypatch):
     """captioned_mnist with few canvases, and a reader that is trained in a second."""
-    source = Source(lambda request: canvases[request.split], (3, 32, 32), has_test=True)
+    loads, have = lambda request: canvases[request.split], {"has_test": True, "has_pairs": True}
+    source = Source(loads, (3, 32, 32), **have)
     monkeypatch.setitem(registry.DATASETS, "captioned_mnist", source)
     monkeypatch.setattr(attributes, "STEPS", 10)
     monkeypatch.setattr(prompts, "READABLE", 0.0)
@@ -185,7 +215,7 @@ def test_prompts_are_measured(small, script, tmp_path, monkeypatch):
     for part in ("training", "held_out"):
         for name in ("attribute_accuracy", "exact_match", "precision", "recall", "clip_score"):
             assert len(report[part][name]["values"]) == 2
-        assert report[part]["by_attribute"].keys() >= {"count", "digit"}
+        assert report[part]["by_attribute"].keys() >= {"count", "digit", "exact match, 2 digits"}
 
     monkeypatch.setattr(prompts, "READABLE", 2.0)
     result = script("evaluate", *measure, "--metrics", "prompt")
