@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 import evaluate
@@ -19,7 +20,7 @@ from cli.export import EXPORT
 from cli.sampling import MAX_AUGMENTATION, SAMPLE
 from cli.training import TRAIN
 from conditions import NULL_LABEL, Condition, augmented
-from dataset.items import low_resolution, resized, to_uint8, to_unit
+from dataset.items import indices_like, low_resolution, resized, to_uint8, to_unit
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation import classifier
@@ -221,6 +222,16 @@ def test_the_picture_of_training_shows_low_resolution_above_samples_above_origin
         to_unit(data.items[:5]),
     )
     assert np.array_equal(picture, expected)
+
+    def smoothed(steps, indices, condition):  # in place of the network
+        assert steps == 10
+        assert (condition.level == 0).all()
+        return F.interpolate(condition.image, (8, 8), mode="bicubic")
+
+    preview.sample, preview.at_once = smoothed, 7
+    rows = indices_like(len(data.items), 20)
+    expected = bicubic(low_resolution(to_unit(data.items[rows]), (4, 4)), (8, 8))
+    assert torch.equal(preview.evaluated(10, 20), expected)  # what --eval-interval measures
 
 
 @pytest.mark.parametrize(
