@@ -62,6 +62,13 @@ TINY += ["--sample-interval", "0", "--save-interval", "0", "--warmup-steps", "5"
 TINY += ["--snapshots", "0", "--no-class-conditional"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Before the first test, fork the process that others will be forked from, if one needs it."""
+    if "processes" in sys.modules:
+        sys.modules["processes"].fork_server()
+
+
 class Result(NamedTuple):
     code: int
     out: str

@@ -1,17 +1,22 @@
 """Processes of one job for tests, each forked from one process that has imported everything.
 
-So a job starts in milliseconds, where torchrun takes seconds to import PyTorch in each process.
+So a job starts in milliseconds, where torchrun takes seconds to import PyTorch in each process. On
+Linux that one process is itself a fork of the tests (`fork_server`).
 """
 
 import gc
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest import mock
@@ -33,6 +38,7 @@ from training.trainer import Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "runs"])  # every module whose functions are forked
+SPAWN = multiprocessing.util.spawnv_passfds  # starts the server and the resource tracker
 TIMEOUT = 300  # seconds, on a busy machine
 gc.freeze()  # otherwise garbage collection in a process copies the memory of all imports
 
@@ -43,6 +49,45 @@ def start_server() -> None:
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, environment):
         ensure_running()
+
+
+def fork_server() -> None:
+    """Fork that process from this one, so that it need not repeat the imports, which take seconds.
+
+    Only before the first test: later there are threads here, and what a test has replaced.
+    """
+    if sys.platform == "linux":
+        resource_tracker.ensure_running()  # a process as usual
+        with mock.patch("multiprocessing.util.spawnv_passfds", fork_and_serve):
+            start_server()
+
+
+def fork_and_serve(_: bytes, command: list[str], passed: list[int]) -> int:
+    """Run the code of a `python -c` command in a fork, which keeps these open files alone.
+
+    The others lead nowhere from then on: something that writes to one, such as a logger that was
+    set up while pytest captured stderr, must not write to a new file of the same number.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # pytest-xdist has a thread, which reads
+        number = os.fork()
+    if number:
+        return number
+    try:
+        multiprocessing.util.spawnv_passfds = SPAWN
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for file in map(int, os.listdir("/proc/self/fd")):
+            if file > 2 and file not in (*passed, nowhere):
+                os.dup2(nowhere, file, inheritable=False)
+        torch.set_num_threads(1)
+        gc.freeze()
+        exec(command[-1])
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
 class Processes:
@@ -60,7 +105,7 @@ class Processes:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         job = (count, port, folder, target, list(map(str, arguments)), options)
-        daemon = target is not run_torchrun  # as far as possible, end with the tests
+        daemon = not hasattr(target, "children")  # as far as possible, end with the tests
         self.all = [
             CONTEXT.Process(target=start, args=(n, *job), daemon=daemon) for n in range(count)
         ]
@@ -90,6 +135,12 @@ class Processes:
     def text(self, stream: str, number: int = 0) -> str:
         """What a process has printed so far to "out" or "err"."""
         return (self.folder / f"{number}.{stream}").read_text()
+
+
+def with_children(target: Callable) -> Callable:
+    """Decorates a target that starts processes itself."""
+    target.children = True
+    return target
 
 
 def start(number, count, port, folder, target, arguments, options) -> None:
@@ -138,6 +189,7 @@ def run_train(*arguments: str, kill: tuple[tuple[int, int], ...] = ()) -> int:
     return process.run(train.main, TRAIN.parse(arguments))
 
 
+@with_children
 def run_torchrun(*arguments: str, worker: Callable, **options) -> None:
     """Two processes that torchrun's agent starts, and restarts if they die; each runs `worker`."""
     os.setsid()  # Ctrl-C is sent to this process group

@@ -224,7 +224,8 @@ def test_sampling_evaluating_and_exporting_say_what_they_do(script, trained, tmp
     assert "sampling ..." in result.err
 
     monkeypatch.setattr(report, "trajectory", slow(report.trajectory))
-    shutil.copytree(trained, tmp_path / "run")  # the report is written into it
+    (tmp_path / "run").mkdir()  # the report is written into it
+    shutil.copy(file, tmp_path / "run")
     result = script("visualize_diffusion", "--run", tmp_path / "run", "--steps", 2)
     assert result.code == 0
     assert "sampling by the checkpoints of the run" in result.err

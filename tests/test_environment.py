@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -32,6 +33,19 @@ def test_a_run_does_not_need_latex_because_the_user_asks_for_it(script, settings
     assert script("visualize_diffusion", "--dataset", "digits", "--no-download").code == 0
 
 
+def pictures(folder: Path) -> list[bytes]:
+    """A plot of a loss, and a picture of points."""
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    points = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    plot_loss(rows, folder / "loss.png")
+    return [(folder / "loss.png").read_bytes(), PointPictures().grid(points, 5).tobytes()]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> list[bytes]:
+    return pictures(tmp_path_factory.mktemp("usual"))
+
+
 @pytest.mark.parametrize(
     "users",
     [
@@ -41,42 +55,46 @@ def test_a_run_does_not_need_latex_because_the_user_asks_for_it(script, settings
         {"lines.linewidth": 9, "axes.titlesize": 40, "figure.dpi": 300},
     ],
 )
-def test_pictures_do_not_depend_on_the_users_settings(tmp_path, settings, caplog, users):
-    rows = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
-    points = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
-
-    def pictures() -> list[bytes]:
-        plot_loss(rows, tmp_path / "loss.png")
-        return [(tmp_path / "loss.png").read_bytes(), PointPictures().grid(points, 5).tobytes()]
-
-    before = pictures()
+def test_pictures_do_not_depend_on_the_users_settings(tmp_path, usual, settings, caplog, users):
     settings(users)
     with caplog.at_level(logging.WARNING):
-        assert pictures() == before
+        assert pictures(tmp_path) == usual
     assert not caplog.records
     assert {name: matplotlib.rcParams[name] for name in users}.keys() == users.keys()
     for name, value in users.items():
         assert matplotlib.rcParams[name] in (value, [value])
 
 
-@pytest.mark.parametrize("backend", ["garbage", "module://not.installed", "TkAgg", "", None])
-def test_any_backend_can_be_named_in_the_environment(backend):
-    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    if backend is not None:
-        environment["MPLBACKEND"] = backend
-    code = "import os, visuals.style as s; figure = s.Figure(); s.FigureCanvasAgg(figure).draw();"
-    code += "print(os.environ.get('MPLBACKEND'))"
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == (str(backend).strip(), "")
+# Imports matplotlib for each backend anew, and what that imports once.
+BACKENDS = """
+import os, sys
+import dateutil.rrule, kiwisolver, numpy, PIL.Image, pyparsing
+for backend in sys.argv[1:]:
+    os.environ["MPLBACKEND"] = backend
+    if backend == "None":
+        del os.environ["MPLBACKEND"]
+    if os.fork() == 0:
+        import visuals.style as style
+        figure = style.Figure()
+        style.FigureCanvasAgg(figure).draw()
+        known = backend == "svg" and style.matplotlib.rcParams["backend"]
+        print(repr(os.environ.get("MPLBACKEND")), known, flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
-def test_a_backend_that_matplotlib_knows_is_still_used():
-    code = "import visuals.style, matplotlib; print(matplotlib.rcParams['backend'])"
-    environment = {**os.environ, "MPLBACKEND": "svg"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "svg"
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="not on this system")
+def test_any_backend_can_be_named_in_the_environment():
+    """One that matplotlib knows is still used."""
+    backends = ["garbage", "module://not.installed", "TkAgg", "", "None", "svg"]
+    command = [sys.executable, "-W", "error", "-c", BACKENDS, *backends]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    names = [None if name == "None" else name for name in backends]
+    assert done.stdout.splitlines() == [
+        f"{name!r} {name if name == 'svg' else False}" for name in names
+    ]
 
 
 def test_a_plot_that_fails_does_not_end_a_run(script, monkeypatch):

@@ -68,7 +68,7 @@ def assert_usual(found, usual) -> None:
         assert (ours == theirs).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_another_default_type(tmp_path, usual, restored, dtype):
     torch.set_default_dtype(dtype)
     assert_usual(all_three(tmp_path), usual)
@@ -146,7 +146,7 @@ def test_runs_in_two_threads_do_not_mix_their_random_numbers(tmp_path):
     """Nor does a sampler that ends while a run goes on."""
 
     def run(folder, seed: int) -> list[np.ndarray]:
-        flags = {"max_steps": 40, "sample_interval": 0, "device": "cpu", "precision": "fp32"}
+        flags = {"max_steps": 15, "sample_interval": 0, "device": "cpu", "precision": "fp32"}
         flags |= {"dropout": 0.1, "channels": 8, "blocks": 1, "seed": seed}
         trained = train(dataset="moons", output_dir=folder / str(seed), **flags)
         weights = load_checkpoint(trained.checkpoint)["model"].values()

@@ -14,7 +14,7 @@ from checkpoints.checkpoint import load_checkpoint
 from cli import streams
 from cli.streams import HEADING, UnfailingWriter
 from conftest import ROOT
-from processes import TIMEOUT
+from processes import TIMEOUT, Processes, run_sample
 from runs import SMALL, TrainingProcess
 from sample import sample
 from training.fit import fit
@@ -198,10 +198,13 @@ def started(*command, encoding: str, **options) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def unread(tmp_path_factory) -> tuple[RunFolder, int, bytes]:
-    """A run whose output nobody reads after the first line: its folder, exit code, first line."""
+    """A run with a closed stderr, whose stdout nobody reads after the first line.
+
+    Its folder, exit code, and first line.
+    """
     folder = RunFolder(tmp_path_factory.mktemp("unread") / "фото")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = started("train.py", *SHORT, "--output-dir", folder.path, encoding="cp1252", **pipes)
+    options = {"stdout": subprocess.PIPE, "preexec_fn": lambda: os.close(2)}
+    process = started("train.py", *SHORT, "--output-dir", folder.path, encoding="cp1252", **options)
     line = process.stdout.readline()
     process.stdout.close()
     return folder, process.wait(TIMEOUT), line
@@ -214,22 +217,15 @@ def test_a_run_goes_on_when_its_reader_goes_away(unread):
     assert load_checkpoint(folder.final)["step"] == 20
     text = folder.lost_output.read_bytes().decode("cp1252")
     assert text.startswith(f"{HEADING}")
-    assert "failed (Broken pipe)" in text.splitlines()[0]
+    assert "stdout failed (Broken pipe)" in text
     assert r"next: python sample.py --checkpoint" in text
     assert r"\u0444\u043e\u0442\u043e/model_final.pt" in text
 
 
-def test_a_run_is_sampled_with_closed_streams(unread, tmp_path):
-    folder, output = unread[0], tmp_path / "фото.png"
-    command = ["sample.py", "--checkpoint", folder.final, "--num-images", 2, "--steps", 2]
-
-    def close() -> None:
-        os.close(1)
-        os.close(2)
-
-    process = started(*command, "--output", output, encoding="ascii", preexec_fn=close)
-    assert process.wait(TIMEOUT) == 0
-    assert output.exists()
+def test_a_run_goes_on_without_a_stream(unread):
+    text = unread[0].lost_output.read_bytes().decode("cp1252")
+    assert "stderr failed (it is closed)" in text
+    assert "step 20/20" in text
 
 
 def narrow() -> None:
@@ -245,6 +241,18 @@ def closed() -> None:
     for number in (1, 2):
         os.close(number)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = None
+
+
+def sample_closed(*arguments: str) -> int:
+    closed()
+    return run_sample(*arguments)
+
+
+def test_a_run_is_sampled_with_closed_streams(trained, tmp_path):
+    command = ["--checkpoint", trained / "model_final.pt", "--num-images", 2, "--steps", 2]
+    job = Processes(tmp_path, 1, sample_closed, *command, "--output", "фото.png")
+    assert job.wait() == [0]
+    assert (tmp_path / "фото.png").exists()
 
 
 @pytest.mark.parametrize("prepare", [narrow, disk_full, closed])

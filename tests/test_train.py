@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +15,11 @@ import train
 import utils
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli.training import TRAIN
-from conftest import ROOT, TINY
+from conftest import TINY
 from dataset.items import to_unit
 from dataset.registry import load_dataset
 from models import MODELS, arguments_of
-from runs import SMALL, assert_same_training, ctrl_c_in, killed_in, wait_for
+from runs import SMALL, TrainingProcess, assert_same_training, ctrl_c_in, killed_in, wait_for
 from training import preview, resume
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
@@ -216,7 +214,7 @@ def test_grids_that_would_take_most_of_the_time_are_pointed_out(script):
 
 
 @pytest.mark.parametrize(
-    "flags", [[*TINY, "--precision", "fp32"], [*SMALL, "--precision", "bf16"]], ids=["unet", "dit"]
+    "flags", [[*TINY, "--multipliers", "1"], [*SMALL, "--precision", "bf16"]], ids=["unet", "dit"]
 )
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(script, flags):
     flags = [*flags, "--dropout", "0.1", "--flip", "--batch-size", "64", "--grad-accum", "2"]
@@ -381,7 +379,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(script, trained, image_folder
 
 
 def test_a_resumed_run_keeps_the_number_format_that_was_measured(script, monkeypatch):
-    flags = [flag for flag in TINY if flag not in ("--precision", "fp32")]
+    flags = [flag for flag in SMALL if flag not in ("--precision", "fp32")]
     monkeypatch.setattr(utils, "has_native_bf16", lambda device: True)
     monkeypatch.setattr(resume, "has_native_bf16", lambda device: True)
     for slow, name in ((False, "bf16"), (True, "fp32")):
@@ -604,6 +602,7 @@ def test_edm_measures_the_data(script):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_flags(script, monkeypatch, name):
     monkeypatch.setattr(preview, "GRID_STEPS", 1)
+    monkeypatch.setitem(PRESETS[name], "channels", 16)  # a smaller network
     flags = ["--dataset", "digits", "--preset", name, "--batch-size", 4, "--validation", 0]
     result = script("train", *flags, "--max-steps", 1, "--device", "cpu", "--precision", "fp32")
     assert result.code == 0, result.err
@@ -650,7 +649,7 @@ def test_explicit_flags_override_a_preset(script, image_folder):
     assert "--preset is for images, and this data set is points" in result.err
 
 
-# --- from Python, and from a shell ----------------------------------------------------------------
+# --- from Python, and in a process of its own -----------------------------------------------------
 
 
 def test_training_as_a_function(tmp_path, monkeypatch):
@@ -677,33 +676,29 @@ def test_training_as_a_function(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """`python train.py` while it trains: its folder, its process, and the file of its output."""
+    """The folder and the process of a run that trains."""
     folder = tmp_path_factory.mktemp("running")
-    command = [sys.executable, ROOT / "train.py", *SMALL, "--output-dir", folder / "run"]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [*map(str, command), "--epochs", "100000"], stdout=log, stderr=subprocess.STDOUT
-        )
+    flags = [*SMALL, "--output-dir", folder / "run", "--epochs", 100_000]
+    job = TrainingProcess(folder / "log", *flags)
     wait_for(lambda: read_metrics(folder / "run" / "metrics.jsonl"))
-    yield folder / "run", process, folder / "log"
-    process.kill()
+    yield folder / "run", job
+    job.process.kill()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(script, running):
-    folder, process, _ = running
+    folder, job = running
     for second in (["--overwrite"], ["--resume"]):
         result = script("train", *SMALL, "--output-dir", folder, "--max-steps", 5, *second)
         assert result.code == 2
-        assert f"a run is writing to {folder} (process {process.pid} on " in result.err
+        assert f"a run is writing to {folder} (process {job.process.pid} on " in result.err
         assert "choose another --output-dir" in result.err
-    assert process.poll() is None
+    assert job.process.is_alive()
 
 
 def test_sigterm_ends_the_step_and_saves(running):
-    folder, process, log = running
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    text = log.read_text()
-    assert f"resume with\n  python train.py --resume --output-dir {folder}" in text
-    assert "Traceback" not in text
+    folder, job = running
+    job.send(signal.SIGTERM)
+    assert job.wait() == 128 + signal.SIGTERM
+    assert f"resume with\n  python train.py --resume --output-dir {folder}" in job.text()
+    assert "Traceback" not in job.text()
     assert load_checkpoint(folder / "checkpoints" / "interrupted.pt")["step"] > 0

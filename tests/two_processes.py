@@ -31,14 +31,14 @@ FLAGS += ["--optimizer", "adamw"]
 SHALLOW = ["--multipliers", "1"]  # a U-Net of one resolution
 CONDITIONAL = [*SHALLOW, "--class-conditional", "--label-dropout", "0.3", "--flip"]
 CASES = {  # flags, and the number of training steps
-    "plain": (CONDITIONAL, 4),
-    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 4),
-    "stratified": ([*SHALLOW, "--timestep-sampling", "stratified"], 4),
-    "nearest": ([*SHALLOW, "--noise-assignment", "nearest"], 4),
-    "optimal": ([*SHALLOW, "--noise-assignment", "optimal"], 4),
-    "consistency": ([*CONDITIONAL, "--tune", "consistency", "--stage-steps", "2"], 4),
-    "meanflow": ([*CONDITIONAL, "--tune", "meanflow"], 4),
-    "captions": ([*SHALLOW, "--text-conditional", "--label-dropout", "0.3"], 4),
+    "plain": (CONDITIONAL, 2),
+    "accumulated": ([*CONDITIONAL, "--grad-accum", "2", "--grad-checkpoint"], 2),
+    "stratified": ([*SHALLOW, "--timestep-sampling", "stratified"], 2),
+    "nearest": ([*SHALLOW, "--noise-assignment", "nearest"], 2),
+    "optimal": ([*SHALLOW, "--noise-assignment", "optimal"], 2),
+    "consistency": ([*CONDITIONAL, "--tune", "consistency", "--stage-steps", "2"], 3),
+    "meanflow": ([*CONDITIONAL, "--tune", "meanflow"], 2),
+    "captions": ([*SHALLOW, "--text-conditional", "--label-dropout", "0.3"], 2),
 }
 
 
@@ -109,10 +109,10 @@ def train_network(name: str) -> dict:
 
 
 def evaluated_images() -> Tensor:
-    """Images as --eval-interval measures them, of a network after five training steps."""
+    """Images as --eval-interval measures them, of a network after two training steps."""
     flags = [*SHALLOW, "--class-conditional", "--max-steps", "100"]
     trainer, data, config = make_trainer(*flags)
-    for _ in range(5):
+    for _ in range(2):
         train_step(trainer, data)
     preview = Preview(trainer, config, data.items, Condition(data.labels), StopSignals())
     return preview.evaluated(steps=3, count=31)
