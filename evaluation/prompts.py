@@ -23,7 +23,7 @@ from evaluation.measures import NEIGHBOURS, Measure
 from evaluation.real import subset
 from utils import DataError
 
-READABLE = 0.99  # accuracy of the reader from which a statement counts
+READABLE = 0.98  # accuracy of the reader from which a statement counts
 
 Checked = list[tuple[str, bool]]  # what a caption says, by the attribute's name, and if it is right
 Check = Callable[[str, Attributes, int], Checked]  # of a caption and the image with an index
