@@ -241,6 +241,16 @@ def derive_seed(stream: str, *words: int) -> int:
     return int.from_bytes(digest, "big")
 
 
+def set_seed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and a device.
+
+    For each kind of GPU that is not in use, that one formats the call stack: 0.15 ms in all, which
+    is long for a step of a small network.
+    """
+    generator = torch.default_generator if device.type == "cpu" else torch
+    generator.manual_seed(seed)
+
+
 class NoisePerImage:
     """Standard normal noise for a batch, where image i has its own random stream (seed, i).
 

@@ -155,13 +155,13 @@ def step_seconds(trainer: Trainer, images: Tensor, steps: int) -> list[float]:
     return seconds
 
 
-def matmul_rate(precision: str, device: torch.device) -> float:
-    """FLOP/s of a square matrix product, the best of three measurements.
+def matmul_rate(precision: str, device: torch.device, n: int | None = None) -> float:
+    """FLOP/s of a product of square matrices with side n, the best of three measurements.
 
     In fp32 a GPU's convolutions use TF32 by default and this product does not, so a network's share
     of this rate may exceed 1 there.
     """
-    n = 2048 if device.type == "cpu" else 8192
+    n = n or (2048 if device.type == "cpu" else 8192)
     a, b = torch.randn(2, n, n, device=device, dtype=DTYPES[precision] or torch.float32)
     seconds = []
     for _ in range(4):  # the first is a warm-up

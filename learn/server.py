@@ -8,6 +8,7 @@ lines of JSON on standard input and output; see `client`.
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -38,6 +39,7 @@ def main() -> None:
     """Answer requests until standard input ends."""
     torch.set_num_threads(1)  # threads do not survive a fork
     all_solutions()
+    gc.freeze()  # otherwise garbage collection in a fork copies the memory of all imports
     print(json.dumps({"contents": contents()}), flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for line in sys.stdin:

@@ -149,7 +149,8 @@ def build_model(config: dict) -> nn.Module:
         require_within_limit(argument, arguments[argument])
     try:
         with torch.device("meta"):
-            sizes = [p.numel() for p in network(**arguments).parameters()]
+            without_content = network(**arguments)
+            sizes = [p.numel() for p in without_content.parameters()]
     except TypeError as error:
         raise ValueError(f"these are not the arguments of a {name}: {error}") from None
     if len(sizes) > MAX_WEIGHTS or sum(sizes) > MAX_PARAMETERS:
@@ -157,7 +158,8 @@ def build_model(config: dict) -> nn.Module:
             f"a {name} with these arguments has {sum(sizes):,} parameters in {len(sizes):,} "
             f"weights; there can be at most {MAX_PARAMETERS:,} in {MAX_WEIGHTS:,}"
         )
-    return network(**arguments)
+    wanted = torch.get_default_device()
+    return without_content if wanted.type == "meta" else network(**arguments)
 
 
 def require_within_limit(name: str, value: int | Sequence[int] | None) -> None:

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import export
 from browser import Browser
+from checkpoints.weights import save_weights
 from cli import process
 from cli.export import EXPORT
+from cli.training import TRAIN
+from dataset.registry import load_dataset
 from exports.page import PAGES, source
+from models import build_model
+from training.config import make_config, with_defaults
 
 NODE = shutil.which("node")
 READ = """
@@ -58,6 +64,23 @@ def parts_of(page: Path) -> dict:
         return re.search(rf'<script id="{name}"[^>]*>(.*?)</script>', text, re.DOTALL)[1]
 
     return {"content": json.loads(element("model")), "weights": element("weights").strip()}
+
+
+def write_weights(path: Path, *flags) -> Path:
+    """Write the weights file of an untrained network, as train.py makes it for these flags.
+
+    Weights that begin with zero are random, because each part of the network should matter.
+    """
+    parsed = TRAIN.parse([*map(str, flags)])
+    data = load_dataset(parsed.dataset, image_size=parsed.image_size)
+    config = make_config(with_defaults(parsed, data), data)
+    torch.manual_seed(0)
+    model = build_model(config["model"])
+    for p in model.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    save_weights(path, config, 1, "ema", model.state_dict())
+    return path
 
 
 def exported(checkpoint: Path, page: Path) -> Path:

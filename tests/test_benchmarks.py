@@ -30,6 +30,7 @@ from cli.training import TRAIN
 from conftest import TINY
 from dataset.types import Data
 from evaluation import classifier
+from pages import write_weights
 from training.config import PRESETS
 
 CPU = torch.device("cpu")
@@ -196,6 +197,15 @@ def compare(tmp_path, data_dir, monkeypatch, capsys, clock):
         fake = partial(contenders.foreign, Fake, grey=1)
         monkeypatch.setitem(time_to_quality.CONTENDERS, name, fake)
 
+    def sooner(flags, start):  # below the least --max-minutes
+        shorter = {
+            name: 0.4 * getattr(flags, name) for name in ("max_minutes", "save_every_minutes")
+        }
+        vars(flags).update(shorter)
+        return train_run(flags, start)
+
+    train_run = contenders.train_run
+    monkeypatch.setattr(contenders, "train_run", sooner)
     monkeypatch.setattr(contest, "in_new_process", lambda function, task: function(task))
     monkeypatch.setattr(contest, "matmul_rate", lambda precision, device: 1e11)
 
@@ -233,6 +243,14 @@ def test_contenders_are_trained_measured_and_reported(compare, tmp_path):
     assert (folder / "time_to_quality.png").stat().st_size > 10_000
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    """No picture is drawn at the end of a comparison, which would take most of the time."""
+    monkeypatch.setattr(time_to_quality, "save_figure", lambda path, figure: None)
+    monkeypatch.setattr(time_to_quality, "picture", lambda rows, folder: None)
+
+
+@pytest.mark.usefixtures("no_picture")
 def test_the_same_command_continues(compare, tmp_path, monkeypatch):
     log = tmp_path / "out" / "time_to_quality.jsonl"
     arguments = ["--minutes", 0.002, "--only"]
@@ -254,6 +272,7 @@ def test_the_same_command_continues(compare, tmp_path, monkeypatch):
     assert len(common.read_rows(log)) == 5
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_missing_package_is_named_and_the_other_contenders_run(compare, monkeypatch):
     missing = partial(contenders.foreign, contenders.Diffusers)
     monkeypatch.setitem(time_to_quality.CONTENDERS, "diffusers", missing)
@@ -266,7 +285,7 @@ def test_a_missing_package_is_named_and_the_other_contenders_run(compare, monkey
 
 
 def test_speeds_of_contenders_are_compared(compare, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(contest, "matmul_rate", cache(common.matmul_rate))  # the true one
+    monkeypatch.setattr(contest, "matmul_rate", cache(partial(common.matmul_rate, n=512)))
     throughput.compare(["ours", "diffusers"], task_of(tmp_path, minutes=0.05, samples=1))
     _, head, _, ours, other = capsys.readouterr().out.strip().rsplit("\n", 4)
     assert [head.split(" | ").index(name) for name in ("images/s", "NFE")] == [4, 8]
@@ -375,15 +394,17 @@ def test_ablations_continue_where_they_stopped(ablate, tmp_path, monkeypatch):
     assert len(ablate(*first, 1)) == 2
 
 
-def test_samplers_are_compared_with_all_steps(conditional, data_dir, tmp_path, monkeypatch):
+def test_samplers_are_compared_with_all_steps(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 30)
-    command = ["samplers.py", "--checkpoint", conditional, "--num-images", 6, "--batch-size", 4]
+    words = [*TINY, "--class-conditional", "--timesteps", 12]
+    path = write_weights(tmp_path / "m.safetensors", *words)
+    command = ["samplers.py", "--checkpoint", path, "--num-images", 6, "--batch-size", 4]
     command += ["--samplers", "ddim", "heun", "--nfe", 4, 9, "--precision", "fp32"]
     command += ["--data-dir", data_dir, "--output-dir", tmp_path]
     monkeypatch.setattr(sys, "argv", [*map(str, command)])
     samplers.main()
     head, *rows = (tmp_path / "samplers.md").read_text().strip().split("\n\n")[1].split("\n")
-    assert head == "| sampler | 4 | 9 | 100 |"
+    assert head == "| sampler | 4 | 9 | 12 |"
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| `ddim`", "| `heun`", "| seconds"]
     assert all(np.isfinite(float(cell)) for row in rows[1:3] for cell in row.split("|")[2:4])
     assert (tmp_path / "samplers.png").stat().st_size > 5000

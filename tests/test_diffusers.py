@@ -100,9 +100,15 @@ PURE_NOISE = [["--schedule", "flow"], ["--zero-terminal-snr", "--prediction"]]  
     "flags",
     [
         [],
-        ["--schedule", "flow"],  # of other variance
-        ["--schedule", "edm", "--no-clip-loss"],  # with another unit of the data
-        ["--zero-terminal-snr", "--prediction", "v", "--loss-weight", "snr"],
+        ["--schedule", "flow", "--multipliers", 1],  # of other variance
+        [
+            "--schedule",
+            "edm",
+            "--no-clip-loss",
+            "--multipliers",
+            1,
+        ],  # with another unit of the data
+        ["--zero-terminal-snr", "--prediction", "v", "--loss-weight", "snr", "--multipliers", 1],
         ["--model", "dit", "--blocks", 1, "--prediction", "x_0", "--patch-size", 4],
         ["--model", "naive_unet", "--schedule", "linear", "--prediction", "eps"],
         ["--model", "unet2d", "--multipliers", 1, "--blocks", 1, "--learn-sigma"],

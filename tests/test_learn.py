@@ -51,8 +51,13 @@ def test_each_mistake_is_diagnosed_as_itself(task):
     for one, other in combinations(found, 2):
         pairs = zip(found[one], found[other], strict=True)
         assert not all(a.equals(b) for a, b in pairs), f"{one} behaves as {other}"
+
+
+def test_a_mistake_is_found_among_all():
+    _, task = found_task("posterior")
     last = task.mistakes[-1]  # all others are tried before it
-    assert diagnose(found[last.name], task) is last
+    assert diagnose(list(outcomes(last.function, task)), task) is last
+    assert diagnose(expected(task.name), task) is None
 
 
 def test_there_are_many_mistakes_and_each_is_explained_in_sentences():

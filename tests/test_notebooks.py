@@ -15,6 +15,7 @@ from conftest import ROOT
 from notebooks import interactive
 from notebooks.execute import NOTEBOOKS, main, read
 from test_readme import slugs
+from training import preview
 
 ids = [path.stem for path in NOTEBOOKS]
 HOME = r"(?<![\w.])(?:/(?:home|root|Users|tmp|var|opt|mnt|usr|work)/|[A-Z]:\\)"
@@ -40,6 +41,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_DIFFUSION_STATIC", "1")
     monkeypatch.setenv("TINY_DIFFUSION_DATA", str(data))
     monkeypatch.setattr(pyplot, "show", pyplot.close)
+    monkeypatch.setattr(preview, "NUM_POINTS", 100)
     runpy.run_path(str(path), run_name="__main__")
     assert {file.name for file in tmp_path.iterdir()} == {*given, "outputs"}
     assert not list((tmp_path / "notebooks").iterdir())

@@ -28,8 +28,10 @@ def own_picture(path: Path) -> None:
     assert is_own_picture(path)
 
 
-@pytest.mark.parametrize("limit", [2, 0])
-@pytest.mark.parametrize("output", ["images/outputs", "images", "images/cats", "images/run 2/a"])
+@pytest.mark.parametrize(
+    ("output", "limit"),
+    [("images/outputs", 2), ("images", 0), ("images/cats", 2), ("images/run 2/a", 0)],
+)
 def test_a_run_never_learns_its_own_pictures(script, image_folder, output, limit):
     before = load(image_folder)
     flags = ["--cache-limit", limit, "--output-dir", output, "--sample-interval", 1]

@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import train
+import visualize_diffusion
 from checkpoints.checkpoint import load_checkpoint
 from dataset.points import POINT_SETS, draw_points
 from dataset.registry import DATASETS, load_dataset
@@ -16,10 +18,12 @@ from visuals.paths import straightness
 
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
-    """The output folder of a short run on moons, of two and a half epochs."""
+    """The output folder of a short run on moons, of almost two epochs."""
     output = tmp_path_factory.mktemp("moons")
-    options = {"precision": "fp32", "device": "cpu", "batch_size": 256, "sample_interval": 2}
-    trained = train.train(dataset="moons", max_steps=400, output_dir=output, **options)
+    options = {"precision": "fp32", "device": "cpu", "batch_size": 256, "sample_interval": 1}
+    options |= {"lr": 3e-3, "timesteps": 200}
+    with mock.patch.object(preview, "NUM_POINTS", 100):
+        trained = train.train(dataset="moons", max_steps=300, output_dir=output, **options)
     assert trained.exit_code == 0
     return output
 
@@ -99,7 +103,7 @@ def test_the_defaults_of_a_run_on_points(moons):
     assert config["diffusion"]["clip"] is False
     assert config["train"]["optimizer"] == "adamw"
     assert len(list((moons / "samples").glob("epoch_*.png"))) == 2
-    assert load_checkpoint(moons / "model_final.pt")["step"] == 400
+    assert load_checkpoint(moons / "model_final.pt")["step"] == 300
 
 
 def test_samples_resemble_the_data(script, moons, tmp_path):
@@ -113,7 +117,7 @@ def test_samples_resemble_the_data(script, moons, tmp_path):
 
 
 def test_pictures_of_a_trajectory(script, moons, tmp_path):
-    flags = ["--checkpoint", moons / "model_final.pt", "--num-images", 100, "--steps", 12]
+    flags = ["--checkpoint", moons / "model_final.pt", "--num-images", 100, "--steps", 4]
     result = script("sample", *flags, "--show-intermediate", "--animate", "--output", "o/s.png")
     assert result.code == 0, result.err
     assert {"s.png", "s.gif", "intermediate"} <= {p.name for p in (tmp_path / "o").iterdir()}
@@ -129,7 +133,7 @@ def test_samples_do_not_depend_on_the_batch_size(script, moons, tmp_path):
 
 
 def test_the_likelihood_of_points(script, moons):
-    flags = ["--num-images", 64, "--ode-steps", 40]
+    flags = ["--num-images", 64, "--ode-steps", 20]
     result = script("evaluate", "--checkpoint", moons / "model_final.pt", *flags)
     assert result.code == 0, result.err
     figures = json.loads((moons / "metrics.json").read_text())
@@ -216,7 +220,9 @@ def test_straightness_is_the_length_of_the_way_over_the_distance():
     assert straightness(corner) == pytest.approx(2**0.5)
 
 
-def test_the_trajectories_of_several_models(script, moons, conditional, tmp_path):
+def test_the_trajectories_of_several_models(script, moons, conditional, tmp_path, monkeypatch):
+    monkeypatch.setattr(visualize_diffusion, "NUM_POINTS", 200)
+    monkeypatch.setattr(visualize_diffusion, "PATH_STEPS", 10)
     result = script("visualize_diffusion", "--paths", moons, moons / "model_final.pt")
     assert result.code == 0, result.err
     assert (tmp_path / "outputs" / "paths.png").stat().st_size > 20_000

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from PIL import Image
 
 import export
 import train
+import visualize_diffusion
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli import process
 from cli.declare import Declaration, option
@@ -28,6 +30,7 @@ from cli.docs import COMMANDS
 from cli.export import EXPORT
 from cli.training import TRAIN
 from conftest import TINY
+from training import preview
 
 ASKED = os.environ.get("TINY_DIFFUSION_EXAMPLES")
 SECONDS = 30  # that a command may take
@@ -192,7 +195,8 @@ def workshop(tmp_path_factory) -> Path:
     def trained(name: str, *arguments: str) -> None:
         words = [*TINY, "--max-steps", "3", "--batch-size", "16", "--timesteps", "10", *arguments]
         words += ["--output-dir", str(folder / name)]
-        assert process.run(train.main, TRAIN.parse(words)) == 0
+        with mock.patch.object(preview, "NUM_POINTS", 100):
+            assert process.run(train.main, TRAIN.parse(words)) == 0
 
     few = ["--multipliers", "1", "--patch-size", "2"]  # fewer weights, at fewer resolutions
     trained("run", *few, "--batch-size", "853", "--save-interval", "1")  # two steps an epoch
@@ -228,6 +232,8 @@ def stop(*_) -> None:
 def attempt(script, workshop, tmp_path, monkeypatch):
     """Runs a command in a fresh copy of the workshop, and asserts that it ends as it should."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preview, "NUM_POINTS", 100)
+    monkeypatch.setattr(visualize_diffusion, "NUM_POINTS", 100)
     before = signal.signal(signal.SIGALRM, stop)
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

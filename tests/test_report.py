@@ -29,6 +29,7 @@ from evaluation.report import (
 )
 from sample import sample
 from samplers import AUTO
+from training import preview
 from training.folder import RunFolder
 
 
@@ -45,7 +46,9 @@ def moons(tmp_path_factory) -> RunFolder:
     folder = RunFolder(tmp_path_factory.mktemp("moons"))
     arguments = ["--dataset", "moons", "--channels", "16", "--max-steps", "20", "--device", "cpu"]
     arguments += ["--sample-interval", "0", "--snapshots", "0", "--output-dir", str(folder.path)]
-    assert process.run(train.main, TRAIN.parse(arguments)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "NUM_POINTS", 100)
+        assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return folder
 
 
@@ -60,6 +63,13 @@ def reported(trained, moons, tmp_path_factory) -> dict[str, tuple[RunFolder, Lea
         found[kind] = folder, learning_rows(folder.path, steps=1)
         write_report(folder.path, found[kind][1])
     return found
+
+
+@pytest.fixture(autouse=True)
+def blank_curves(monkeypatch):
+    """Blank curves, which take a second of each page: those of `reported` alone are drawn."""
+    blank = np.zeros((9, 9, 3), np.uint8)
+    monkeypatch.setattr(report, "curve_picture", lambda metrics, name: blank)
 
 
 class Page(HTMLParser):

@@ -9,10 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from checkpoints.checkpoint import load_checkpoint, restore
-from cli import process
-from cli.training import TRAIN
 from conftest import ROOT
 from diffusion import GaussianDiffusion
 from exports.network import TrainedNetwork
@@ -27,13 +24,13 @@ from pages import (
     run_node,
     set_value,
     wait,
+    write_weights,
 )
 from sample import sample
 from utils import NoisePerImage
 
 FEW = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--save-interval", "0"]
-FEW += ["--sample-interval", "0", "--snapshots", "0", "--dataset", "digits", "--channels", "16"]
-FEW += ["--max-steps", "30", "--batch-size", "16"]
+FEW += ["--sample-interval", "0", "--snapshots", "0", "--batch-size", "8"]
 NOISE = """
 return data.map(([seed, index, counts]) => {
   const generator = new api.Generator(api.imageSeed(seed, index));
@@ -62,18 +59,18 @@ NETWORKS["attention"] += ["--schedule", "flow"]  # which begins in pure noise
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folder of a short run with one of `NETWORKS`, trained when it is first asked for."""
+def weights(tmp_path_factory):
+    """The weights file of one of `NETWORKS`, untrained, written when it is first asked for."""
     folder, found = tmp_path_factory.mktemp("web"), {}
 
-    def run(name: str) -> Path:
+    def of(name: str) -> Path:
         if name not in found:
-            found[name] = folder / name.replace(" ", "_")
-            words = [*FEW, *NETWORKS[name], "--output-dir", str(found[name])]
-            assert process.run(train.main, TRAIN.parse(words)) == 0
-        return found[name] / "model_final.pt"
+            path = folder / f"{name}.safetensors"
+            words = ["--dataset", "digits", "--channels", "8", "--precision", "fp32"]
+            found[name] = write_weights(path, *words, *NETWORKS[name])
+        return found[name]
 
-    return run
+    return of
 
 
 def test_noise_is_that_of_sample_py():
@@ -88,9 +85,9 @@ def test_noise_is_that_of_sample_py():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_page_draws_what_sample_py_draws(runs, name, tmp_path):
+def test_the_page_draws_what_sample_py_draws(weights, name, tmp_path):
     """Within two grey levels: its weights are rounded to 16 bits."""
-    checkpoint = runs(name)
+    checkpoint = weights(name)
     page = parts_of(exported(checkpoint, tmp_path / "page.html"))
     classes, requests = page["content"]["classes"], []
     for number, sampler in enumerate(SAMPLERS):
@@ -110,8 +107,8 @@ def test_the_page_draws_what_sample_py_draws(runs, name, tmp_path):
         assert np.abs(levels - expected).max() <= 2, request
 
 
-def test_the_page_fills_and_redraws_as_sample_py_does(runs, tmp_path):
-    checkpoint = runs("default")
+def test_the_page_fills_and_redraws_as_sample_py_does(weights, tmp_path):
+    checkpoint = weights("default")
     page = parts_of(exported(checkpoint, tmp_path / "page.html"))
     picture = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     mask = np.zeros((8, 8), np.uint8)
@@ -135,9 +132,9 @@ def test_the_page_fills_and_redraws_as_sample_py_does(runs, tmp_path):
         assert np.abs(levels - images[0, ..., 0]).max() <= 2
 
 
-def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path):
-    teacher = runs("default")
-    words = ["--tune", "consistency", "--teacher", teacher, "--max-steps", 2, *FEW[:10]]
+def test_a_tuned_network_offers_its_sampler_and_its_steps(weights, script, tmp_path):
+    teacher = weights("default")
+    words = ["--tune", "consistency", "--teacher", teacher, "--max-steps", 2, *FEW]
     assert script("train", *words, "--output-dir", "tuned").code == 0
     checkpoint = Path("tuned/model_final.pt")
     page = parts_of(exported(checkpoint, tmp_path / "page.html"))
@@ -150,8 +147,8 @@ def test_a_tuned_network_offers_its_sampler_and_its_steps(runs, script, tmp_path
     assert np.abs(levels - expected[..., 0]).max() <= 2
 
 
-def test_a_distilled_network_has_no_other_number_of_steps(runs, script, tmp_path):
-    words = ["--tune", "distill", "--teacher", runs("default"), "--max-steps", 1, *FEW[:10]]
+def test_a_distilled_network_has_no_other_number_of_steps(weights, script, tmp_path):
+    words = ["--tune", "distill", "--teacher", weights("default"), "--max-steps", 1, *FEW]
     words += ["--teacher-steps", 8]
     assert script("train", *words, "--output-dir", "tuned").code == 0
     content = parts_of(exported(Path("tuned/model_final.pt"), tmp_path / "page.html"))["content"]
@@ -159,8 +156,8 @@ def test_a_distilled_network_has_no_other_number_of_steps(runs, script, tmp_path
     assert (content["steps"], content["fixed_steps"], content["guided"]) == (4, True, False)
 
 
-def test_the_page_begins_with_the_usual_sampler_and_steps(runs):
-    checkpoint = load_checkpoint(runs("default"))
+def test_the_page_begins_with_the_usual_sampler_and_steps(weights):
+    checkpoint = load_checkpoint(weights("default"))
     model, _ = restore(checkpoint)
     for tune, timesteps, sampler, steps in [
         (None, 1000, "dpmpp_2m_sde", 20),
@@ -179,20 +176,18 @@ def test_the_page_begins_with_the_usual_sampler_and_steps(runs):
             assert set(content["samplers"]) == set(SAMPLERS)
 
 
-def test_networks_that_the_page_cannot_hold_are_refused(runs, script, tmp_path):
-    words = ["--model", "dit", "--dataset", "digits", "--max-steps", 1, *FEW[:10]]
-    assert script("train", *words, "--output-dir", "dit").code == 0
-    result = script("export", "--checkpoint", "dit", "--to", "web", "page.html")
+def test_networks_that_the_page_cannot_hold_are_refused(script, tmp_path):
+    path = write_weights(tmp_path / "dit.safetensors", "--model", "dit", "--dataset", "digits")
+    result = script("export", "--checkpoint", path, "--to", "web", "page.html")
     assert result.code == 2
     assert "contains the network dit; only unet and mlp" in result.err
-    assert script("export", "--checkpoint", "dit", "--to", "web", "page.txt").code == 2
+    assert script("export", "--checkpoint", path, "--to", "web", "page.txt").code == 2
 
 
-def test_weights_are_those_of_the_average_in_16_bits(runs, tmp_path):
-    checkpoint = runs("default")
-    page = parts_of(exported(checkpoint, tmp_path / "page.html"))
+def test_weights_are_those_of_the_average_in_16_bits(conditional, tmp_path):
+    page = parts_of(exported(conditional, tmp_path / "page.html"))
     halves = np.frombuffer(base64.b64decode(page["weights"]), "<f2")
-    for name, weight in load_checkpoint(checkpoint)["ema"].items():
+    for name, weight in load_checkpoint(conditional)["ema"].items():
         first, count = page["content"]["index"][name]
         found = torch.from_numpy(halves[first : first + count].astype(np.float32))
         assert torch.equal(found, weight.flatten().half().float())
@@ -222,8 +217,8 @@ def test_the_published_page_is_made_of_the_published_weights_and_sources(tmp_pat
 DONE = "document.getElementById('status').textContent.includes('network calls')"
 
 
-def test_every_control_of_the_page_in_a_browser(browser, runs, tmp_path):
-    checkpoint = runs("default")
+def test_every_control_of_the_page_in_a_browser(browser, weights, tmp_path):
+    checkpoint = weights("default")
     page = exported(checkpoint, tmp_path / "page.html")
     browser.show(1000)
     browser.open(page)
@@ -315,16 +310,16 @@ def test_every_control_of_the_page_in_a_browser(browser, runs, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 360])
-def test_the_page_fits_the_window(browser, runs, tmp_path, width):
-    page = exported(runs("default"), tmp_path / "page.html")
+def test_the_page_fits_the_window(browser, weights, tmp_path, width):
+    page = exported(weights("default"), tmp_path / "page.html")
     for dark in (False, True):
         browser.show(width, dark=dark)
         browser.open(page)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_damaged_weights_are_reported_in_the_page(browser, runs, tmp_path):
-    page = exported(runs("default"), tmp_path / "page.html")
+def test_damaged_weights_are_reported_in_the_page(browser, weights, tmp_path):
+    page = exported(weights("default"), tmp_path / "page.html")
     damage(page)
     browser.open(page)
     wait(browser, "document.getElementById('status').textContent.includes('damaged')")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from pages import (
     wait,
 )
 from sample import sample
+from training import preview
 from training.ema import EMA
 from visuals.score_field import lattice
 
@@ -82,7 +84,7 @@ let last;
 const training = { points, steps: data.steps, seed: 5 };
 for (const { trainer } of api.train(data.process, 2, training)) last = trainer;
 const predict = api.predictor(api.OWN_MODEL, { dim: 2 }, (name) => last.average[name]);
-const request = { label: null, seed: 1, sampler: "dpmpp_2m", steps: 20, guidance: 1, count: 400 };
+const request = { label: null, seed: 1, sampler: "dpmpp_2m", steps: 10, guidance: 1, count: 200 };
 return Array.from([...api.draw(data.process, predict, { dim: 2 }, request)].at(-1).x);
 """
 
@@ -96,7 +98,8 @@ def runs(tmp_path_factory):
         if name not in found:
             found[name] = folder / name
             words = [*FEW, *NETWORKS[name], "--output-dir", str(found[name])]
-            assert process.run(train.main, TRAIN.parse(words)) == 0
+            with mock.patch.object(preview, "NUM_POINTS", 100):
+                assert process.run(train.main, TRAIN.parse(words)) == 0
         return found[name] / "model_final.pt"
 
     return run
@@ -235,7 +238,7 @@ def test_a_network_that_is_trained_in_the_page_draws_what_it_was_trained_on():
     centres = np.array([[-1.2, -0.8], [1.2, 0.8]])
     points = centres[rng.randint(2, size=2000)] + 0.1 * rng.randn(2000, 2)
     diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False)
-    data = {"points": points.flatten().tolist(), "steps": 150}
+    data = {"points": points.flatten().tolist(), "steps": 120}
     data["process"] = described(diffusion, "flow")
     names = "train, predictor, OWN_MODEL, draw"
     samples = np.array(run_node("mlp", names, LEARN, None, data)).reshape(-1, 2)

@@ -16,7 +16,7 @@ from dataset.items import flipped, low_resolution, to_unit
 from diffusion import GaussianDiffusion
 from distributed import gather, mean, rank, share, world_size
 from models.autoencoder import latent_shape
-from utils import autocast, derive_seed, memory_format, sides
+from utils import autocast, derive_seed, memory_format, set_seed, sides
 
 
 class Objective(Protocol):
@@ -89,7 +89,7 @@ class DiffusionObjective:
         So neither a resume nor the number of processes or batches changes the draws. Dropout alone
         draws for each process.
         """
-        torch.manual_seed(derive_seed("step", self.seed, step))
+        set_seed(derive_seed("step", self.seed, step), self.device)
         count = len(items) * world_size()
         mine = slice(rank() * len(items), (rank() + 1) * len(items))
         if self.flip:
@@ -100,7 +100,7 @@ class DiffusionObjective:
         if condition is not None:  # Ho & Salimans 2022, algorithm 1
             dropped = torch.rand(count, device=self.device)[mine] < self.label_dropout
             condition = condition.to(self.device).dropped(dropped)
-        torch.manual_seed(derive_seed("dropout", self.seed, step, rank()))
+        set_seed(derive_seed("dropout", self.seed, step, rank()), self.device)
         return self.completed(NoisyBatch(x_0, condition, t, noise), step)
 
     def conditioned(
@@ -148,7 +148,7 @@ class DiffusionObjective:
 
         Each process computes its share of each batch.
         """
-        torch.manual_seed(derive_seed("validation", self.seed))
+        set_seed(derive_seed("validation", self.seed), self.device)
         total = torch.zeros((), device=self.device)
         t = self.diffusion.sample_t(len(items), self.timestep_sampling)
         for first in range(0, len(items), size):
