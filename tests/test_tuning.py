@@ -14,6 +14,8 @@ from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from cli import process
 from cli.training import TRAIN
 from conditions import Condition, label_condition
+from dataset import registry
+from dataset.types import Data
 from diffusion import GaussianDiffusion
 from objectives import (
     PREDICTIONS,
@@ -457,8 +459,13 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
         assert repeated["config"]["train"]["student_steps"] == 1
 
 
-def test_a_network_of_photographs_is_tuned_in_each_way(script, real_data):
-    words = ["--dataset", "cifar10", "--data-dir", real_data, "--batch-size", "8", *FEW]
+def test_a_network_of_photographs_is_tuned_in_each_way(script, monkeypatch):
+    cifar10 = registry.DATASETS["cifar10"]
+    photographs = torch.randint(0, 256, (64, 3, 32, 32)).byte()
+    data = Data(photographs, torch.arange(64) % 10, list(cifar10.classes))
+    few = cifar10._replace(load=lambda request: data)
+    monkeypatch.setitem(registry.DATASETS, "cifar10", few)
+    words = ["--dataset", "cifar10", "--batch-size", "8", *FEW]
     network = ["--channels", "8", "--multipliers", "1", "1", "--class-conditional"]
     assert script("train", *words, *network, "--max-steps", 2, "--output-dir", "t").code == 0
     pairs = ["--checkpoint", "t/model_final.pt", "--num-images", 16, "--steps", 2, "--pairs"]
