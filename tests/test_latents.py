@@ -63,6 +63,7 @@ def run(images, autoencoder) -> Path:
     """The folder of a run of six steps in the latents."""
     folder = images.parent / "run"
     words = [*flags_of(images, autoencoder), "--save-every-steps", 3, "--max-steps", 6]
+    words += ["--multipliers", 1]
     run_train(*words, "--output-dir", folder)
     return folder
 
@@ -204,7 +205,7 @@ def test_inpainting_keeps_what_the_whole_patch_keeps(run, images, script):
 
 
 def test_pictures_of_training_and_the_report(images, autoencoder, script):
-    words = flags_of(images, autoencoder)
+    words = [*flags_of(images, autoencoder), "--multipliers", 1]
     words[words.index("--sample-interval") + 1] = "1"
     result = script("train", *words, "--max-steps", 2, "--output-dir", "run")
     assert result.code == 0, result.err

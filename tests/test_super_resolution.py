@@ -44,7 +44,9 @@ FEW = {"steps": 3, "threads": 1, "device": "cpu"}
 
 
 def run_train(*words) -> None:
-    assert process.run(train.main, TRAIN.parse([*COMMON, *map(str, words)])) == 0
+    assert (
+        process.run(train.main, TRAIN.parse([*COMMON, "--multipliers", "1", *map(str, words)])) == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def run(folder) -> Path:
 @pytest.fixture(scope="module")
 def base(folder) -> Path:
     """A run that learns digits of 4 x 4 pixels."""
-    words = ["--image-size", 4, "--multipliers", 1, 1, "--max-steps", 3]
+    words = ["--image-size", 4, "--max-steps", 3]
     run_train(*words, "--output-dir", folder / "base")
     return folder / "base"
 
@@ -321,7 +323,7 @@ def test_classes_of_the_stages_must_be_the_same(run, folder, script):
         pixels = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()
         save_image(folder / "images" / "ab"[i % 2] / f"{i}.png", pixels)
     words = ["--dataset", "folder", "--data-dir", folder / "images", "--image-size", 4, "--grey"]
-    words += ["--multipliers", 1, 1, "--validation", 2, "--max-steps", 1, "--batch-size", 4]
+    words += ["--validation", 2, "--max-steps", 1, "--batch-size", 4]
     run_train(*words, "--class-conditional", "--output-dir", letters)
     found = script("sample", "--checkpoint", letters, "--then", run)
     assert "the first stage is not conditioned on the classes of this one" in found.err

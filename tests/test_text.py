@@ -258,7 +258,8 @@ def run(emoji, tmp_path_factory) -> Path:
 
 def flags_of(folder: Path) -> list[str]:
     flags = [*TINY, "--dataset", "folder", "--data-dir", str(folder), "--image-size", "16"]
-    flags += ["--model", "dit", "--blocks", "1", "--batch-size", "4", "--validation", "4"]
+    flags += ["--model", "dit", "--blocks", "1", "--patch-size", "4", "--batch-size", "4"]
+    flags += ["--validation", "4"]
     return [*flags, "--captions", "--save-every-steps", "2"]
 
 
