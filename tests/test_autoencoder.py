@@ -173,7 +173,9 @@ def test_training_resumes_bit_for_bit_and_reports(run, script):
 
 
 def test_reconstructions_are_measured(run, script):
-    result = script("evaluate", "--checkpoint", run, "--num-images", 20, "--output", "m.json")
+    result = script(
+        "evaluate", "--checkpoint", run / "model_final.pt", "--num-images", 20, "--output", "m.json"
+    )
     assert result.code == 0, result.err
     report = json.loads(Path("m.json").read_text())
     model, _ = restore(load_checkpoint(run / "model_final.pt"))
@@ -230,7 +232,7 @@ def test_an_autoencoder_draws_nothing(run, script):
         ("evaluate", "--steps", 3),
         ("evaluate", "--metrics", "reconstruction", "--guidance-scale", 2),
     ]:
-        result = script(command, "--checkpoint", run, *flags)
+        result = script(command, "--checkpoint", run / "model_final.pt", *flags)
         assert result.code == 2
         assert "an autoencoder" in result.err
         assert "draws nothing" in result.err

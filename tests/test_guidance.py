@@ -105,7 +105,7 @@ def classifier(tmp_path_factory) -> Path:
     """The folder of a small classifier of noisy digits."""
     folder = tmp_path_factory.mktemp("classifier") / "run"
     words = [*CLASSIFIER, "--max-steps", "60", "--lr", "0.01", "--output-dir", str(folder)]
-    words += ["--batch-size", "48", "--multipliers", "1", "2"]
+    words += ["--batch-size", "48"]
     assert process.run(train.main, TRAIN.parse(words)) == 0
     return folder
 
@@ -144,12 +144,19 @@ def test_a_classifier_is_trained_by_the_one_loop(classifier, script):
 
 def test_a_classifier_guides_an_unconditional_checkpoint(classifier, unconditional, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", unconditional, "--steps", 5, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            unconditional / "model_final.pt",
+            "--steps",
+            5,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, "--num-images", 4, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"]
 
-    guided = ["--classifier", classifier, "--classifier-scale"]
+    guided = ["--classifier", classifier / "model_final.pt", "--classifier-scale"]
     plain, threes = drawn(), drawn(*guided, 5, "--class-id", 3)
     assert not np.array_equal(plain, threes)
     assert not np.array_equal(threes, drawn(*guided, 5, "--class-id", 4))
@@ -158,7 +165,14 @@ def test_a_classifier_guides_an_unconditional_checkpoint(classifier, uncondition
 
 
 def test_classifier_guidance_is_combined_with_classes(classifier, conditional, script):
-    words = ["--checkpoint", conditional, "--classifier", classifier, "--steps", 2]
+    words = [
+        "--checkpoint",
+        conditional,
+        "--classifier",
+        classifier / "model_final.pt",
+        "--steps",
+        2,
+    ]
     result = script("sample", *words, "--class-id", 3, "--guidance-scale", 2, "--num-images", 2)
     assert result.code == 0, result.err
 
@@ -175,7 +189,8 @@ def test_classifier_guidance_is_combined_with_classes(classifier, conditional, s
 )
 def test_classifiers_that_do_not_fit(classifier, other, unconditional, script, flags, message):
     image = next((unconditional / "samples").glob("*.png"))
-    paths = {"CLASSIFIER": classifier, "PLAIN": unconditional, "OTHER": other, "IMAGE": image}
+    paths = {"CLASSIFIER": classifier, "PLAIN": unconditional, "OTHER": other}
+    paths = {name: path / "model_final.pt" for name, path in paths.items()} | {"IMAGE": image}
     words = [str(paths.get(word, word)) for word in ["--checkpoint", "PLAIN", *flags]]
     result = script("sample", *words, "--steps", 2)
     assert result.code in (1, 2)
@@ -277,12 +292,19 @@ def test_a_clip_model_is_trained_by_the_one_loop(captioned):
 
 def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", captioned / "run", "--steps", 5, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            captioned / "run/model_final.pt",
+            "--steps",
+            5,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, "--num-images", 4, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"].astype(float)
 
-    guided = ["--clip", captioned / "clip", "--clip-scale"]
+    guided = ["--clip", captioned / "clip/model_final.pt", "--clip-scale"]
     plain, red = drawn(), drawn(*guided, 20, "--prompt", "a red square")
     blue = drawn(*guided, 20, "--prompt", "a blue square")
     assert np.array_equal(plain, drawn(*guided, 0, "--prompt", "a red square"))
@@ -293,7 +315,15 @@ def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
 def test_networks_that_judge_are_no_guides_and_other_data_are_refused(
     captioned, classifier, script
 ):
-    words = ["sample", "--checkpoint", captioned / "run", "--steps", 2, "--guidance-scale", 2]
+    words = [
+        "sample",
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--steps",
+        2,
+        "--guidance-scale",
+        2,
+    ]
     result = script(*words, "--guide", captioned / "clip")
     assert result.code == 2
     assert "is a clip, which draws nothing" in result.err
@@ -303,9 +333,31 @@ def test_networks_that_judge_are_no_guides_and_other_data_are_refused(
 
 
 def test_all_kinds_of_guidance_are_combined(captioned, script):
-    words = ["sample", "--checkpoint", captioned / "run", "--steps", 4, "--num-images", 2]
-    guide = ["--guide", captioned / "run", "--guidance-scale", 2, "--guidance-rescale", 0.5]
-    clip = ["--clip", captioned / "clip", "--prompt", "a red square", "--clip-scale", 9]
+    words = [
+        "sample",
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--steps",
+        4,
+        "--num-images",
+        2,
+    ]
+    guide = [
+        "--guide",
+        captioned / "run/model_final.pt",
+        "--guidance-scale",
+        2,
+        "--guidance-rescale",
+        0.5,
+    ]
+    clip = [
+        "--clip",
+        captioned / "clip/model_final.pt",
+        "--prompt",
+        "a red square",
+        "--clip-scale",
+        9,
+    ]
     drawn = []
     for flags in ([], guide, clip, [*guide, *clip], [*guide, *clip]):
         interval = ["--guidance-interval", 0.1, 9] if flags else []
@@ -332,7 +384,14 @@ def test_all_kinds_of_guidance_are_combined(captioned, script):
     ],
 )  # fmt: skip
 def test_clip_guidance_that_is_impossible(captioned, script, flags, message):
-    words = ["--checkpoint", captioned / "run", "--clip", captioned / "clip", "--steps", 2]
+    words = [
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--clip",
+        captioned / "clip/model_final.pt",
+        "--steps",
+        2,
+    ]
     result = script("sample", *words, *flags)
     assert result.code == 2
     assert message in result.err
