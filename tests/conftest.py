@@ -105,6 +105,7 @@ def trained(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     arguments = [*TINY, "--epochs", "2", "--output-dir", str(output), "--overwrite"]
     arguments += ["--sample-interval", "1", "--save-interval", "1"]
+    arguments += ["--multipliers", "1"]  # half the time, of each test that reads the checkpoint
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_log, "plot_loss", plot_loss)
         assert process.run(train.main, TRAIN.parse(arguments)) == 0
@@ -116,7 +117,7 @@ def conditional(tmp_path_factory) -> Path:
     """The checkpoint of a tiny class-conditional run on digits that learned its variance."""
     output = tmp_path_factory.mktemp("conditional")
     arguments = [*TINY, "--max-steps", "15", "--timesteps", "100", "--output-dir", str(output)]
-    arguments += ["--class-conditional", "--learn-sigma"]
+    arguments += ["--class-conditional", "--learn-sigma", "--multipliers", "1", "1"]
     assert process.run(train.main, TRAIN.parse(arguments)) == 0
     return output / "model_final.pt"
 

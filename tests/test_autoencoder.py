@@ -154,6 +154,7 @@ def run(tmp_path_factory) -> Path:
     """The folder of a run of 40 steps on digits."""
     folder = tmp_path_factory.mktemp("autoencoder") / "run"
     words = [*FLAGS, "--max-steps", "40", "--save-every-steps", "20", "--output-dir", str(folder)]
+    words += ["--batch-size", "32"]
     assert process.run(train.main, TRAIN.parse(words)) == 0
     return folder
 
@@ -172,7 +173,9 @@ def test_training_resumes_bit_for_bit_and_reports(run, script):
 
 
 def test_reconstructions_are_measured(run, script):
-    result = script("evaluate", "--checkpoint", run, "--num-images", 20, "--output", "m.json")
+    result = script(
+        "evaluate", "--checkpoint", run / "model_final.pt", "--num-images", 20, "--output", "m.json"
+    )
     assert result.code == 0, result.err
     report = json.loads(Path("m.json").read_text())
     model, _ = restore(load_checkpoint(run / "model_final.pt"))
@@ -229,7 +232,7 @@ def test_an_autoencoder_draws_nothing(run, script):
         ("evaluate", "--steps", 3),
         ("evaluate", "--metrics", "reconstruction", "--guidance-scale", 2),
     ]:
-        result = script(command, "--checkpoint", run, *flags)
+        result = script(command, "--checkpoint", run / "model_final.pt", *flags)
         assert result.code == 2
         assert "an autoencoder" in result.err
         assert "draws nothing" in result.err
@@ -257,7 +260,8 @@ def test_the_distance_of_features_is_zero_for_equal_images_and_grows_with_blur()
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_a_run_with_a_feature_loss_resumes_bit_for_bit(script):
+def test_a_run_with_a_feature_loss_resumes_bit_for_bit(script, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 3)
     words = [*FLAGS, "--batch-size", 16, "--save-every-steps", 2]
     with_features = [*words, "--feature-loss", 0.5]
     assert script("train", *with_features, "--max-steps", 4, "--output-dir", "a").code == 0

@@ -10,10 +10,10 @@ import torch
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.consistency import require_config
 from cli.sampling import SAMPLE
-from conftest import TINY
 from dataset import folders
 from dataset.registry import load_dataset
 from images import save_image
+from runs import SMALL
 from sample import sample
 from sampling.classes import SHOWN, ClassNames
 
@@ -168,7 +168,7 @@ def test_numbers_are_sorted_by_their_value(tmp_path, script, monkeypatch):
     assert of == {"1/a.png": 0, "02/a.png": 1, "2/a.png": 2, "10/a.png": 3, "cat/a.png": 4}
 
     # A run from before keeps the order that it has learned.
-    flags = [*TINY[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
+    flags = [*SMALL[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
     flags += ["--class-conditional", "--batch-size", 5]
     with monkeypatch.context() as patch:
         patch.setattr(folders, "class_order", str)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from cli.training import TRAIN
 from cli.visualization import VISUALIZE
 from conftest import ROOT
 from dataset import image_files, registry
+from processes import Processes
 from training import config, optimizers, plan
 
 HELP_WIDTH, MAX_HELP = 120, 80  # characters of a line of --help, and of a flag's own text
@@ -438,19 +440,28 @@ print(json.dumps({
 """
 
 
+def use_new_flags(names: str) -> None:
+    """Run the program with the copy in the current folder; `names` are its modules."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in names.split(","):
+            del sys.modules[name]
+    sys.path.insert(0, os.getcwd())
+    exec(USE_NEW_FLAGS, {"__name__": "__main__"})
+
+
 def test_a_flag_is_added_in_one_place(tmp_path):
     packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
-    for name in [*packages, *(path.name for path in ROOT.glob("*.py"))]:
+    names = [*packages, *(path.name for path in ROOT.glob("*.py"))]
+    for name in names:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     for name, (before, field) in NEW_FLAGS.items():
         source = (tmp_path / name).read_text(encoding="utf-8")
         assert source.count(before) == 1
         (tmp_path / name).write_text(source.replace(before, field + before), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", USE_NEW_FLAGS], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    names = [Path(name).stem for name in names]
+    job = Processes(tmp_path, 1, use_new_flags, ",".join(names))
+    assert job.wait() == [0], job.text("err")
+    found = json.loads(job.text("out").splitlines()[-1])
     assert "--colour-jitter X" in found["help"]
     assert "strength of a colour jitter (default: 0.0)" in found["help"]
     assert "read without colours" in found["help"]

@@ -422,19 +422,8 @@ def test_how_a_folder_is_read_is_saved_and_fixed(script, image_folder):
     result = script("train", "--resume", "--grey", "--max-steps", 3)
     assert "data.grey: False in the checkpoint, True now" in result.err
     assert "has no effect with --colour" in script(*TRAIN, "--grey", "--colour").err
-    result = script(
-        "evaluate",
-        "--checkpoint",
-        "outputs/model_final.pt",
-        "--metrics",
-        "copies",
-        "--num-images",
-        2,
-        "--steps",
-        1,
-        "--repeats",
-        1,
-    )
+    flags = ["--metrics", "copies", "--num-images", 2, "--steps", 1, "--repeats", 1]
+    result = script("evaluate", "--checkpoint", "outputs/model_final.pt", *flags)
     assert result.code == 0, result.err
 
 
@@ -583,7 +572,8 @@ def test_memory_does_not_grow_with_the_set_and_files_are_written_to_known_folder
         f"sample.py --checkpoint {output}/model_final.pt --device cpu --num-images 2 --steps 2 "
         f"--animate --output {output}/samples.png",
         f"visualize_diffusion.py --run {output} --steps 2 --device cpu",
-        f"visualize_diffusion.py {data}/small --fit stretch --save-path {output}/forward.png",
+        f"visualize_diffusion.py {data}/small --fit stretch --num-images 1 --timesteps 0 "
+        f"--save-path {output}/forward.png",
     ]
     commands = [f"{ROOT}/{command}" for command in commands]
     result = subprocess.run(
@@ -633,7 +623,7 @@ def test_mapped_pixels_train_to_the_same_weights(script, image_folder):
 @pytest.mark.parametrize(
     ("size", "flags"),
     [
-        (64, ["--class-conditional", "--multipliers", 1, 1, 1, "--batch-size", 8]),
+        (64, ["--class-conditional", "--patch-size", 4, "--batch-size", 8]),
         (128, ["--fit", "stretch", *DIT]),
     ],
 )

@@ -105,6 +105,16 @@ def classifier(tmp_path_factory) -> Path:
     """The folder of a small classifier of noisy digits."""
     folder = tmp_path_factory.mktemp("classifier") / "run"
     words = [*CLASSIFIER, "--max-steps", "60", "--lr", "0.01", "--output-dir", str(folder)]
+    words += ["--batch-size", "48"]
+    assert process.run(train.main, TRAIN.parse(words)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """The folder of a classifier of another process."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    words = [*CLASSIFIER, "--max-steps", "1", "--timesteps", "50", "--output-dir", str(folder)]
     assert process.run(train.main, TRAIN.parse(words)) == 0
     return folder
 
@@ -113,7 +123,8 @@ def classifier(tmp_path_factory) -> Path:
 def unconditional(tmp_path_factory) -> Path:
     """A checkpoint without classes, of the same process."""
     folder = tmp_path_factory.mktemp("unconditional") / "run"
-    words = [*TINY, "--timesteps", "100", "--max-steps", "30", "--output-dir", str(folder)]
+    words = [*TINY, "--timesteps", "100", "--max-steps", "5", "--output-dir", str(folder)]
+    words += ["--multipliers", "1"]
     assert process.run(train.main, TRAIN.parse(words)) == 0
     return folder
 
@@ -133,12 +144,19 @@ def test_a_classifier_is_trained_by_the_one_loop(classifier, script):
 
 def test_a_classifier_guides_an_unconditional_checkpoint(classifier, unconditional, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", unconditional, "--steps", 5, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            unconditional / "model_final.pt",
+            "--steps",
+            5,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, "--num-images", 4, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"]
 
-    guided = ["--classifier", classifier, "--classifier-scale"]
+    guided = ["--classifier", classifier / "model_final.pt", "--classifier-scale"]
     plain, threes = drawn(), drawn(*guided, 5, "--class-id", 3)
     assert not np.array_equal(plain, threes)
     assert not np.array_equal(threes, drawn(*guided, 5, "--class-id", 4))
@@ -147,7 +165,14 @@ def test_a_classifier_guides_an_unconditional_checkpoint(classifier, uncondition
 
 
 def test_classifier_guidance_is_combined_with_classes(classifier, conditional, script):
-    words = ["--checkpoint", conditional, "--classifier", classifier, "--steps", 2]
+    words = [
+        "--checkpoint",
+        conditional,
+        "--classifier",
+        classifier / "model_final.pt",
+        "--steps",
+        2,
+    ]
     result = script("sample", *words, "--class-id", 3, "--guidance-scale", 2, "--num-images", 2)
     assert result.code == 0, result.err
 
@@ -162,11 +187,10 @@ def test_classifier_guidance_is_combined_with_classes(classifier, conditional, s
         (["--classifier", "CLASSIFIER", "--start-from", "IMAGE"], "give the --class-id"),
     ],
 )
-def test_classifiers_that_do_not_fit(classifier, unconditional, script, flags, message):
-    words = [*CLASSIFIER, "--max-steps", "1", "--timesteps", "50", "--output-dir", "other"]
-    assert script("train", *words).code == 0
+def test_classifiers_that_do_not_fit(classifier, other, unconditional, script, flags, message):
     image = next((unconditional / "samples").glob("*.png"))
-    paths = {"CLASSIFIER": classifier, "PLAIN": unconditional, "OTHER": "other", "IMAGE": image}
+    paths = {"CLASSIFIER": classifier, "PLAIN": unconditional, "OTHER": other}
+    paths = {name: path / "model_final.pt" for name, path in paths.items()} | {"IMAGE": image}
     words = [str(paths.get(word, word)) for word in ["--checkpoint", "PLAIN", *flags]]
     result = script("sample", *words, "--steps", 2)
     assert result.code in (1, 2)
@@ -250,12 +274,7 @@ def captioned(tmp_path_factory) -> Path:
     clip = [
         *(word for word in words if word != "--no-class-conditional"),
         "--captions",
-        "--model",
-        "clip",
-        "--max-steps",
-        "40",
-        "--lr",
-        "0.01",
+        *("--model", "clip", "--multipliers", "1", "2", "--max-steps", "40", "--lr", "0.01"),
     ]
     assert process.run(train.main, TRAIN.parse([*clip, "--output-dir", str(folder / "clip")])) == 0
     plain = [*words, "--max-steps", "4", "--multipliers", "1", "--output-dir", str(folder / "run")]
@@ -273,12 +292,19 @@ def test_a_clip_model_is_trained_by_the_one_loop(captioned):
 
 def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", captioned / "run", "--steps", 5, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            captioned / "run/model_final.pt",
+            "--steps",
+            5,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, "--num-images", 4, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"].astype(float)
 
-    guided = ["--clip", captioned / "clip", "--clip-scale"]
+    guided = ["--clip", captioned / "clip/model_final.pt", "--clip-scale"]
     plain, red = drawn(), drawn(*guided, 20, "--prompt", "a red square")
     blue = drawn(*guided, 20, "--prompt", "a blue square")
     assert np.array_equal(plain, drawn(*guided, 0, "--prompt", "a red square"))
@@ -289,7 +315,15 @@ def test_a_clip_model_guides_a_checkpoint_without_captions(captioned, script):
 def test_networks_that_judge_are_no_guides_and_other_data_are_refused(
     captioned, classifier, script
 ):
-    words = ["sample", "--checkpoint", captioned / "run", "--steps", 2, "--guidance-scale", 2]
+    words = [
+        "sample",
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--steps",
+        2,
+        "--guidance-scale",
+        2,
+    ]
     result = script(*words, "--guide", captioned / "clip")
     assert result.code == 2
     assert "is a clip, which draws nothing" in result.err
@@ -299,9 +333,31 @@ def test_networks_that_judge_are_no_guides_and_other_data_are_refused(
 
 
 def test_all_kinds_of_guidance_are_combined(captioned, script):
-    words = ["sample", "--checkpoint", captioned / "run", "--steps", 4, "--num-images", 2]
-    guide = ["--guide", captioned / "run", "--guidance-scale", 2, "--guidance-rescale", 0.5]
-    clip = ["--clip", captioned / "clip", "--prompt", "a red square", "--clip-scale", 9]
+    words = [
+        "sample",
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--steps",
+        4,
+        "--num-images",
+        2,
+    ]
+    guide = [
+        "--guide",
+        captioned / "run/model_final.pt",
+        "--guidance-scale",
+        2,
+        "--guidance-rescale",
+        0.5,
+    ]
+    clip = [
+        "--clip",
+        captioned / "clip/model_final.pt",
+        "--prompt",
+        "a red square",
+        "--clip-scale",
+        9,
+    ]
     drawn = []
     for flags in ([], guide, clip, [*guide, *clip], [*guide, *clip]):
         interval = ["--guidance-interval", 0.1, 9] if flags else []
@@ -328,7 +384,14 @@ def test_all_kinds_of_guidance_are_combined(captioned, script):
     ],
 )  # fmt: skip
 def test_clip_guidance_that_is_impossible(captioned, script, flags, message):
-    words = ["--checkpoint", captioned / "run", "--clip", captioned / "clip", "--steps", 2]
+    words = [
+        "--checkpoint",
+        captioned / "run/model_final.pt",
+        "--clip",
+        captioned / "clip/model_final.pt",
+        "--steps",
+        2,
+    ]
     result = script("sample", *words, *flags)
     assert result.code == 2
     assert message in result.err

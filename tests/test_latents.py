@@ -63,6 +63,7 @@ def run(images, autoencoder) -> Path:
     """The folder of a run of six steps in the latents."""
     folder = images.parent / "run"
     words = [*flags_of(images, autoencoder), "--save-every-steps", 3, "--max-steps", 6]
+    words += ["--multipliers", 1]
     run_train(*words, "--output-dir", folder)
     return folder
 
@@ -164,7 +165,16 @@ def test_latent_training_resumes_bit_for_bit(run, autoencoder, script):
 
 def test_samples_are_images(run, images, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", run, "--steps", 4, "--num-images", 4, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            run / "model_final.pt",
+            "--steps",
+            4,
+            "--num-images",
+            4,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"]
@@ -174,15 +184,32 @@ def test_samples_are_images(run, images, script):
     assert np.abs(batches - drawn()).max() <= 1
     picture = images / "01.png"
     assert drawn("--start-from", picture, "--strength", 0.3).shape == (4, 32, 16, 3)
-    assert script("export", "--checkpoint", run, "weights.safetensors").code == 0
+    assert script("export", "--checkpoint", run / "model_final.pt", "weights.safetensors").code == 0
     words = ["--steps", 4, "--num-images", 4, "--output", "b.npz"]
     assert script("sample", "--checkpoint", "weights.safetensors", *words).code == 0
     assert np.array_equal(np.load("b.npz")["arr_0"], drawn())
-    words = ["--checkpoint", run, "--steps", 4, "--invert", picture, "--output", "c.png"]
+    words = [
+        "--checkpoint",
+        run / "model_final.pt",
+        "--steps",
+        4,
+        "--invert",
+        picture,
+        "--output",
+        "c.png",
+    ]
     result = script("sample", *words)
     assert result.code == 0, result.err
     assert "of 255 grey levels" in result.out
-    words = ["--checkpoint", run, "--steps", 4, "--show-intermediate", "--output", "d/d.png"]
+    words = [
+        "--checkpoint",
+        run / "model_final.pt",
+        "--steps",
+        4,
+        "--show-intermediate",
+        "--output",
+        "d/d.png",
+    ]
     assert script("sample", *words).code == 0
 
 
@@ -191,7 +218,16 @@ def test_inpainting_keeps_what_the_whole_patch_keeps(run, images, script):
     mask[:18] = 255  # the fifth row of latents is kept in part only, so it is sampled
     Image.fromarray(mask).save("mask.png")
     picture = images / "01.png"
-    words = ["--checkpoint", run, "--steps", 4, "--num-images", 2, "--output", "a.npz"]
+    words = [
+        "--checkpoint",
+        run / "model_final.pt",
+        "--steps",
+        4,
+        "--num-images",
+        2,
+        "--output",
+        "a.npz",
+    ]
     result = script("sample", *words, "--inpaint", picture, "--mask", "mask.png")
     assert result.code == 0, result.err
     drawn = torch.from_numpy(np.load("a.npz")["arr_0"]).permute(0, 3, 1, 2)
@@ -204,7 +240,7 @@ def test_inpainting_keeps_what_the_whole_patch_keeps(run, images, script):
 
 
 def test_pictures_of_training_and_the_report(images, autoencoder, script):
-    words = flags_of(images, autoencoder)
+    words = [*flags_of(images, autoencoder), "--multipliers", 1]
     words[words.index("--sample-interval") + 1] = "1"
     result = script("train", *words, "--max-steps", 2, "--output-dir", "run")
     assert result.code == 0, result.err
@@ -237,8 +273,8 @@ def test_what_latents_cannot_do(run, images, autoencoder, script):
     words = [*flags_of(images, run), "--max-steps", 1]
     result = script("train", *words, "--output-dir", "other")
     assert "is a unet; train.py --model autoencoder trains what is needed" in result.err
-    result = script("evaluate", "--checkpoint", run, "--metrics", "bpd")
+    result = script("evaluate", "--checkpoint", run / "model_final.pt", "--metrics", "bpd")
     assert "the bits of latents are not those of images" in result.err
-    result = script("export", "--checkpoint", run, "a.npz")
+    result = script("export", "--checkpoint", run / "model_final.pt", "a.npz")
     assert result.code == 2
     assert "latents" in result.err

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cli.evaluation import EVALUATE
-from conftest import TINY
 from dataset.items import shape_config, split
 from dataset.registry import load_dataset
 from diffusion import GaussianDiffusion
 from evaluation.likelihood import flow_likelihood, variational_bound
 from evaluation.real import load_real_data
+from runs import SMALL
 from schedules import SCHEDULES
 
 MEAN, STD, DIMS = 0.3, 0.5, 2
@@ -102,7 +102,7 @@ def test_random_pixels_need_more_than_eight_bits():
 
 def test_evaluate_reports_bits_per_dimension(script, conditional):
     """With a learned variance and labels, and with neither."""
-    assert script("train", *TINY, "--max-steps", 2, "--timesteps", 100).code == 0
+    assert script("train", *SMALL, "--max-steps", 2, "--timesteps", 100).code == 0
     for checkpoint in ("outputs/model_final.pt", conditional):
         flags = ["--metrics", "bpd", "--num-images", 3, "--ode-steps", 5]
         result = script("evaluate", "--checkpoint", checkpoint, *flags, "--output", "m.json")
@@ -165,7 +165,7 @@ def test_the_ode_uses_each_timestep_but_pure_noise_at_most_once():
 
 def test_a_folder_with_different_classes_is_rejected(script, image_folder):
     flags = ["--dataset", "folder", "--image-size", 8, "--class-conditional", "--max-steps", 2]
-    assert script("train", *TINY, *flags, "--data-dir", image_folder, "--batch-size", 4).code == 0
+    assert script("train", *SMALL, *flags, "--data-dir", image_folder, "--batch-size", 4).code == 0
     (image_folder / "cats").rename(image_folder / "lions")
     flags = ["--num-images", 2, "--data-dir", image_folder]
     result = script("evaluate", "--checkpoint", "outputs/model_final.pt", *flags)

@@ -15,9 +15,9 @@ from checkpoints.runs import find_checkpoint
 from cli.declare import option
 from cli.docs import COMMANDS
 from cli.training import TRAIN
-from conftest import TINY
 from dataset.registry import load_dataset
 from mini_diffusion.sample import make_parser
+from runs import SMALL
 from sample import sample
 from train import train
 from training.fit import fit
@@ -67,7 +67,7 @@ def test_only_the_home_folder_is_expanded(home):
 
 
 def test_runs_and_samples_below_the_home_folder(home, script):
-    assert script("train", *TINY, "--max-steps", "1", "--output-dir=~/run").code == 0
+    assert script("train", *SMALL, "--max-steps", "1", "--output-dir=~/run").code == 0
     assert script("sample", "--checkpoint=~/run/model_final.pt", "--output=~/s.PNG").code == 0
     assert (home / "run" / "config.json").exists()
     assert (home / "s.PNG").exists()
@@ -298,7 +298,7 @@ def test_names_that_are_not_text_reach_the_report_and_the_card(script, tmp_path)
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{i}.png", "wb") as file:
                 Image.fromarray(pixels).save(file, format="PNG")
-    flags = [*TINY[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
+    flags = [*SMALL[2:], "--dataset", "folder", "--data-dir", "images", "--image-size", 8]
     result = script("train", *flags, "--max-steps", 1, "--class-conditional")
     assert result.code == 0, result.err
     result = script("visualize_diffusion", "--run", "outputs", "--steps", 2)

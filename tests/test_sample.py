@@ -33,12 +33,11 @@ def test_a_checkpoint_is_enough(script, checkpoint, tmp_path):
     "flags", [{}, {"sampler": "ddpm"}, {"sampler": "ddim", "eta": 1}, {"sampler": "heun"}]
 )
 def test_images_do_not_depend_on_the_batch_size(checkpoint, flags):
-    whole, *others = (
+    whole, other = (
         sample.sample(checkpoint, num_images=4, steps=5, batch_size=size, **flags).astype(int)
-        for size in (4, 1, 3)
+        for size in (4, 3)
     )
-    for other in others:
-        assert abs(other - whole).max() <= 1
+    assert abs(other - whole).max() <= 1
 
 
 def test_seeds(checkpoint):
@@ -309,8 +308,8 @@ def test_image_to_image(script, checkpoint, picture):
         result = script("sample", *flags, "--strength", strength, "--output", "a.npz")
         assert result.code == 0, result.err
         errors.append(abs(pixels_of("a.npz")[..., 0].astype(int) - picture).mean())
+        assert strength != 0.3 or "15 steps" in result.out
     assert errors[0] < errors[1] < errors[2]
-    assert "15 steps" in script("sample", *flags, "--strength", 0.3).out
 
 
 def test_inpainting_keeps_what_is_white_in_the_mask(script, checkpoint, picture):
@@ -377,7 +376,7 @@ def test_interpolation_starts_and_ends_at_two_noises(script, checkpoint, tmp_pat
 
 def test_inversion_prints_its_error(script, checkpoint, picture):
     errors = []
-    for steps in (10, 100):
+    for steps in (5, 50):
         flags = ["--checkpoint", checkpoint, "--invert", "image.png", "--steps", steps]
         result = script("sample", *flags)
         assert result.code == 0, result.err

@@ -108,18 +108,23 @@ def test_ddim_keeps_the_noise_of_an_exact_denoiser(diffusion):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("schedule", "name", "options"),
     [
-        *((name, {}) for name in SAMPLERS if name not in OF_TUNED),
-        ("ddpm", {"variance": "large"}),
-        ("ddim", {"eta": 0.5}),
-        ("euler", {"churn": 20.0}),
-        ("heun", {"churn": 40.0, "churn_min": 0.05, "churn_max": 50.0}),
-        ("unipc", {"order": 2}),
-        ("gamma", {"mu": 0.5, "gamma": 1.0}),
+        *(
+            (s, name, {})
+            for s in ("linear", "flow", "edm")
+            for name in SAMPLERS
+            if name not in OF_TUNED
+        ),
+        *((s, AUTO, {}) for s in SCHEDULES if s not in ("linear", "flow", "edm")),
+        ("cosine", "ddpm", {"variance": "large"}),
+        ("cosine", "ddim", {"eta": 0.5}),
+        ("linear", "euler", {"churn": 20.0}),
+        ("edm", "heun", {"churn": 40.0, "churn_min": 0.05, "churn_max": 50.0}),
+        ("flow", "unipc", {"order": 2}),
+        ("quadratic", "gamma", {"mu": 0.5, "gamma": 1.0}),
     ],
 )
-@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_sampler_samples_a_mixture_of_gaussians(schedule, name, options):
     """The weights and the widths of two separate components, by the distribution function."""
     diffusion = GaussianDiffusion(schedule, prediction="v")

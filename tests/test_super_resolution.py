@@ -45,7 +45,9 @@ FEW = {"steps": 3, "threads": 1, "device": "cpu"}
 
 
 def run_train(*words) -> None:
-    assert process.run(train.main, TRAIN.parse([*COMMON, *map(str, words)])) == 0
+    assert (
+        process.run(train.main, TRAIN.parse([*COMMON, "--multipliers", "1", *map(str, words)])) == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def run(folder) -> Path:
 @pytest.fixture(scope="module")
 def base(folder) -> Path:
     """A run that learns digits of 4 x 4 pixels."""
-    words = ["--image-size", 4, "--multipliers", 1, 1, "--max-steps", 3]
+    words = ["--image-size", 4, "--max-steps", 3]
     run_train(*words, "--output-dir", folder / "base")
     return folder / "base"
 
@@ -154,30 +156,45 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(run, script):
 
 
 def test_a_cascade_without_augmentation_enlarges_as_if_given_the_small_image(run, base, tmp_path):
-    small = drawn(checkpoint=base, num_images=1, class_id="4")
+    small = drawn(checkpoint=base / "model_final.pt", num_images=1, class_id="4")
     save_image(tmp_path / "small.png", small[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())
     options = {"then_augmentation": [0.0], "then_steps": [3], "class_id": "4"}
-    cascade = drawn(checkpoint=base, then=[str(run)], num_images=1, **options)
+    cascade = drawn(
+        checkpoint=base / "model_final.pt", then=[run / "model_final.pt"], num_images=1, **options
+    )
     flags = {"start_from": str(tmp_path / "small.png"), "num_images": 1, "class_id": "4"}
     job = SamplingJob(SAMPLE.keywords(checkpoint=run, **FEW, **flags))
     job.request.seed = derive_seed("stage", 1, 0)
     assert torch.equal(draw(job).items, cascade)
-    augmented_by_default = drawn(checkpoint=base, then=[str(run)], num_images=1, class_id="4")
+    augmented_by_default = drawn(
+        checkpoint=base / "model_final.pt",
+        then=[run / "model_final.pt"],
+        num_images=1,
+        class_id="4",
+    )
     assert not torch.equal(augmented_by_default, cascade)
 
 
 def test_a_cascade_of_three_stages_draws_the_same_in_batches_of_any_size(run, base, folder):
     words = ["--super-resolution", 8, "--image-size", 16, "--max-steps", 2]
     run_train(*words, "--output-dir", folder / "large")
-    options = {"then": [str(run), str(folder / "large")], "num_images": 6, "then_steps": [3, 2]}
-    whole = drawn(checkpoint=base, **options)
+    options = {
+        "then": [str(run / "model_final.pt"), str(folder / "large/model_final.pt")],
+        "num_images": 6,
+        "then_steps": [3, 2],
+    }
+    whole = drawn(checkpoint=base / "model_final.pt", **options)
     assert whole.shape == (6, 1, 16, 16)
-    parts = drawn(checkpoint=base, batch_size=4, **options)
+    parts = drawn(checkpoint=base / "model_final.pt", batch_size=4, **options)
     assert_close(parts.short(), whole.short(), atol=1, rtol=0)
-    job = SamplingJob(SAMPLE.keywords(checkpoint=base, **FEW, **options))
+    job = SamplingJob(SAMPLE.keywords(checkpoint=base / "model_final.pt", **FEW, **options))
     assert [len(job.plan.levels) - 1, job.steps] == [2, 8]
     decisive = job.decisive()
-    other = SamplingJob(SAMPLE.keywords(checkpoint=base, **FEW, **options | {"then_steps": [2, 2]}))
+    other = SamplingJob(
+        SAMPLE.keywords(
+            checkpoint=base / "model_final.pt", **FEW, **options | {"then_steps": [2, 2]}
+        )
+    )
     assert other.decisive() != decisive
 
 
@@ -252,7 +269,12 @@ def test_the_picture_of_training_shows_low_resolution_above_samples_above_origin
 def test_what_cannot_be_enlarged(words, message, run, base, script, tmp_path):
     save_image(tmp_path / "tiny.png", np.zeros((3, 3, 3), np.uint8))
     save_image(tmp_path / "big.png", np.zeros((9, 9, 3), np.uint8))
-    places = {"RUN": run, "BASE": base, "TINY": "tiny.png", "BIG": "big.png"}
+    places = {
+        "RUN": run / "model_final.pt",
+        "BASE": base / "model_final.pt",
+        "TINY": "tiny.png",
+        "BIG": "big.png",
+    }
     found = script("sample", *(places.get(word, word) for word in words))
     assert found.code in (1, 2)
     assert message in found.err
@@ -332,7 +354,7 @@ def test_classes_of_the_stages_must_be_the_same(run, folder, script):
         pixels = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()
         save_image(folder / "images" / "ab"[i % 2] / f"{i}.png", pixels)
     words = ["--dataset", "folder", "--data-dir", folder / "images", "--image-size", 4, "--grey"]
-    words += ["--multipliers", 1, 1, "--validation", 2, "--max-steps", 1, "--batch-size", 4]
+    words += ["--validation", 2, "--max-steps", 1, "--batch-size", 4]
     run_train(*words, "--class-conditional", "--output-dir", letters)
     found = script("sample", "--checkpoint", letters, "--then", run)
     assert "the first stage is not conditioned on the classes of this one" in found.err

@@ -258,7 +258,8 @@ def run(emoji, tmp_path_factory) -> Path:
 
 def flags_of(folder: Path) -> list[str]:
     flags = [*TINY, "--dataset", "folder", "--data-dir", str(folder), "--image-size", "16"]
-    flags += ["--model", "dit", "--blocks", "1", "--batch-size", "4", "--validation", "4"]
+    flags += ["--model", "dit", "--blocks", "1", "--patch-size", "4", "--batch-size", "4"]
+    flags += ["--validation", "4"]
     return [*flags, "--captions", "--save-every-steps", "2"]
 
 
@@ -268,7 +269,7 @@ def test_a_run_keeps_the_vocabulary_and_held_out_prompts(run, script):
     assert config["data"]["words"][:4] == [",", "a", "number", "square"]
     assert len(config["data"]["prompts"]) == 8
     assert config["model"]["vocabulary_size"] == FIRST_WORD + len(config["data"]["words"])
-    result = script("sample", "--checkpoint", run, "--steps", 2)
+    result = script("sample", "--checkpoint", run / "model_final.pt", "--steps", 2)
     assert result.code == 0, result.err
     assert "prompts: held-out captions (--prompt gives others)" in result.out
     assert "64 images" in result.out
@@ -292,7 +293,7 @@ def test_captioned_images_are_not_mirrored_by_default(run, emoji, script):
 
 
 def test_a_prompt_that_is_no_text_is_refused(run, script):
-    result = script("sample", "--checkpoint", run, "--prompt", "caf\udce9")
+    result = script("sample", "--checkpoint", run / "model_final.pt", "--prompt", "caf\udce9")
     assert result.code == 2
     assert "--prompt" in result.err
     assert "is not UTF-8" in result.err
@@ -336,7 +337,7 @@ def test_changed_captions_are_noticed_on_resume(emoji, run, script, tmp_path):
 
 
 def test_prompts_are_rows_of_the_grid(run, script):
-    words = ["--checkpoint", run, "--steps", 2, "--output", "a.npz"]
+    words = ["--checkpoint", run / "model_final.pt", "--steps", 2, "--output", "a.npz"]
     prompts = ["--prompt", "a red square", "a purple circle"]
     result = script("sample", *words, *prompts)
     assert result.code == 0, result.err
@@ -362,7 +363,16 @@ def test_prompts_are_rows_of_the_grid(run, script):
 
 def test_guidance_by_prompts(run, script):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", run, "--steps", 2, "--num-images", 2, "--output", "a.npz"]
+        words = [
+            "--checkpoint",
+            run / "model_final.pt",
+            "--steps",
+            2,
+            "--num-images",
+            2,
+            "--output",
+            "a.npz",
+        ]
         result = script("sample", *words, *flags)
         assert result.code == 0, result.err
         return np.load("a.npz")["arr_0"]
@@ -380,7 +390,7 @@ def test_guidance_by_prompts(run, script):
 
 
 def test_an_empty_prompt_is_unconditional_and_said_so(run, script):
-    result = script("sample", "--checkpoint", run, "--steps", 1, "--prompt", " ")
+    result = script("sample", "--checkpoint", run / "model_final.pt", "--steps", 1, "--prompt", " ")
     assert "an empty prompt: samples of any caption" in result.out
 
 
@@ -388,13 +398,21 @@ def test_prompts_with_given_images(run, emoji, script):
     image = emoji / "03.png"
     for mode in (["--start-from", image], ["--inpaint", image, "--mask", image], ["--interpolate"]):
         words = [*mode, "--steps", 2, "--prompt", "a red square", "--num-images", 2]
-        assert script("sample", "--checkpoint", run, *words).code == 0
+        assert script("sample", "--checkpoint", run / "model_final.pt", *words).code == 0
 
 
 @pytest.mark.parametrize("scale", [1, 3])
 def test_a_strip_between_two_prompts(run, script, scale):
     def drawn(*flags) -> np.ndarray:
-        words = ["--checkpoint", run, "--steps", 2, "--interpolate", "--num-images", 3]
+        words = [
+            "--checkpoint",
+            run / "model_final.pt",
+            "--steps",
+            2,
+            "--interpolate",
+            "--num-images",
+            3,
+        ]
         words += ["--output", "a.npz", "--guidance-scale", scale]
         result = script("sample", *words, *flags)
         assert result.code == 0, result.err
@@ -444,7 +462,7 @@ def test_a_mixture_of_two_predictions():
 def test_prompts_that_cannot_be_drawn(run, script, flags, message):
     Path("empty.txt").write_text("\n")
     Path("latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
-    result = script("sample", "--checkpoint", run, *flags)
+    result = script("sample", "--checkpoint", run / "model_final.pt", *flags)
     assert result.code in (1, 2)
     assert message in result.err
     assert len(result.err.strip().splitlines()) <= 3

@@ -29,11 +29,11 @@ FEW = ("--multipliers", 1, "--patch-size", 2)  # fewer weights, at fewer resolut
 
 
 def test_overfits_one_batch():
-    trainer = trainer_of("--channels", 16, "--warmup-steps", 0)
+    trainer = trainer_of("--channels", 16, *FEW, "--warmup-steps", 0)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         trainer.step %= 2  # the same two draws of t and noise, again and again
-        losses.append(trainer.train_step(IMAGES, None, lr=3e-3)[0].item())
+        losses.append(trainer.train_step(IMAGES, None, lr=1e-2)[0].item())
     assert sum(losses[-2:]) < 0.12 * sum(losses[:2])
 
 
@@ -67,16 +67,15 @@ def saved_bytes():
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
-@pytest.mark.parametrize(
-    "flags", [("--precision", "bf16"), ("--class-conditional", "--grad-accum", 2)]
-)
-def test_recomputed_blocks_train_to_the_same_bits(name, flags):
+def test_recomputed_blocks_train_to_the_same_bits(name):
     dataset = "digits" if MODELS[name].kind == "images" else "moons"
-    flags = [*flags, "--model", name, "--dataset", dataset]
+    flags = ["--model", name, "--dataset", dataset, "--precision", "bf16"]
+    flags += ["--class-conditional", "--grad-accum", 2]
     flags += [] if name == "naive_unet" else ["--dropout", 0.2]
+    flags += ["--blocks", 1] if name == "unet2d" else []
     plain, recomputing = trainer_of(*flags), trainer_of(*flags, "--grad-checkpoint")
     data = load_dataset(dataset)
-    condition = Condition(data.labels[:16]) if "--class-conditional" in flags else None
+    condition = Condition(data.labels[:16])
     kept = {}
     for _ in range(3):  # the head starts at zero: blocks learn from the second step on
         for trainer in (plain, recomputing):
@@ -106,13 +105,10 @@ def test_bf16_has_almost_the_loss_of_fp32():
 
 def test_compiled_networks_take_the_same_steps():
     """The default backend takes a minute to build kernels; this one captures the same graph."""
-    expected = trainer_of(*FEW)
-    compiled, recomputing = trainer_of(*FEW), trainer_of(*FEW, "--grad-checkpoint")
-    for trainer in (compiled, recomputing):
-        trainer.network = torch.compile(trainer.model, backend="aot_eager")
+    expected, recomputing = trainer_of(*FEW), trainer_of(*FEW, "--grad-checkpoint")
+    recomputing.network = torch.compile(recomputing.model, backend="aot_eager")
     for _ in range(2):
         loss = expected.train_step(IMAGES, None, 1e-3)
-        assert_close(compiled.train_step(IMAGES, None, 1e-3), loss, rtol=1e-3, atol=1e-3)
         assert_close(recomputing.train_step(IMAGES, None, 1e-3), loss, rtol=1e-3, atol=1e-3)
 
 
@@ -276,8 +272,8 @@ def test_every_schedule_and_prediction_learns(schedule, prediction):
         return (denoise(x_t, level)[0] - x_0).square().mean().item()
 
     before = error()
-    for _ in range(20):
-        trainer.train_step(IMAGES, None, lr=4e-3)
+    for _ in range(8):
+        trainer.train_step(IMAGES, None, lr=1e-2)
     assert error() < 0.95 * before
 
 

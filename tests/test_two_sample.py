@@ -56,8 +56,8 @@ def test_grey_levels_are_compared():
 
 def test_images_that_differ_are_told_apart_and_others_are_not(digits, monkeypatch):
     monkeypatch.setattr(two_sample, "SEEDS", 1)
-    monkeypatch.setattr(two_sample, "STEPS", 60)
-    almost_black = digits.train.items[:600].clone()
+    monkeypatch.setattr(two_sample, "STEPS", 50)
+    almost_black = digits.train.items[:400].clone()
     almost_black[almost_black == 0] = 15  # black, among 16 levels
     test = two_sample_test([almost_black], digits, CPU)
     raw, levels = test.measures["auc"], test.measures["auc_16_levels"]
