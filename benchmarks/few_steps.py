@@ -132,7 +132,7 @@ def drawn_pairs(args, folder: Path) -> tuple[Path, float]:
     flags = ["--checkpoint", str(args.teacher.resolve()), "--num-images", str(args.pairs)]
     flags += ["--steps", "20", "--sampler", "dpmpp_2m", "--pairs", "--output", str(path)]
     flags += ["--guidance-scale", str(args.guidance)] if args.guidance != 1 else []
-    called("sample.py", *flags, "--batch-size", "250", "--overwrite")
+    called("sample.py", *flags, "--batch-size", "250")
     return path, time.monotonic() - start
 
 

@@ -107,7 +107,10 @@ RECIPES = {  # changed flags make a row outdated
         "--dataset avatars --max-minutes 30 --sample-interval 0", BY_PROMPT, metrics=PROMPTS
     ),
     "avatars, 60 minutes": Recipe(
-        "--dataset avatars --max-minutes 60 --sample-interval 0",
+        "--dataset avatars --max-minutes 60 --sample-interval 0", BY_PROMPT, metrics=PROMPTS
+    ),
+    "avatars, 14,915 steps": Recipe(  # an hour of two cores
+        "--dataset avatars --max-steps 14915 --sample-interval 0",
         BY_PROMPT,
         "avatars",
         metrics=PROMPTS,
