@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +21,9 @@ import two_processes
 from checkpoints.checkpoint import load_checkpoint
 from cli import process
 from cli.training import TRAIN
-from conftest import TINY
+from conftest import ROOT, TINY
 from models import MODELS
-from processes import Processes, run_torchrun, run_train
+from processes import TIMEOUT, Processes, run_torchrun, run_train
 from runs import assert_same_training, wait_for
 from training import resume
 from training.log import read_metrics
@@ -164,6 +165,24 @@ def test_a_signal_to_one_process_stops_both(tmp_path):
     job.all[1].terminate()
     assert job.wait() == [143, 143]
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "interrupted.pt")["step"] > 0
+
+
+def test_the_command_of_the_readme_trains_with_two_processes(tmp_path):
+    """All other jobs of these tests are forks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    flags = [*TINY, "--multipliers", "1", "--max-steps", "2", "--output-dir", "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, str(ROOT / "train.py"), *flags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert result.returncode == 0, result.stderr
+    saved = load_checkpoint(tmp_path / "run" / "model_final.pt")
+    assert (saved["step"], saved["config"]["train"]["processes"]) == (2, 2)
 
 
 @contextmanager
