@@ -31,6 +31,8 @@ from visuals.pictures import save_picture
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests run in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 activity.AFTER = 1e6  # on a slow machine, messages would be other than on a fast one
 

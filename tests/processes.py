@@ -69,9 +69,8 @@ def fork_and_serve(_: bytes, command: list[str], passed: list[int]) -> int:
     set up while pytest captured stderr, must not write to a new file of the same number.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # pytest-xdist has a thread, which reads
+        # Of the thread of pytest-xdist, which only reads.
+        warnings.simplefilter("ignore", DeprecationWarning)
         number = os.fork()
     if number:
         return number
@@ -81,6 +80,7 @@ def fork_and_serve(_: bytes, command: list[str], passed: list[int]) -> int:
         for file in map(int, os.listdir("/proc/self/fd")):
             if file > 2 and file not in (*passed, nowhere):
                 os.dup2(nowhere, file, inheritable=False)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has others, of other files
         torch.set_num_threads(1)
         gc.freeze()
         exec(command[-1])
