@@ -25,8 +25,12 @@ class NearCopies(NamedTuple):
 
     @property
     def threshold(self) -> float:
-        """The distance below which an image is a near-copy; a fraction `RARE` of held-out is."""
-        return self.held_out.quantile(RARE).item()
+        """The distance below which an image is a near-copy; a fraction `RARE` of held-out is.
+
+        Held-out images that equal a training image do not count: the data have them twice.
+        """
+        different = self.held_out[self.held_out > 0]
+        return (different if len(different) else self.held_out).quantile(RARE).item()
 
     @property
     def fraction(self) -> float:

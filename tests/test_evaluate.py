@@ -157,6 +157,10 @@ def test_near_copies_are_found(real):
     assert found.fraction == pytest.approx(0.2, abs=0.02)
     assert (found.distances[:40] < 3).all()
     assert found.record()["near_copies"] == found.fraction
+    # Images that the data have twice do not make every threshold 0.
+    twice = torch.cat([held_out, train[100:110]])
+    assert find_near_copies(generated, train, twice).fraction == found.fraction
+    assert find_near_copies(generated, train, train[:10]).fraction == 0
 
 
 def test_new_images_are_not_near_copies(real):
