@@ -158,9 +158,10 @@ def common(args) -> list[str]:
     return ["--data-dir", args.data_dir, "--batch-size", "250", "--precision", "bf16"]
 
 
-def seconds(cell: Cell) -> float:
-    """The time to sample 64 images, the better of two."""
-    options = dict(num_images=64, **options_of(cell))
+def seconds(args, cell: Cell) -> float:
+    """The time to sample 64 images or points, the better of two."""
+    precision = "fp32" if args.dataset else "bf16"
+    options = dict(num_images=64, precision=precision, **options_of(cell))
     return min([sampled(cell.checkpoint, **options)[2] for _ in range(3)][1:])
 
 
@@ -209,7 +210,8 @@ def main() -> None:
     args = parser.parse_args()
     args.train = [word for words in args.train for word in words.split()]
     data = load_checkpoint(args.teacher)["config"]["data"]
-    args.dataset = data["dataset"] if kind_of(item_shape(data)) == "points" else None
+    points = kind_of(item_shape(data)) == "points"
+    args.dataset = data["dataset"] if points else None  # of the points that are measured
     folder = args.output_dir / f"few_steps_{args.teacher.resolve().parent.name}_{args.teacher.stem}"
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
@@ -225,7 +227,7 @@ def main() -> None:
                 continue
             report = measured(args, cell, folder)
             row = {"way": way, "calls": calls, "flags": cell.flags, "minutes": args.minutes}
-            append_row(results, {**row, "seconds": seconds(cell), "report": report})
+            append_row(results, {**row, "seconds": seconds(args, cell), "report": report})
             text = table(read_rows(results))
             save_whole(folder / "table.md", lambda path, text=text: path.write_text(text))
             print(text, flush=True)
