@@ -162,7 +162,7 @@ def counts_of(data: Data) -> list[int]:
 
 
 def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
-    """The share of images of which an attribute is read as it is, by its name."""
+    """The share of images of which an attribute is read correctly, by its name."""
     right = reader.read(data.items)[0].codes == data.attributes.codes
     return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
 
