@@ -287,6 +287,9 @@ class GaussianDiffusion(nn.Module):
 class Denoiser:
     """A network as a function (x_t, level) -> (x_0, eps), without gradients.
 
+    x_0 is the mean of the clean data that x_t may be; for a mean flow, it is where the average
+    velocity leads from x_t, which is a sample.
+
     `eps` is computed from the clipped x_0, so that both are consistent with x_t. `calls` counts the
     calls of the network, and `seen` is the last predicted x_0.
 
@@ -336,6 +339,7 @@ class Denoiser:
         self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
         self.negative, self.steering, self.blend = negative, steering, blend
         self.nearest = diffusion.nearest
+        self.is_mean_flow = getattr(model, "span", None) is not None
         self.calls, self.seen = 0, None
 
     @torch.no_grad()
@@ -407,7 +411,12 @@ class Denoiser:
 
     def conditional(self, x_in: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction for the condition, and the fraction of the learned variance."""
-        out = self.predict(self.model, x_in, t, self.condition)
+        condition = self.condition
+        if self.is_mean_flow:  # the velocity is averaged all the way to clean data
+            diffusion = self.diffusion
+            _, time = flow_time(diffusion.sigma_data * diffusion.alpha, diffusion.sigma)  # (T,)
+            condition = replace(condition or Condition(), span=time[t])
+        out = self.predict(self.model, x_in, t, condition)
         if self.blend is not None:
             other, share = self.blend
             share = share.view(-1, *[1] * (out.ndim - 1))

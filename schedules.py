@@ -173,12 +173,19 @@ def karras(ratio: Tensor, steps: int) -> Tensor:
     return nearest_index(ratio, torch.linspace(top, ratio[0] ** (1 / RHO), steps) ** RHO)
 
 
+def upper(ratio: Tensor, steps: int) -> Tensor:
+    """Evenly, from T-1 down to 0.6 T, for samplers that go to clean data in each step: less noise
+    would leave their errors in place."""
+    return len(ratio) * torch.linspace(1, 0.6, steps, dtype=torch.float64) - 1
+
+
 SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "trailing": trailing,
     "leading": leading,
     "quadratic": quadratic_spacing,
     "uniform-logsnr": uniform_logsnr,
     "karras": karras,
+    "upper": upper,
 }
 
 

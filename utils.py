@@ -107,6 +107,8 @@ def describe(device: torch.device, precision: str, *, threads: bool = True) -> s
     """A line that describes the device: "cpu, 2 threads, bf16", or without its threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
+    if device.type == "cpu" and precision == "bf16" and not has_native_bf16(device):
+        precision += " (slow on this processor, where --precision auto is fp32)"
     if device.type == "cpu" and threads:
         return f"cpu, {count_of_threads(torch.get_num_threads())}, {precision}"
     return f"{device.type}, {precision}"

@@ -24,12 +24,18 @@ from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage, derive_seed, pick, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
-# The usual sampler of a tuned network; one of reflow can be drawn with any.
-TUNED = {"consistency": "consistency", "distill": "ddim", "meanflow": "meanflow", "reflow": "euler"}
+# The samplers of a tuned network, the usual one first; one of reflow can be drawn with any.
+TUNED = {
+    "consistency": ("consistency",),
+    "distill": ("ddim",),
+    "meanflow": ("consistency", "meanflow"),
+    "reflow": ("euler",),
+}
 STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; other samplers: 20
 STEPS |= {"consistency": 2, "meanflow": 2}
 STRAIGHT = {"reflow": 4}  # default steps of networks with straight trajectories
-SPACING = {"heun": "karras"}  # default; others: trailing, with first steps too long for Heun
+# default; others: trailing, with first steps too long for Heun
+SPACING = {"heun": "karras", "consistency": "upper"}
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
 
@@ -225,16 +231,17 @@ def require_untuned(request: SamplingRequest, config: dict) -> None:
     tune = config.get("train", {}).get("tune")
     if not is_few_step(config):
         if request.sampler in OF_TUNED:
+            fitting = " and ".join(name for name in TUNED if request.sampler in TUNED[name])
             raise ValueError(
-                f"--sampler {request.sampler} is for networks of train.py --tune "
-                f"{request.sampler}; an ordinary one predicts the mean of all images that a noisy "
-                "one may be, which is blurred"
+                f"--sampler {request.sampler} is for networks of train.py --tune {fitting}; an "
+                "ordinary one predicts the mean of all images that a noisy one may be, which is "
+                "blurred"
             )
         return
-    if request.sampler not in ("auto", TUNED[tune]):
+    if request.sampler not in ("auto", *TUNED[tune]):
         raise ValueError(
             f"--sampler {request.sampler}: this network is tuned to draw in few steps by "
-            f"--sampler {TUNED[tune]} alone"
+            f"--sampler {' or '.join(TUNED[tune])} alone"
         )
     if request.mode in ("inpaint", "invert"):
         raise ValueError(f"--{request.mode} needs a network that is not tuned")
@@ -267,14 +274,15 @@ def require_untuned_network(config: dict, what: str) -> None:
 
 def default_sampler(config: dict) -> str:
     """The sampler that fits a checkpoint best."""
-    return TUNED.get(config.get("train", {}).get("tune"), AUTO)
+    return TUNED.get(config.get("train", {}).get("tune"), [AUTO])[0]
 
 
 def default_steps(config: dict, steps: int) -> int:
     """A number of steps for the default sampler: `steps`, or what a tuned network needs."""
     if (tune := config.get("train", {}).get("tune")) is None:
         return steps
-    return config.get("train", {}).get("student_steps") or STRAIGHT.get(tune) or STEPS[TUNED[tune]]
+    usual = STRAIGHT.get(tune) or STEPS[TUNED[tune][0]]
+    return config.get("train", {}).get("student_steps") or usual
 
 
 def choose_sampler(
@@ -288,7 +296,8 @@ def choose_sampler(
     if name == "auto":
         smooth = request.interpolate or request.pairs
         name = "ddim" if request.invert else "dpmpp_2m" if smooth else AUTO
-        name = TUNED.get(config.get("train", {}).get("tune"), name)
+        own = TUNED.get(config.get("train", {}).get("tune"), [name])
+        name = own[-1] if smooth else own[0]  # the last one of each adds no noise, if one does not
     if request.inpaint and request.sampler not in ("auto", "ddpm"):
         raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
     name = "ddpm" if request.inpaint else name

@@ -63,7 +63,7 @@ CLASSES = f"{SAMPLE} {{reference}}/classes/out/model_final.pt"
 SHIPPED = f"{SAMPLE} {{tree}}/weights/NAME.safetensors --guidance-scale 1.3 --num-images 16"
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc")
 SAMPLERS += ("ipndm", "gamma")
-SPACINGS = ("trailing", "leading", "quadratic", "uniform-logsnr", "karras")
+SPACINGS = ("trailing", "leading", "quadratic", "uniform-logsnr", "karras", "upper")
 
 RUNS = {  # commands, each run in a folder of its own
     "unet-muon": [TRAIN, OWN],

@@ -376,6 +376,8 @@ def test_each_spacing_is_even_in_its_own_quantity():
     assert [level.t for level in noisy_levels("trailing")] == [*range(999, 0, -100)]
     assert [level.t for level in noisy_levels("leading")] == [*range(900, -1, -100)]
     assert [level.t for level in noisy_levels("quadratic")][::9] == [999, 0]
+    assert [level.t for level in diffusion.levels(5, "upper")] == [999, 899, 799, 699, 599, -1]
+    assert [level.t for level in diffusion.levels(1, "upper")] == [999, -1]
     roots = torch.tensor([math.sqrt(level.t) for level in noisy_levels("quadratic")])
     assert_close(roots.diff(), torch.full((9,), -math.sqrt(999) / 9), rtol=0, atol=0.5)
     lam = torch.tensor([level.log_ratio for level in noisy_levels("uniform-logsnr")])

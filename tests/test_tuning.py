@@ -203,6 +203,8 @@ def spread(time: Tensor) -> Tensor:
 class AverageVelocity(nn.Module):
     """The average velocity of Gaussian data in closed form: their flow is affine."""
 
+    span = "in the condition"
+
     def __init__(self, diffusion: GaussianDiffusion):
         super().__init__()
         self.diffusion = diffusion
@@ -282,6 +284,17 @@ def test_the_sampler_of_mean_flows_is_exact_in_any_number_of_steps(steps):
     assert_close(
         x_0, gaussian_step(x, alpha.double(), sigma.double(), MEAN, STD), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("level", [0, 300, 999])
+def test_a_mean_flow_leads_to_the_end_of_the_trajectory_from_every_level(level):
+    diffusion = GaussianDiffusion("cosine", 1000, "flow", clip=False).double()
+    denoise, level = diffusion.denoiser(AverageVelocity(diffusion)), diffusion._levels[level]
+    x = torch.randn(50, 2, dtype=torch.float64)
+    alpha, sigma = (torch.tensor([value]).double() for value in (level.alpha, level.sigma))
+    x_0, eps = denoise(x, level)
+    assert_close(x_0, gaussian_step(x, alpha, sigma, MEAN, STD), atol=1e-5, rtol=0)
+    assert_close(level.alpha * x_0 + level.sigma * eps, x)
 
 
 def test_guidance_by_a_teacher_shifts_where_the_way_leads():
@@ -445,7 +458,7 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     drawn = script("sample", "--checkpoint", "straight/model_final.pt", "--num-images", "4")
     assert drawn.code == 0, drawn.err
     expected = {"consistency": "consistency, 2 steps", "distill": "ddim, 1 step"}
-    expected |= {"meanflow": "meanflow, 2 steps"}
+    expected |= {"meanflow": "consistency, 2 steps"}
     assert expected[tune] in drawn.out
     if tune == "distill":
         new = load_checkpoint(teacher)["ema"]

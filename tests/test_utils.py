@@ -15,6 +15,7 @@ from utils import (
     choose_device,
     choose_precision,
     derive_seed,
+    describe,
     keep_freed_memory,
     set_deterministic,
 )
@@ -81,6 +82,7 @@ def test_automatic_precision_needs_native_and_fast_bf16(monkeypatch):
         monkeypatch.setattr(utils, "has_native_bf16", lambda device, native=native: native)
         monkeypatch.setattr(utils, "bf16_is_slow", lambda slow=slow: slow)
         assert choose_precision("auto", CPU) == expected
+        assert ("slow" in describe(CPU, "bf16")) == (not native)
     assert choose_precision("bf16", CPU) == "bf16"
     with pytest.raises(ValueError, match="fp16 needs a CUDA GPU"):
         choose_precision("fp16", CPU)
