@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import ROOT, append_row, command_line, read_rows, sampled
+from benchmarks.common import ROOT, command_line, read_rows, sampled
 from checkpoints.checkpoint import load_checkpoint
 from dataset.items import item_shape, kind_of
 from evaluation.points import point_distances
@@ -70,11 +70,20 @@ def chosen_by(args, cell: Cell, folder: Path) -> float:
     return distance_of(report)["mean"]
 
 
-def measured(args, cell: Cell, folder: Path) -> dict:
+def missing(args, calls: int, report: dict) -> list[str]:
+    """The measures that a report lacks."""
+    wanted = ["energy_distance"] if args.dataset else ["classifier"]
+    if calls in args.two_sample and not args.dataset:
+        wanted.append("two_sample")
+    return [name for name in wanted if name not in report]
+
+
+def measured(args, cell: Cell, folder: Path, measures: list[str]) -> dict:
     """The report of a cell, for three sets."""
     if args.dataset:
         return {"energy_distance": measured_points(cell, args.dataset, seeds=[0, 1, 2])}
-    return evaluated(cell, folder, ["--metrics", *args.metrics, *common(args)])
+    names = [name.replace("_", "-") for name in measures]
+    return evaluated(cell, folder, ["--metrics", *names, *common(args)])
 
 
 def measured_points(cell: Cell, dataset: str, seeds: list[int]) -> dict:
@@ -155,12 +164,12 @@ def of_tuned(way: str, run: Path, calls: int) -> Cell | None:
 
 
 def common(args) -> list[str]:
-    return ["--data-dir", args.data_dir, "--batch-size", "250", "--precision", "bf16"]
+    return ["--data-dir", args.data_dir, "--batch-size", "250", "--precision", "auto"]
 
 
 def seconds(args, cell: Cell) -> float:
     """The time to sample 64 images or points, the better of two."""
-    precision = "fp32" if args.dataset else "bf16"
+    precision = "fp32" if args.dataset else "auto"
     options = dict(num_images=64, precision=precision, **options_of(cell))
     return min([sampled(cell.checkpoint, **options)[2] for _ in range(3)][1:])
 
@@ -204,7 +213,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of tuning in each way")
     parser.add_argument("--only", nargs="+", choices=[TEACHER, *WAYS], default=[TEACHER, *WAYS])
     parser.add_argument("--calls", nargs="+", type=int, default=list(CALLS))
-    parser.add_argument("--metrics", nargs="+", default=["classifier", "two-sample"])
+    parser.add_argument(
+        "--two-sample", nargs="*", type=int, default=[2], metavar="CALLS",
+        help="calls with the two-sample test, which takes minutes",
+    )  # fmt: skip
     parser.add_argument("--pairs", type=int, default=8192, help="of noise and sample, for reflow")
     parser.add_argument("--train", nargs="+", default=[], help="more flags of train.py, quoted")
     args = parser.parse_args()
@@ -217,20 +229,35 @@ def main() -> None:
     results = folder / "results.jsonl"
     for way in args.only:
         for calls in args.calls:
-            if (way, calls) in {(row["way"], row["calls"]) for row in read_rows(results)}:
+            rows = {(row["way"], row["calls"]): row for row in read_rows(results)}
+            row = rows.get((way, calls))
+            lacking = missing(args, calls, row["report"] if row else {})
+            if not lacking:
                 continue
-            if way == TEACHER:
-                cell = of_teacher(args, calls, folder)
-            else:
-                cell = of_tuned(way, tuned_run(args, way, folder), calls)
-            if cell is None:
+            if row is None:
+                row = new_row(args, way, calls, folder)
+            if row is None:
                 continue
-            report = measured(args, cell, folder)
-            row = {"way": way, "calls": calls, "flags": cell.flags, "minutes": args.minutes}
-            append_row(results, {**row, "seconds": seconds(args, cell), "report": report})
-            text = table(read_rows(results))
+            cell = Cell(way, calls, Path(row["checkpoint"]), row["flags"])
+            row["report"] |= measured(args, cell, folder, lacking)
+            rows[way, calls] = row
+            lines = "".join(f"{json.dumps(row)}\n" for row in rows.values())
+            save_whole(results, lambda path, lines=lines: path.write_text(lines))
+            text = table(list(rows.values()))
             save_whole(folder / "table.md", lambda path, text=text: path.write_text(text))
             print(text, flush=True)
+
+
+def new_row(args, way: str, calls: int, folder: Path) -> dict | None:
+    """The row of a cell, without measures; None if no network was tuned for so many calls."""
+    if way == TEACHER:
+        cell = of_teacher(args, calls, folder)
+    else:
+        cell = of_tuned(way, tuned_run(args, way, folder), calls)
+    if cell is None:
+        return None
+    row = {"way": way, "calls": calls, "checkpoint": str(cell.checkpoint), "flags": cell.flags}
+    return {**row, "minutes": args.minutes, "seconds": seconds(args, cell), "report": {}}
 
 
 if __name__ == "__main__":

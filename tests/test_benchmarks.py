@@ -475,6 +475,15 @@ def test_a_distilled_network_is_looked_up_by_the_steps_that_it_learned(monkeypat
     assert cell.flags == ["--steps", "2"]
 
 
+def test_only_measures_that_a_report_lacks_are_made():
+    images = SimpleNamespace(dataset=None, two_sample=[2])
+    assert few_steps.missing(images, 2, {}) == ["classifier", "two_sample"]
+    assert few_steps.missing(images, 2, {"classifier": {}}) == ["two_sample"]
+    assert few_steps.missing(images, 1, {"classifier": {}}) == []
+    points = SimpleNamespace(dataset="moons", two_sample=[2])
+    assert few_steps.missing(points, 2, {}) == ["energy_distance"]
+
+
 def test_tables_of_few_steps_and_large_images():
     fid = {"mean": 2.0, "ratio": 4.0, "values": [1.5, 2.5], "floor_values": [0.5], "floor": 0.5}
     close = {"precision": {"mean": 0.9}, "recall": {"mean": 0.8}}

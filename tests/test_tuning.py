@@ -460,6 +460,10 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     expected = {"consistency": "consistency, 2 steps", "distill": "ddim, 1 step"}
     expected |= {"meanflow": "consistency, 2 steps"}
     assert expected[tune] in drawn.out
+    if tune == "meanflow":
+        for flags in (["--sampler", "meanflow"], ["--interpolate"]):  # without fresh noise
+            drawn = script("sample", "--checkpoint", "straight/model_final.pt", *flags)
+            assert "meanflow, 2 steps" in drawn.out, drawn.err
     if tune == "distill":
         new = load_checkpoint(teacher)["ema"]
         assert not all(torch.equal(new[name], w) for name, w in a["teacher"].items())
