@@ -339,7 +339,7 @@ class Denoiser:
         self.rescale, self.guide, self.precision = guidance_rescale, guide, precision
         self.negative, self.steering, self.blend = negative, steering, blend
         self.nearest = diffusion.nearest
-        self.is_mean_flow = getattr(model, "span", None) is not None
+        self.is_mean_flow = getattr(model, "average_velocity", False) is True
         self.calls, self.seen = 0, None
 
     @torch.no_grad()

@@ -82,6 +82,7 @@ class DiT(nn.Module):
             raise ValueError("blocks must be at least 1, and dropout lie in [0, 1)")
         self.patch_size, self.num_classes = patch_size, num_classes
         pixels = image_channels * patch_size**2
+        self.average_velocity = average_velocity
         self.time = time_embedding(channels, smooth=average_velocity)
         self.span = span_embedding(channels) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None

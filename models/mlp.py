@@ -39,6 +39,7 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.num_classes = num_classes
+        self.average_velocity = average_velocity
         self.time = time_embedding(channels, smooth=average_velocity)
         self.span = span_embedding(channels) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None

@@ -99,6 +99,7 @@ class UNet(nn.Module):
         patch_channels = image_channels * patch_size**2
         embedding = 256
 
+        self.average_velocity = average_velocity
         self.time = time_embedding(embedding, smooth=average_velocity)
         self.span = span_embedding(embedding) if average_velocity else None
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None

@@ -35,7 +35,7 @@ STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; o
 STEPS |= {"consistency": 2, "meanflow": 2}
 STRAIGHT = {"reflow": 4}  # default steps of networks with straight trajectories
 # default; others: trailing, with first steps too long for Heun
-SPACING = {"heun": "karras", "consistency": "upper"}
+SPACING = {"heun": "karras", "consistency": "upper", "meanflow": "upper"}
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
 

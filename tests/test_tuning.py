@@ -203,7 +203,7 @@ def spread(time: Tensor) -> Tensor:
 class AverageVelocity(nn.Module):
     """The average velocity of Gaussian data in closed form: their flow is affine."""
 
-    span = "in the condition"
+    average_velocity = True
 
     def __init__(self, diffusion: GaussianDiffusion):
         super().__init__()
