@@ -35,12 +35,15 @@ function rounded(x) {
   return below % 2 ? below + 1 : below;
 }
 
-// GaussianDiffusion.levels with the spacing "trailing" (Lin et al. 2023, table 2)
-function levelsOf(process, steps) {
+// GaussianDiffusion.levels with the sampler's spacing: "upper" for consistency, and "trailing" (Lin
+// et al. 2023, table 2) for the others
+function levelsOf(process, steps, sampler) {
   const total = process.alpha.length;
   const levels = [];
   for (let i = 0; i < steps; i++) {
-    const t = rounded((total * (steps - i)) / steps - 1);
+    const trailing = (total * (steps - i)) / steps;
+    const upper = steps > 1 ? total * (1 - (0.4 * i) / (steps - 1)) : total;
+    const t = rounded((sampler === "consistency" ? upper : trailing) - 1);
     levels.push({ t, alpha: process.alpha[t], sigma: process.sigma[t] });
   }
   return [...levels, CLEAN];
@@ -236,7 +239,7 @@ function* draw(process, predict, shape, request) {
   const size = shape.dim ?? shape.channels * shape.height * shape.width;
   const stream = (seed) => noisePerImage(seed, request.index ?? 0, request.count ?? 1, size);
   const noise = stream(request.seed);
-  let levels = levelsOf(process, request.steps);
+  let levels = levelsOf(process, request.steps, request.sampler);
   let first = noise();
   if (request.other !== undefined) first = slerp(first, stream(request.other)(), request.share);
   if (request.start) {
