@@ -35,7 +35,7 @@ STEPS = {"ddpm": 100, "dpmpp_2m_sde": 50, "ddim": 50, "euler": 50}  # default; o
 STEPS |= {"consistency": 2, "meanflow": 2}
 STRAIGHT = {"reflow": 4}  # default steps of networks with straight trajectories
 # default; others: trailing, with first steps too long for Heun
-SPACING = {"heun": "karras", "consistency": "upper", "meanflow": "upper"}
+SPACING = {"heun": "karras", "consistency": "upper"}
 MAX_PIXELS = 64 * 64 * 64  # of the images of a batch by default
 
 
@@ -274,7 +274,16 @@ def require_untuned_network(config: dict, what: str) -> None:
 
 def default_sampler(config: dict) -> str:
     """The sampler that fits a checkpoint best."""
-    return TUNED.get(config.get("train", {}).get("tune"), [AUTO])[0]
+    return (*own_samplers(config), AUTO)[0]
+
+
+def own_samplers(config: dict) -> tuple[str, ...]:
+    """The samplers of a tuned network, the usual one first; none for an ordinary one.
+
+    Fresh noise improves images by mean flows, and not points.
+    """
+    names = TUNED.get(config.get("train", {}).get("tune"), ())
+    return names[::-1] if kind_of(item_shape(config["data"])) == "points" else names
 
 
 def default_steps(config: dict, steps: int) -> int:
@@ -296,8 +305,8 @@ def choose_sampler(
     if name == "auto":
         smooth = request.interpolate or request.pairs
         name = "ddim" if request.invert else "dpmpp_2m" if smooth else AUTO
-        own = TUNED.get(config.get("train", {}).get("tune"), [name])
-        name = own[-1] if smooth else own[0]  # the last one of each adds no noise, if one does not
+        own = own_samplers(config) or (name,)
+        name = "meanflow" if smooth and "meanflow" in own else own[0]
     if request.inpaint and request.sampler not in ("auto", "ddpm"):
         raise ValueError(f"--inpaint uses ddpm, not --sampler {request.sampler}")
     name = "ddpm" if request.inpaint else name

@@ -28,6 +28,7 @@ from objectives import (
 )
 from runs import assert_same_training
 from samplers import SAMPLERS, generate
+from sampling.plan import default_sampler
 from training import tuning
 from training.config import make_config, with_defaults
 from training.objective import NoisyBatch
@@ -295,6 +296,13 @@ def test_a_mean_flow_leads_to_the_end_of_the_trajectory_from_every_level(level):
     x_0, eps = denoise(x, level)
     assert_close(x_0, gaussian_step(x, alpha, sigma, MEAN, STD), atol=1e-5, rtol=0)
     assert_close(level.alpha * x_0 + level.sigma * eps, x)
+
+
+def test_mean_flows_draw_images_with_fresh_noise_and_points_without():
+    images, points = {"image_size": 8, "image_channels": 1}, {"dim": 2}
+    for data, expected in [(images, "consistency"), (points, "meanflow")]:
+        for tune, sampler in [("meanflow", expected), ("consistency", "consistency")]:
+            assert default_sampler({"data": data, "train": {"tune": tune}}) == sampler
 
 
 def test_guidance_by_a_teacher_shifts_where_the_way_leads():
