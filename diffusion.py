@@ -340,6 +340,7 @@ class Denoiser:
         self.negative, self.steering, self.blend = negative, steering, blend
         self.nearest = diffusion.nearest
         self.is_mean_flow = getattr(model, "average_velocity", False) is True
+        _, self.time = flow_time(diffusion.sigma_data * diffusion.alpha, diffusion.sigma)  # (T,)
         self.calls, self.seen = 0, None
 
     @torch.no_grad()
@@ -413,9 +414,7 @@ class Denoiser:
         """The prediction for the condition, and the fraction of the learned variance."""
         condition = self.condition
         if self.is_mean_flow:  # the velocity is averaged all the way to clean data
-            diffusion = self.diffusion
-            _, time = flow_time(diffusion.sigma_data * diffusion.alpha, diffusion.sigma)  # (T,)
-            condition = replace(condition or Condition(), span=time[t])
+            condition = replace(condition or Condition(), span=self.time[t])
         out = self.predict(self.model, x_in, t, condition)
         if self.blend is not None:
             other, share = self.blend
