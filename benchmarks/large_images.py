@@ -2,6 +2,7 @@
 
     python benchmarks/large_images.py --minutes 60
     python benchmarks/large_images.py --minutes 60 --only pixels "latents, f4"
+    python benchmarks/large_images.py --size 64 --minutes 10 --only pixels "a transformer"
 
 Trains each way of `WAYS` on avatars; the minutes are those of all its models together, with the
 encoding of the data set. Then it draws avatars by held-out captions and measures them. In
@@ -33,12 +34,14 @@ from benchmarks.common import (
     real_images,
     sampled,
 )
-from dataset.items import to_unit
+from checkpoints.checkpoint import load_checkpoint
+from dataset.items import item_shape, to_unit
 from evaluation.attributes import attribute_reader
 from evaluation.measures import Measure, random_indices
 from evaluation.prompts import check_of, prompt_measures, unreadable
 from evaluation.real import RealData, subset
 from evaluation.super_resolution import bicubic
+from models import cost
 from training.log import read_metrics
 from utils import choose_device, save_whole
 from visuals.pictures import pictures_of, save_picture
@@ -61,7 +64,14 @@ PIXELS, ENCODED, REDUCED = "--batch-size 32", "--batch-size 16", "--batch-size 6
 PATCHES = "--patch-size 8 --prediction x_0"
 WAYS = {
     "pixels": {"model": Stage(f"--image-size {{size}} {PIXELS}", 1)},
+    "pixels, patches of 4": {"model": Stage(f"--image-size {{size}} --patch-size 4 {REDUCED}", 1)},
     "pixels, patches of 8": {"model": Stage(f"--image-size {{size}} {PATCHES} {REDUCED}", 1)},
+    "a narrow U-Net": {  # few channels where there are many pixels
+        "model": Stage(f"--image-size {{size}} --channels 32 --multipliers 1 2 4 {REDUCED}", 1)
+    },
+    "a transformer": {
+        "model": Stage(f"--image-size {{size}} --model dit --long-skips {PATCHES} {REDUCED}", 1)
+    },
     "latents, f4": {
         "autoencoder": Stage(
             f"--image-size {{size}} --model autoencoder --downsample 4 {ENCODED}", 1 / 3
@@ -153,6 +163,8 @@ def measured(
     rows[0] |= {"seconds": mean(each.seconds for each in drawn)}
     rows[0] |= {"memory": max(each.memory for each in drawn)}
     rows[0] |= {"stages": {stage: of_training(folders[stage]) for stage in folders}}
+    network = load_checkpoint(folders["model"] / "model_final.pt")["config"]["model"]
+    rows[0] |= dict(zip(("parameters", "flops"), cost(network, item_shape(network)), strict=True))
     return rows
 
 
@@ -165,18 +177,27 @@ def of_training(folder: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The results as a Markdown table."""
-    lines = ["| way | images/s in training | steps | reader-FID | floor | statements | exact match "
-             "| s an image | memory, MB |", "| --- " * 9 + "|"]  # fmt: skip
+    lines = ["| way | parameters | GFLOPs per image | images/s in training | steps | reader-FID "
+             "| floor | statements | exact match | precision, recall | s an image | memory, MB |",
+             "| --- " * 12 + "|"]  # fmt: skip
     for row in rows:
         stages = row.get("stages", {}).values()
         speeds = " + ".join(f"{each['images_per_second']:,.0f}" for each in stages)
         steps = " + ".join(f"{each['steps']:,}" for each in stages)
         fid = Measure(row["reader_fid"]["values"], row["reader_fid"]["floor_values"])
         low, high = min(fid.values), max(fid.values)
-        cells = [row["way"], speeds, steps, f"{mean(fid.values):.2f} ({low:.2f} to {high:.2f})"]
-        cells += [f"{mean(fid.floor):.2f}", f"{row['attribute_accuracy']['mean']:.3f}"]
-        cells += [f"{row['exact_match']['mean']:.3f}"]
-        cells += [f"{row['seconds']:.2f}", f"{row['memory']:,}"] if "seconds" in row else ["", ""]
+        drawn_by_network = "flops" in row  # not enlarged by interpolation
+        cells = [row["way"]]
+        cells += (
+            [f"{row['parameters']:,}", f"{row['flops'] / 1e9:.2f}"]
+            if drawn_by_network
+            else ["", ""]
+        )
+        cells += [speeds, steps]
+        cells += [f"{mean(fid.values):.2f} ({low:.2f} to {high:.2f})", f"{mean(fid.floor):.2f}"]
+        cells += [f"{row[key]['mean']:.3f}" for key in ("attribute_accuracy", "exact_match")]
+        cells += [f"{row['precision']['mean']:.2f}, {row['recall']['mean']:.2f}"]
+        cells += [f"{row['seconds']:.2f}", f"{row['memory']:,}"] if drawn_by_network else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -498,12 +498,13 @@ def test_tables_of_few_steps_and_large_images():
     assert {line.count("|") for line in lines + points} == {8}
 
     share = {"mean": 0.5, "floor": 1.0, "values": [0.5], "floor_values": [1.0]}
-    row = {"way": "pixels", "reader_fid": fid, "attribute_accuracy": share, "exact_match": share}
+    keys = ("attribute_accuracy", "exact_match", "precision", "recall")
+    row = {"way": "pixels", "reader_fid": fid, **dict.fromkeys(keys, share)}
     stages = {"model": {"images_per_second": 30.2, "steps": 1000, "seconds": 9}}
-    rows = [{**row, "stages": stages, "seconds": 0.5, "memory": 900}, {**row, "way": "bicubic"}]
-    lines = large_images.table(rows).splitlines()
-    assert lines[2].startswith("| pixels | 30 | 1,000 | 2.00 (1.50 to 2.50) | 0.50 | 0.500 | 0.500")
-    assert {line.count("|") for line in lines} == {10}
+    drawn = {"stages": stages, "parameters": 1234, "flops": 5e9, "seconds": 0.5, "memory": 900}
+    lines = large_images.table([row | drawn, {**row, "way": "bicubic"}]).splitlines()
+    assert lines[2].startswith("| pixels | 1,234 | 5.00 | 30 | 1,000 | 2.00 (1.50 to 2.50) | 0.50")
+    assert {line.count("|") for line in lines} == {13}
 
 
 def test_each_way_to_draw_large_images_has_flags_that_train_py_takes():
