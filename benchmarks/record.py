@@ -19,6 +19,7 @@ training is resumed, within the time that it had planned, unless the code has ch
 import json
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -57,6 +58,7 @@ class Recipe(NamedTuple):
     train: str  # flags of train.py
     draw: str = ""  # flags of sample.py and evaluate.py; {run}: the folder of the run
     weights: str = ""  # name in weights/ if it is published
+    guide: str = ""  # its snapshot that is published as NAME_guide, for --guide
     part: float | None = None  # minutes after which train.py is stopped and resumed
     needs_gpu: bool = False
     metrics: str = METRICS  # of evaluate.py, with its other flags for them
@@ -91,8 +93,9 @@ RECIPES = {  # changed flags make a row outdated
     ),
     "fashion_mnist, 60 minutes": Recipe(
         "--dataset fashion_mnist --preset laptop --max-minutes 60 --sample-interval 0",
-        "--steps 20",  # after an hour closer to the training images than with guidance
+        "--steps 20 --guide weights/fashion_mnist_guide.safetensors --guidance-scale 1.5",
         "fashion_mnist",
+        guide="step_002048",
     ),
     "cifar10, 60 minutes": Recipe(
         "--dataset cifar10 --preset laptop --max-minutes 60 --sample-interval 0", GUIDED
@@ -243,6 +246,9 @@ def run(name: str, work: Work, data_dir: str) -> dict:
         training["finished"] = True
         work.save()
 
+    if recipe.guide:
+        snapshot = folder / "snapshots" / f"{recipe.guide}.safetensors"
+        shutil.copyfile(snapshot, ROOT / "weights" / f"{recipe.weights}_guide.safetensors")
     checkpoint, report = folder / "model_final.pt", folder / "metrics.json"
     words = [word.format(run=folder) for word in shlex.split(recipe.draw)]
     draw = ["--checkpoint", str(checkpoint), *PRECISION, *words]
