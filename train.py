@@ -56,6 +56,7 @@ from training.session import session
 from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
 from training.teacher import (
     load_teacher,
+    use_guide,
     require_effect,
     require_tunable,
     use_weights,
@@ -149,6 +150,8 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 use_autoencoder(trainer, encoder)
             if teacher is not None or initial is not None:
                 use_weights(trainer, teacher or initial)
+            if teacher is not None and flags.teacher_guide is not None:
+                use_guide(trainer, flags.teacher_guide, teacher)
             parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             say(f"network: {flags.model}, {parameters:,} parameters")
             if checkpoint is not None:
@@ -241,7 +244,7 @@ def require_possible(flags: RunConfig, device: torch.device, precision: str) -> 
 def load_state(trainer: Trainer, checkpoint: dict) -> None:
     """Load a checkpoint into the trainer. Raises CheckpointError if it does not fit."""
     if "shards" not in checkpoint:
-        require_state(checkpoint, trainer.model, trainer.optimizers, trainer.teacher)
+        require_state(checkpoint, trainer.model, trainer.optimizers, trainer.frozen)
     trainer.load(checkpoint)
 
 

@@ -1,7 +1,8 @@
 """Few network calls: a teacher by its best sampler, and what --tune makes of it. Writes a table.
 
     python benchmarks/few_steps.py --teacher weights/mnist.safetensors --guidance 1.15
-    python benchmarks/few_steps.py --teacher weights/fashion_mnist.safetensors --minutes 10
+    python benchmarks/few_steps.py --teacher weights/fashion_mnist.safetensors \\
+        --guide weights/fashion_mnist_guide.safetensors --guidance 1.5
     python benchmarks/few_steps.py --teacher outputs/moons/model_final.pt --minutes 1 --pairs 20000
 
 Tunes the teacher in each way for some minutes, draws with 1, 2, 4 and 8 network calls, and measures
@@ -111,7 +112,7 @@ def of_teacher(args, calls: int, folder: Path) -> Cell:
             if steps < 1 or (steps == 1 and sampler != "ddim"):  # which are all the same then
                 continue
             flags = ["--sampler", sampler, "--steps", str(steps)]
-            flags += ["--guidance-scale", str(args.guidance)] if guided else []
+            flags += guidance(args) if guided else []
             cell = Cell(TEACHER, calls, args.teacher.resolve(), flags)
             candidates.append((chosen_by(args, cell, folder), cell))
     return min(candidates, key=lambda pair: pair[0])[1]
@@ -128,11 +129,17 @@ def tuned_run(args, way: str, folder: Path) -> Path:
         flags += ["--pairs", str(pairs)]
         minutes -= seconds / 60
     elif args.guidance != 1:
-        flags += ["--teacher-guidance", str(args.guidance)]
+        flags += guidance(args, "--teacher-guidance", "--teacher-guide")
     flags += ["--max-minutes", f"{minutes:g}", "--sample-interval", "0", "--overwrite"]
     flags += ["--data-dir", args.data_dir, "--output-dir", str(run), *args.train]
     called("train.py", *flags)
     return run
+
+
+def guidance(args, scale: str = "--guidance-scale", guide: str = "--guide") -> list[str]:
+    """The flags that guide the teacher."""
+    flags = [scale, str(args.guidance)]
+    return flags if args.guide is None else [*flags, guide, str(args.guide.resolve())]
 
 
 def drawn_pairs(args, folder: Path) -> tuple[Path, float]:
@@ -140,7 +147,7 @@ def drawn_pairs(args, folder: Path) -> tuple[Path, float]:
     path, start = folder / "pairs.npz", time.monotonic()
     flags = ["--checkpoint", str(args.teacher.resolve()), "--num-images", str(args.pairs)]
     flags += ["--steps", "20", "--sampler", "dpmpp_2m", "--pairs", "--output", str(path)]
-    flags += ["--guidance-scale", str(args.guidance)] if args.guidance != 1 else []
+    flags += guidance(args) if args.guidance != 1 else []
     called("sample.py", *flags, "--batch-size", "250")
     return path, time.monotonic() - start
 
@@ -210,6 +217,7 @@ def main() -> None:
     parser = command_line(__doc__, folders=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=1.15, help="scale of the teacher")
+    parser.add_argument("--guide", type=Path, help="weaker network that guides the teacher")
     parser.add_argument("--minutes", type=float, default=10, help="of tuning in each way")
     parser.add_argument("--only", nargs="+", choices=[TEACHER, *WAYS], default=[TEACHER, *WAYS])
     parser.add_argument("--calls", nargs="+", type=int, default=list(CALLS))

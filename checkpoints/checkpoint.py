@@ -19,7 +19,8 @@ ema               moving average of the weights; samples are drawn with it
 optimizer         state of each optimizer, by name
 scaler            state of the gradient scaler of fp16, or None
 averages          post-hoc averages of the weights (`averages`), by their length, if kept
-teacher           weights of the network that guides a tuning (`training.tuning`), if there is one
+teacher           weights of the network that is tuned (`training.tuning`), if there is one
+guide             weights of the network that guides the teacher, if there is one
 
 best.pt also has "validation_loss". A network of the user's own (`training.fit`), which
 `restore` takes as an argument, has the model {"name": "custom", "class": its class, "num_classes"}.
@@ -49,6 +50,8 @@ from checkpoints.seal import SealingFile
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils import UnknownName, memory_format, save_whole, size_text, unwrapped
+
+FROZEN = ("teacher", "guide")  # networks of a checkpoint that are not trained
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -81,9 +84,10 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
             require_types(checkpoint, CHECKPOINT_TYPES)
             require_tensors(checkpoint["model"])
             require_tensors(checkpoint["ema"])
-            require_types({"teacher": checkpoint.get("teacher", {})}, {"teacher": dict})
-            require_types({"averages": checkpoint.get("averages", {})}, {"averages": dict})
-            require_tensors(checkpoint.get("teacher", {}))
+            for name in ("averages", *FROZEN):
+                require_types({name: checkpoint.get(name, {})}, {name: dict})
+            for name in FROZEN:
+                require_tensors(checkpoint.get(name, {}))
         require_config(checkpoint["config"])
     return checkpoint
 
@@ -143,14 +147,14 @@ def require_state(
     checkpoint: dict,
     model: nn.Module,
     optimizers: dict[str, torch.optim.Optimizer],
-    teacher: nn.Module | None = None,
+    frozen: dict[str, nn.Module] | None = None,
 ) -> None:
     """Raise CheckpointError if training of this network and its optimizers cannot resume."""
     with checkpoint_errors("the checkpoint contradicts itself"):
         require_weights(checkpoint["model"], model)
         require_weights(checkpoint["ema"], model)
-        if teacher is not None:
-            require_weights(checkpoint.get("teacher", {}), teacher)
+        for name, network in (frozen or {}).items():
+            require_weights(checkpoint.get(name, {}), network)
         if checkpoint["config"]["train"].get("post_hoc_ema"):
             for length in LENGTHS:
                 found = checkpoint.get("averages", {}).get(f"{length:.2f}")

@@ -148,6 +148,9 @@ class RunConfig(DataFlags, ThreadFlags):
     teacher_guidance: float = objective_flag(
         1.0, "--tune: guidance scale that the network draws with",
         group="few steps", parse=number(float, 0), metavar="W", needs=("teacher",))
+    teacher_guide: str | None = objective_flag(
+        None, "--tune: weaker network that guides the teacher, a snapshot of its run",
+        group="few steps", parse=path, metavar="FILE", needs=("teacher_guidance",))
     teacher_steps: int = objective_flag(
         32, "--tune distill: steps of the teacher; each stage halves them",
         group="few steps", parse=number(int, 2, 1024), metavar="N", needs=("tune",))

@@ -184,11 +184,18 @@ def use_text_encoder(config: dict, path: str | None) -> None:
 def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
     """The network that guides a checkpoint with this configuration.
 
-    Raises ValueError if it is of another process or of other data, or draws nothing.
+    Raises ValueError if it cannot (`require_guide`).
     """
     checkpoint = load_checkpoint(path)
-    require_denoiser(checkpoint["config"], path)
-    require_untuned_network(checkpoint["config"], f"--guide {path}")
+    require_guide(checkpoint["config"], config, f"--guide {path}")
+    return restore(checkpoint, device)[0]
+
+
+def require_guide(guide: dict, config: dict, named: str) -> None:
+    """Raise ValueError if a network with the configuration `guide`, that of the flag `named`, is of
+    another process or other data than one with `config`, or draws nothing."""
+    require_denoiser(guide, named)
+    require_untuned_network(guide, named)
     of_data = ("dataset", "avatar_style", "classes", "words", "text_encoder_sha256")
     own = {
         "data": dict.fromkeys((*of_data, *SHAPE_TYPES)),
@@ -198,9 +205,8 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
         ),
     }
     wanted = {name: {key: config[name].get(key) for key in keys} for name, keys in own.items()}
-    if found := config_differences(checkpoint["config"], wanted):
-        raise ValueError(f"--guide {path} does not fit the checkpoint: {'; '.join(found)}")
-    return restore(checkpoint, device)[0]
+    if found := config_differences(guide, wanted):
+        raise ValueError(f"{named} does not fit the checkpoint: {'; '.join(found)}")
 
 
 def load_judge(name: str, path: str, config: dict, device: torch.device) -> tuple[nn.Module, dict]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import train
-from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.checkpoint import load_checkpoint, restore, save_checkpoint
 from cli import process
 from cli.training import TRAIN
 from conditions import Condition, label_condition
+from conftest import ROOT
 from dataset import registry
 from dataset.registry import load_dataset
 from dataset.types import Data
@@ -412,11 +413,11 @@ def test_a_teacher_of_two_steps_is_guided_to_the_end(monkeypatch):
     objective = DistillationObjective(process_of(), config, torch.device("cpu"))
     used = []
 
-    def recorded(diffusion, model, x, condition, t, scale):
+    def recorded(diffusion, model, x, condition, t, scale, guide):
         used.append(scale)
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(tuning, "guided", recorded)
+    monkeypatch.setattr(tuning, "with_guidance", recorded)
     for step in (0, 9, 10, 30):
         objective.batch(torch.zeros(4, 2), None, step)
         objective.implied(torch.randn(4, 2), None, torch.full((4,), T - 1))
@@ -486,6 +487,42 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
         assert script("train", "--resume", "--output-dir", "straight", *FEW).code == 0
         repeated = load_checkpoint("straight/model_final.pt")
         assert repeated["config"]["train"]["student_steps"] == 1
+
+
+@pytest.mark.parametrize("tune", ["consistency", "meanflow"])
+def test_a_teacher_is_guided_by_a_weaker_network_which_the_checkpoint_keeps(script, teacher, tune):
+    assert script("export", "--checkpoint", teacher, "--raw", "guide.safetensors").code == 0
+    guide = load_checkpoint("guide.safetensors")["model"]
+    words = ["--tune", tune, "--teacher", teacher, "--teacher-guide", "guide.safetensors"]
+    words += ["--teacher-guidance", 2, "--max-steps", 4, "--save-every-steps", 2, *FEW]
+    straight = script("train", *words, "--output-dir", "straight")
+    assert straight.code == 0, straight.err
+    shutil.copytree("straight", "parts")
+    (Path("parts") / "model_final.pt").unlink()
+    Path("guide.safetensors").unlink()
+    middle = "parts/checkpoints/model_step_00000002.pt"
+    assert all(torch.equal(load_checkpoint(middle)["guide"][name], guide[name]) for name in guide)
+    resumed = script("train", "--resume", middle, *FEW)
+    assert resumed.code == 0, resumed.err
+    assert_same_training(*(load_checkpoint(f"{f}/model_final.pt") for f in ("straight", "parts")))
+
+
+def test_a_teacher_predicts_with_a_guide_as_in_sampling(teacher):
+    checkpoint = load_checkpoint(teacher)
+    network, diffusion = restore(checkpoint)[:2]
+    weaker = restore(checkpoint, raw=True)[0]
+    config = checkpoint["config"]
+    config["train"] |= {"teacher": "t", "teacher_guide": "g", "teacher_guidance": 3.0}
+    objective = ConsistencyObjective(diffusion, config, torch.device("cpu"))
+    objective.teacher.load_state_dict(network.state_dict())
+    objective.guide.load_state_dict(weaker.state_dict())
+    x, condition = torch.randn(6, 1, 8, 8), label_condition(torch.arange(6))
+    denoise = diffusion.denoiser(network, condition, guide=weaker, guidance_scale=3.0)
+    unguided = diffusion.denoiser(network, condition)
+    for level in diffusion.levels(4)[:-1]:
+        found = objective.taught(x, condition, torch.full((6,), level.t))
+        assert_close(found, denoise(x, level)[0])
+        assert (found - unguided(x, level)[0]).abs().max() > 1e-3
 
 
 def test_a_network_of_photographs_is_tuned_in_each_way(script, monkeypatch):
@@ -627,6 +664,20 @@ REFUSED = {
     "too many steps": (
         ["--tune", "distill", "--teacher", "{t}", "--teacher-steps", "1024"],
         "only 1000 timesteps",
+    ),
+    "guide without guidance": (
+        ["--tune", "distill", "--teacher", "{t}", "--teacher-guide", "{t}"],
+        "--teacher-guidance",
+    ),
+    "guide without effect": (
+        ["--tune", "distill", "--teacher", "{t}", "--teacher-guide", "{t}"]
+        + ["--teacher-guidance", "1"],
+        "no effect",
+    ),
+    "guide of other data": (
+        ["--tune", "distill", "--teacher", "{t}", "--teacher-guidance", "2"]
+        + ["--teacher-guide", str(ROOT / "weights/mnist.safetensors")],
+        "does not fit the checkpoint: data.dataset",
     ),
     "no pairs": (["--tune", "reflow", "--teacher", "{t}"], "--pairs FILE"),
     "pairs of consistency": (

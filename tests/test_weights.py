@@ -312,7 +312,9 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional, monke
         assert message in result.err
 
 
-PUBLISHED = sorted((ROOT / "weights").glob("*.safetensors"))
+EVERY = sorted((ROOT / "weights").glob("*.safetensors"))
+GUIDES = [path for path in EVERY if path.stem.endswith("_guide")]
+PUBLISHED = [path for path in EVERY if path not in GUIDES]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -332,6 +334,15 @@ def test_published_weights_sample_images(script, path):
     assert f"{sum(w.numel() for w in weights['ema'].values()):,} parameters" in card
     assert f"{weights['step']:,} training steps" in card
     assert "classifier-FID" in card or "images of which all statements are right" in card
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_a_published_guide_guides_its_network(script, guide):
+    guided = guide.with_stem(guide.stem.removesuffix("_guide"))
+    assert f"--guide weights/{guide.name} " in guided.with_suffix(".md").read_text(encoding="utf-8")
+    flags = ["--guide", guide, "--guidance-scale", 1.5, "--num-images", 4, "--steps", 2]
+    assert script("sample", "--checkpoint", guided, *flags).code == 0
+    assert load_checkpoint(guide)["step"] < load_checkpoint(guided)["step"]
 
 
 def test_there_are_published_weights():

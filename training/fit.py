@@ -34,7 +34,7 @@ from utils import choose_device, set_deterministic, torch_defaults
 NOT_FLAGS = {"output_dir", "resume", "overwrite", "preset", "list_models", "eval_interval"}
 NOT_FLAGS |= {"tune", "teacher", "pairs", "teacher_guidance", "teacher_steps", "stage_steps"}
 NOT_FLAGS |= {"class_conditional", "learn_sigma", "fsdp", "allow_data_change", "no_download"}
-NOT_FLAGS |= {"init_from"}
+NOT_FLAGS |= {"init_from", "teacher_guide"}
 
 
 @unfailing_output()

@@ -62,7 +62,8 @@ class NoisyBatch(NamedTuple):
 class DiffusionObjective:
     """The diffusion loss of a process, for a network that predicts what its configuration says.
 
-    `teacher` is another network that the loss needs, or None. Checkpoints keep its weights.
+    `teacher` and `guide` are other networks that the loss needs, or None. They are not trained, and
+    checkpoints keep their weights.
 
     Args:
         diffusion: the process.
@@ -71,6 +72,7 @@ class DiffusionObjective:
     """
 
     teacher: nn.Module | None = None
+    guide: nn.Module | None = None
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         train = config["train"]

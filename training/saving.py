@@ -64,7 +64,7 @@ class Saving:
     def ends_stage(self) -> bool:
         """Has this step ended a stage of a distillation? Its network is kept."""
         trainer = self.trainer
-        return trainer.teacher is not None and trainer.objective.has_new_teacher(trainer.step)
+        return "teacher" in trainer.frozen and trainer.objective.has_new_teacher(trainer.step)
 
     @property
     def averages_due(self) -> bool:

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+from torch import nn
+
 from checkpoints.checkpoint import config_differences, load_checkpoint, restore
 from checkpoints.consistency import CUSTOM
 from cli.declare import option
 from cli.training import RunConfig
-from models import NOT_DENOISERS
+from models import NOT_DENOISERS, with_later_arguments
 from objectives import has_boundary, starts_from_noise
+from sampling.draw import require_guide
 from training.resume import network_and_process, with_saved_flags
 from training.trainer import Trainer
 
@@ -22,7 +25,8 @@ UNUSED = {
     "consistency": ("pairs", "teacher_steps", "loss_weight"),
     "distill": ("pairs",),
     "meanflow": ("pairs", "teacher_steps", "stage_steps", "loss_weight"),
-    "reflow": ("teacher_guidance", "teacher_steps", "stage_steps", "flip", "noise_assignment"),
+    "reflow": ("teacher_guidance", "teacher_guide", "teacher_steps", "stage_steps", "flip")
+    + ("noise_assignment",),
 }
 
 
@@ -99,10 +103,14 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     if model["name"] in NOT_DENOISERS or model.get("super_resolution"):
         raise ValueError(f"--tune {flags.tune} is for networks that draw from noise alone")
     guided = flags.teacher_guidance != 1
-    if guided and not (model.get("num_classes") or model.get("caption_length")):
+    conditioned = model.get("num_classes") or model.get("caption_length")
+    if guided and not conditioned and flags.teacher_guide is None:
         raise ValueError(
-            "--teacher-guidance needs a network that is conditioned on classes or captions"
+            "--teacher-guidance needs a network that is conditioned on classes or captions, or a "
+            "--teacher-guide"
         )
+    if flags.teacher_guide is not None and not guided:
+        raise ValueError("--teacher-guide has no effect with --teacher-guidance 1, the default")
     if teacher is None:
         return
     own = network_and_process(flags, teacher["config"])
@@ -115,13 +123,34 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
 
 
 def use_weights(trainer: Trainer, checkpoint: dict) -> None:
-    """Start a new run from the averaged weights of another one, or those that it has.
+    """Start a new run from the weights of another one, which is also its teacher if it has one."""
+    taught = [trainer.frozen["teacher"]] if "teacher" in trainer.frozen else []
+    for network in (trainer.model, trainer.ema.module, *taught):
+        copy_weights(network, checkpoint)
+
+
+def use_guide(trainer: Trainer, path: str, teacher: dict) -> None:
+    """Let the network of a file guide the teacher, a checkpoint.
+
+    Raises ValueError if it is of another network, process or data set than the teacher.
+    """
+    guide = load_checkpoint(path)
+    require_guide(guide["config"], teacher["config"], f"--teacher-guide {path}")
+    networks = [{"model": with_later_arguments(c["config"]["model"])} for c in (guide, teacher)]
+    if found := config_differences(*networks):
+        raise ValueError(
+            f"--teacher-guide {path} has another network than the teacher: {'; '.join(found)}. "
+            "Give a snapshot of the teacher's run"
+        )
+    copy_weights(trainer.frozen["guide"], guide)
+
+
+def copy_weights(network: nn.Module, checkpoint: dict) -> None:
+    """Give a network the averaged weights of a checkpoint, or those that it has.
 
     The embedding of a time span, which mean flows add, keeps its start, which has no effect.
     """
     weights = restore(checkpoint, raw="ema" not in checkpoint)[0].state_dict()
-    for network in (trainer.model, trainer.ema.module, trainer.teacher):
-        if network is not None:
-            own = network.state_dict()
-            added = {name: own[name] for name in own if name.startswith("span.")}
-            network.load_state_dict(added | weights)
+    own = network.state_dict()
+    added = {name: own[name] for name in own if name.startswith("span.")}
+    network.load_state_dict(added | weights)

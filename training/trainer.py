@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from checkpoints.averages import LENGTHS, exponent
+from checkpoints.checkpoint import FROZEN
 from checkpoints.shards import load_shards
 from conditions import Condition
 from diffusion import GaussianDiffusion
@@ -69,7 +70,8 @@ class Trainer:
             self.diffusion = GaussianDiffusion(**config["diffusion"]).to(device)
             objective = objective_of(self.diffusion, config, device)
         self.objective = objective
-        self.teacher: nn.Module | None = getattr(objective, "teacher", None)
+        others = {name: getattr(objective, name, None) for name in FROZEN}
+        self.frozen = {name: other for name, other in others.items() if other is not None}
         self.ema = EMA(self.model, train["ema_decay"])
         lengths = LENGTHS if train.get("post_hoc_ema") else ()
         self.averages = {length: PowerEMA(self.model, exponent(length)) for length in lengths}
@@ -117,8 +119,8 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         self.lr = lr
-        if self.teacher is not None and self.objective.has_new_teacher(self.step):
-            self.teacher.load_state_dict(self.ema.module.state_dict())
+        if "teacher" in self.frozen and self.objective.has_new_teacher(self.step):
+            self.frozen["teacher"].load_state_dict(self.ema.module.state_dict())
         return loss, norm
 
     def forward_backward(self, batch, count: int) -> Tensor:
@@ -155,7 +157,7 @@ class Trainer:
     def held_out_loss(self, items: Tensor, condition: Condition | None) -> float:
         """The loss of held-out items (N, ...) by the averaged weights."""
         network, size = self.ema.module, self.batch_size
-        if self.teacher is not None:
+        if self.frozen:
             self.objective.begin(self.step)
         with RANDOM_STATE:
             return self.objective.held_out_loss(network, items, condition, size, self.precision)
@@ -169,7 +171,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
-            **({} if self.teacher is None else {"teacher": self.teacher.state_dict()}),
+            **{name: network.state_dict() for name, network in self.frozen.items()},
             **({"averages": self.state_of_averages()} if self.averages else {}),
         }
 
@@ -195,8 +197,9 @@ class Trainer:
                     values[key] = placed(value, weights[i])
             optimizer.load_state_dict(saved)
             self.lr = optimizer.param_groups[0]["lr"]
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])
+        for name, network in self.frozen.items():
+            network.load_state_dict(state[name])
+        if self.frozen:
             self.objective.begin(self.step)
         for length, average in self.averages.items():
             average.module.load_state_dict(state["averages"][f"{length:.2f}"])

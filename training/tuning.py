@@ -36,7 +36,30 @@ class PairedBatch(NamedTuple):
         )
 
 
-class ConsistencyObjective(DiffusionObjective):
+class TaughtObjective(DiffusionObjective):
+    """An objective with a teacher, which predicts with guidance by --teacher-guidance.
+
+    The guidance is by the condition, or by `guide`, a weaker network (autoguidance).
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
+        super().__init__(diffusion, config, device)
+        train = config["train"]
+        self.guidance = train["teacher_guidance"]
+        if train["teacher"] is not None:
+            self.teacher = frozen_network(config, device)
+        if train.get("teacher_guide") is not None:
+            self.guide = frozen_network(config, device)
+
+    def taught(
+        self, x_t: Tensor, condition: Condition | None, t: Tensor, guided: bool = True
+    ) -> Tensor:
+        """The clean data (B, ...) that the teacher predicts for x_t (B, ...) at times t (B,)."""
+        scale = self.guidance if guided else 1.0
+        return with_guidance(self.diffusion, self.teacher, x_t, condition, t, scale, self.guide)
+
+
+class ConsistencyObjective(TaughtObjective):
     """Consistency models by stages (Song et al. 2023, arXiv:2303.01469; Geng et al. 2024,
     arXiv:2406.14548).
 
@@ -53,13 +76,11 @@ class ConsistencyObjective(DiffusionObjective):
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         super().__init__(diffusion, config, device)
-        train = config["train"]
-        self.stage_steps, self.scale = train["stage_steps"], train["teacher_guidance"]
+        self.stage_steps = config["train"]["stage_steps"]
         self.alpha, self.sigma = clean_last(diffusion)
         self.time = self.sigma / (self.alpha + self.sigma)  # as flow matching counts it
-        if train["teacher"] is not None:
+        if self.teacher is not None:
             self.label_dropout = 0.0  # the network itself is never guided
-            self.teacher = frozen_network(config, device)
 
     def completed(self, batch: NoisyBatch, step: int) -> PairedBatch:
         """The batch with the lower noise level of each item, at the stage of a step."""
@@ -76,7 +97,7 @@ class ConsistencyObjective(DiffusionObjective):
         x_t = diffusion.q_sample(x_0, t, noise)
         goal = x_0
         if self.teacher is not None:
-            goal = guided(diffusion, self.teacher, x_t, condition, t, self.scale)
+            goal = self.taught(x_t, condition, t)
         eps = (x_t - at(self.alpha, t, x_t) * goal) / at(self.sigma, t, x_t)
         x_r = at(self.alpha, r, x_t) * goal + at(self.sigma, r, x_t) * eps
         state = random_state(x_t.device)
@@ -97,7 +118,7 @@ class ConsistencyObjective(DiffusionObjective):
         return 1 / (self.time[t] - self.time[r])
 
 
-class DistillationObjective(DiffusionObjective):
+class DistillationObjective(TaughtObjective):
     """Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2).
 
     In each stage the network learns to make one step of DDIM where its teacher makes two. Then it
@@ -112,8 +133,7 @@ class DistillationObjective(DiffusionObjective):
         super().__init__(diffusion, config, device)
         self.train = config["train"]
         self.stage_steps, self.first = self.train["stage_steps"], self.train["teacher_steps"]
-        self.teacher = frozen_network(config, device)
-        if self.train["teacher_guidance"] != 1:
+        if self.guidance != 1:
             self.label_dropout = 0.0  # the network itself is never guided
         self.begin(0)
 
@@ -169,14 +189,13 @@ class DistillationObjective(DiffusionObjective):
         self, x_t: Tensor, condition: Condition | None, t: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The teacher's (x_0, eps), in the first stage with guidance."""
-        first = self.steps_of(self.step) == self.steps_of(0)  # later teachers draw with guidance
-        scale = self.train["teacher_guidance"] if first else 1.0
-        x_0 = guided(self.diffusion, self.teacher, x_t, condition, t, scale)
+        first = self.steps_of(self.step) == self.steps_of(0)  # later teachers have learned guidance
+        x_0 = self.taught(x_t, condition, t, guided=first)
         alpha, sigma = at(self.diffusion.alpha, t, x_t), at(self.diffusion.sigma, t, x_t)
         return x_0, (x_t - alpha * x_0) / sigma
 
 
-class MeanFlowObjective(DiffusionObjective):
+class MeanFlowObjective(TaughtObjective):
     """Mean flows (Geng et al. 2025, arXiv:2505.13447): the network predicts the average velocity u
     between two times, r < t, from which one step of any length follows.
 
@@ -191,8 +210,6 @@ class MeanFlowObjective(DiffusionObjective):
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         super().__init__(diffusion, config, device)
-        train = config["train"]
-        self.guidance = train["teacher_guidance"]
         alpha, sigma = clean_last(diffusion)
         self.scale, self.time = flow_time(diffusion.sigma_data * alpha, sigma)  # each (T + 1,)
         index = torch.arange(diffusion.timesteps, device=alpha.device, dtype=torch.float32)
@@ -202,9 +219,8 @@ class MeanFlowObjective(DiffusionObjective):
         with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own code
             warnings.simplefilter("ignore", FutureWarning)
             torch.func.jvp(torch.sin, (index,), (index,))
-        if train["teacher"] is not None:
+        if self.teacher is not None:
             self.label_dropout = 0.0  # the network itself is never guided
-            self.teacher = frozen_network(config, device)
 
     def batch(self, items: Tensor, condition: Condition | None, step: int) -> PairedBatch:
         batch = super().batch(items, condition, step)
@@ -235,7 +251,7 @@ class MeanFlowObjective(DiffusionObjective):
                 now = replace(given, span=torch.zeros_like(span))
                 along = call(unwrapped(model), diffusion.scaled(x_t, t), t, now).float()
             else:
-                x_0 = guided(diffusion, self.teacher, x_t, condition, t, self.guidance)
+                x_0 = self.taught(x_t, condition, t)
                 eps = (x_t - at(diffusion.alpha, t, x_t) * x_0) / at(diffusion.sigma, t, x_t)
                 velocity = along = eps - x_0 / s
             set_random_state(x_t.device, state)
@@ -325,23 +341,30 @@ def predicted(
 
 
 @torch.no_grad()
-def guided(
+def with_guidance(
     diffusion: GaussianDiffusion,
     model: nn.Module,
     x: Tensor,
     condition: Condition | None,
     t: Tensor,
     scale: float,
+    guide: nn.Module | None = None,
 ) -> Tensor:
-    """The clean data (B, ...) that a network predicts with guidance, clipped as in sampling, and
-    without gradients."""
+    """The clean data (B, ...) that a network predicts with guidance by the condition, or by a
+    weaker network, clipped as in sampling, and without gradients."""
     if scale == 1:
         x_0 = predicted(diffusion, model, x, condition, t)
+        return x_0.clamp(-1, 1) if diffusion.clip else x_0
+    if guide is not None:
+        better = predicted(diffusion, model, x, condition, t)
+        weaker = predicted(diffusion, guide, x, condition, t)
     else:
         both = condition.cat(condition.null())
         x_0 = predicted(diffusion, model, torch.cat([x, x]), both, torch.cat([t, t]))
-        cond, uncond = (x_0.clamp(-1, 1) if diffusion.clip_loss else x_0).chunk(2)
-        x_0 = uncond + scale * (cond - uncond)
+        better, weaker = x_0.chunk(2)
+    if diffusion.clip_loss:
+        better, weaker = better.clamp(-1, 1), weaker.clamp(-1, 1)
+    x_0 = weaker + scale * (better - weaker)
     return x_0.clamp(-1, 1) if diffusion.clip else x_0
 
 
