@@ -134,6 +134,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def nearest(value: float, step: float) -> float:
+    """A number rounded to a multiple of `step`: what chance changes little."""
+    return step * round(float(value) / step) + 0.0
+
+
 def tables(timesteps: int = 10) -> tuple[Tensor, Tensor]:
     """betas and alphas_cumprod (T,) for the inputs of cases: large steps, so that errors show."""
     betas = torch.linspace(0.02, 0.4, timesteps)

@@ -1,7 +1,8 @@
 """The exercises, in order: one module each, with the inputs and the typical mistakes.
 
-A module has a list of `Task`, one for each function to write, and an `EXERCISE`. The first mistake
-that behaves as the student's function does is shown, so no two may behave alike on the cases.
+A module has a list of `Task`, one for each function to write, and an `EXERCISE`. Those of the last
+exercise are long and have modules of their own, `task_of_*`. The first mistake that behaves as the
+student's function does is shown, so no two may behave alike on the cases.
 """
 
 from learn.catalogue import (
