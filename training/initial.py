@@ -1,4 +1,4 @@
-"""The network of --init-from: a trained one, with which a new run starts."""
+"""The trained network that a new run starts from (--init-from)."""
 
 from checkpoints.checkpoint import config_differences, load_checkpoint
 from checkpoints.consistency import CUSTOM, UNKNOWN

@@ -44,7 +44,7 @@ def is_snapshot_step(step: int) -> bool:
     return step >= FIRST_SNAPSHOT and step == round(2 ** (round(2 * math.log2(step)) / 2))
 
 
-EARLIER_EPOCHS = 20  # of runs without a limit, when configurations did not say so
+EARLIER_EPOCHS = 20  # of a run without a limit, in earlier versions, which did not save it
 
 
 def step_limit(train: dict, epoch_steps: int) -> int | None:
@@ -57,7 +57,7 @@ def step_limit(train: dict, epoch_steps: int) -> int | None:
 
 
 class RunLength:
-    """The number of steps of a run: known from the start, or once a time plan has measured.
+    """The number of steps of a run: known from the start, or once a time plan has measured speed.
 
     Args:
         train: the configuration of the training. Its `total_steps` is the length of a resumed run,
