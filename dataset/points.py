@@ -81,7 +81,7 @@ def gaussians(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.nd
 
 
 def random_subset(count: int, rng: np.random.RandomState, points: np.ndarray, labels: np.ndarray):
-    """Choose at random: scikit-learn's points are evenly spaced, independent draws are not."""
+    """A random subset, because scikit-learn's points are evenly spaced and not independent."""
     chosen = rng.permutation(len(points))[:count]
     return points[chosen], labels[chosen]
 
