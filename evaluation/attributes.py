@@ -1,6 +1,6 @@
 """A network that reads the attributes of images, trained once for a data set, stored next to it.
 
-By it, `evaluation.prompts` finds out whether a picture shows what its prompt says.
+`evaluation.prompts` uses it to decide whether a picture shows what its prompt says.
 """
 
 import hashlib
@@ -162,7 +162,7 @@ def counts_of(data: Data) -> list[int]:
 
 
 def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
-    """The share of images of which an attribute is read correctly, by its name."""
+    """The share of images for which an attribute is read correctly, by the attribute's name."""
     right = reader.read(data.items)[0].codes == data.attributes.codes
     return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
 
