@@ -38,13 +38,13 @@ class Denoise(Protocol):
         """The network's predictions (x_0, eps) for x_t."""
 
     def averaged(self, x_t: Tensor, level: Level, following: Level) -> Tensor:
-        """x at another level, by the average velocity between both; used by meanflow alone."""
+        """x at another level, by the average velocity between both; used only by meanflow."""
 
     def nearest(self, ratio: float) -> Level:
-        """The level of the process with the nearest sigma / alpha; used by churn alone."""
+        """The level of the process with the nearest sigma / alpha; used only by churn."""
 
     def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_0, eps, fraction), for a network with a learned variance; used by ddpm alone."""
+        """(x_0, eps, fraction), for a network with a learned variance; used only by ddpm."""
 
 
 def ddpm(
@@ -108,7 +108,7 @@ def euler(
     churn_max: float = inf,
     churn_noise: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Euler's method on the probability-flow ODE; `ddim` where there is no churn.
+    """Euler's method on the probability-flow ODE; equal to `ddim` without churn.
 
     Karras et al. 2022, arXiv:2206.00364, algorithm 2 without its lines 6 to 8.
     """
@@ -306,7 +306,7 @@ def gamma(
     eps_last = None
     for cur, nxt in pairwise(levels):
         x_0, eps = denoise(x, cur)
-        goal = (nxt.ratio / cur.ratio**mu) ** (1 / (1 - mu))  # before new noise is added
+        goal = (nxt.ratio / cur.ratio**mu) ** (1 / (1 - mu))  # sigma / alpha without new noise
         x = nxt.alpha * (x_0 + goal * eps)
         if eps_last is not None:
             x = x + nxt.alpha * (goal - cur.ratio) * (gamma - 1) * (eps - eps_last)

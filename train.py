@@ -334,10 +334,10 @@ def use_features(
 def distance_for(
     flags: RunConfig, data: Data, load: Callable[..., Data], device: torch.device
 ) -> Callable[[torch.Tensor], float]:
-    """The function of images that --eval-interval measures: their distance to real images.
+    """The function that --eval-interval applies to samples: their distance to real images.
 
-    Only the main process computes it; elsewhere the function returns 0. Raises ValueError for data
-    or networks without such a distance.
+    Only the main process computes it; in others the function returns 0. Raises ValueError for data
+    sets of points, and for networks that draw nothing.
     """
     with main_first():
         if not is_main():

@@ -71,7 +71,7 @@ def bf16_is_slow() -> bool:
 
     Some CPUs with bfloat16 compute 0.6 times as many operations per second in it.
     """
-    matrix = torch.ones(512, 512)  # the state of the random numbers stays as it is
+    matrix = torch.ones(512, 512)  # not random: the state of the generator must not change
     seconds = {"fp32": [], "bf16": []}
     for _ in range(6):
         for name, times in seconds.items():

@@ -30,7 +30,7 @@ class Declaration(NamedTuple):
     names: tuple[str, ...] = ()  # further spellings
     positional: bool = False
     required: bool = False
-    section: str | None = None  # of a run's configuration; None for a flag of the command alone
+    section: str | None = None  # of a run's configuration; None for a flag that is not saved
     fixed: bool = False  # a resumed run must have the same value
     before: object = None  # value in runs from before the flag existed, if it is not the default
     limit: bool = False  # limits the length of a run; on resume, a new limit replaces all

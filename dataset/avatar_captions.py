@@ -22,7 +22,7 @@ Phrases = Mapping[str, Mapping[str, Sequence[str]]]  # {attribute: {value: phras
 
 
 class Grammar(NamedTuple):
-    """The phrases of a style. {0} and {1} are replaced by the colours of a part."""
+    """The phrases of a style. {0} and {1} stand for a part's colours, {0} for a colour itself."""
 
     nouns: Sequence[str]
     has: Phrases  # what follows "with"

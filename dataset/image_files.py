@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000  # per image file; a larger one is a mistake or an attack
 
-# {ending: Pillow's name of the format}. No format whose reader runs another program, as EPS does.
+# {ending: Pillow's name of the format}. No formats that Pillow reads by another program, as EPS.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS |= {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".apng": "PNG"}
 FORMATS |= {".jpe": "JPEG", ".jfif": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".qoi": "QOI"}

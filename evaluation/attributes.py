@@ -29,7 +29,7 @@ from utils import derive_seed, memory_format, size_of, size_text
 
 RECIPE = 1  # raise it with each change below: stored readers of another recipe are not used
 HARDER = 2  # times as many training steps as the classifier of MNIST
-HARDER_PAIRS = 4  # the same, where there are images with every combination of attributes
+HARDER_PAIRS = 4  # the same, for data sets with a split of all combinations of attributes
 GRID = 16  # patches in a row that larger images are folded into, so that they cost no more
 BATCH_SIZE = 500
 

@@ -50,7 +50,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     Dowson & Landau 1982, eq. 4. In Inception's features it is the FID (Heusel et al. 2017, eq. 6).
     """
-    # (C_a C_b)^(1/2) has the trace of (R C_b R)^(1/2), R = C_a^(1/2), whose root is real.
+    # (C_a C_b)^(1/2) has the trace of (R C_b R)^(1/2), R = C_a^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0)

@@ -1,8 +1,8 @@
 """Classifier two-sample test: can a fresh network tell generated images from real ones?
 
-(Lopez-Paz & Oquab 2017, arXiv:1610.06545.) Measures in the features of one classifier are blind to
-what those features ignore, such as a background that is almost black. This network is trained for
-the difference alone.
+(Lopez-Paz & Oquab 2017, arXiv:1610.06545.) Measures in the features of one classifier cannot see
+differences that these features ignore, such as a background that is almost black. The networks here
+are trained only to find differences.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ SEEDS = 3  # networks that are trained for each figure
 STEPS = 800  # training steps of each
 CHANNELS = (32, 64, 64)  # of its levels
 BATCH_SIZE = 500
-COARSE = 16  # grey levels of the test that sees shapes alone
+COARSE = 16  # grey levels of the test that sees only shapes
 SHOWN = 10  # images in each row of the picture
 ALMOST = 10  # grey levels from the background, at most, of a pixel that is almost background
 

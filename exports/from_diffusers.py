@@ -88,7 +88,7 @@ def read_pipeline(folder: Path, dataset: str | None) -> tuple[dict, str]:
     """The checkpoint of a folder, and notes for the user.
 
     Args:
-        folder: of a pipeline, or of a network alone.
+        folder: of a pipeline, or of only a network.
         dataset: a key of `DATASETS`: what the network has learned, or None if that is unknown.
 
     Raises ValueError for a folder that lacks a file, holds another network, or has an option that
@@ -315,7 +315,7 @@ BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
         start + (end - start) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
     ),
 }
-OWN = {"linear": "linear", "scaled_linear": "quadratic"}  # in SCHEDULES, from `beta_ends`
+OWN = {"linear": "linear", "scaled_linear": "quadratic"}  # diffusers' name: key of SCHEDULES
 
 
 def process_of(path: Path, options: dict) -> dict:

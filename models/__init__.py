@@ -1,7 +1,7 @@
 """The networks. Each maps (x_t, t, condition) to a prediction of x_t's shape.
 
 To add one, write a class and add a line to `MODELS`:
-  - `kind` is the data that it is for, "images" or "points".
+  - `kind` is the kind of data that the network is for, "images" or "points".
   - The constructor takes the data's shape, `image_size` and `image_channels` or `dim`, and keyword
     arguments with defaults and annotations. They are the flags of train.py with the same names.
     Arguments that set a size have a limit in `LIMITS`.

@@ -26,8 +26,8 @@ class ClassNames:
     def indices(self, text: str) -> list[int]:
         """The classes that a text names: one, several separated by commas, or `all`.
 
-        A name with commas is recognised as such: the longest name wins. Quoted parts ("a","b") are
-        taken as they are. Raises ValueError for an unknown class and for an ambiguous spelling.
+        Names may contain commas: the longest name that fits is taken. Quoted parts ("a","b") are
+        never split. Raises ValueError for an unknown class and for an ambiguous spelling.
         """
         if text in self.names:
             return [self.names.index(text)]

@@ -191,7 +191,7 @@ class Wanted:
         return condition if self.own_classes is None else replace(condition, label=labels)
 
     def negative_condition(self) -> Condition | None:
-        """The condition of --negative-prompt; None where there is none."""
+        """The condition (1) of --negative-prompt; None without this flag."""
         prompt = self.request.negative_prompt
         if prompt is None:
             return None

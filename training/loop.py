@@ -71,7 +71,7 @@ class Batches:
         return self.items_of(self.order[i * self.size : (i + 1) * self.size][self.mine])
 
     def last_epoch(self, step: int) -> int:
-        """The epoch, from 1, of the last of so many steps."""
+        """The epoch, from 1, of the last step of a run with this number of steps."""
         return -(-step // self.per_epoch)
 
     def items_of(self, indices: Tensor) -> tuple[Tensor, Condition | None]:
@@ -450,7 +450,7 @@ class Run:
         return Trained(self.folder.path, last, metrics, 128 + signal if signal else 0)
 
     def interrupt(self) -> int:
-        """Write what it takes to resume. Returns the signal's number."""
+        """Write the files from which the run can be resumed. Returns the signal's number."""
         self.saving.save_averages(self.config)
         self.saving.save_now(self.folder.interrupted, self.checkpoint())
         self.log.plot()

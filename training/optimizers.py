@@ -66,8 +66,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon_momentum(step: int, warmup: int) -> float:
-    """Muon's momentum in a step, from 0: it rises linearly for `warmup` steps (Jordan et al. 2024,
-    github.com/KellerJordan/modded-nanogpt). A long memory of early gradients slows a short run."""
+    """Muon's momentum in a step, from 0: it rises linearly for `warmup` steps.
+
+    A long memory of early gradients slows a short run (Jordan et al. 2024,
+    github.com/KellerJordan/modded-nanogpt).
+    """
     first, last = MOMENTUM
     return last if step >= warmup else first + (last - first) * step / warmup
 

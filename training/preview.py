@@ -82,7 +82,7 @@ class Preview:
         return self.pictures.grid(self.samples, columns, real=self.data, captions=prompts)
 
     def grid(self, steps: int | None = None) -> Tensor | None:
-        """The items of a sample grid (N, ...), as they are shown; None if stopped.
+        """The items of a sample grid (N, ...), in the format of the data; None if stopped.
 
         Each process samples its share of them.
         """

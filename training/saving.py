@@ -1,4 +1,4 @@
-"""When a run writes checkpoints, and which; what it does when a file cannot be written."""
+"""The saving policy of a run: when it writes which checkpoints, and what happens if it cannot."""
 
 import time
 from collections.abc import Callable
@@ -132,7 +132,7 @@ class Saving:
             self.save_light(self.folder.stage(config["train"]["student_steps"]), config)
 
     def save_snapshot(self, config: dict) -> None:
-        """Write the averaged weights alone, while training continues, and keep the newest files.
+        """Write only the averaged weights, while training continues, and keep the newest files.
 
         The same thread also writes checkpoints, one file after the other. So the snapshots before a
         checkpoint on the disk are on the disk, too.

@@ -151,7 +151,7 @@ def use_guide(trainer: Trainer, path: str, teacher: dict) -> None:
 
 
 def copy_weights(network: nn.Module, checkpoint: dict) -> None:
-    """Copy the averaged weights of a checkpoint to a network, or the only ones that it has.
+    """Copy the averaged weights of a checkpoint to a network; the trained ones if it has no others.
 
     The embedding of a time span, which mean flows add, keeps its initial weights: its output is 0.
     """

@@ -60,8 +60,9 @@ class TaughtObjective(DiffusionObjective):
 
 
 class ConsistencyObjective(TaughtObjective):
-    """Consistency models by stages (Song et al. 2023, arXiv:2303.01469; Geng et al. 2024,
-    arXiv:2406.14548).
+    """Consistency tuning in stages.
+
+    Song et al. 2023, arXiv:2303.01469; Geng et al. 2024, arXiv:2406.14548.
 
     The target for the network's x_0 at t is its own x_0 at r < t, one step of DDIM closer to clean
     data. With each stage, r comes closer to t, until they are neighbours. Then x_0 is the same

@@ -82,7 +82,7 @@ class ImagePictures:
             # Folders are sorted by class, so the row is taken evenly from all of the data.
             shown = self.pixels(real[:: max(1, len(real) // columns)][:columns])
             row = torch.full_like(shown[:1], BLANK).repeat(columns, 1, 1, 1)
-            row[: len(shown)] = shown  # blank where there are too few
+            row[: len(shown)] = shown  # the rest stays blank
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
 

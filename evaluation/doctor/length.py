@@ -137,7 +137,7 @@ def estimate(run: Run) -> list[str]:
 def longer(run: Run) -> int | None:
     """The total steps that a finished run needs, by the measured network that is most like its own.
 
-    None if the run has made so many, or is not finished.
+    None if the run has made as many steps already, or is not finished.
     """
     if not estimate(run) or not run.is_finished:
         return None

@@ -85,7 +85,7 @@ class Run:
         return self.config.get(section, {}).get(name, default)
 
     def number(self, section: str, name: str, default: float = math.nan) -> float:
-        """A number of the configuration; `default` where there is none."""
+        """A number of the configuration; `default` if it has none."""
         value = self.setting(section, name)
         return value if matches_type(value, float) else default
 
