@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """What a network's output means: two formulas, for tensors, arrays or floats.
+    """A prediction type: two formulas for the network's output, for tensors, arrays or floats.
 
     They hold for any alpha and sigma; `r` below is sqrt(alpha^2 + sigma^2), which is 1 in the
     variance-preserving case.

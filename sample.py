@@ -353,7 +353,7 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
 
 
 def origin_of(plan: SamplingPlan) -> dict[str, np.ndarray]:
-    """What --pairs adds to the samples: the seed of their noise, and their classes."""
+    """The arrays that --pairs adds to the samples: the seed of their noise, and their classes."""
     if not plan.request.pairs:
         return {}
     found = {"seed": np.array(plan.request.seed)}

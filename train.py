@@ -191,7 +191,7 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     """The flags of a new run with those of its teacher, and the checkpoint of --teacher.
 
     The checkpoint is None without a teacher. A resumed run needs none: its own checkpoint holds
-    what it uses of the teacher.
+    what it uses of the teacher. Raises ValueError for flags that lack a file or have no effect.
     """
     if flags.tune is None or resumed:
         return flags, None

@@ -81,7 +81,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.wa
 
 
 def why_none(path: Path, damaged: list[str]) -> str:
-    """Why a folder stands for no checkpoint, and what to give instead."""
+    """A message: why no checkpoint is found in a folder, and what to give instead."""
     if damaged:
         return f"{path} has no valid checkpoint: {damaged[0]}"
     if sharded(path) or sharded(path / FOLDER):

@@ -51,7 +51,7 @@ def size_flag(help: str, **nature):
 
 @dataclass(kw_only=True)
 class DataFlags(Flags):
-    """Which data set, and how it is read."""
+    """The data set, and how it is read."""
 
     dataset: str | None = dataset_flag("mnist", "data set", section="data", fixed=True)
     data_dir: str = data_flag(

@@ -121,7 +121,10 @@ class Command:
         return flags
 
     def words(self, values: dict[str, object]) -> list[str]:
-        """The command line of flags with these values; None leaves a flag out."""
+        """The command line of flags with these values; None leaves a flag out.
+
+        Raises UsageError for an unknown flag, or several values for a flag that takes one.
+        """
         words = []
         for name, value in values.items():
             if name not in self.declared:
@@ -199,7 +202,7 @@ def add_argument(parser, field: Field, declared: Declaration) -> None:
 
 
 def metavar_of(declared: Declaration) -> str | tuple[str, ...] | None:
-    """How --help shows the value of a flag; None for its choices."""
+    """The placeholder in --help for the value of a flag; None to show its choices."""
     if declared.metavar or (declared.choices and not is_long(declared.choices)):
         return declared.metavar
     return "NAME" if declared.choices else getattr(declared.parse, "metavar", None)

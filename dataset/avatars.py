@@ -108,7 +108,10 @@ def coded(style: AvatarStyle, every: Sequence[Mapping[str, str]]) -> Attributes:
 
 
 def find_or_render(avatars: Avatars, request: Request) -> tuple[dict, str]:
-    """The record of the file of the avatars, and a note for the user; render them if need be."""
+    """The record of the file of the avatars, and a note for the user; render them if need be.
+
+    Raises DataError if they cannot be rendered or written.
+    """
     path, key, count = avatars.path, avatars.fingerprint(), len(avatars.drawn)
     record, stale = sound_record(path, key, count), path.exists()
     if record:

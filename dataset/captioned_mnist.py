@@ -139,7 +139,7 @@ LAYOUT_DRAWS = 3 + MAX_DIGITS * CELL_DRAWS  # and for a whole canvas
 
 
 class Plan(NamedTuple):
-    """What is drawn on N canvases of up to K = MAX_DIGITS digits. Absent digits have values too."""
+    """The contents of N canvases of up to K = MAX_DIGITS digits. Absent digits have values too."""
 
     layout: np.ndarray  # (N,), indices into LAYOUTS
     present: np.ndarray  # bool (N, K)

@@ -192,7 +192,7 @@ def split_layout(caption: str) -> tuple[str | None, str]:
 
 
 def read_phrase(text: str) -> list[Digit]:
-    """The digits of a phrase: one for "a red 3", two for "two 5s"."""
+    """The digits of a phrase: one for "a red 3", two for "two 5s". Raises ValueError for others."""
     number, *adjectives, noun = text.split()
     if unknown := [word for word in adjectives if word not in MEANINGS]:
         raise ValueError(f"not a word of captioned_mnist: {unknown[0]!r}")

@@ -30,7 +30,7 @@ SHOWN = 6  # endings in a message
 
 
 class Found(NamedTuple):
-    """What a folder contains."""
+    """The images in a folder, and what else was found."""
 
     files: list[Path]  # images, sorted
     others: list[Path]  # files of types that are not read, but may be images

@@ -158,7 +158,10 @@ def one_line(text: str) -> str:
 
 
 def caption_from_path(path: Path) -> str:
-    """A caption from a relative path: "sea birds gull" from sea_birds/gull_012.png."""
+    """A caption from a relative path: "sea birds gull" from sea_birds/gull_012.png.
+
+    Raises DataError if the path is not UTF-8.
+    """
     stem = re.sub(r"(?:[\s_-]*\(?\d+\)?)+$", "", path.stem)
     caption = one_line(" ".join([*path.parts[:-1], stem]).replace("_", " "))
     if not is_unicode(caption):

@@ -108,7 +108,10 @@ def find_elsewhere(data_dir: Path, folder: str, name: str, md5: str) -> Path | N
 
 
 def read_uncompressed(path: Path) -> bytes:
-    """Content of a file, decompressed if its first bytes are those of gzip."""
+    """Content of a file, decompressed if its first bytes are those of gzip.
+
+    Raises DataError if the file is damaged.
+    """
     content = path.read_bytes()
     if not content.startswith(b"\x1f\x8b"):
         return content

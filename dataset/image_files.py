@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000  # per image file; a larger one is a mistake or an attack
 
-# {ending: Pillow's name of the format}. No formats that Pillow reads by another program, as EPS.
+# {ending: Pillow's name of the format}. No formats for which Pillow runs programs, such as EPS.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS |= {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".apng": "PNG"}
 FORMATS |= {".jpe": "JPEG", ".jfif": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".qoi": "QOI"}
@@ -175,6 +175,8 @@ def decode_image(
         size: height and width in pixels; None for those of the image.
         fit: a key of `FITS`.
         background: the colour behind transparent pixels, as Pillow's ImageColor reads it.
+
+    Raises ValueError for pixels without a known range, and the errors of Pillow.
     """
     from PIL import Image
 

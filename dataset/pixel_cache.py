@@ -119,7 +119,10 @@ def mapped_pixels(path: Path, record: dict) -> Tensor:
 def write_cache(
     path: Path, folder: ImageFolder, key: str, progress: Callable[..., Iterable]
 ) -> dict:
-    """Decode a folder into a cache file with the fingerprint `key`; return the file's record."""
+    """Decode a folder into a cache file with the fingerprint `key`; return the file's record.
+
+    Raises DataError if an image cannot be decoded, or the file cannot be written.
+    """
     shape = folder.shape()
     size = math.prod(shape)
     record = {"fingerprint": key, "shape": shape, "left_out": [], "digests": []}

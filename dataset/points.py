@@ -87,7 +87,7 @@ def random_subset(count: int, rng: np.random.RandomState, points: np.ndarray, la
 
 
 class PointSet(NamedTuple):
-    """How to draw points of a set, and how to centre and scale them."""
+    """A distribution of points, with the centre and scale by which its points are normalized."""
 
     draw: Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray | None]]
     centre: tuple[float, float]

@@ -44,7 +44,7 @@ DATASETS: dict[str, Source] = {
 
 @contextmanager
 def explained_folder(saved: str | None) -> Iterator[None]:
-    """While open, add to a DataError that the data folder of a run is relative to another folder.
+    """While open, explain a DataError if the run's data folder is relative to another folder.
 
     `saved` is the data folder that the run has saved, or None if it was not taken from the run.
     """

@@ -71,7 +71,7 @@ class Request(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a data set comes from, and what is known before it is loaded."""
+    """The loader of a data set, and the properties that are known before it is loaded."""
 
     load: Callable[[Request], Data]
     shape: tuple[int, ...]  # of one item: (2,) or (C, H, W); a folder's may differ once loaded

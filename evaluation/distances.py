@@ -62,7 +62,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """The squared maximum mean discrepancy with the kernel (x . y / D + 1)^3, without bias.
 
     In Inception's features it is the KID (Binkowski et al. 2018, section 4), here over all pairs
-    and not over subsets. The estimate may be slightly below 0.
+    and not over subsets. The estimate may be slightly below 0. Raises ValueError for a set of fewer
+    than two items.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a kernel distance needs at least two items of each set")
@@ -104,7 +105,7 @@ def prdc(real: Tensor, generated: Tensor, neighbours: int = 3) -> PRDC:
         raise ValueError(f"a set needs more than {neighbours} items, to have so many neighbours")
     real, generated = real.double(), generated.double()
     of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
-    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # around it
+    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # around each item
     covered, recalled = [], []
     for part, radius in zip(real.split(CHUNK), of_real.split(CHUNK), strict=True):
         distances = torch.cdist(part, generated)

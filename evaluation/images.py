@@ -49,7 +49,7 @@ def load_images(
 def read_files(
     found: Found, shape: tuple[int, int, int], progress: Callable[..., Iterable], skip_bad: bool
 ) -> tuple[Tensor, str]:
-    """Read the image files of a folder, which must have the size of the shape."""
+    """Read the image files of a folder. Raises DataError unless all have the size of the shape."""
     images, notes = [], list(found.notes)
     for file in progress(found.files, desc="reading"):
         try:

@@ -132,7 +132,7 @@ def tell_apart(
 
 @torch.no_grad()
 def realness(model: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """How real each of uint8 images (N, C, H, W) looks to a network: log-odds (N,) on the CPU."""
+    """A network's log-odds (N,) that uint8 images (N, C, H, W) are real, on the CPU."""
     parts = []
     for batch in images.split(BATCH_SIZE):
         scores = model(to_unit(batch.to(device, memory_format=memory_format(device))))

@@ -367,7 +367,7 @@ NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_weights(place: Path, model: dict) -> dict[str, Tensor]:
-    """The weights of a network, in float32, checked against its configuration."""
+    """The weights of a network, in float32. Raises ValueError if they do not fit `model`."""
     path = place / WEIGHTS
     if not path.is_file():
         raise ValueError(missing_weights(place))

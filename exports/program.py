@@ -79,7 +79,7 @@ def exported_program(network: TrainedNetwork) -> torch.export.ExportedProgram:
 
 
 def description(network: TrainedNetwork) -> dict:
-    """What a client needs to sample with the network, as values of JSON."""
+    """The description that a client needs to sample with the network, as values of JSON."""
     config, step, _, _, diffusion = network
     conditions = condition_names(config)
     return {

@@ -139,7 +139,7 @@ def digest_of_files(files: tuple[Path, ...], changed: tuple) -> str:
 
 @cache
 def frozen_encoder(path: Path, sha256: str, device: torch.device) -> nn.Module:
-    """The encoder of a folder, loaded once."""
+    """The encoder of a folder, loaded once. Raises ValueError if weights are missing."""
     kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     options = {"use_safetensors": True, "output_loading_info": True}
     encoder, info = loaded(path, CLASSES[kind], **options)

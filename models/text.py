@@ -135,7 +135,7 @@ class CrossAttention(nn.Module):
         return q, k, v
 
     def weights(self, x: Tensor, text: Text) -> Tensor:
-        """How much each position attends to each token (B, N, L + 1), the mean over the heads."""
+        """Attention weights (B, N, L + 1) of positions for tokens: the mean over the heads."""
         q, k, _ = self.queries_keys_values(x, text)
         scores = (q * q.shape[-1] ** -0.5 @ k.mT).float()
         return scores.masked_fill(~text.mask[:, None, None], -torch.inf).softmax(-1).mean(1)

@@ -136,7 +136,7 @@ class Wanted:
     def choose(self) -> tuple[Tensor, Tensor | None]:
         """The class of each sample (N,), and the number of its prompt (N,), or None for no prompts.
 
-        Sets `count`, `columns` and `prompts`.
+        Sets `count`, `columns` and `prompts`. Raises ValueError for choices that do not fit.
         """
         request, ids = self.request, self.class_ids
         if self.given is not None:  # a row of samples of each prompt

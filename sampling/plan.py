@@ -334,7 +334,7 @@ def choose_sampler(
 def choose_steps(
     request: SamplingRequest, timesteps: int, sampler: str, config: dict
 ) -> tuple[int, str]:
-    """The number of steps and their spacing. Raises ValueError if the checkpoint has no such."""
+    """The number of steps and their spacing. Raises ValueError if the checkpoint forbids them."""
     if request.timesteps not in (None, timesteps):
         raise ValueError(
             f"--timesteps {request.timesteps}: the checkpoint was trained with {timesteps}"

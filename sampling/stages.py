@@ -39,7 +39,10 @@ def per_stage(request: SamplingRequest) -> list[str]:
 
 
 def before_last(request: SamplingRequest, name: str) -> Sequence | None:
-    """The values of a flag for all stages of --then except the last."""
+    """The values of a flag for all stages of --then except the last.
+
+    Raises ValueError unless there is one value, or one for each stage.
+    """
     values, count = getattr(request, name), len(request.then)
     if values is not None and len(values) not in (1, count):
         raise ValueError(

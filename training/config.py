@@ -207,7 +207,10 @@ def without_flags(flags: RunConfig, saved: dict, name: str, shape: dict) -> dict
 def network_config(
     name: str, shape: dict, timesteps: int, options: dict, autoencoder: dict | None
 ) -> dict:
-    """The configuration of a network for items, or for the latents of an autoencoder."""
+    """The configuration of a network for items, or for the latents of an autoencoder.
+
+    Raises ValueError for a network that is not for latents.
+    """
     if autoencoder is None:
         return model_config(name, shape, timesteps, options)
     if name in NOT_DENOISERS:
@@ -217,7 +220,7 @@ def network_config(
 
 
 def why_no_classes(flags: RunConfig, classes: list[str]) -> str:
-    """Why a data set has no classes to choose from, and what to do."""
+    """A message: why a data set has no classes to choose from, and what to do."""
     found = f"only one class here, {printable(classes[0])}" if classes else "no classes here"
     if flags.dataset != "folder":
         return f"{flags.dataset} has {found}"

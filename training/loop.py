@@ -38,7 +38,7 @@ MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before th
 
 
 class Batches:
-    """Which items each training step takes: a pure function of the seed and the step.
+    """The items of each training step: a pure function of the seed and the step.
 
     Args:
         items, condition: the data (N, ...) and its condition (N), or None.

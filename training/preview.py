@@ -263,7 +263,7 @@ class AccuracyPreview:
         return found
 
     def right(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Which noisy items are judged right, bool (B,)."""
+        """bool (B,): for which noisy items x_t (B, ...) the network's answer is right."""
         trainer = self.trainer
         with autocast(trainer.device, trainer.precision):
             out = trainer.ema.module(trainer.diffusion.scaled(x_t, t), t, condition)

@@ -29,7 +29,7 @@ class Diverged(FloatingPointError):
 
 
 class Trainer:
-    """What a training step changes (weights, their average, the optimizer), and the step itself.
+    """The training step, and the state that it changes: weights, their average, the optimizer.
 
     Each process has a trainer of its own with the same weights. It computes its part of a step and
     takes the mean of all gradients (DistributedDataParallel), or holds a shard of every tensor

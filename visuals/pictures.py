@@ -278,7 +278,7 @@ def enlarged(images: Tensor, size: int = 56) -> Tensor:
 
 
 def factor_of(shape: Sequence[int], size: int = 56) -> int:
-    """How often pixels of images (C, H, W) are repeated: to about `size` on the larger side."""
+    """The factor that enlarges images (C, H, W) to about `size` pixels on the larger side."""
     return max(1, round(size / max(shape[1:])))
 
 

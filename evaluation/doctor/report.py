@@ -32,7 +32,7 @@ def report_of(run: Run, findings: Iterable[Finding]) -> str:
 
 
 def heading(run: Run) -> str:
-    """What the run is and how far it is."""
+    """The first line of the report: the run's folder, data, network and state."""
     data, network = run.dataset, run.model or "unknown network"
     if run.is_custom:  # a run of `fit`
         data, network = f"{run.kind} of your own", "network of your own"

@@ -168,7 +168,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often each item was seen."""
+        """How often each item was seen, on average; 0 if the number of items is unknown."""
         return self.step * self.batch_size / self.count if self.count else 0.0
 
     @property
