@@ -1,4 +1,4 @@
-"""What a network is conditioned on: one object, whatever it holds."""
+"""Conditions of a network (class labels, captions, images): one container for all kinds."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Condition:
 
     Args:
         label: class labels, int64 (B,), from 0; `NULL_LABEL` for no label.
-        tokens: of a caption, int64 (B, L), filled up with `PADDING`.
-        states: of these tokens (B, L, D), by a pretrained text encoder that is not trained here.
+        tokens: caption tokens, int64 (B, L), padded with `PADDING`.
+        states: embeddings (B, L, D) of the tokens by a pretrained, frozen text encoder.
         image: low-resolution images (B, C, h, w) in about [-1, 1], for super-resolution.
-        level: noise in them (B,): each is sqrt(1 - level^2) image + level noise (`augmented`).
+        level: noise level (B,) in [0, 1] of `image`, as `augmented` adds it.
         span: time (B,) in [0, 1] over which the velocity is averaged, for mean flows.
     """
 
@@ -53,7 +53,7 @@ class Condition:
     def null(self) -> Condition:
         """The unconditional form, of the same batch size.
 
-        A low-resolution image and a span are kept: guidance is by class and caption.
+        An image, its level and a span are kept: guidance acts on class and caption only.
         """
         label = None if self.label is None else torch.full_like(self.label, NULL_LABEL)
         tokens = None if self.tokens is None else torch.full_like(self.tokens, PADDING)
@@ -88,8 +88,8 @@ class Condition:
 def augmented(image: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     """Low-resolution images (B, C, h, w) with noise of the levels (B,) in [0, 1]; 0 adds none.
 
-    Conditioning augmentation (Ho et al. 2021, arXiv:2106.15282, section 4): a network that has seen
-    it does not rely on details that another network drew. The variance is preserved.
+    Conditioning augmentation (Ho et al. 2021, arXiv:2106.15282, section 4): a network trained with
+    it does not rely on details that another network generated. The variance is preserved.
     """
     level = level.view(-1, 1, 1, 1)
     return (1 - level**2).sqrt() * image + level * noise

@@ -47,7 +47,7 @@ class GaussianDiffusion(nn.Module):
         prediction: a name in `PREDICTIONS`: what the network outputs.
         clip: clip the x_0 that the network implies to [-1, 1] while sampling. Right for images;
             points have no bounds.
-        zero_terminal_snr: end in pure noise (a variance-preserving schedule does so only nearly).
+        zero_terminal_snr: rescale a variance-preserving schedule to end in exactly pure noise.
         sigma_data: the data's standard deviation, the unit of the prediction's formulas and of the
             network's inputs. 1 gives the formulas of the papers; `edm` needs the true one.
         loss_weight: a name in `LOSS_WEIGHTS`.
@@ -55,7 +55,7 @@ class GaussianDiffusion(nn.Module):
             reverse steps (Nichol & Dhariwal 2021, section 3.1).
         clip_loss: count no error where clipping the implied x_0 makes it exactly right; see
             `objectives.right_once_clipped`.
-        betas: of each step (T,), of a process that no schedule has; then `schedule` is not used.
+        betas: variance of each forward step (T,), in (0, 1]; if given, `schedule` is ignored.
 
     Raises:
         ValueError: an unknown name, fewer than two timesteps or more than `MAX_TIMESTEPS`, or
@@ -119,7 +119,7 @@ class GaussianDiffusion(nn.Module):
         # beta_t is the variance of q(x_t | x_t-1); in the variance-preserving case eq. 2's.
         step_alpha = alpha / alpha_prev
         betas = sigma**2 - (step_alpha * sigma_prev) ** 2
-        # q(x_{t-1} | x_t, x_0), eq. 6 and 7; 0 at t = 0, where the log takes that of t = 1.
+        # q(x_{t-1} | x_t, x_0), eq. 6 and 7. At t = 0 its variance is 0; the log uses t = 1 there.
         posterior_variance = betas * sigma_prev**2 / sigma**2
         posterior_log_variance = torch.cat([posterior_variance[1:2], posterior_variance[1:]]).log()
         posterior_coef_x_0 = betas * alpha_prev / sigma**2
@@ -148,12 +148,12 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def prediction(self) -> Prediction:
-        """What the network's output means."""
+        """The formulas of the prediction type: what the network's output means."""
         return PREDICTIONS[self.named[0]]
 
     @property
     def weight(self) -> Callable[[Tensor], Tensor] | None:
-        """The weight of the error, by the signal-to-noise ratio; None for the plain error."""
+        """The loss weight as a function of the signal-to-noise ratio; None for no weight."""
         return LOSS_WEIGHTS[self.named[1]]
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -223,16 +223,16 @@ class GaussianDiffusion(nn.Module):
     def bound(
         self, x_0_hat: Tensor, fraction: Tensor | None, x_0: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        """The term of the variational bound at timesteps t, (B,), in bits per dimension.
+        """Terms (B,) of the variational bound at timesteps t (B,), in bits per dimension.
 
-        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 -log p(x_0 | x_1), for pixels
-        as a probability of the 256 values (Ho et al. 2020, eq. 5 and 13). x_0_hat is
-        the predicted x_0, and `fraction` the learned variance, as `split` returns it.
+        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and -log p(x_0 | x_1) at t = 0,
+        where pixels have 256 discrete values (Ho et al. 2020, eq. 5 and 13). x_0_hat is the
+        predicted x_0, and `fraction` the learned variance, as `split` returns it.
         """
         mean, _ = self.q_posterior(x_0, x_t, t)
         mean_hat, _ = self.q_posterior(x_0_hat, x_t, t)
         log_var = at(self.posterior_log_variance, t, x_0)
-        # A fixed variance is the posterior's, and at t = 0, where that is 0, beta.
+        # A fixed variance is that of the posterior, but beta at t = 0, where the posterior has 0.
         fraction = (t == 0).float().view_as(log_var) if fraction is None else fraction
         log_var_hat = fraction * at(self.betas, t, x_0).log() + (1 - fraction) * log_var
         log_var, log_var_hat = log_var.expand_as(x_0), log_var_hat.expand_as(x_0)
@@ -243,15 +243,18 @@ class GaussianDiffusion(nn.Module):
         return nats.flatten(1).mean(dim=1) / log(2)
 
     def split(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split a network's output into the prediction and, with `learn_sigma`, the variance, as a
-        fraction between the posterior's (0) and beta (1)."""
+        """Split a network's output (B, C or 2 C, ...) into the prediction and the learned variance.
+
+        The variance (None without `learn_sigma`) is a fraction from 0, that of the posterior, to 1,
+        beta; in between, it is interpolated in log space.
+        """
         if not self.learn_sigma:
             return out, None
         out, variance = out.chunk(2, dim=1)
         return out, (variance + 1) / 2
 
     def scaled(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t in the scale in which networks receive it."""
+        """The network's input: x_t (B, ...) at timesteps t (B,), scaled to one size for all t."""
         return x_t * at(self.scale_in, t, x_t)
 
     def x_0(self, out: Tensor, x_t: Tensor, alpha, sigma) -> Tensor:
@@ -287,8 +290,8 @@ class GaussianDiffusion(nn.Module):
 class Denoiser:
     """A network as a function (x_t, level) -> (x_0, eps), without gradients.
 
-    x_0 is the mean of the clean data that x_t may be; for a mean flow, it is where the average
-    velocity leads from x_t, which is a sample.
+    x_0 is the predicted mean of the clean data given x_t. For a mean flow, x_0 is a sample: the
+    point to which the average velocity leads from x_t.
 
     `eps` is computed from the clipped x_0, so that both are consistent with x_t. `calls` counts the
     calls of the network, and `seen` is the last predicted x_0.
@@ -297,8 +300,8 @@ class Denoiser:
         diffusion, model: a process and the network that was trained for it.
         condition: of the batch, or None.
         guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond): 0 ignores the
-            condition, 1 is the conditional prediction (Ho & Salimans 2022, arXiv:2207.12598, where
-            w - 1 is w).
+            condition, 1 is the conditional prediction (Ho & Salimans 2022, arXiv:2207.12598; their
+            w is w - 1 here).
         guidance_interval: the noise levels (low, high), in sigma / alpha, at which guidance acts
             (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         guidance_rescale: from 0 to 1, how far the guided output's standard deviation is brought
@@ -364,8 +367,10 @@ class Denoiser:
 
     @torch.no_grad()
     def averaged(self, x_t: Tensor, level: Level, following: Level) -> Tensor:
-        """x at the level `following`, by the average velocity from `level` to there, for a network
-        of mean flows (Geng et al. 2025, arXiv:2505.13447, eq. 12)."""
+        """x at the level `following`, from x_t at `level`, by the average velocity of a mean flow.
+
+        Geng et al. 2025, arXiv:2505.13447, eq. 12.
+        """
         s = self.diffusion.sigma_data
         scale, time = flow_time(s * level.alpha, level.sigma)
         scale_following, time_following = flow_time(s * following.alpha, following.sigma)
@@ -373,7 +378,7 @@ class Denoiser:
         span = torch.full((len(x_t),), time - time_following, device=x_t.device)
         condition = replace(self.condition or Condition(), span=span)
         velocity = self.predict(self.model, self.diffusion.scaled(x_t, t), t, condition)
-        x_0 = x_t / scale - time * velocity  # where the average velocity leads without an end
+        x_0 = x_t / scale - time * velocity  # the average velocity, extended to clean data
         if self.diffusion.clip:
             x_0 = x_0.clamp(-1 / s, 1 / s)
         self.seen = s * x_0
@@ -428,9 +433,10 @@ class Denoiser:
         return low <= level.ratio <= high
 
     def clipped(self, out: Tensor, x_t: Tensor, level: Level) -> Tensor:
-        """A prediction as `clip_loss` judges it: with its implied x_0 clipped to [-1, 1].
+        """The prediction with its implied x_0 clipped to [-1, 1], if the process has `clip_loss`.
 
-        Beyond a bound it is arbitrary, and its difference from another prediction means nothing.
+        That loss leaves x_0 arbitrary beyond a bound, where differences of two predictions would be
+        meaningless.
         """
         diffusion, alpha, sigma = self.diffusion, level.alpha, level.sigma
         if not diffusion.clip_loss:
@@ -449,7 +455,7 @@ class Denoiser:
 
 
 class DDPM(nn.Module):
-    """A network with its diffusion process, for a training loop of one's own.
+    """A network with its diffusion process, for your own training loop.
 
         ddpm = DDPM(UNet(image_size=28, image_channels=1))
         loss = ddpm(x_0)                                        # x_0 (B, 1, 28, 28) in [-1, 1]
@@ -471,7 +477,7 @@ class DDPM(nn.Module):
         super().__init__()
         self.network = network
         self.diffusion = GaussianDiffusion(schedule, timesteps, prediction, **process)
-        self.seen = False  # data
+        self.seen = False  # becomes True with the first data, which are checked
 
     def forward(self, x_0: Tensor, condition: Condition | None = None) -> Tensor:
         """The training loss of clean data (B, ...), a scalar."""
@@ -511,7 +517,7 @@ class DDPM(nn.Module):
 
 
 def require_data(x_0: Tensor, clip: bool) -> None:
-    """Raise ValueError for data that are no floats; warn of images that are not in [-1, 1]."""
+    """Raise ValueError if data are not floats, and warn if images are not in [-1, 1]."""
     if not x_0.is_floating_point():
         raise ValueError(f"x_0 must be floats, not {x_0.dtype}; to_unit converts uint8 images")
     if clip and x_0.numel() and x_0.abs().max() > 1.01:
@@ -523,8 +529,10 @@ def require_data(x_0: Tensor, clip: bool) -> None:
 
 
 def flow_time(alpha, sigma):
-    """(scale, time) of noise levels, for tensors or floats: x_t / scale is the straight line
-    (1 - time) x_0 + time noise of flow matching, if x_t = alpha x_0 + sigma noise."""
+    """(scale, time) of noise levels in flow matching, for tensors or floats.
+
+    If x_t = alpha x_0 + sigma noise, x_t / scale is on the line (1 - time) x_0 + time noise.
+    """
     return alpha + sigma, sigma / (alpha + sigma)
 
 

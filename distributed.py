@@ -75,7 +75,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Within it, this process counts as the only one, and exchanges nothing with the others."""
+    """While open, this process counts as the only one, and exchanges nothing with others."""
     token = SINGLE.set(True)
     try:
         yield
@@ -112,7 +112,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run the body in the main process first, then in the others, which find its files."""
+    """Run the body in the main process first, then in the others, which find the files it wrote."""
     if not is_main():
         barrier()
     yield

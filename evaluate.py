@@ -81,7 +81,7 @@ from utils import (
 from visuals.pictures import DIFFERENCE, compared, save_picture, stacked
 
 SAY = partial(print, flush=True)
-# how their names end
+# Metrics with a picture, and how the names of these pictures end.
 PICTURES = {"two-sample": "two_sample", "copies": "nearest", "reconstruction": "reconstruction"}
 PICTURES |= {"super-resolution": "super_resolution"}
 
@@ -143,7 +143,7 @@ def main(request: EvaluationRequest) -> int:
             with activity("encoding and decoding images"):
                 generated = reconstructed_images(request, checkpoint, real.held_out, device)
         else:
-            data = real.held_out if small else real.train  # for the conditions
+            data = real.held_out if small else real.train  # the source of the conditions
             if small:
                 request.num_images = min(request.num_images or COUNT, len(data.items))
             generated = sampled_images(request, data, say=SAY)  # chooses the threads
@@ -178,7 +178,7 @@ def main(request: EvaluationRequest) -> int:
 
 
 def description(request: EvaluationRequest, source: Path, checkpoint: dict | None) -> dict:
-    """What is measured, for the report."""
+    """The entries of the report that identify the samples: file, step, seed and weights."""
     if checkpoint is None:
         return {"samples": str(source)}
     which = "model" if request.raw else "ema"
@@ -195,11 +195,11 @@ def description(request: EvaluationRequest, source: Path, checkpoint: dict | Non
 def default_metrics(
     request: EvaluationRequest, real: RealData, encodes: bool, small: int | list | None
 ) -> list[str]:
-    """The metrics without --metrics.
+    """The default of --metrics.
 
     Args:
-        encodes: of an autoencoder?
-        small: the size of the images that the checkpoint enlarges, if it does.
+        encodes: the checkpoint is an autoencoder.
+        small: the input size of a super-resolution model; None for other models.
     """
     if encodes:
         return ["reconstruction", *(["classifier"] if len(real.train.classes) > 1 else [])]
@@ -363,7 +363,7 @@ def by_super_resolution(
     device: torch.device,
     output: Path,
 ) -> dict:
-    """Compare enlarged images with their originals, next to two simple ways of enlarging them."""
+    """Compare enlarged images, and two baselines for enlarging them, with their originals."""
     originals = real.held_out.items[generated.indices]
     small = in_low_resolution(originals, size)
     options = {name: request.default(name) for name in request.named(group=OPTIONS)}
@@ -428,7 +428,7 @@ def by_prompts(
     device: torch.device,
     folder: Path,
 ) -> dict:
-    """Measure whether pictures show what prompts say: those of training, and held-out ones."""
+    """Measure whether samples show what their captions say: training and held-out captions."""
     reader = attribute_reader(real, folder, device, progress=Bar, say=SAY)
     check = check_of(real.name, config["data"])
     worst = min(reader.accuracy, key=reader.accuracy.get)
@@ -508,7 +508,7 @@ def by_copies(real: RealData, images: Tensor, output: Path) -> dict:
 
 
 def picture_of(output: Path, metric: str) -> Path:
-    """The picture of a metric, next to the report."""
+    """The path of a metric's picture, next to the report."""
     return output.with_name(f"{output.stem}_{PICTURES[metric]}.png")
 
 

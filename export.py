@@ -80,7 +80,7 @@ def read_own(request: ExportRequest) -> dict:
 
 
 def read_foreign(request: ExportRequest) -> dict:
-    """The checkpoint of --from; prints what it lacks."""
+    """The checkpoint of --from; prints notes on what could not be read."""
     form, request.checkpoint = request.from_
     with activity(f"loading {request.checkpoint}"):
         checkpoint, notes = READERS[form](Path(request.checkpoint), request.dataset)
@@ -90,9 +90,10 @@ def read_foreign(request: ExportRequest) -> dict:
 
 
 def choose_form(request: ExportRequest) -> tuple[str, Path]:
-    """The form and the file: one decides the other. Raises ValueError if they differ.
+    """The form and the path of the file: each can be derived from the other.
 
-    Without both, the form is numpy, or safetensors if the weights are to be small.
+    Without both, the form is numpy, or safetensors with --half or --quantize. Raises ValueError if
+    they contradict each other.
     """
     endings, form = {name: each.ending for name, each in FORMS.items()}, request.to
     usual = "safetensors" if request.half or request.quantize else "numpy"
@@ -108,7 +109,10 @@ def choose_form(request: ExportRequest) -> tuple[str, Path]:
 
 
 def stored_as(request: ExportRequest, form: str) -> dict[str, bool]:
-    """How the weights are stored, as an option of `save`. Raises ValueError if the form cannot."""
+    """The options of `Form.save` for --half and --quantize.
+
+    Raises ValueError if the form does not support them.
+    """
     wanted = {"half": request.half, request.quantize: request.quantize is not None}
     found = {name: True for name, given in wanted.items() if given}
     if not found.keys() <= set(FORMS[form].stored):

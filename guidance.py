@@ -34,7 +34,7 @@ def clip_guidance(
 
     Args:
         clip: maps (x, t, condition) to embeddings (B, 2, D) of images and of captions.
-        scaled: of the process: x_t in the scale in which networks receive it.
+        scaled: maps (x_t, t) to the network's input; `GaussianDiffusion.scaled` of the process.
         condition: the captions (B).
         scale: of the gradient; 1 is that of the similarity as it was trained.
     """
@@ -59,7 +59,7 @@ def classifier_guidance(
 
     Args:
         classifier: maps (x, t) to scores (B, classes).
-        scaled: of the process: x_t in the scale in which networks receive it.
+        scaled: maps (x_t, t) to the network's input; `GaussianDiffusion.scaled` of the process.
         labels: the wanted classes (B,).
         scale: 1 gives p(x_t | y); more emphasizes the class.
     """

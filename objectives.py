@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """What a network's output means: two formulas, for tensors, arrays or floats.
+    """A prediction type: two formulas for the network's output, for tensors, arrays or floats.
 
     They hold for any alpha and sigma; `r` below is sqrt(alpha^2 + sigma^2), which is 1 in the
     variance-preserving case.
@@ -65,7 +65,7 @@ MIN_SNR_GAMMA = 5.0
 
 LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "uniform": None,  # the plain mean squared error of whatever the network predicts
-    "snr": lambda snr: snr,  # that of eps, whatever the prediction
+    "snr": lambda snr: snr,  # the error of eps, whatever the prediction
     "min-snr": lambda snr: snr.clamp(max=MIN_SNR_GAMMA),  # Hang et al. 2023, arXiv:2303.09556
     "edm": lambda snr: snr + 1,  # Karras et al. 2022, table 1, for data of standard deviation 1
     "vlb": None,  # not a weight: the variational bound itself
@@ -73,14 +73,15 @@ LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 def right_once_clipped(x_0_hat: Tensor, x_0: Tensor) -> Tensor:
-    """Where clipping a prediction to [-1, 1] gives x_0 exactly: beyond a bound on which x_0 lies.
+    """The mask of values where x_0 is a bound, -1 or 1, and its prediction x_0_hat is beyond it.
 
-    A network cannot put out exactly -1 for a black background. Its errors there scatter around -1,
-    and half of them remain visible once samplers have clipped the others. If errors beyond the
-    bound do not count, the network learns to stay beyond it, and the clipped background is exact.
+    Clipping to [-1, 1] makes such a prediction exact, so `clip_loss` does not count its error. A
+    network cannot output exactly -1 for a black background. Its errors scatter around -1, and half
+    of them remain visible once samplers have clipped the others. If errors beyond the bound do not
+    count, the network learns to stay beyond the bound, and the clipped background is exact.
 
-    The optimum is the same once clipped. Between the bounds the loss is the squared error, whose
-    minimum is m = E[x_0 | x_t]; beyond a bound it only grows, except where m is the bound itself.
+    The optimum, once clipped, is unchanged. Between the bounds the loss is the squared error, with
+    its minimum at m = E[x_0 | x_t]; beyond a bound it only grows, unless m is the bound itself.
     """
     return (x_0.abs() == 1) & (x_0_hat * x_0 > 1)
 
@@ -132,7 +133,7 @@ def independent(x_0: Tensor) -> Tensor:
 
 
 def optimal(x_0: Tensor) -> Tensor:
-    """Assign noise to the items of a batch with the least sum of squared distances.
+    """Noise assigned to the items of a batch with the least sum of squared distances.
 
     Li et al. 2024 (immiscible diffusion), arXiv:2406.12303; Tong et al. 2023, arXiv:2302.00482.
     """
@@ -163,12 +164,12 @@ NOISE_ASSIGNMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def has_boundary(prediction: str) -> bool:
-    """Is x_0 the input where there is no noise, whatever the network puts out?"""
+    """Is the implied x_0 equal to x_t at sigma = 0, whatever the network outputs?"""
     return PREDICTIONS[prediction].x_0(0.5, 0.25, 1.0, 0.0) == 0.25
 
 
 def starts_from_noise(prediction: str) -> bool:
-    """Is x_0 finite in pure noise, from which a single step must draw?"""
+    """Is the implied x_0 finite at alpha = 0, where sampling in a single step starts?"""
     try:
         PREDICTIONS[prediction].x_0(0.5, 0.25, 0.0, 1.0)
     except ZeroDivisionError:
@@ -177,10 +178,10 @@ def starts_from_noise(prediction: str) -> bool:
 
 
 def earlier_ratio(ratio: Tensor, stage: int) -> Tensor:
-    """The noise level sigma / alpha (B,) that `ratio` (B,) is compared with at a stage, from 0.
+    """The lower noise level (B,) that `ratio`, sigma / alpha (B,), is compared with at a stage.
 
-    Section 3.3, with q = 2, k = 8 and b = 1: the first stage compares low noise with clean data,
-    which is the diffusion loss, and each stage halves the distance.
+    Section 3.3, with q = 2, k = 8 and b = 1. Stages count from 0: the first compares low noise with
+    clean data, which is the diffusion loss, and each further stage halves the distance.
     """
     n = 1 + 8 * torch.sigmoid(-ratio)
     return ratio * (1 - n * 0.5 ** (stage + 1)).clamp(min=0)
@@ -189,8 +190,8 @@ def earlier_ratio(ratio: Tensor, stage: int) -> Tensor:
 def pseudo_huber(error: Tensor) -> Tensor:
     """sqrt(mean(error^2) + c^2) - c for each item of a batch: (B,), from errors (B, ...).
 
-    Like the error's size, it weighs large errors less than a square does (Song & Dhariwal 2023,
-    arXiv:2310.14189, section 3.3, whose c it has).
+    Large errors weigh less than in a squared error (Song & Dhariwal 2023, arXiv:2310.14189,
+    section 3.3, also for c).
     """
     c = 0.00054
     return (error.flatten(1).square().mean(dim=1) + c**2).sqrt() - c

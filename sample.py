@@ -62,12 +62,12 @@ def sample(checkpoint: str | Path, model: nn.Module | None = None, **flags) -> n
         sample("outputs/model_final.pt", num_images=16, steps=20)
 
     Args:
-        checkpoint: a file of train.py, of `training.fit.fit`, or of export.py, or a run's folder.
-        model: the network, where it is not one of this project's.
-        flags: of sample.py, but for those of its output.
+        checkpoint: a file written by train.py, `training.fit.fit` or export.py, or a run's folder.
+        model: the network, if it is not one of this project's.
+        flags: of sample.py, except those about its output.
 
-    Returns what --output would hold as an .npz: uint8 images (N, H, W, C), or points (N, 2).
-    Nothing is written. Raises ValueError for what the command line would refuse.
+    Returns the samples: uint8 images (N, H, W, C), or points (N, 2). Nothing is written. Raises
+    ValueError for flags that the command line would reject.
     """
     unused = flags.keys() & {
         "output",
@@ -114,12 +114,12 @@ def main(request: SamplingRequest) -> int:
 
 
 def is_array(output: Path) -> bool:
-    """Is --output a file of all samples, not a picture?"""
+    """Is --output an .npz array of all samples, rather than a picture?"""
     return output.suffix.lower() == ".npz"
 
 
 def require_ending(output: Path) -> None:
-    """Raise ValueError for an ending of --output that cannot be written, before the work."""
+    """Raise ValueError, before sampling, if --output has an ending that cannot be written."""
     if not is_array(output):
         try:
             image_format(output)
@@ -138,7 +138,10 @@ def require_sizes(job: SamplingJob, output: Path) -> None:
 
 
 def require_own_files(job: SamplingJob, output: Path) -> None:
-    """Raise ValueError if a file that no flag names would replace one of another program."""
+    """Raise ValueError if the animation or the trajectory would replace another program's file.
+
+    Their names are derived from --output, so the user has not chosen them.
+    """
     paths, folder = [], trajectory(output)
     if job.request.animate:
         paths.append(output.with_suffix(".gif"))
@@ -154,7 +157,10 @@ def trajectory(output: Path) -> Path:
 
 
 def is_old_trajectory(folder: Path) -> bool:
-    """Is everything in a folder of --show-intermediate in an older version, which left no mark?"""
+    """Does a folder hold only pictures of an older version's --show-intermediate?
+
+    Those carry no mark of this project and are recognised by their names.
+    """
     paths = list(folder.iterdir()) if folder.is_dir() else []
     ours = all(is_trajectory_name(path.name) and not is_own_picture(path) for path in paths)
     return ours and set(STRIP_NAMES) <= {path.name for path in paths}
@@ -254,7 +260,7 @@ def draw_parts(job: SamplingJob, parts: Parts) -> None:
         parts.write(n, plan.pictures.array(batch.items))
         calls += batch.calls
         first = batch if n == 0 else first
-    calls = sum_of_all(calls, job.device)  # which waits for every process
+    calls = sum_of_all(calls, job.device)  # waits for every process
     seconds = time.monotonic() - start
     if is_main():
         none = plan.pictures.array(job.no_items())
@@ -283,13 +289,13 @@ def missing_parts(job: SamplingJob, parts: Parts) -> list[int]:
         say(f"continuing: {there:,} of {job.plan.count:,} {job.plan.kind} exist")
     if damaged := states.count(DAMAGED):
         say(f"{damaged} damaged parts are drawn again")
-    if job.kept and 0 not in missing:  # its trajectory is requested
+    if job.kept and 0 not in missing:  # the trajectory of batch 0 is requested
         missing = [0, *missing]
     return missing
 
 
 def what_is_kept(job: SamplingJob, parts: Parts) -> str:
-    """The message of an interrupted job about its parts."""
+    """For the message of an interrupted job: how many samples are kept, and where."""
     if not parts.record.exists():
         return ""
     there = sum(len(batch) for n, batch in enumerate(job.plan.batches) if parts.path(n).exists())
@@ -310,7 +316,7 @@ def interrupts() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is interrupt:  # no signal has come
+            if signal.getsignal(number) is interrupt:  # no signal has arrived
                 signal.signal(number, handler)
 
 
@@ -347,7 +353,7 @@ def write_frames(job: SamplingJob, drawn: Samples) -> None:
 
 
 def origin_of(plan: SamplingPlan) -> dict[str, np.ndarray]:
-    """What --pairs adds to the samples: the seed of their noise, and their classes."""
+    """The arrays that --pairs adds to the samples: the seed of their noise, and their classes."""
     if not plan.request.pairs:
         return {}
     found = {"seed": np.array(plan.request.seed)}
@@ -370,9 +376,9 @@ def save(output: Path, drawn: Tensor, plan: SamplingPlan, real: Tensor | None = 
 def write_trajectory(
     folder: Path, frames: dict[int, tuple[Tensor, Tensor]], plan: SamplingPlan
 ) -> Path:
-    """Write pictures of x_t and of the predicted x_0 on the way, and a filmstrip of each.
+    """Write pictures of x_t and of the predicted x_0 during sampling, and a filmstrip of each.
 
-    A picture is named by its timestep, and 0000 for clean data.
+    Pictures are numbered t + 1, so that 0000 is clean data. Returns the folder.
     """
     every = is_old_trajectory(folder)
     for old in folder.glob("*.png"):

@@ -8,12 +8,12 @@ Every sampler is a generator with one signature: `sampler(denoise, x, levels, no
     levels      noise levels from noisy to clean, from `GaussianDiffusion.levels`
     noise_like  x -> fresh standard normal noise of x's shape
 
-It yields x at levels[1], levels[2], ..., so that one function serves the last picture, the pictures
-in between, and a progress bar. Keyword-only options are the sampler's own.
+It yields x at levels[1], levels[2], ..., so that one function serves the final samples, the
+intermediate pictures and a progress bar. Keyword-only options are the sampler's own.
 
-All hold for every schedule, because they are written in alpha and sigma. The papers on solvers take
-x / alpha with the noise level sigma / alpha, or lambda = log(alpha / sigma); pure noise has no x /
-alpha, so here each step is that of DDIM plus a correction that uses the past.
+Samplers work with every schedule, because they are written in alpha and sigma. The papers on
+solvers use x / alpha with the noise level sigma / alpha, or lambda = log(alpha / sigma). In pure
+noise x / alpha is undefined, so each step here is a DDIM step plus a correction from past steps.
 """
 
 import inspect
@@ -38,13 +38,13 @@ class Denoise(Protocol):
         """The network's predictions (x_0, eps) for x_t."""
 
     def averaged(self, x_t: Tensor, level: Level, following: Level) -> Tensor:
-        """x at another level, by the average velocity between both; used by meanflow alone."""
+        """x at another level, by the average velocity between both; used only by meanflow."""
 
     def nearest(self, ratio: float) -> Level:
-        """The level of the process with the nearest sigma / alpha; used by churn alone."""
+        """The level of the process with the nearest sigma / alpha; used only by churn."""
 
     def with_variance(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_0, eps, fraction), for a network with a learned variance; used by ddpm alone."""
+        """(x_0, eps, fraction), for a network with a learned variance; used only by ddpm."""
 
 
 def ddpm(
@@ -74,7 +74,7 @@ def ddpm(
         x = coef_x_0 * x_0 + coef_x_t * x
         if nxt.sigma > 0:
             small = posterior_std(cur, nxt)
-            std = small * (sqrt(beta) / small) ** fraction  # between them in the logarithm
+            std = small * (sqrt(beta) / small) ** fraction  # interpolated in log space
             x = x + std * noise_like(x)
         yield x
 
@@ -108,7 +108,7 @@ def euler(
     churn_max: float = inf,
     churn_noise: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Euler's method on the probability-flow ODE; `ddim` where there is no churn.
+    """Euler's method on the probability-flow ODE; equal to `ddim` without churn.
 
     Karras et al. 2022, arXiv:2206.00364, algorithm 2 without its lines 6 to 8.
     """
@@ -165,8 +165,8 @@ def dpmpp_3m(
 ) -> Iterator[Tensor]:
     """DPM-Solver++(3M), multistep of order 3 (Lu et al. 2022, arXiv:2211.01095, appendix B).
 
-    The last term is the integral of exp(lambda) lambda^2, as order 3 needs. The code that the
-    authors published, and libraries after it, take half of that, and are of order 2.
+    The last term is the integral of exp(lambda) lambda^2, as order 3 requires. The authors' code,
+    and libraries that follow it, use half of this term and are of order 2.
     """
     past = deque(maxlen=3)
     for cur, nxt in pairwise(levels):
@@ -208,9 +208,9 @@ def unipc(
     *,
     order: int = 3,
 ) -> Iterator[Tensor]:
-    """UniPC, predictor and corrector of one order (Zhao et al. 2023, arXiv:2302.04867, B_2).
+    """UniPC, predictor and corrector of equal order (Zhao et al. 2023, arXiv:2302.04867, B_2).
 
-    The corrector takes the call that the next predictor needs anyway, so a step is one call.
+    The corrector reuses the network call that the next predictor needs, so a step costs one call.
     """
     past, last = deque(maxlen=order), None  # last: the step that the corrector refines
     for i, (cur, nxt) in enumerate(pairwise(levels)):
@@ -233,7 +233,7 @@ def unipc_step(
     nxt: Level,
     corrected_by: Tensor | None = None,
 ) -> Tensor:
-    """UniP from cur to nxt, or UniC with the x_0 that the network saw at nxt."""
+    """One step of UniP from cur to nxt, or of UniC if the x_0 predicted at nxt is given."""
     h, x_0 = step(cur, nxt), past[0][1]
     x_nxt = nxt.sigma / cur.sigma * x - nxt.alpha * expm1(-h) * x_0
     places = [(lam - cur.log_ratio) / h for lam, _ in past[1:]]
@@ -250,7 +250,7 @@ def unipc_step(
 def unipc_weights(places: Sequence[float], h: float) -> list[float]:
     """The a of theorem 3.1 and its corollary: R(places) a = phi / B with B = exp(-h) - 1.
 
-    A single place takes 1/2, as the authors do for both of its cases.
+    A single place has the weight 1/2, as in the authors' code (UniP of order 2, UniC of order 1).
     """
     if len(places) == 1:
         return [0.5]
@@ -275,7 +275,7 @@ def ipndm(
 ) -> Iterator[Tensor]:
     """iPNDM: Adams-Bashforth on eps, up to order 4 (Zhang & Chen 2022, arXiv:2204.13902).
 
-    The weights are those of equal steps in sigma / alpha, and only there is the order 4.
+    The weights are for equal steps in sigma / alpha; only for these is the order 4.
     """
     past = deque(maxlen=4)
     for cur, nxt in pairwise(levels):
@@ -300,13 +300,13 @@ def gamma(
 ) -> Iterator[Tensor]:
     """The accelerated sampler of Permenter & Yuan 2023, arXiv:2306.04848, section 4 and appendix.
 
-    gamma = 1 and mu = 0 is `ddim`; gamma = 2 goes beyond each new eps, away from the last one;
+    gamma = 1 and mu = 0 is `ddim`; gamma = 2 extrapolates from the last eps beyond the new one;
     mu = 1/2 adds noise as `ddpm` does.
     """
     eps_last = None
     for cur, nxt in pairwise(levels):
         x_0, eps = denoise(x, cur)
-        goal = (nxt.ratio / cur.ratio**mu) ** (1 / (1 - mu))  # noise left of x's own
+        goal = (nxt.ratio / cur.ratio**mu) ** (1 / (1 - mu))  # sigma / alpha without new noise
         x = nxt.alpha * (x_0 + goal * eps)
         if eps_last is not None:
             x = x + nxt.alpha * (goal - cur.ratio) * (gamma - 1) * (eps - eps_last)
@@ -322,7 +322,7 @@ def consistency(
     """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1).
 
     For networks of `train.py --tune consistency`, which map x at any level to clean data. Each step
-    goes there, and adds fresh noise of the next level.
+    predicts clean data, then adds fresh noise of the next level.
     """
     for cur, nxt in pairwise(levels):
         x_0, _ = denoise(x, cur)
@@ -338,7 +338,7 @@ def meanflow(
     """Sampling of mean flows (Geng et al. 2025, arXiv:2505.13447, algorithm 2).
 
     For networks of `train.py --tune meanflow`, which predict the average velocity between two
-    levels: each step is exact, however long it is, as far as the network is.
+    levels: with an exact network, a step of any length is exact.
     """
     for cur, nxt in pairwise(levels):
         x = denoise.averaged(x, cur, nxt)
@@ -361,7 +361,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-OF_TUNED = ("consistency", "meanflow")  # which need networks that are trained for them
+OF_TUNED = ("consistency", "meanflow")  # need networks that are tuned for them
 AUTO = "dpmpp_2m_sde"  # gave the best digits for its number of network calls
 
 
@@ -379,7 +379,7 @@ def generate(
         denoise, levels, noise_like: see the top of this module.
         noise: standard normal, of the data's shape (B, ...); it is scaled to levels[0].
         sampler: one of `SAMPLERS`, with its options; `AUTO` where not given.
-        x_0: data to start from, with that noise added, instead of from noise alone.
+        x_0: clean data (B, ...) to start from, with that noise added; by default, noise alone.
     """
     first = levels[0]
     x = first.scale * noise if x_0 is None else first.alpha * x_0 + first.sigma * noise
@@ -405,16 +405,15 @@ def step(cur: Level, nxt: Level) -> float:
 
 
 def correction(cur: Level, nxt: Level) -> float:
-    """How far x at nxt moves when the eps of the step moves by one: alpha times the step of
-    sigma / alpha."""
+    """The derivative of x at nxt by eps: alpha at nxt times the change in sigma / alpha."""
     return nxt.sigma - nxt.alpha * cur.ratio
 
 
 def slopes(past: Sequence[tuple[float, Tensor]], nxt: Level) -> tuple[Tensor, Tensor]:
     """First and second divided differences of x_0 over lambda, in units of the step to nxt.
 
-    D_1 and D_2 of Lu et al. 2022, arXiv:2211.01095, eq. 12 and appendix; 0 where too little is
-    known, or where the step is infinite and they cannot help.
+    D_1 and D_2 of Lu et al. 2022, arXiv:2211.01095, eq. 12 and appendix; 0 with too few past
+    values, or if the step is infinite.
     """
     none = past[0][1].new_zeros(())
     h = nxt.log_ratio - past[0][0]
@@ -434,7 +433,7 @@ def slopes(past: Sequence[tuple[float, Tensor]], nxt: Level) -> tuple[Tensor, Te
 def churn_of(
     levels: Sequence[Level], churn: float, churn_min: float, churn_max: float
 ) -> Callable[[Level], float]:
-    """gamma of Karras et al. 2022, algorithm 2: by which part of itself the noise level rises."""
+    """level -> gamma, the relative rise of its noise level (Karras et al. 2022, algorithm 2)."""
     most = min(churn / (len(levels) - 1), sqrt(2) - 1)
     return lambda level: most if churn_min <= level.ratio <= churn_max else 0.0
 
@@ -447,7 +446,7 @@ def churned(
     churn_noise: float,
     noise_like: NoiseLike,
 ) -> tuple[Tensor, Level]:
-    """x with fresh noise, and the higher level it is at then: one of the process's own."""
+    """x with fresh noise added, and its new level: the nearest one in the process's table."""
     if gamma == 0 or cur.alpha == 0:
         return x, cur
     hat = denoise.nearest(cur.ratio * (1 + gamma))

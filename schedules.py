@@ -53,7 +53,7 @@ def from_betas(betas: Tensor) -> Tables:
 
 
 def from_signal_power(f: Callable[[Tensor], Tensor], timesteps: int) -> Tables:
-    """alphas_cumprod = f(u) / f(0), u = (t + 1) / T, with betas of at most 0.999."""
+    """alpha and sigma with alphas_cumprod = f(u) / f(0), u = (t + 1) / T, and betas <= 0.999."""
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     alphas_cumprod = f(u)
     betas = 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]
@@ -64,7 +64,7 @@ def beta_ends(timesteps: int) -> tuple[float, float]:
     """The first and last beta, 1e-4 and 0.02 at T = 1000 (Ho et al. 2020, section 4).
 
     They are scaled by 1000 / T, so that a shorter process ends in noise as well. Raises ValueError
-    where that would destroy a step outright (T < 21).
+    for T < 21, where the last beta would be 1 or more.
     """
     scale = 1000 / timesteps
     if scale * 0.02 >= 1:
@@ -109,7 +109,7 @@ def flow(timesteps: int) -> Tables:
 
 
 def edm(timesteps: int) -> Tables:
-    """Noise is added to data that keeps its size (Karras et al. 2022, arXiv:2206.00364).
+    """alpha = 1: noise is added to unscaled data (Karras et al. 2022, arXiv:2206.00364).
 
     Sigma runs from 0.002 to 80 in equal ratios, so that t is c_noise = log(sigma) / 4 up to an
     affine map.
@@ -130,7 +130,7 @@ SCHEDULES: dict[str, Callable[[int], Tables]] = {
 
 
 def zero_terminal_snr(alpha: Tensor, sigma: Tensor) -> Tables:
-    """The variance-preserving schedule shifted and scaled to end in pure noise, its start kept.
+    """A variance-preserving schedule shifted and scaled to end in pure noise; alpha[0] is kept.
 
     Lin et al. 2023, arXiv:2305.08891, algorithm 1.
     """
@@ -145,12 +145,12 @@ def zero_terminal_snr(alpha: Tensor, sigma: Tensor) -> Tables:
 
 
 def trailing(ratio: Tensor, steps: int) -> Tensor:
-    """Evenly, from T-1, where training ended (Lin et al. 2023, table 2)."""
+    """Evenly spaced from T-1, the noisiest timestep (Lin et al. 2023, table 2)."""
     return len(ratio) * (steps - torch.arange(steps, dtype=torch.float64)) / steps - 1
 
 
 def leading(ratio: Tensor, steps: int) -> Tensor:
-    """Evenly, down to 0, so that the noisiest timesteps are left out (DDIM's code)."""
+    """Evenly spaced, ending at 0; the noisiest timesteps are left out (DDIM's code)."""
     return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (len(ratio) // steps)
 
 
@@ -160,7 +160,7 @@ def quadratic_spacing(ratio: Tensor, steps: int) -> Tensor:
 
 
 def uniform_logsnr(ratio: Tensor, steps: int) -> Tensor:
-    """Evenly in log-SNR, from sigma / alpha = 80 or less (Lu et al. 2022, arXiv:2206.00927)."""
+    """Evenly spaced in log-SNR, from sigma / alpha <= 80 (Lu et al. 2022, arXiv:2206.00927)."""
     top = ratio.clamp(max=SIGMA_MAX)[-1].log()
     return nearest_index(
         ratio, torch.linspace(top, ratio[0].log(), steps, dtype=torch.float64).exp()
@@ -168,14 +168,16 @@ def uniform_logsnr(ratio: Tensor, steps: int) -> Tensor:
 
 
 def karras(ratio: Tensor, steps: int) -> Tensor:
-    """(sigma / alpha)^(1/7) on a line, from 80 or less (Karras et al. 2022, eq. 5)."""
+    """(sigma / alpha)^(1/7) on a line, from sigma / alpha <= 80 (Karras et al. 2022, eq. 5)."""
     top = ratio.clamp(max=SIGMA_MAX)[-1] ** (1 / RHO)
     return nearest_index(ratio, torch.linspace(top, ratio[0] ** (1 / RHO), steps) ** RHO)
 
 
 def upper(ratio: Tensor, steps: int) -> Tensor:
-    """Evenly, from T-1 down to 0.6 T, for samplers that go to clean data in each step: less noise
-    would leave their errors in place."""
+    """Evenly spaced from T-1 to 0.6 T, for samplers that go to clean data in each step.
+
+    With less noise, a step would not correct the errors of the previous one.
+    """
     return len(ratio) * torch.linspace(1, 0.6, steps, dtype=torch.float64) - 1
 
 
@@ -190,16 +192,16 @@ SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def nearest_index(ratio: Tensor, wanted: Tensor) -> Tensor:
-    """Indices of the entries of an ascending table that are nearest, in their logarithm."""
+    """Indices of the entries of an ascending table that are nearest to `wanted`, in log space."""
     log_ratio = ratio.log()
     middles = (log_ratio[1:] + log_ratio[:-1]) / 2
     return torch.searchsorted(middles, wanted.to(log_ratio).log())
 
 
 def distinct(t: Tensor, timesteps: int) -> list[int]:
-    """Falling timesteps in whole numbers of 0 ... T-1, all different, as near to t as that allows.
+    """Round descending timesteps to different integers in 0 ... T-1, as near to t as possible.
 
-    Where a spacing wants the table finer than it is, neighbours move apart.
+    Timesteps that would round to the same integer are moved apart.
     """
     chosen: list[int] = []
     for i, value in enumerate(t.tolist()):
@@ -208,4 +210,4 @@ def distinct(t: Tensor, timesteps: int) -> list[int]:
     return chosen
 
 
-MAX_TIMESTEPS = 10_000  # of a process: beyond all use, and its tables are made in a moment
+MAX_TIMESTEPS = 10_000  # of a process; more than is useful, and still fast to tabulate

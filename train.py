@@ -81,8 +81,10 @@ def train(**flags) -> Trained:
 
         train(dataset="moons", epochs=5, output_dir="outputs/moons")
 
-    Raises ValueError for what the command line would refuse, KeyboardInterrupt once an interrupted
-    run is saved, and the errors of the run itself.
+    Returns the result, with the path of the trained `checkpoint`.
+
+    Raises ValueError for flags that the command line would reject, KeyboardInterrupt after Ctrl-C,
+    once the run is saved, and the errors of the run itself.
     """
     parsed = TRAIN.keywords(**flags)
     if parsed.list_models:
@@ -103,7 +105,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
     """Train; --max-minutes counts from `start`, a reading of `time.monotonic()`."""
     device = own_device(choose_device(flags.device))
     with process_group(device):
-        # Where does the run start, and on what does it compute?
+        # Find the checkpoint to start from, the device and the precision.
         flags, checkpoint = checkpoint_to_resume(flags)
         flags, teacher = teacher_of(flags, resumed=checkpoint is not None)
         flags, initial = initial_of(flags, resumed=checkpoint is not None)
@@ -130,7 +132,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         encoder = autoencoder_of(flags.latents, data, checkpoint)
         shape_of_latents = encoder and encoder["config"]["model"]
         config = make_config(flags, loaded, before and before["config"], shape_of_latents)
-        if flags.teacher or flags.init_from:  # the scale of its data is kept
+        if flags.teacher or flags.init_from:  # the network expects data of that scale
             config["diffusion"]["sigma_data"] = before["config"]["diffusion"]["sigma_data"]
         require_tunable(flags, config, teacher)
         require_same_network(flags, config, initial)
@@ -162,7 +164,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
                 used = use_features(trainer, flags, data, load, checkpoint)
                 config["train"]["feature_classifier"] = used
             distance = distance_for(flags, loaded, load, device) if flags.eval_interval else None
-            start += time.monotonic() - waited  # a classifier's training is not the run's time
+            start += time.monotonic() - waited  # --max-minutes excludes a classifier's training
 
             # Train, and write the run's folder.
             folder = RunFolder(flags.output_dir)
@@ -186,9 +188,10 @@ def train_run(flags: RunConfig, start: float) -> Trained:
 
 
 def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | None]:
-    """The checkpoint of --teacher for a new run, and the flags with those of its run.
+    """The flags of a new run with those of its teacher, and the checkpoint of --teacher.
 
-    A resumed run has all that it needs of its teacher.
+    The checkpoint is None without a teacher. A resumed run needs none: its own checkpoint holds
+    what it uses of the teacher. Raises ValueError for flags that lack a file or have no effect.
     """
     if flags.tune is None or resumed:
         return flags, None
@@ -205,11 +208,11 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
         return flags, None
     with activity(f"loading {flags.teacher}"):
         teacher = load_teacher(flags.teacher)
-    return flags if begun else with_teacher(flags, teacher), teacher  # a begun run has its flags
+    return flags if begun else with_teacher(flags, teacher), teacher  # a begun run keeps its own
 
 
 def initial_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | None]:
-    """The checkpoint of --init-from for a new run, and the flags with its network and process."""
+    """The flags of a new run with the network and process of --init-from, and its checkpoint."""
     if flags.init_from is None or resumed:
         return flags, None
     with activity(f"loading {flags.init_from}"):
@@ -218,8 +221,10 @@ def initial_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
 
 
 def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:
-    """Keep in the configuration which pairs are learned. Raises ValueError if a resumed run has
-    learned others."""
+    """Record in the configuration which pairs the run learns from.
+
+    Raises ValueError if a resumed run has learned from others.
+    """
     config["train"] |= {"pairs_seed": pairs.seed, "pairs_sha256": pairs.digest}
     saved = checkpoint and checkpoint["config"]["train"]
     if saved and saved.get("pairs_sha256") != pairs.digest:
@@ -227,7 +232,7 @@ def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:
 
 
 def require_possible(flags: RunConfig, device: torch.device, precision: str) -> None:
-    """Raise a ValueError for flags that this device or this number of processes cannot have."""
+    """Raise ValueError for flags that the device or the number of processes does not support."""
     if flags.fsdp and (not launched() or flags.compile or precision == "fp16"):
         raise ValueError(
             "--fsdp needs several processes, fp32 or bf16, and no --compile: "
@@ -278,7 +283,7 @@ def class_counts(data: Data) -> str:
 
 
 def complete(flags: RunConfig, data: Data, *, resumed: bool) -> RunConfig:
-    """The flags with their defaults; prints what a preset stands for."""
+    """The flags with their defaults; prints those that the user may want to change."""
     if flags.preset and resumed:
         say("--preset is for a new run: the resumed run keeps its flags")
         flags.preset = None
@@ -312,9 +317,9 @@ def spelled(flags: RunConfig, names: Iterable[str]) -> str:
 def use_features(
     trainer: Trainer, flags: RunConfig, data: Data, load: Callable[..., Data], resumed: dict | None
 ) -> str:
-    """Give the autoencoder's objective the features of --feature-loss.
+    """Give the autoencoder's objective the classifier of --feature-loss.
 
-    Returns the SHA-256 of the classifier that has them.
+    Returns the SHA-256 of the classifier.
     """
     with main_first():
         classifier, _ = classifier_of(flags, data, load, trainer.device)
@@ -329,7 +334,11 @@ def use_features(
 def distance_for(
     flags: RunConfig, data: Data, load: Callable[..., Data], device: torch.device
 ) -> Callable[[torch.Tensor], float]:
-    """The distance that --eval-interval measures; only the main process computes it."""
+    """The function that --eval-interval applies to samples: their distance to real images.
+
+    Only the main process computes it; in others the function returns 0. Raises ValueError for data
+    sets of points, and for networks that draw nothing.
+    """
     with main_first():
         if not is_main():
             return lambda images: 0.0
@@ -345,20 +354,20 @@ def distance_for(
 def classifier_of(
     flags: RunConfig, data: Data, load: Callable[..., Data], device: torch.device
 ) -> tuple[TrainedClassifier, RealData]:
-    """The classifier of the data set, which is trained if there is none, and the data set."""
+    """The classifier of the data set (trained now if none is stored), and the real data."""
     test = partial(load, split="test")
     real = real_data(flags.dataset, data, test, flags.data_dir, flags.validation, flags.seed)
     return classifier_for(real, Path(flags.output_dir), device, progress=Bar, say=say), real
 
 
 def shorter(flags: RunConfig, data: Data, *, resumed: bool) -> str:
-    """Flags for those who have less time than this run may take; "" if there are none."""
+    """Flags to recommend for a shorter run; "" if the user has limited this one already."""
     chosen = resumed or flags.preset or flags.max_minutes
     return "" if chosen or kind_of(data.items.shape[1:]) == "points" else SHORTER
 
 
 def announce_steps(flags: RunConfig, config: dict, job: Run) -> None:
-    """Print what the user may not expect of the run's steps."""
+    """Print what may surprise the user: the size of a training step, or very short epochs."""
     size = job.batches.size
     if world_size() > 1:
         each = size // world_size()
@@ -374,7 +383,7 @@ def announce_steps(flags: RunConfig, config: dict, job: Run) -> None:
 
 @contextmanager
 def explained_memory(flags: RunConfig, device: torch.device) -> Iterator[None]:
-    """Say what to do when memory runs out."""
+    """While open, replace an out-of-memory error by a MemoryError that names a remedy."""
     try:
         yield
     except Exception as error:
@@ -395,7 +404,7 @@ def explained_memory(flags: RunConfig, device: torch.device) -> Iterator[None]:
 
 
 def summary(job: Run) -> str:
-    """What a finished run prints."""
+    """The last lines that a finished run prints."""
     lines, name = [], job.config["data"]["dataset"]
     if job.kind == "points" and job.preview.samples is not None:
         with activity("energy distance of the samples"):
@@ -423,7 +432,7 @@ def next_command(folder: RunFolder, model: str) -> str:
 
 
 def stopped(job: Run) -> str:
-    """What an interrupted run prints."""
+    """The last lines that an interrupted run prints."""
     return (
         f"stopped after step {job.trainer.step:,} and saved {job.folder.interrupted}; resume with\n"
         f"  python train.py --resume --output-dir {shlex.quote(str(job.folder.path))}"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 MARK = "made by Tiny Diffusion"  # in the metadata of every picture that is written
 NAME_BYTES = 255  # in the name of a file, on all usual file systems
-# Errors of file systems, most of them in a network, that lack a function.
+# Errors of file systems, most of them network ones, that do not support an operation.
 NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,7 +35,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str) -> torch.device:
     """The device of a name: auto, cpu, cuda, cuda:N or mps.
 
-    Raises ValueError if it is not there.
+    Raises ValueError if the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -69,9 +69,9 @@ def has_native_bf16(device: torch.device) -> bool:
 def bf16_is_slow() -> bool:
     """Does the CPU multiply matrices in bfloat16 clearly more slowly than in float32?
 
-    Some of those that have it make 0.6 times as many operations per second in it.
+    Some CPUs with bfloat16 compute 0.6 times as many operations per second in it.
     """
-    matrix = torch.ones(512, 512)  # the state of the random numbers stays as it is
+    matrix = torch.ones(512, 512)  # not random: the state of the generator must not change
     seconds = {"fp32": [], "bf16": []}
     for _ in range(6):
         for name, times in seconds.items():
@@ -152,7 +152,7 @@ def set_deterministic(wanted: bool | None) -> None:
 
 @contextmanager
 def kept_threads() -> Iterator[None]:
-    """At the end, or after a function that it decorates, the number of threads is as before."""
+    """Restore the number of threads at the end, or after a function that this decorates."""
     before = torch.get_num_threads()
     try:
         yield
@@ -161,7 +161,7 @@ def kept_threads() -> Iterator[None]:
 
 
 def use_threads(count: int) -> None:
-    """Compute with so many threads."""
+    """Set the number of threads that PyTorch computes with."""
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
 
@@ -173,10 +173,10 @@ def count_of_threads(count: int) -> str:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """While open, or in a function that it decorates, PyTorch's global settings are its defaults.
+    """While open, or in a function that this decorates, PyTorch's global settings are the defaults.
 
-    They are: float32 and the CPU for new tensors, gradients, no autocast. At the end, these, the
-    random state and the choice of algorithms are those of the caller again.
+    The defaults are: float32 and the CPU for new tensors, gradients, no autocast. At the end, the
+    caller's settings, random state and choice of algorithms are restored.
     """
     with shared_defaults(), ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -190,13 +190,13 @@ def torch_defaults() -> Iterator[None]:
         yield
 
 
-SHARED: list[ExitStack] = []  # what restores the settings, once for each call in any thread
+SHARED: list[ExitStack] = []  # restore the settings; one for each open context in any thread
 COUNTING = Lock()
 
 
 @contextmanager
 def shared_defaults() -> Iterator[None]:
-    """The part of `torch_defaults` that all threads share: the last to leave restores it."""
+    """The settings of `torch_defaults` that all threads share: the last to leave restores them."""
     with COUNTING:
         stack = ExitStack()
         if not SHARED:
@@ -232,12 +232,12 @@ def out_of_memory(error: Exception) -> bool:
 
 # --- random numbers ------------------------------------------------------------------------------
 
-# Threads share PyTorch's random state: a run that seeds it holds this until it has drawn.
+# Threads share PyTorch's random state: code that seeds it holds this lock until it has drawn.
 RANDOM_STATE = RLock()
 
 
 def derive_seed(stream: str, *words: int) -> int:
-    """A 64-bit seed that depends on the name of its use (`stream`) and on some numbers."""
+    """A 64-bit seed derived from a name (`stream`, what the seed is for) and numbers (`words`)."""
     # Not NumPy's SeedSequence: to it, (1,) and (1, 0) are the same.
     digest = hashlib.blake2b(repr((stream, *words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -246,8 +246,9 @@ def derive_seed(stream: str, *words: int) -> int:
 def set_seed(seed: int, device: torch.device) -> None:
     """`torch.manual_seed` for the CPU and a device.
 
-    For each kind of GPU that is not in use, that one formats the call stack: 0.15 ms in all, which
-    is long for a step of a small network.
+    On the CPU, other devices are skipped: for each kind of GPU that is not in use,
+    `torch.manual_seed` formats the call stack. That takes 0.15 ms, which is long for a step of a
+    small network.
     """
     generator = torch.default_generator if device.type == "cpu" else torch
     generator.manual_seed(seed)
@@ -282,7 +283,7 @@ class DataError(OSError):
 
 
 class WriteError(OSError):
-    """A file that the system cannot write: the disk is full, say."""
+    """A file that cannot be written, because the disk is full, for example."""
 
     def __str__(self) -> str:
         return f"cannot write {self.filename}: {self.strerror}"
@@ -290,7 +291,7 @@ class WriteError(OSError):
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Raise errors of the system, which may not name the file, or not this one, as WriteError."""
+    """Raise an OSError as a WriteError that names `path`; the OSError may name another file."""
     try:
         yield
     except OSError as error:
@@ -322,7 +323,7 @@ def check_writable(folder: Path) -> None:
 def check_output(path: Path, *read: str | Path | None) -> None:
     """Raise a ValueError if a file cannot be written, or is one of the files that are `read`.
 
-    Found before the work, because it would otherwise be lost, or replace its own source.
+    Call this before the work: otherwise its result would be lost, or would replace its own source.
     """
     check_writable(path.parent)
     if path.is_dir():
@@ -341,11 +342,11 @@ def partial_of(path: Path) -> Path:
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: `write(partial)` writes it under another name first.
 
-    It is renamed to `path` once it is on the disk. `path` is the old file or the new one at any
-    time, even after a power cut. A link stays, and the file that it leads to is replaced. A device
-    or a pipe is written to as it is: a file in the place of /dev/null would damage the system.
+    The partial file is renamed to `path` once it is on the disk. At any time, even after a power
+    cut, `path` is the old file or the new one. A link stays, and its target is replaced. A device
+    or a pipe is written to directly: replacing /dev/null by a file would damage the system.
 
-    Raises WriteError if the system cannot write it.
+    Raises WriteError if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
@@ -367,7 +368,7 @@ def save_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, which a rename does not do."""
+    """Wait until the names in a folder are on the disk; a rename does not wait for that."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:
@@ -377,7 +378,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Wait until a file or a folder is on the disk, where the file system can tell."""
+    """Wait until a file or a folder is on the disk, if the file system supports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -418,7 +419,7 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def size_of(height: int, width: int) -> int | list[int]:
-    """An image size as configurations have it: N for squares, else [height, width]."""
+    """An image size as configurations store it: N for squares, else [height, width]."""
     return height if height == width else [height, width]
 
 
@@ -432,7 +433,7 @@ class UnknownName(ValueError):
 
 
 def pick(table: dict, name: str, what: str):
-    """`table[name]`, or an UnknownName that lists the names there are."""
+    """`table[name]`. Raises UnknownName, which lists the known names, if there is none."""
     if name not in table:
         raise UnknownName(f"unknown {what} {name!r}; choose from {', '.join(table)}")
     return table[name]

@@ -49,23 +49,23 @@ from visuals.paths import Paths, draw_paths, spread, straightness
 from visuals.score_field import draw_score_field, lattice
 
 NUM_POINTS = 2000  # of a scatter plot
-ATTENTION_STEPS, ATTENTION_ROWS = 20, 5  # of sampling; rows of the picture of attention
+ATTENTION_STEPS, ATTENTION_ROWS = 20, 5  # sampling steps, and rows of the picture
 NUM_PATHS, PATH_STEPS = 150, 100  # trajectories, and their sampling steps
 FIELD_RATIOS = (5.0, 1.0, 0.4, 0.1)  # noise levels of the score field, sigma / alpha
 
 
 def main(request: VisualizationRequest) -> int:
-    for name in ("run", "doctor"):  # which a checkpoint, or the folder of these, stands for too
+    for name in ("run", "doctor"):  # also from a checkpoint, or the folder of checkpoints
         if folder := getattr(request, name):
             given = Path(folder)
             found = RunFolder.of(given).path if given.is_file() else run_path(given)
             setattr(request, name, str(found))
     path = Path(request.save_path or default_path(request))
     image_format(path)
-    if request.doctor:  # which reports even where nothing can be written
+    if request.doctor:  # before the check: reports even if it cannot write
         return diagnose(request, path)
     check_output(path, *request.read())
-    if request.save_path is None and not request.run:  # show_run() looks at all of the run's files
+    if request.save_path is None and not request.run:  # show_run() has its own check
         require_own(path, is_own_figure, "another --save-path")
     modes = {"run": show_run, "field": show_field, "attention": show_attention}
     modes["paths"] = show_paths
@@ -136,7 +136,7 @@ def choose_items(request: VisualizationRequest) -> Tensor:
 
 
 def show_run(request: VisualizationRequest, path: Path) -> int:
-    """Sample by the checkpoints of a run, and write the picture and the report."""
+    """Sample from the checkpoints of a run, and write the picture and the report."""
     check_writable(Path(request.run))
     require_size(path, 100 * len(set(request.epochs or ())), 0)  # a row of 100 pixels for each
     folder = RunFolder(request.run)
@@ -224,7 +224,7 @@ def show_paths(request: VisualizationRequest, path: Path) -> int:
             raise ValueError(f"--paths is for points; {name} is of images")
         sampler, tuned = default_sampler(config), config["train"].get("tune")
         steps = default_steps(config, PATH_STEPS)
-        if sampler in ("consistency", AUTO):  # whose fresh noise would bend the trajectories
+        if sampler in ("consistency", AUTO):  # their fresh noise would bend trajectories
             sampler, steps = ("ddim", 1 if tuned else PATH_STEPS)
         levels = diffusion.levels(min(steps, diffusion.timesteps))
         denoise, noise = diffusion.denoiser(model), spread(NUM_POINTS, request.seed)

@@ -19,7 +19,7 @@ from checkpoints.runs import SNAPSHOTS, run_path
 from checkpoints.weights import is_own_weights, load_weights, save_weights
 
 LENGTHS = (0.05, 0.10)  # of the two averages of a run
-KEPT = 24  # of each average, the newest
+KEPT = 24  # newest files of each average that are kept
 SHOWN = 5  # steps in a message
 # The files of `write_average`, next to the checkpoint
 MADE = r"(checkpoints/)?model_[a-z0-9_]+_ema_0\.[0-9]{3}\.safetensors"
@@ -28,19 +28,22 @@ FILE += r"\.safetensors"
 
 
 def exponent(length: float) -> float:
-    """gamma of the profile t^gamma with a relative standard deviation (eq. 126, appendix C.1)."""
+    """gamma of the profile t^gamma with the length `length` (eq. 126, appendix C.1)."""
     square = length**-2
     roots = Polynomial([12 - square, 16 - square, 7, 1]).roots()
     return float(roots.real.max())
 
 
 def power_decay(step: int, gamma: float) -> float:
-    """The decay of the average at a step, from 0 (section 3.1): (1 - 1/t)^(gamma + 1)."""
+    """The decay at a step, from 0 (section 3.1): (1 - 1/t)^(gamma + 1), with t = step + 1."""
     return (1 - 1 / (step + 1)) ** (gamma + 1)
 
 
 def inner_products(t_a, gamma_a, t_b, gamma_b):
-    """The inner products of profiles that end at t_a and t_b, which broadcast (appendix C.3)."""
+    """Inner products of profiles t^gamma_a to t_a and t^gamma_b to t_b (appendix C.3).
+
+    The arguments are numbers or arrays that broadcast.
+    """
     ratio = t_a / t_b
     power = np.where(t_a < t_b, gamma_b, -gamma_a)
     numerator = (gamma_a + 1) * (gamma_b + 1) * ratio**power
@@ -48,20 +51,20 @@ def inner_products(t_a, gamma_a, t_b, gamma_b):
 
 
 def mixture(steps, gammas, step: int, gamma: float) -> np.ndarray:
-    """The shares (N,) of averages that together have the profile nearest to that of `gamma`.
+    """The shares (N,) of averages in the sum that is nearest to the average with another profile.
 
     Args:
-        steps, gammas: of these averages (N,).
-        step, gamma: of the wanted one.
+        steps, gammas: last steps and profiles of the averages (N,).
+        step, gamma: last step and profile of the wanted average.
     """
     steps, gammas = np.asarray(steps, float), np.asarray(gammas, float)
     among = inner_products(steps[:, None], gammas[:, None], steps, gammas)
     shares = np.linalg.solve(among, inner_products(steps, gammas, float(step), gamma))
-    return shares / shares.sum()  # so that weights that stay the same are their own average
+    return shares / shares.sum()  # so that the average of constant weights is these weights
 
 
 def is_average_step(step: int) -> bool:
-    """Are the averages written after so many steps? At about 16, 17, 19, ...: powers of 2^(1/8)."""
+    """Are the averages written after this step? At about 16, 17, 19, ...: powers of 2^(1/8)."""
     return step >= 16 and step == round(2 ** (round(8 * math.log2(step)) / 8))
 
 
@@ -80,10 +83,10 @@ def average_files(folder: Path) -> dict[tuple[int, float], Path]:
 
 
 def write_average(checkpoint: Path, length: float) -> Path:
-    """Write the weights of a checkpoint, averaged with a profile of a length, to a file next to it.
+    """Write the average with this length, at a checkpoint's step, to a file next to the checkpoint.
 
-    Returns the file. Raises ValueError for a file in its place that is another, and CheckpointError
-    if the run has no averages up to the checkpoint's step.
+    Returns the file. Raises ValueError if its path is that of another program's file, and
+    CheckpointError if the run has no averages at the checkpoint's step.
     """
     path = checkpoint.with_name(f"{checkpoint.stem}_ema_{length:.3f}.safetensors")
     if path.exists() and not is_own_weights(path):
@@ -95,7 +98,7 @@ def write_average(checkpoint: Path, length: float) -> Path:
 
 
 def averaged(folder: Path, step: int, length: float) -> tuple[dict, dict]:
-    """The weights at a step of a run, averaged with a profile of a length, and the configuration.
+    """The average of the weights with this length, at a step of a run, and the configuration.
 
     Raises CheckpointError if the run has no averages at this step.
     """

@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """Load a checkpoint to the CPU, of a file or of a run's folder. Code in it is never run.
 
-    A file of weights alone (`checkpoints.weights`), recognised by its content, becomes a checkpoint
+    A file of only weights (`checkpoints.weights`), recognised by its content, becomes a checkpoint
     with either "ema" or "model", and without optimizer states. With `mapped`, each tensor is read
     when it is first used, and the SHA-256 is not checked. Raises FileNotFoundError, or
     CheckpointError if the file is damaged or is not a checkpoint of this project.
@@ -93,7 +93,7 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
 
 
 def load_resumable(path: str | Path) -> dict:
-    """Load a checkpoint to resume training from. Raises CheckpointError for weights alone, too."""
+    """Load a checkpoint to resume training from. Raises CheckpointError for a weights file, too."""
     checkpoint = load_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise CheckpointError(

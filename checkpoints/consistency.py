@@ -16,7 +16,7 @@ from models.autoencoder import latent_shape
 from models.tokenizer import FIRST_WORD
 from utils import UnknownName, matches_type, pick
 
-# Types of the fields of a checkpoint; those of a sharded one's record come first.
+# Types of the fields of a checkpoint: RECORD_TYPES are also those of a sharded one's record.
 RECORD_TYPES = {"step": int, "skipped": int, "seconds": float, "config": dict}
 RECORD_TYPES |= {"unlogged_loss": float, "unlogged_updates": int}
 CHECKPOINT_TYPES = RECORD_TYPES | {"model": dict, "ema": dict}
@@ -38,7 +38,7 @@ CUSTOM_TYPES = {
     "data": {"shape": list[int], "range": list[float] | None},
     "model": {"name": str, "class": str, "num_classes": int | None},
 }
-SET_IN_EACH_STEP = ("lr", "momentum")  # of optimizers: what a checkpoint has is not used
+SET_IN_EACH_STEP = ("lr", "momentum")  # of optimizers: the values in a checkpoint are ignored
 MAX_ITEM = 2**24  # numbers in an item of the user's own data
 
 
@@ -158,7 +158,7 @@ def require_arguments(function: Callable, arguments: dict, where: str) -> None:
     if unknown := arguments.keys() - parameters.keys():
         name = min(unknown, key=str)
         of_others = any(name in inspect.signature(other).parameters for other in NETWORKS.values())
-        kind = ValueError if of_others else UnknownName  # which another version may know
+        kind = ValueError if of_others else UnknownName  # another version may know it
         raise kind(f"there is no argument {where}{name}")
     require_types(arguments, {name: parameters[name].annotation for name in arguments}, where)
 
@@ -187,8 +187,10 @@ def require_weights(weights: dict, model: nn.Module) -> None:
 
 
 def require_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless a saved state fits the optimizer; learning rate and momentum may
-    differ."""
+    """Raise ValueError unless a saved state fits the optimizer.
+
+    Learning rate and momentum may differ.
+    """
     require_types(saved, {"param_groups": list, "state": dict}, "optimizer.")
     groups = optimizer.state_dict()["param_groups"]
     if len(saved["param_groups"]) != len(groups):

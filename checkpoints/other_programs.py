@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint of this project."""
+"""Recognise files that are no checkpoints of this project, for messages."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from checkpoints.inspection import PlainCopy, require_plain_archive
 from dataset.opening import NPZ, what_is
 
-POSSIBLE = ("a PyTorch file", "a safetensors file")  # which may be a checkpoint, a damaged one
+POSSIBLE = ("a PyTorch file", "a safetensors file")  # may be damaged checkpoints
 LIGHTNING = "pytorch-lightning_version"
 STATES = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 
@@ -25,7 +25,7 @@ FAMILIES = {
 
 
 def what_else(path: Path) -> str:
-    """What a file is, as the end of "it is ..."; "" if it may be a damaged checkpoint of ours."""
+    """A description of a file, to follow "it is"; "" if it may be a damaged checkpoint of ours."""
     kind = what_is(path)
     if kind == NPZ and is_model_of_mini_diffusion(path):
         return f"a model for NumPy; python -m mini_diffusion.sample {path} samples from it"
@@ -52,7 +52,7 @@ def holds_program(path: Path) -> bool:
 
 
 def foreign_archive(path: Path) -> str:
-    """What a file of torch.save holds, if it is plain and another program wrote it; else ""."""
+    """A description of a file of torch.save by another program; "" if it is ours or not plain."""
     try:
         require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

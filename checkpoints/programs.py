@@ -28,7 +28,7 @@ MAX_DIMENSIONS, MAX_SIZE = 8, 2**31  # of a weight
 
 
 def load_program(path: Path, *, verified: bool = True) -> dict:
-    """Load a program of export.py as a checkpoint. Raises Refused for another or a changed one."""
+    """Load a program of export.py as a checkpoint. Raises Refused for other or changed files."""
     with zipfile.ZipFile(path) as archive:
         entries = {e.filename.partition("/")[2]: e for e in archive.infolist()}
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):

@@ -53,7 +53,7 @@ def read_content(path: Path, *, mapped: bool) -> dict:
 
 
 def read_archive(path: Path, *, mapped: bool) -> dict:
-    """Read a file of `save_checkpoint`, if its content is plain and its format is known."""
+    """Read a file of `save_checkpoint`. Raises Refused unless it is plain and of a known format."""
     if not mapped:
         require_seal(path)
     if path.suffix == ".safetensors":  # PyTorch trusts the name and would not read the archive

@@ -9,7 +9,7 @@ from checkpoints.reading import CheckpointError, step_of, verify_checkpoint
 from utils import existing_path
 
 FINAL = "model_final.pt"  # the finished model of a run
-FOLDER = "checkpoints"  # of those in between
+FOLDER = "checkpoints"  # folder of the other checkpoints
 SNAPSHOTS = "snapshots"  # folder of weights files from during the training
 # The files of checkpoints in the folder of a run. Others may be of other runs.
 WRITTEN = (
@@ -18,7 +18,7 @@ WRITTEN = (
 )
 SNAPSHOT = rf"{SNAPSHOTS}/step_[0-9]{{6,}}\.safetensors"
 STAGE = rf"{SNAPSHOTS}/draws_in_[0-9]+\.safetensors"  # of a distillation, by its sampling steps
-OF_A_RUN = (FINAL, "config.json", "metrics.jsonl")  # one of them is in its folder
+OF_A_RUN = (FINAL, "config.json", "metrics.jsonl")  # a run's folder has at least one of them
 SHOWN = 8  # runs or files in a message, at most
 
 
@@ -28,9 +28,7 @@ def sharded(folder: Path) -> list[Path]:
 
 
 def run_path(folder: Path) -> Path:
-    """The folder of the run that a folder, which may be that of its checkpoints or snapshots,
-    belongs to.
-    """
+    """The folder of a run, given this folder or that of the run's checkpoints or snapshots."""
     real, within = folder.resolve(), (FOLDER, SNAPSHOTS)
     if real.name not in within or any((folder / name).exists() for name in OF_A_RUN):
         return folder
@@ -83,7 +81,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], object] = warnings.wa
 
 
 def why_none(path: Path, damaged: list[str]) -> str:
-    """Why a folder stands for no checkpoint, and what to give instead."""
+    """A message: why no checkpoint is found in a folder, and what to give instead."""
     if damaged:
         return f"{path} has no valid checkpoint: {damaged[0]}"
     if sharded(path) or sharded(path / FOLDER):
@@ -106,7 +104,7 @@ def why_none(path: Path, damaged: list[str]) -> str:
 
 
 def runs_below(path: Path) -> list[Path]:
-    """The runs in the folders of a folder, and in the folders of those."""
+    """The runs in the subfolders of a folder, up to two levels deep."""
     found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{FINAL}")}
     found |= {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/metrics.jsonl")}
     return sorted(found)

@@ -35,7 +35,10 @@ def named_tensors(state: dict) -> dict[str, Tensor]:
 
 
 def save_shards(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint as a folder of shards, whole or not at all. Every process must call it."""
+    """Write a checkpoint as a folder of shards, whole or not at all. Every process must call it.
+
+    Raises OSError if it cannot be written.
+    """
     import torch.distributed.checkpoint as dcp
 
     partial = path.with_name(f".{path.name}.partial")
@@ -64,7 +67,10 @@ def save_shards(path: Path, checkpoint: dict) -> None:
 
 
 def read_shard_record(path: Path) -> dict:
-    """Read the record of a sharded checkpoint; "shards" is added, the path of the folder."""
+    """Read the record of a sharded checkpoint; "shards" is added, the path of the folder.
+
+    Raises CheckpointError if the record is missing or not valid.
+    """
     try:
         record = PlainCopy(0).copy(json.loads((path / RECORD_FILE).read_text(encoding="utf-8")))
         require_types({"record": record}, {"record": dict})
@@ -90,7 +96,10 @@ def verify_shards(path: Path) -> None:
 
 
 def load_shards(path: Path, state: dict) -> None:
-    """Copy a checkpoint of any number of processes into the tensors of a `Trainer.state()`."""
+    """Copy a checkpoint of any number of processes into the tensors of a `Trainer.state()`.
+
+    Raises CheckpointError if it does not fit.
+    """
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.HuggingFaceStorageReader(str(path))

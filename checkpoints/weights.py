@@ -27,7 +27,7 @@ from utils import save_whole
 
 WEIGHTS_FORMAT = "tiny-diffusion-1"
 WEIGHT_KINDS = {"ema": "moving average", "model": "as trained"}  # name in a checkpoint: in words
-# Samples change by 0.04 of 255 grey levels on average; with bfloat16 by 0.2 (MNIST) to 0.6.
+# float16 changes samples by 0.04 of 255 grey levels on average, bfloat16 by 0.2 (MNIST) to 0.6.
 HALF = "float16"
 INT8 = "int8"  # matrices and kernels; the effect is in docs/other_programs.md
 MAX_HEADER = 2**22  # bytes of metadata, names and shapes
@@ -74,7 +74,7 @@ def metadata_of(
 
 
 def halved(weight: Tensor, half: bool) -> Tensor:
-    """A weight in float32 as float16, if `half` and if its values are within the range of that."""
+    """A float32 weight as float16, if `half` is set and its values are in range; else unchanged."""
     if not half or weight.dtype != torch.float32:
         return weight
     rounded = weight.to(torch.float16)
@@ -82,7 +82,7 @@ def halved(weight: Tensor, half: bool) -> Tensor:
 
 
 def is_own_weights(path: Path) -> bool:
-    """Did `save_weights` write a file, of this or of another version?"""
+    """Was a file written by `save_weights`, of this or of another version?"""
     try:
         if not holds_weights(path):
             return False
@@ -100,7 +100,7 @@ def holds_weights(path: Path) -> bool:
 
 
 def load_weights(path: Path, *, verified: bool = True) -> dict:
-    """Load a file of `save_weights` as a checkpoint. Raises Refused if it is another or changed."""
+    """Load a file of `save_weights` as a checkpoint. Raises Refused for other or changed files."""
     with open(path, "rb") as file:
         if int.from_bytes(file.read(8), "little") > MAX_HEADER:
             raise Refused("is damaged or is not a checkpoint: its header is too long")
@@ -124,8 +124,10 @@ def load_weights(path: Path, *, verified: bool = True) -> dict:
 def as_checkpoint(
     path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, verified: bool
 ) -> dict:
-    """The checkpoint of weights with their metadata, read from a file. Raises Refused if they do
-    not match their SHA-256, which `verified` checks."""
+    """A checkpoint of the weights and metadata that were read from a file.
+
+    With `verified`, raises Refused if they do not match their SHA-256.
+    """
     sha256 = metadata.pop("sha256", "")
     if verified and sha256 != weights_sha256(metadata, tensors):
         raise Refused("is damaged: its content does not match its SHA-256")

@@ -15,7 +15,7 @@ COMMON = ("utils", "models", "dataset", "sampling", "training", "evaluation", "d
 
 
 def require_own_modules() -> None:
-    """Raise ImportError if another module of the name of one of ours would be imported instead."""
+    """Raise ImportError if a foreign module has the name of one of ours and would replace it."""
     for name in COMMON:
         spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
         if spec is not None and spec.origin and ROOT not in Path(spec.origin).resolve().parents:

@@ -21,7 +21,7 @@ SHOWN: dict[str, float] = {}  # when a line of an activity was last printed
 
 
 def bar_size() -> dict[str, object]:
-    """Options of tqdm: it shows nothing on a terminal that does not tell its size."""
+    """Options of tqdm; a fixed size for a terminal that reports none, where it shows nothing."""
     with suppress(OSError, ValueError, AttributeError):
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
             return {"ncols": 80, "nrows": 24}
@@ -38,7 +38,7 @@ class Activity:
 
     def __init__(self, what: str, has_bar: bool = False):
         self.what, self.has_bar, self.detail = what, has_bar, ""
-        self.covered = False  # by an activity within it
+        self.covered = False  # an activity within this one is shown instead
         self.ended, self.bar = Event(), None
         self.thread = Thread(target=self.show, daemon=True)
 
@@ -109,7 +109,7 @@ def activity(what: str, *, has_bar: bool = False) -> Iterator[None]:
 
 
 def tell(detail: str) -> None:
-    """Add to the current activity how far it is: "step 12 of 50"."""
+    """Set the progress of the current activity, such as "step 12 of 50"."""
     if OPEN.activities:
         OPEN.activities[-1].detail = detail
 

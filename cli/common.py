@@ -33,7 +33,7 @@ def dataset_flag(default: str | None, help: str, **nature):
 
 
 def resolve_dataset(name: str | None) -> str | None:
-    """The name in `DATASETS` of a value of --dataset."""
+    """The key of `DATASETS` for a value of --dataset."""
     return "folder" if name == "custom" else name
 
 
@@ -51,7 +51,7 @@ def size_flag(help: str, **nature):
 
 @dataclass(kw_only=True)
 class DataFlags(Flags):
-    """Which data set, and how it is read."""
+    """The data set, and how it is read."""
 
     dataset: str | None = dataset_flag("mnist", "data set", section="data", fixed=True)
     data_dir: str = data_flag(
@@ -143,7 +143,7 @@ class SeedFlags(Flags):
 
 @dataclass(kw_only=True)
 class MachineFlags(SeedFlags):
-    """What computes."""
+    """The device to compute on, and the seed."""
 
     device: str = flag(
         "auto", "auto, cpu, cuda, cuda:N or mps; auto prefers cuda, then mps", group="machine",
@@ -153,7 +153,7 @@ class MachineFlags(SeedFlags):
 
 @dataclass(kw_only=True)
 class ThreadFlags(MachineFlags):
-    """What computes, and with how many threads."""
+    """The device to compute on, the number of threads, and the seed."""
 
     threads: str | int = flag(
         "auto", "threads on the CPU; auto measures which number is fastest", group="machine",

@@ -16,7 +16,7 @@ LARGEST = {int: 10**9, float: 1e30}  # accepted by a flag without an upper limit
 
 
 class Declaration(NamedTuple):
-    """What is known of a flag besides its name and default."""
+    """The properties of a flag, in addition to its name and default."""
 
     help: str  # one line
     group: str = "options"  # heading in --help
@@ -30,10 +30,10 @@ class Declaration(NamedTuple):
     names: tuple[str, ...] = ()  # further spellings
     positional: bool = False
     required: bool = False
-    section: str | None = None  # of a run's configuration; None for a flag of the command alone
+    section: str | None = None  # of a run's configuration; None for a flag that is not saved
     fixed: bool = False  # a resumed run must have the same value
     before: object = None  # value in runs from before the flag existed, if it is not the default
-    limit: bool = False  # a length of the run; giving one on resume replaces all
+    limit: bool = False  # limits the length of a run; on resume, a new limit replaces all
     needs: tuple[str, ...] = ()  # has an effect only with one of these flags
     unless: tuple[str, ...] = ()  # has no effect with any of these flags
     decides: str | None = None  # samples depend on its "value", or on the "file" that it names
@@ -62,7 +62,7 @@ class Flags:
 
     @classmethod
     def named(cls, *, section: str | None = None, **nature: object) -> list[str]:
-        """Names of the flags of a section, or of a nature, such as `limit=True`."""
+        """Names of the flags of a section, or with other properties, such as `limit=True`."""
         wanted = ({} if section is None else {"section": section}) | nature
         return [
             each.name
@@ -98,19 +98,21 @@ class Flags:
         return next((each.default for each in fields(self) if each.name == name), None)
 
     def in_use(self, name: str) -> bool:
-        """Has a flag a value other than its default, and other than none?"""
+        """Does a flag have a value other than its default, and other than None or an empty one?"""
         value, default = getattr(self, name, None), self.default(name)
         return bool(value) if default is None else value != default
 
     def effective(self, name: str) -> str:
-        """A flag with an effect, in words."""
+        """A flag that is in use, in words: "--x", or "a --x other than 1" if 1 is the default."""
         default = self.default(name)
         return f"a {option(name)} other than {default}" if default else option(name)
 
 
 def option(name: str) -> str:
-    """The spelling of a flag on the command line: `batch_size` is `--batch-size`, and `from_`,
-    because `from` is a word of Python, `--from`."""
+    """The spelling of a flag on the command line: `batch_size` is `--batch-size`.
+
+    `from_` is `--from`, because `from` is a keyword of Python.
+    """
     return f"--{name.rstrip('_').replace('_', '-')}"
 
 
@@ -198,6 +200,6 @@ def joined_sides(sides: Sequence[object]) -> str:
 
 
 def quoted(values: Sequence[object]) -> str:
-    """Names in double quotes, which may contain commas then, and numbers, as one text."""
+    """Join names and numbers by commas. Names are in double quotes: they may contain commas."""
     texts = ['"{}"'.format(v.replace('"', '""')) if isinstance(v, str) else str(v) for v in values]
     return ",".join(texts)

@@ -69,7 +69,7 @@ def shown(default: object) -> str:
 
 
 def nature(declared: Declaration) -> str:
-    """What --resume does with a flag."""
+    """The effect of --resume on a flag: "saved", "fixed" or none."""
     return "" if declared.section is None else "fixed" if declared.fixed else "saved"
 
 

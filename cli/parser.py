@@ -14,8 +14,8 @@ from cli.process import prepare
 
 WIDTH, HELP_COLUMN = 120, 41  # of --help, in characters
 FIRST, LAST = ("options", "checkpoint", "data"), ("machine", "output")  # groups of flags
-PACKAGES = ("torch", "numpy", "matplotlib", "PIL", "tqdm", "safetensors")  # of every command
-SHORT = 26  # characters of a list of choices that is shown beside the flag
+PACKAGES = ("torch", "numpy", "matplotlib", "PIL", "tqdm", "safetensors")  # needed by all commands
+SHORT = 26  # characters; longer lists of choices are not shown next to the flag
 
 
 class UsageError(ValueError):
@@ -60,12 +60,12 @@ class Command:
     def keywords(self, **values: object) -> Flags:
         """Parse keyword arguments as a command line with these flags would be parsed.
 
-        Raises ValueError for a flag or a value that the command line would refuse.
+        Raises ValueError for a flag or a value that the command line would reject.
         """
         return self.parsed(self.parser(), self.words(values))
 
     def require_valid(self, name: str, value: object) -> None:
-        """Raise ValueError for a value, from a file, that the command line would refuse."""
+        """Raise ValueError for a value, from a file, that the command line would reject."""
         field, declared = self.declared[name]
         if (value is None and field.default is None) or (
             declared.switch and isinstance(value, bool)
@@ -74,7 +74,7 @@ class Command:
         if declared.nargs in ("+", "*") and not isinstance(value, list):
             raise UsageError(f"argument {option(name)}: {str(value)[:80]} is not a list")
         if declared.parse is path and isinstance(value, str):
-            return  # a saved path is taken as it is: in it, ~ is the name of a folder
+            return  # in a saved path, ~ is not expanded but the name of a folder
         parser = Parser(prog="", add_help=False)
         add_argument(parser, field, declared._replace(required=False))
         found = getattr(parser.parse_args(self.words({name: value})), name, field.default)
@@ -121,7 +121,10 @@ class Command:
         return flags
 
     def words(self, values: dict[str, object]) -> list[str]:
-        """The command line of flags with these values; None leaves a flag out."""
+        """The command line of flags with these values; None leaves a flag out.
+
+        Raises UsageError for an unknown flag, or several values for a flag that takes one.
+        """
         words = []
         for name, value in values.items():
             if name not in self.declared:
@@ -147,7 +150,7 @@ class Command:
 
 
 def is_installed(package: str) -> bool:
-    """Can a package be imported? It is not, because that may take seconds."""
+    """Can a package be imported? It is only looked up, because importing may take seconds."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # something has put a module without a specification in its place
@@ -164,7 +167,7 @@ def plain(value: object) -> object:
 
 
 def position(entry: tuple[Field, Declaration]) -> int:
-    """Sort key of a flag in --help: what is run first, where the result goes last."""
+    """Sort key of a flag in --help: checkpoint and data first, machine and output last."""
     group = entry[1].group
     return FIRST.index(group) if group in FIRST else 9 + LAST.index(group) if group in LAST else 8
 
@@ -199,7 +202,7 @@ def add_argument(parser, field: Field, declared: Declaration) -> None:
 
 
 def metavar_of(declared: Declaration) -> str | tuple[str, ...] | None:
-    """How --help shows the value of a flag; None for its choices."""
+    """The placeholder in --help for the value of a flag; None to show its choices."""
     if declared.metavar or (declared.choices and not is_long(declared.choices)):
         return declared.metavar
     return "NAME" if declared.choices else getattr(declared.parse, "metavar", None)

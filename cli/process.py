@@ -40,13 +40,13 @@ def run(main: Callable[[Flags], int | None], flags: Flags) -> int:
 
 
 def prepare() -> None:
-    """Let printing never fail, and Ctrl-C print no traceback, while modules are imported, say."""
+    """Let printing never fail, and Ctrl-C print no traceback, even while modules are imported."""
     guard_output()
     sys.excepthook = show_error
 
 
 def show_error(kind: type, error: BaseException, trace: TracebackType | None) -> None:
-    """Show an exception that nothing has caught. The system adds the exit code of Ctrl-C."""
+    """Show an uncaught exception. For Ctrl-C, the system sets the exit code."""
     if issubclass(kind, KeyboardInterrupt):
         report_interrupt()
     else:
@@ -76,8 +76,8 @@ def leave(code: int) -> NoReturn:
 def harmless(text: str) -> str:
     """Lines of text without control characters, which a terminal would execute.
 
-    A message may quote a file of a stranger. Each such character, and each of the invisible ones
-    that change the direction of text, becomes "?".
+    A message may quote an untrusted file. Control characters, and invisible characters that change
+    the direction of text, become "?".
     """
     control = ("Cc", "Cf")  # categories of Unicode
     return "".join("?" if unicodedata.category(c) in control and c != "\n" else c for c in text)
@@ -92,6 +92,6 @@ def explain(error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     if isinstance(error, ModuleNotFoundError) and error.name:  # sklearn's package has another name
         return f"{error.name.partition('.')[0]} is not installed: pip install -r requirements.txt"
-    if "operator torchvision::" in first:  # what importing a torchvision that does not fit raises
+    if "operator torchvision::" in first:  # raised by a torchvision of another version
         return f"torch and torchvision do not fit together ({first}): install both anew"
     return f"{type(error).__name__}: {first}\n(--debug shows where)"

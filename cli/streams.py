@@ -26,7 +26,7 @@ class UnfailingWriter(io.RawIOBase):
     Args:
         number: the file descriptor.
         name: of the stream, for the log.
-        raw: what writes to the descriptor now; None if it is closed.
+        raw: the stream that writes to the descriptor now; None if it is closed.
     """
 
     def __init__(self, number: int, name: str, raw: io.RawIOBase | None):
@@ -37,7 +37,7 @@ class UnfailingWriter(io.RawIOBase):
             self.replace(OSError("it is closed"))
 
     def write(self, data) -> int:
-        """Write all of some bytes, to wherever that is possible. Raises no OSError."""
+        """Write all bytes, to the stream or else to the log file. Never raises OSError."""
         rest = memoryview(data).cast("B")
         while len(rest):
             if self.is_lost():
@@ -57,7 +57,7 @@ class UnfailingWriter(io.RawIOBase):
         return bool(self.reason) and self.log is None
 
     def replace(self, error: Exception) -> None:
-        """From now on write to the log file, or to nothing. This holds for C libraries, too."""
+        """From now on, write to the log file, or to nothing; this includes C libraries' output."""
         path = None if self.reason else self.log  # a log file that fails is given up
         self.reason = self.reason or getattr(error, "strerror", None) or str(error)
         self.log = None
@@ -81,7 +81,7 @@ class UnfailingWriter(io.RawIOBase):
                 self.write(f"{heading}\n".encode() + unsaved)
 
     def redirect(self, path: str | Path) -> None:
-        """Let the descriptor lead to the end of a file. Raises OSError if that is impossible."""
+        """Redirect the descriptor to the end of a file. Raises OSError if that is impossible."""
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         if file != self.number:
             os.dup2(file, self.number)
@@ -125,8 +125,8 @@ class ShelteredStream:
         return hasattr(self.stream, "isatty") and self.stream.isatty()
 
 
-GUARDED: dict[str, io.TextIOWrapper] = {}  # by name: what stands in for a stream
-CALLS, COUNTING = [], Lock()  # of functions that print, in all threads
+GUARDED: dict[str, io.TextIOWrapper] = {}  # the replacements of the standard streams, by name
+CALLS, COUNTING = [], Lock()  # open contexts of `unfailing_output`, in all threads
 
 
 def guard_output() -> dict[str, io.TextIOBase | None]:
@@ -146,7 +146,7 @@ def guard_output() -> dict[str, io.TextIOBase | None]:
 
 
 def guarded(stream: io.TextIOBase | None, number: int, name: str) -> io.TextIOWrapper:
-    """What writes to a stream, or to its file descriptor, through an `UnfailingWriter`."""
+    """A text stream that writes to a stream, or its descriptor, through an `UnfailingWriter`."""
     raw, closed = None, stream is None or stream.closed
     if closed and is_open(number):  # another file has taken the descriptor
         number = os.open(os.devnull, os.O_WRONLY)
@@ -166,7 +166,7 @@ def guarded(stream: io.TextIOBase | None, number: int, name: str) -> io.TextIOWr
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """While open, or in a function that it decorates, printing cannot fail.
+    """While open, or in a function that this decorates, printing cannot fail.
 
     The streams of a notebook or of a logger still receive what is printed.
     """
@@ -182,7 +182,7 @@ def unfailing_output() -> Iterator[None]:
 
 
 def shelter_output() -> dict[str, object]:
-    """Ignore the failures of streams that something else has put in place. Returns these."""
+    """Ignore failures of streams that other programs have installed. Returns these streams."""
     replaced = {}
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,7 +1,7 @@
-"""Captions of the data set `avatars`: the phrases of each attribute, and the sentences of these.
+"""Captions of the data set `avatars`: phrases for each attribute, and sentences made of phrases.
 
 A caption is a pure function of the split and the index. Everything that it says is true of the
-picture, and the same table tells which attributes it mentions.
+picture. The tables that write captions also read from a caption which attributes it mentions.
 """
 
 import re
@@ -16,13 +16,13 @@ from utils import derive_seed
 
 MAX_WORDS = 25
 ARTICLE = re.compile(r"\ba (?=[aeiou])")  # before a vowel
-ANY = "any value"  # key of the phrases of an attribute that is a colour
+ANY = "any value"  # key of phrases that suit every value: for attributes that are colours
 
 Phrases = Mapping[str, Mapping[str, Sequence[str]]]  # {attribute: {value: phrases}}
 
 
 class Grammar(NamedTuple):
-    """The phrases of a style. {0} and {1} are the colours of a part, or the value of a colour."""
+    """The phrases of a style. {0} and {1} stand for a part's colours, {0} for a colour itself."""
 
     nouns: Sequence[str]
     has: Phrases  # what follows "with"
@@ -276,7 +276,7 @@ def sentence(
     said: Sequence[str],
     random: Random,
 ) -> str:
-    """A sentence that mentions the attributes `said` where there are words for their values."""
+    """A sentence that mentions the attributes in `said`, as far as their values have phrases."""
     parts = {"has": [], "wears": [], "is_": [], "where": []}
     for name in said:
         kinds = [kind for kind in parts if phrases_for(drawn, name, getattr(grammar, kind))]
@@ -292,7 +292,7 @@ def sentence(
 
 
 def phrases_for(drawn: Mapping[str, str], name: str, table: Phrases) -> Sequence[str]:
-    """The phrases of a table for the value of an attribute; none if it has no words for it."""
+    """The phrases of a table for the value of an attribute; empty if the table has none."""
     values = table.get(name, {})
     return values.get(ANY) or values.get(drawn[name], ())
 
@@ -305,7 +305,7 @@ def colours_of(style: AvatarStyle, drawn: Mapping[str, str], name: str) -> list[
 
 
 def coloured(phrase: str, colours: Sequence[str]) -> str:
-    """A phrase with its colours, and with the articles before these."""
+    """A phrase with its colours, and "an" instead of "a" before vowels."""
     return ARTICLE.sub("an ", phrase.format(*colours))
 
 
@@ -336,7 +336,7 @@ def mentioned(caption: str, style: str = "voxel-art") -> dict[str, str]:
 
 @cache
 def all_phrases(style: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """What each phrase of a style says: {words: {attribute: value}}."""
+    """The attributes and values that each phrase of a style states: {words: {attribute: value}}."""
     found = {}
     for name, values in GRAMMARS[style].phrases().items():
         for value, phrases in values.items():

@@ -1,7 +1,7 @@
 """Render avatars: JSON from the standard input, bytes to the standard output.
 
-`dataset.avatars` starts `python -m dataset.avatar_renderer` as processes of their own, one for each
-part of the data set. They import neither torch nor the program that trains.
+`dataset.avatars` starts a process `python -m dataset.avatar_renderer` for each part of the data
+set. These processes import neither torch nor the program that trains.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def render(definition: str, side: int, every: Iterable[dict]) -> Iterable[np.ndarray]:
-    """The pictures of options of DiceBear, each uint8 (3, side, side)."""
+    """A picture, uint8 (3, side, side), for each dict of DiceBear's options in `every`."""
     import resvg_py
     from dicebear import Avatar
     from PIL import Image
@@ -29,7 +29,7 @@ def render(definition: str, side: int, every: Iterable[dict]) -> Iterable[np.nda
 
 @cache
 def read_style(definition: str):
-    """A style of DiceBear. It is checked against a schema, which takes two seconds."""
+    """A style of DiceBear, loaded once, because checking it against a schema takes two seconds."""
     from dicebear import Style
 
     text = files("dicebear_styles").joinpath(f"{definition}.json").read_text(encoding="utf-8")

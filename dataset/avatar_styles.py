@@ -1,7 +1,7 @@
 """Styles of the data set `avatars`: their attributes, how these are drawn, and how they look.
 
-A style is one table. A picture is a pure function of its attributes, and these are a pure function
-of the split and the index: the random numbers of the packages that render it decide nothing.
+A style is one table. A picture is a pure function of its attributes, and the attributes are a pure
+function of the split and the index. The random numbers of the renderer have no effect.
 
 To add a style, write an `AvatarStyle`, its `Grammar` in `avatar_captions`, and a line in `STYLES`.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from utils import derive_seed, pick
 
 NONE = "none"  # the value of an attribute that the picture does not have
-HELD_OUT_SHARE = 10  # one in so many pairs of values is held out of training
+HELD_OUT_SHARE = 10  # one of 10 pairs of values is held out of training
 
 
 class Variant(NamedTuple):
@@ -25,7 +25,7 @@ class Variant(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of an avatar, such as its glasses. It is an attribute, and so are its colours."""
+    """A part of an avatar, such as its glasses. The part and its colours are attributes."""
 
     component: str  # in the definition of the style
     variants: Mapping[str, Variant]  # by the values of the attribute
@@ -118,7 +118,7 @@ def choose(values: Sequence[str], random: Random) -> str:
 
 
 def options(style: AvatarStyle, drawn: Mapping[str, str]) -> dict:
-    """The options with which DiceBear renders these attributes; none is left to its generator."""
+    """The options with which DiceBear renders these attributes; no option is left to chance."""
     chosen = {"seed": "", "flip": "none", "rotate": 0, "scale": 1, "translateX": 0, "translateY": 0}
     used = {palette: next(iter(names)) for palette, names in style.palettes.items()}
     for name, part in style.parts.items():
@@ -134,7 +134,7 @@ def options(style: AvatarStyle, drawn: Mapping[str, str]) -> dict:
     return chosen | style.fixed
 
 
-# Two colours that look alike have one name and one value, or a caption could not be checked.
+# Colours that look alike share one name and one value, because captions must be checkable.
 HAIR = {
     "black": "#2c222b",
     "brown": "#6b4226",
@@ -172,8 +172,8 @@ BACKGROUNDS = {
     "green": "#c5ecc8",
 }
 
-# Names are those of what one sees: DiceBear's ponytail is a knot on the top of the head, its square
-# glasses are large and round, and its suit is a jacket over a white shirt.
+# Values are named by what the picture shows: DiceBear's ponytail is a knot on the top of the head,
+# its square glasses are large and round, and its suit is a jacket over a white shirt.
 VOXEL_ART = AvatarStyle(
     definition="voxel-art",
     parts={

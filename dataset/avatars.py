@@ -108,7 +108,10 @@ def coded(style: AvatarStyle, every: Sequence[Mapping[str, str]]) -> Attributes:
 
 
 def find_or_render(avatars: Avatars, request: Request) -> tuple[dict, str]:
-    """The record of the file of the avatars, and a note for the user; render them if need be."""
+    """The record of the file of the avatars, and a note for the user; render them if need be.
+
+    Raises DataError if they cannot be rendered or written.
+    """
     path, key, count = avatars.path, avatars.fingerprint(), len(avatars.drawn)
     record, stale = sound_record(path, key, count), path.exists()
     if record:
@@ -134,7 +137,7 @@ def find_or_render(avatars: Avatars, request: Request) -> tuple[dict, str]:
 def sound_record(path: Path, key: str, count: int) -> dict:
     """The record of a file with `count` images; empty if it is missing, damaged or out of date.
 
-    Where the packages that render are not installed, the file of any of their versions is read.
+    If the packages that render are not installed, a file by any version of them is accepted.
     """
     record = read_cache_record(path)
     if record.get("fingerprint") != key or record["shape"][0] != count:
@@ -156,7 +159,7 @@ def digest_of_pixels(pixels: np.ndarray) -> str:
 
 
 class MissingPart(Exception):
-    """A part is not there: another process has joined the parts and deleted them."""
+    """A part is missing, because another process has joined the parts and deleted them."""
 
 
 def join_parts(avatars: Avatars, key: str) -> dict:
@@ -239,7 +242,7 @@ def render_missing(avatars: Avatars, key: str, progress: Callable[..., Iterable]
 
 
 def render_part(avatars: Avatars, key: str, path: Path, indices: range) -> None:
-    """Render a part in a process of its own, unless another program has just done it."""
+    """Render a part in a separate process, unless another program has just done so."""
     if avatars.path.exists() and sound_record(avatars.path, key, len(avatars.drawn)):
         return
     if sound_record(path, key, len(indices)):
@@ -250,10 +253,10 @@ def render_part(avatars: Avatars, key: str, path: Path, indices: range) -> None:
 
 
 def run_renderer(definition: str, side: int, every: Sequence[dict]) -> np.ndarray:
-    """Render avatars in a process of its own: uint8 (N, 3, side, side).
+    """Render avatars in a separate process: uint8 (N, 3, side, side).
 
-    Not a process of `multiprocessing`: that one would import the program that trains, with torch,
-    or run a script again that does not expect it.
+    `multiprocessing` is not used: its process would import the program that trains, with torch, or
+    run the user's script again.
     """
     asked = json.dumps({"definition": definition, "side": side, "every": every}).encode()
     command = [sys.executable, "-m", "dataset.avatar_renderer"]

@@ -36,7 +36,7 @@ HELD_OUT = {
     "blue": 7,
     "pink": 3,
 }
-SAME_DIGIT, SAME_COLOUR = 0.25, 0.25  # probability that a digit repeats that of the cell before it
+SAME_DIGIT, SAME_COLOUR = 0.25, 0.25  # probability that a cell repeats the one before it
 
 
 class Layout(NamedTuple):
@@ -94,12 +94,12 @@ VALUES |= {
 
 
 def load_captioned_mnist(request: Request) -> Data:
-    """60,000 canvases with captions, 32 x 32, colour, without the HELD_OUT pairs of digit and
-    colour; in the test split 10,000, each with one of them.
+    """60,000 canvases with captions, 32 x 32, colour; in the test split, 10,000.
 
-    The split "pairs" has 120,000 canvases with all pairs. A network that reads digits learns from
-    them: where no 8 is red, it would learn that what is red is no 8. The digits are those of MNIST:
-    of its test images in the test split, else of its training images.
+    The training split has none of the HELD_OUT pairs of digit and colour, and each canvas of the
+    test split has at least one. The split "pairs" has 120,000 canvases with all pairs, to train a
+    network that reads digits: from data without a red 8, it would learn that nothing red is an 8.
+    The digits are MNIST's test images in the test split, else its training images.
     """
     part = "test" if request.split == "test" else "train"
     mnist = load_idx(MNIST, request._replace(split=part))
@@ -108,7 +108,7 @@ def load_captioned_mnist(request: Request) -> Data:
 
 
 def make_canvases(images: np.ndarray, labels: np.ndarray, split: str, count: int) -> Data:
-    """The first canvases of a split, made of images of digits, uint8 (M, 28, 28)."""
+    """The first `count` canvases of a split, made of images of digits, uint8 (M, 28, 28)."""
     random = np.random.RandomState(SEEDS[split])
     draws = random.random_sample((count, LAYOUT_DRAWS + DRAWS))
     plan = make_plan(draws[:, :LAYOUT_DRAWS], labels, split)
@@ -122,7 +122,7 @@ def make_canvases(images: np.ndarray, labels: np.ndarray, split: str, count: int
 
 
 def facts_of(attributes: Attributes, index: int) -> Facts:
-    """What is known of a canvas."""
+    """The facts about a canvas, from its attributes."""
     codes = attributes.codes[index].tolist()
     count, layout, *cells = (
         values[code] for values, code in zip(attributes.values.values(), codes, strict=True)
@@ -139,7 +139,7 @@ LAYOUT_DRAWS = 3 + MAX_DIGITS * CELL_DRAWS  # and for a whole canvas
 
 
 class Plan(NamedTuple):
-    """What is drawn on N canvases of up to K = MAX_DIGITS digits. Absent digits have values too."""
+    """The contents of N canvases of up to K = MAX_DIGITS digits. Absent digits have values too."""
 
     layout: np.ndarray  # (N,), indices into LAYOUTS
     present: np.ndarray  # bool (N, K)
@@ -174,9 +174,9 @@ def make_plan(draws: np.ndarray, labels: np.ndarray, split: str) -> Plan:
 def choose_pairs(draws: np.ndarray, *, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     """Digits and colours (N, K) for random numbers (N, K, 4); `held_out` avoids the HELD_OUT pairs.
 
-    A digit or a colour sometimes repeats that of the cell before.
+    A cell sometimes repeats the digit or the colour of the cell before it.
     """
-    barred = np.full(10, len(COLOURS))  # for each digit, the colour that it must not have
+    barred = np.full(10, len(COLOURS))  # the colour that each digit must not have
     if held_out:
         barred[held_out_digits()] = np.arange(len(COLOURS))
     digit = below(draws[..., 0], 10)
@@ -201,7 +201,7 @@ def below(draws: np.ndarray, count: int | np.ndarray) -> np.ndarray:
     return (draws * count).astype(np.int64)
 
 
-# --- what is known of them ------------------------------------------------------------------------
+# --- attributes -----------------------------------------------------------------------------------
 
 
 def codes_of(plan: Plan, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def codes_of(plan: Plan, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def thickness_of(images: np.ndarray) -> np.ndarray:
-    """Twice the area of the ink over the length of its outline, which is its total variation."""
+    """Stroke width of each image: twice the ink's area / its outline, the total variation."""
     ink = np.pad(images, [(0, 0), (1, 1), (1, 1)]).astype(np.float32)
     across = ink[:, 1:, 1:] - ink[:, 1:, :-1]
     down = ink[:, 1:, 1:] - ink[:, :-1, 1:]
@@ -232,8 +232,8 @@ def thickness_of(images: np.ndarray) -> np.ndarray:
 def slant_index(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Index into SLANTS of each image, uint8 (M, 28, 28).
 
-    A digit is slanted if both its moments and its strokes say so: a long base or bar moves the
-    moments alone. The strokes stand more upright, in fewer columns, after the digit is sheared.
+    A digit counts as slanted if both its moments and its strokes are: a long base or bar changes
+    only the moments. Slanted strokes are more upright, in fewer columns, after a shear.
     """
     slant = slant_of(images) - UPRIGHT[labels]
     index = np.ones(len(images), np.int64)

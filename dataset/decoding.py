@@ -31,7 +31,7 @@ class ImageFolder(NamedTuple):
     size: tuple[int, int]  # height and width of the decoded images in pixels
     fit: str  # a key of image_files.FITS
     skip_bad: bool  # leave out images that cannot be read
-    channels: int | None = None  # 1 for grey, 3 for colour; None for grey if every image is
+    channels: int | None = None  # 1 for grey, 3 for colour; None: grey if all images are grey
     background: str = "white"  # colour behind transparent pixels
 
     def shape(self) -> tuple[int, int, int, int]:
@@ -74,7 +74,7 @@ def decode_in_memory(folder: ImageFolder, progress: Callable[..., Iterable]) -> 
 
 
 def split_files(files: list[Path], left_out: Iterable[int]) -> tuple[list[Path], list[Path]]:
-    """The files of a folder in two parts: those that were read, and those at some indices."""
+    """The files of a folder in two parts: those that were read, and those at `left_out` indices."""
     bad = set(left_out)
     read = [file for i, file in enumerate(files) if i not in bad]
     return read, [files[i] for i in sorted(bad)]
@@ -90,7 +90,10 @@ class DecodedImage(NamedTuple):
 def decode_each(
     folder: ImageFolder, channels: int, progress: Callable[..., Iterable]
 ) -> Iterator[DecodedImage | None]:
-    """Decode each file; None if it cannot be read, and a DataError at the end unless `skip_bad`."""
+    """Decode each file; yields None for a file that cannot be read.
+
+    After the last file, raises DataError if files cannot be read, unless `skip_bad` is set.
+    """
 
     def attempt(file: Path) -> tuple[DecodedImage | None, str]:
         try:

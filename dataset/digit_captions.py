@@ -1,7 +1,7 @@
 """Captions of canvases with digits: a small grammar that writes them, and its parser.
 
-The tables hold all words. A caption names every digit of its canvas, and leaves out some of their
-properties and some of their places. `mentioned` reads a caption back.
+The tables hold all words. A caption names every digit of its canvas, but leaves out some of the
+digits' properties and places. `mentioned` parses a caption.
 """
 
 import re
@@ -82,7 +82,7 @@ DRAWS = 32  # random numbers that suffice for a caption
 
 
 class Digit(NamedTuple):
-    """What is known or said of a digit; None for what is not said."""
+    """The properties of a digit, or those that a caption mentions; None if not mentioned."""
 
     digit: str
     colour: str | None = None  # a key of COLOURS
@@ -91,7 +91,7 @@ class Digit(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a canvas, or what a caption says of it."""
+    """The facts about a canvas, or those that a caption mentions."""
 
     digits: tuple[Digit, ...]
     layout: str | None  # a key of PLACES or ARRANGEMENTS; None if it is not said
@@ -144,7 +144,7 @@ def listing(phrases: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
-# --- reading a caption back -----------------------------------------------------------------------
+# --- parsing a caption ----------------------------------------------------------------------------
 
 MEANINGS = {
     word: (name, value)
@@ -157,7 +157,7 @@ PHRASE = rf"(?:{SINGLE}|(?:{'|'.join(NUMBERS.values())}) (?:[a-z-]+ )*\ds)"
 
 
 def mentioned(caption: str) -> Facts:
-    """What a caption says. Raises ValueError for a caption that is not of this grammar."""
+    """The facts that a caption mentions. Raises ValueError for a caption of another grammar."""
     for pattern, layout in relations():
         if match := pattern.fullmatch(caption):
             digits = [read_phrase(text) for _, text in sorted(match.groupdict().items())]
@@ -192,7 +192,7 @@ def split_layout(caption: str) -> tuple[str | None, str]:
 
 
 def read_phrase(text: str) -> list[Digit]:
-    """The digits of a phrase: one for "a red 3", two for "two 5s"."""
+    """The digits of a phrase: one for "a red 3", two for "two 5s". Raises ValueError for others."""
     number, *adjectives, noun = text.split()
     if unknown := [word for word in adjectives if word not in MEANINGS]:
         raise ValueError(f"not a word of captioned_mnist: {unknown[0]!r}")
@@ -201,7 +201,7 @@ def read_phrase(text: str) -> list[Digit]:
 
 
 def holds(said: Facts, truth: Facts) -> bool:
-    """Is what a caption says true of a canvas?"""
+    """Are the facts that a caption mentions true of a canvas?"""
     if len(said.digits) != len(truth.digits) or said.layout not in (None, truth.layout):
         return False
     orders = [truth.digits] if said.ordered else permutations(truth.digits)
@@ -209,5 +209,5 @@ def holds(said: Facts, truth: Facts) -> bool:
 
 
 def agree(said: Digit, true: Digit) -> bool:
-    """Is all that is said of a digit true?"""
+    """Are the properties that are mentioned of a digit its true ones?"""
     return all(value in (None, known) for value, known in zip(said, true, strict=True))

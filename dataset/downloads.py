@@ -25,8 +25,8 @@ def fetch(
 ) -> None:
     """Download a data set by torchvision's class `kind` to the folder `target`, all or nothing.
 
-    Raises MissingData if the download failed or `request.download` is false. The message tells what
-    was `searched` and lists the `remedies`.
+    Raises MissingData if the download failed or `request.download` is false. The message contains
+    `searched`, the places that were searched, and `remedies`.
     """
     reason = "--no-download is set"
     if request.download:
@@ -70,7 +70,7 @@ def check_md5(path: Path, content: bytes, md5: str) -> None:
 
 
 def damaged_file(path: Path, reason: str) -> DataError:
-    """The error for a damaged file, or for one of another kind, to be raised."""
+    """The error to raise for a damaged file or a file of another type."""
     kind = what_is(path)
     wrong = kind and not kind.startswith(PUBLISHED)
     found = kind if wrong and kind != "empty" else f"damaged: {kind if wrong else reason}"

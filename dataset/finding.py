@@ -12,7 +12,7 @@ from dataset.opening import what_is
 from dataset.own_files import is_run_folder
 from utils import DataError
 
-# Endings of files that accompany images: captions, lists, programs, arrays. None is missed.
+# Endings of files that accompany images (captions, lists, programs, arrays): not worth a note.
 COMPANIONS = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml"}
 COMPANIONS |= {".toml", ".ini", ".cfg", ".md", ".rst", ".html", ".htm", ".log", ".url", ".db"}
 COMPANIONS |= {".py", ".ipynb", ".sh", ".bat", ".npy", ".npz", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -23,14 +23,14 @@ RUN_PICTURES = ("training_loss.png", "learning.png", "generated_samples.*", "min
 RUN_PICTURES += ("forward_process*.png", "score_field.png", "metrics_nearest.png")
 RUN_PICTURES += ("samples/epoch_*.png", "intermediate/step_*.png", "intermediate/x_0_*.png")
 RUN_PICTURES += ("intermediate/filmstrip*.png",)
-# Folders that systems make among a user's files, in lower case: thumbnails, deleted files, copies.
+# Folders that operating systems create (thumbnails, deleted files, copies), in lower case.
 OF_SYSTEMS = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "__macosx"}
 OF_SYSTEMS |= {"$recycle.bin", "recycler", "system volume information", "lost+found"}
 SHOWN = 6  # endings in a message
 
 
 class Found(NamedTuple):
-    """What a folder contains."""
+    """The images in a folder, and what else was found."""
 
     files: list[Path]  # images, sorted
     others: list[Path]  # files of types that are not read, but may be images
@@ -41,12 +41,12 @@ class Found(NamedTuple):
 def find_images(root: Path, *, follow_links: bool = False, data: bool = True) -> Found:
     """Find the image files in a folder and its subfolders.
 
-    Hidden files and folders are ignored, and so are folders that systems make (`OF_SYSTEMS`), links
-    to subfolders, whose images would count twice, and links that lead out of the folder. A broken
-    link counts as a file: decoding reports it.
+    Ignored are hidden files and folders, folders of operating systems (`OF_SYSTEMS`), links to
+    subfolders (their images would count twice), and links out of the folder. A broken link counts
+    as a file: decoding reports it.
 
     Args:
-        follow_links: read what links that lead out of the folder lead to.
+        follow_links: follow links out of the folder.
         data: leave out the pictures that a training run has written to its folder.
 
     Raises DataError if the folder does not exist or holds no images.
@@ -105,7 +105,7 @@ def left_out_by_ending(files: list[Path]) -> str:
 
 
 def may_be_image(file: Path) -> bool:
-    """May a file without the ending of a type that is read be an image?"""
+    """Can a file be an image, although its ending is not one of those that are read?"""
     ending = file.suffix.lower()
     if ending in COMPANIONS or not file.is_file():
         return False
@@ -113,7 +113,7 @@ def may_be_image(file: Path) -> bool:
 
 
 def is_run_picture(file: Path, runs: set[Path]) -> bool:
-    """Did a training run write a picture to its folder, by its name?"""
+    """Is a picture in the folder of a run named like a picture that training writes there?"""
     for run in runs & set(file.parents[:2]):
         name = file.relative_to(run).as_posix()
         return any(fnmatch(name, pattern) for pattern in RUN_PICTURES)
@@ -128,9 +128,9 @@ def links_out(paths: Iterable[Path], root: Path) -> set[Path]:
 
 
 def folders_to_enter(parent: Path, names: list[str], out: set[Path], root: Path) -> list[str]:
-    """The subfolders of a folder below `root` to search, where links out of the root are followed.
+    """The subfolders of `parent` to search, if links out of `root` (those in `out`) are followed.
 
-    A link to a folder that contains this one is not followed: the search would never end.
+    A link to a folder that contains `parent` is not followed: the search would never end.
     """
     depth = len(parent.parts) - len(root.parts)
     above = {Path(os.path.realpath(p)) for p in [parent, *parent.parents[:depth]]}

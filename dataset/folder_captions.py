@@ -1,6 +1,6 @@
 """Captions of a folder of images: from metadata files, text files next to the images, or paths.
 
-The conventions, of which the first that applies to the folder is used:
+The first of these conventions that applies to the folder is used:
 
 - `caption_from_path`: the caption is made from the path of the file
 - `metadata.jsonl` or `metadata.csv`, as Hugging Face's ImageFolder reads them: `file_name`,
@@ -97,7 +97,7 @@ def read_captions(
 
 
 class Source(NamedTuple):
-    """The captions that one of the conventions yields."""
+    """The captions by one of the conventions."""
 
     captions: dict[Path, str]  # by image; "" counts as none
     name: str  # where they are from, in words
@@ -158,7 +158,10 @@ def one_line(text: str) -> str:
 
 
 def caption_from_path(path: Path) -> str:
-    """A caption from a relative path: "sea birds gull" from sea_birds/gull_012.png."""
+    """A caption from a relative path: "sea birds gull" from sea_birds/gull_012.png.
+
+    Raises DataError if the path is not UTF-8.
+    """
     stem = re.sub(r"(?:[\s_-]*\(?\d+\)?)+$", "", path.stem)
     caption = one_line(" ".join([*path.parts[:-1], stem]).replace("_", " "))
     if not is_unicode(caption):
@@ -226,7 +229,7 @@ def require_one_kind(root: Path, metadata: list[Path]) -> None:
 def captions_of_metadata(
     root: Path, files: list[Path], metadata: list[Path], follow_links: bool
 ) -> tuple[dict[Path, str], list[str]]:
-    """The captions of metadata files, and notes on files that they name and that are no images."""
+    """The captions in metadata files, and notes on entries that are repeated or name no image."""
     known = {Path(os.path.normpath(file)): file for file in files}
     found, strangers, again = {}, {}, {}
     for path in metadata:
@@ -261,7 +264,7 @@ def captions_of_metadata(
 
 
 def entry_of(path: Path, number: int, file_name: object, text: object) -> Entry:
-    """The entry in a line of a metadata file. Raises DataError if it is none."""
+    """The entry in a line of a metadata file. Raises DataError if its values are not valid."""
     place = f"{printable(path)}, line {number}"
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         raise DataError(f"{place}: file_name must be the path of an image")
@@ -289,7 +292,7 @@ def entries_of_jsonl(path: Path, root: Path, follow_links: bool) -> Iterator[Ent
 
 
 def entries_of_csv(path: Path, root: Path, follow_links: bool) -> Iterator[Entry]:
-    """The entries of a metadata.csv, whose first line names the columns."""
+    """The entries of a metadata.csv; its first line names the columns."""
     content = "\n".join(line for _, line in decoded_lines(path, root, follow_links))
     rows = csv.reader(io.StringIO(content, newline=""), strict=True)
     try:

@@ -23,7 +23,7 @@ SPLITS |= {"holdout"}
 
 
 def load_folder(request: Request) -> Data:
-    """Any folder of images, made one size. Subfolders are classes if they hold all images."""
+    """A folder of images, resized to one size. Subfolders are classes if they hold all images."""
     root, size = request.data_dir, request.image_size or (FOLDER_SIZE, FOLDER_SIZE)
     found = find_images(root, follow_links=request.follow_links)
     captioned = Captioned(dict.fromkeys(found.files, ""), [], [])
@@ -64,7 +64,7 @@ def load_folder(request: Request) -> Data:
         )
     digests = {file.as_posix(): d for file, d in zip(kept, decoded.digests, strict=True)}
     captions = [captioned.captions[file] for file in decoded.files] if request.captions else ()
-    for name, caption in zip(digests, captions, strict=False):  # another caption is a change, too
+    for name, caption in zip(digests, captions, strict=False):  # a changed caption is a change, too
         digests[name] += f" {hashlib.blake2b(caption.encode(), digest_size=8).hexdigest()}"
     note = "\n".join(filter(None, notes))
     return Data(decoded.pixels, labels, classes, note, digests, captions)
@@ -78,7 +78,7 @@ def class_order(name: str) -> tuple:
 
 
 def class_notes(root: Path, classes: list[str], left_out: list[Path]) -> list[str]:
-    """Lines for the user, on subfolders that are no class or do not look like one."""
+    """Lines for the user on subfolders without images, and on classes that look like splits."""
     notes = []
     paths = [file.relative_to(root).parts for file in left_out]
     if empty := sorted({parts[0] for parts in paths if len(parts) > 1} - set(classes)):
@@ -102,7 +102,11 @@ def decode_folder(
 ) -> Decoded:
     """Decode a folder of images into memory or, if it is too large, into a mapped file.
 
-    `cache_limit` is in gigabytes, all images counted in colour; a `cache_dir` of None is hidden.
+    Args:
+        folder: the folder and its settings.
+        cache_dir: folder of the mapped file; None for a hidden folder within the folder of images.
+        cache_limit: the most gigabytes to decode into memory, with all images counted in colour.
+        progress: wraps the iteration over files, as tqdm does.
     """
     if len(folder.files) * 3 * math.prod(folder.size) <= cache_limit * 1e9:
         return decode_in_memory(folder.without_own_pictures(), progress)

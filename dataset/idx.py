@@ -91,9 +91,9 @@ def load_idx(spec: IdxSet, request: Request) -> Data:
 
 
 def find_elsewhere(data_dir: Path, folder: str, name: str, md5: str) -> Path | None:
-    """A file in another place in or near `data_dir`, or with the name that it has on Kaggle.
+    """Find a file at another place in `data_dir`, or under its name on Kaggle; None if missing.
 
-    Other data sets have files of these names, so that the MD5 decides. None if there is none.
+    Other data sets have files of the same names, so the MD5 must match.
     """
     dotted = name.replace("-idx", ".idx")
     names = [
@@ -108,7 +108,10 @@ def find_elsewhere(data_dir: Path, folder: str, name: str, md5: str) -> Path | N
 
 
 def read_uncompressed(path: Path) -> bytes:
-    """Content of a file, decompressed if it is compressed, whatever its name says."""
+    """Content of a file, decompressed if its first bytes are those of gzip.
+
+    Raises DataError if the file is damaged.
+    """
     content = path.read_bytes()
     if not content.startswith(b"\x1f\x8b"):
         return content

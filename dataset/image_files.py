@@ -1,4 +1,4 @@
-"""Image files: which types are read, their size as seen, and their pixels."""
+"""Image files: which types are read, their upright size, and their pixels."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000  # per image file; a larger one is a mistake or an attack
 
-# {ending: Pillow's name of the format}. No format whose reader runs another program, as EPS does.
+# {ending: Pillow's name of the format}. No formats for which Pillow runs programs, such as EPS.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS |= {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".apng": "PNG"}
 FORMATS |= {".jpe": "JPEG", ".jfif": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".qoi": "QOI"}
@@ -47,15 +47,15 @@ def has_image_name(path: Path) -> bool:
 
 
 def printable(path: str | Path) -> str:
-    """A file name without control characters, which a terminal would execute or cannot print."""
+    """A file name with "?" for characters that a terminal cannot print or would interpret."""
     return "".join(c if c.isprintable() else "?" for c in str(path))
 
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Make Pillow raise for an enormous image, and keep its other warnings, which name no file.
+    """Make Pillow raise for an enormous image, and silence its other warnings: they name no file.
 
-    Not within threads: warning filters are global.
+    Do not use this in threads: warning filters are global.
     """
     from PIL import Image
 
@@ -72,6 +72,7 @@ def read_image(
     """Central part of an image file, uint8 (C, *size), in grey or in colour.
 
     Without a size, it is the whole image. Transparent pixels get the colour of the background.
+    Raises DataError if the file cannot be read.
     """
     if not file.is_file():
         raise DataError(f"there is no image {file}")
@@ -86,7 +87,7 @@ def read_image(
 
 @strict_pillow()
 def require_same_size(image: Path, mask: Path) -> None:
-    """Raise a ValueError if two images differ in width or height, as they are seen."""
+    """Raise ValueError if two upright images differ in width or height."""
     sizes = []
     for file in (image, mask):
         try:
@@ -115,12 +116,12 @@ def require_large_enough(file: Path, size: tuple[int, int]) -> None:
 
 
 def unreadable(file: Path, error: Exception) -> DataError:
-    """The error for an image that cannot be read, to be raised."""
+    """The error to raise for an image that cannot be read."""
     return DataError(f"{file} cannot be read as an image ({why_unreadable(file, error)})")
 
 
 def why_unreadable(file: Path, error: Exception) -> str:
-    """Why an image cannot be read, in words: the decoder's, or what the file really is."""
+    """Why an image cannot be read: the decoder's message, or the real type of the file."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -161,7 +162,7 @@ def palette_channels(image: "Image.Image") -> np.ndarray:
 
 
 def is_grey(red: object, green: object, blue: object) -> bool:
-    """Is a colour a shade of grey, or are all colours in three arrays?"""
+    """Is a colour, or are all colours in three arrays, shades of grey?"""
     return bool(np.all(red == green) and np.all(green == blue))
 
 
@@ -174,6 +175,8 @@ def decode_image(
         size: height and width in pixels; None for those of the image.
         fit: a key of `FITS`.
         background: the colour behind transparent pixels, as Pillow's ImageColor reads it.
+
+    Raises ValueError for pixels without a known range, and the errors of Pillow.
     """
     from PIL import Image
 
@@ -193,7 +196,7 @@ def decode_image(
 
 
 def open_upright(file: Path) -> "Image.Image":
-    """Decode an image file, turned as its EXIF orientation says: as any viewer shows it.
+    """Decode an image file, turned by its EXIF orientation, as viewers show it.
 
     Every size of an image in this project is that of the upright image.
     """
@@ -205,13 +208,13 @@ def open_upright(file: Path) -> "Image.Image":
         image.filename = ""  # or Pillow maps an uncompressed TIFF into memory, and turns it wrongly
         image.load()  # some formats store the orientation behind the pixels
         turn = None
-        with suppress(Exception):  # of damaged metadata; the pixels are what counts
+        with suppress(Exception):  # damaged metadata; the pixels may be intact
             value = image.getexif().get(0x0112)
             turn = TURNS.get(value[0] if isinstance(value, bytes) else int(value))
         return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
-# {EXIF orientation: name of what turns the stored image upright}
+# {EXIF orientation: name of the transposition that turns the stored image upright}
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 

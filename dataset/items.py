@@ -35,14 +35,18 @@ def item_shape(config: dict) -> tuple[int, ...]:
 
 
 def noise_shape(config: dict) -> tuple[int, ...]:
-    """Shape of the noise that becomes an item of a checkpoint with this configuration: that of the
-    item, or of its latents."""
+    """Shape of the noise that sampling with this configuration starts from.
+
+    That is the shape of an item, or of its latents.
+    """
     return item_shape(config["model"] if config["model"].get("autoencoder") else config["data"])
 
 
 def to_unit(items: Tensor) -> Tensor:
-    """Scale uint8 images in 0 ... 255 to floats in [-1, 1]. Points and latents keep their values,
-    in float32 at least."""
+    """Scale uint8 images in 0 ... 255 to floats in [-1, 1].
+
+    Points and latents keep their values; float16 becomes float32.
+    """
     if items.dtype == torch.uint8:
         return items.float() / 127.5 - 1
     return items.float() if items.dtype == torch.float16 else items
@@ -78,8 +82,10 @@ def resized(images: Tensor, size: tuple[int, int], chunk: int = 512) -> Tensor:
 
 
 def low_resolution(x_0: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], resized to (B, C, h, w) and rounded to 256 levels, as
-    `resized` and an image file have them."""
+    """Images (B, C, H, W) in [-1, 1], resized to (B, C, h, w) and rounded to 256 levels.
+
+    The values are those of `resized` and of an image file.
+    """
     return to_unit(to_uint8(F.interpolate(x_0, size, mode="bicubic", antialias=True)))
 
 
@@ -100,7 +106,10 @@ def held_out_count(wanted: int | None, count: int) -> int:
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random indices to train on (count - held_out,), and held out (held_out,); a pure function."""
+    """Random indices to train on (count - held_out,) and to hold out (held_out,).
+
+    A pure function of the arguments. Raises ValueError if no items are left to train on.
+    """
     if held_out >= count:
         raise ValueError(f"cannot hold out {held_out} items of {count}: none are left to train on")
     generator = torch.Generator().manual_seed(derive_seed("validation", seed))

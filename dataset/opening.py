@@ -1,4 +1,4 @@
-"""What a file really is, by its first bytes, whatever its name says. Imports nothing slow."""
+"""Recognise the type of a file by its first bytes, not its name. Imports nothing slow."""
 
 import re
 import zipfile
@@ -62,7 +62,7 @@ BRANDS |= {b"qt": "a QuickTime video"}
 
 
 def what_is(path: Path) -> str:
-    """What a file is, as the end of "it is ...": "an AVIF image". "" if it is not recognized."""
+    """The type of a file, to follow "it is": "an AVIF image". "" if it is not recognized."""
     try:
         if path.is_dir():
             return "a folder"
@@ -80,7 +80,7 @@ def what_is(path: Path) -> str:
 
 
 def is_whole_zip(path: Path) -> bool:
-    """Has a zip archive its directory, at the end?"""
+    """Does a zip archive have its directory, which is at the end?"""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -88,7 +88,7 @@ def is_whole_zip(path: Path) -> bool:
 
 
 def kind_of_bytes(head: bytes) -> str:
-    """What a file is whose first bytes these are, as in `what_is`."""
+    """The type of a file with these first bytes, in the words of `what_is`."""
     if not head:
         return "empty"
     if not head.strip(b"\0"):
@@ -116,7 +116,7 @@ def kind_of_bytes(head: bytes) -> str:
 
 
 def zip_kind(head: bytes) -> str:
-    """What a zip archive is, by the name of its first file."""
+    """The type of a zip archive, by the name of its first file."""
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     if name.endswith(b".npy"):
         return NPZ
@@ -126,7 +126,7 @@ def zip_kind(head: bytes) -> str:
 
 
 def kind_of_text(head: bytes) -> str:
-    """Which text a file has; "" if it is none."""
+    """The type of a text file; "" if the bytes are not text."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:

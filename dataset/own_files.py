@@ -1,7 +1,7 @@
 """Files that this project wrote: pictures that carry its mark, and the folders of its runs.
 
-They are never data, whatever their folder is called. Only they, and files that a flag names, are
-replaced or deleted.
+These files are never data, whatever their folder is called. Only these files, and files that a flag
+names, are replaced or deleted.
 """
 
 import json
@@ -30,7 +30,7 @@ def is_own_picture(path: Path) -> bool:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Does a folder hold a training run of this project, by its config.json?"""
+    """Does a folder hold a training run of this project? Its config.json decides."""
     file = path / "config.json"
     if not file.is_file():  # reading from a pipe would never end
         return False
@@ -56,14 +56,15 @@ def head_of(path: Path) -> bytes:
 
 
 def is_own_figure(path: Path) -> bool:
-    """Is a file a figure of this project? Older versions left Matplotlib's mark alone."""
+    """Is a file a figure of this project? Figures of older versions have only Matplotlib's mark."""
     return is_own_picture(path) or (path.is_file() and b"Matplotlib" in head_of(path))
 
 
 def require_own(path: Path, is_own: Callable[[Path], bool], instead: str) -> None:
-    """Raise ValueError if a file that no flag names exists and this project did not write it.
+    """Raise ValueError if a file exists that this project did not write.
 
-    `instead` is what the user may choose: "another --output".
+    Call it before writing to a path that no flag names. `instead` is what the user may choose, such
+    as "another --output".
     """
     if path.exists() and not (path.is_file() and is_own(path)):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Decoded images in a file that is mapped into memory, so that they need not fit into it.
+"""Decoded images in a file that is mapped into memory, for folders that do not fit into memory.
 
-The file lies in a hidden folder within the folder of images, or in another folder if one is named:
+The file lies in a hidden folder within the folder of images, or in the folder of --cache-dir:
 
 pixels   uint8 (N, C, H, W)
 record   JSON: {"fingerprint", "shape", "left_out", "digests"}
@@ -41,8 +41,8 @@ def decode_through_cache(
     path, key = cache_file(folder, cache_dir), fingerprint(folder)
     record, note = read_cache_record(path), f"pixels are read from {path}"
     if record.get("fingerprint") != key:
-        # Only now, because looking into every file takes far longer than the rest of a hit. What
-        # was decoded is without them, so that pictures which are new in the folder change nothing.
+        # Only now, because opening every file takes far longer than reading the record. The cache
+        # never has pictures of this project, so new ones in the folder do not invalidate it.
         folder = folder.without_own_pictures()
         key = fingerprint(folder)
     if record.get("fingerprint") != key:
@@ -80,7 +80,7 @@ def fingerprint(folder: ImageFolder) -> str:
     """Digest of what the pixels depend on: settings, and name, size and time of each file."""
     height, width = folder.size
     size = height if height == width else folder.size
-    # Settings that were added later count where they are not the default: old files stay valid.
+    # Settings that were added later count only if they are not the default: old files stay valid.
     settings = (VERSION, size, folder.fit, folder.skip_bad)
     if folder.channels or rgb(folder.background) != rgb("white"):
         settings += (folder.channels, rgb(folder.background))
@@ -119,7 +119,10 @@ def mapped_pixels(path: Path, record: dict) -> Tensor:
 def write_cache(
     path: Path, folder: ImageFolder, key: str, progress: Callable[..., Iterable]
 ) -> dict:
-    """Decode a folder into a cache file with the fingerprint `key`; return the file's record."""
+    """Decode a folder into a cache file with the fingerprint `key`; return the file's record.
+
+    Raises DataError if an image cannot be decoded, or the file cannot be written.
+    """
     shape = folder.shape()
     size = math.prod(shape)
     record = {"fingerprint": key, "shape": shape, "left_out": [], "digests": []}
@@ -155,7 +158,7 @@ def delete_abandoned(cache_dir: Path) -> None:
 
 
 def write_content(file: BinaryIO, record: dict, images: Iterable[DecodedImage | None]) -> None:
-    """Write pixels, record and length; complete the record with what was decoded."""
+    """Write pixels, record and length; add digests, left-out files and shape to the record."""
     for i, image in enumerate(images):
         if image is None:
             record["left_out"].append(i)

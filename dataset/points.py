@@ -81,13 +81,13 @@ def gaussians(count: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.nd
 
 
 def random_subset(count: int, rng: np.random.RandomState, points: np.ndarray, labels: np.ndarray):
-    """Choose at random: scikit-learn's points are evenly spaced, independent draws are not."""
+    """A random subset, because scikit-learn's points are evenly spaced and not independent."""
     chosen = rng.permutation(len(points))[:count]
     return points[chosen], labels[chosen]
 
 
 class PointSet(NamedTuple):
-    """How to draw points of a set, and how to centre and scale them."""
+    """A distribution of points, with the centre and scale by which its points are normalized."""
 
     draw: Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray | None]]
     centre: tuple[float, float]

@@ -44,9 +44,9 @@ DATASETS: dict[str, Source] = {
 
 @contextmanager
 def explained_folder(saved: str | None) -> Iterator[None]:
-    """Explain why the data of a run is not found from another working folder.
+    """While open, explain a DataError if the run's data folder is relative to another folder.
 
-    `saved` is the data folder as the run has saved it, or None if it was not taken from the run.
+    `saved` is the data folder that the run has saved, or None if it was not taken from the run.
     """
     try:
         yield
@@ -87,17 +87,17 @@ def load_dataset(
         image_size: side of the images in pixels, or (height, width) (default: the data set's own;
             "folder": 64).
         skip_bad_images: "folder" leaves out images that cannot be decoded.
-        fit: how images are given another aspect ratio, a key of `image_files.FITS`.
+        fit: how images of another aspect ratio are resized, a key of `image_files.FITS`.
         grey, colour: "folder" converts all images to grey, or to colour (default: to grey if every
             image is grey).
         background: colour behind transparent pixels of "folder", a name or #rrggbb.
-        follow_links: "folder" reads what links that lead out of it lead to.
+        follow_links: "folder" follows links that lead out of it.
         cache_dir, cache_limit: as in `folders.decode_folder`.
         avatar_style: how "avatars" are drawn, a key of `avatar_styles.STYLES`.
         progress: wraps the iteration over files, as tqdm does.
         split: "train", or "test" or "pairs" for a data set that has them (`Source`).
         captions: "folder" reads its captions, too (`folder_captions`).
-        caption_from_path: "folder" makes them from the paths of the files.
+        caption_from_path: "folder" makes its captions from the paths of the files.
 
     Raises DataError if the data is missing, damaged or cannot be used, and ValueError if the name
     is unknown or an option does not apply to the data set.
@@ -118,7 +118,7 @@ def load_dataset(
     style_of(avatar_style)  # raises ValueError for an unknown one
     if avatar_style != DEFAULT_STYLE and name != "avatars":
         raise ValueError(f"--avatar-style applies only to --dataset avatars, not to {name}")
-    rgb(background)  # raises ValueError for what is none
+    rgb(background)  # raises ValueError if it is not a colour
     data = source.load(
         Request(
             data_dir=existing_path(data_dir),
@@ -145,7 +145,7 @@ def load_dataset(
     return data
 
 
-# Options that a run saves: they say which images are read, and how.
+# READING: options that a run saves, because they decide which images are read, and how.
 NOT_SAVED = {"name", "download", "split", "progress"}
 READING = tuple(set(signature(load_dataset).parameters) - NOT_SAVED)
 

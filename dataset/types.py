@@ -1,4 +1,4 @@
-"""Types of data sets: what is requested, what is loaded, and how."""
+"""Types of data sets: the request, the loaded data, and the source."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Attributes(NamedTuple):
-    """What is known of each item besides its class, such as the hair colour of a face."""
+    """Known properties of each item in addition to its class, such as the hair colour of a face."""
 
     values: Mapping[str, Sequence[str]]  # the possible values of each attribute, by its name
     codes: Tensor  # uint8 (N, number of attributes): the index of each item's value
@@ -35,10 +35,10 @@ class Data(NamedTuple):
         return self.labels.bincount(minlength=len(self.classes)).tolist()
 
     def as_learned(self, saved: Mapping) -> "Data":
-        """The data as the run with this `config["data"]` has learned them.
+        """The data in the form in which the run with this `config["data"]` has learned them.
 
-        Other versions sorted the classes of a folder otherwise, and read grey images with a palette
-        in colour. Data of other classes stay as they are.
+        Other versions sorted the classes of a folder differently, and read grey images with a
+        palette in colour. Data of other classes are returned unchanged.
         """
         data, classes = self, saved["classes"]
         if (data.items.shape[1], saved.get("image_channels")) == (1, 3):
@@ -50,7 +50,7 @@ class Data(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The arguments of `load_dataset`, in the form in which a loader receives them."""
+    """The arguments of `load_dataset`, as a loader receives them."""
 
     data_dir: Path
     image_size: tuple[int, int] | None  # height and width in pixels; None for the data set's own
@@ -67,11 +67,11 @@ class Request(NamedTuple):
     split: str  # "train" or, if the data set has them, "test" or "pairs"
     progress: Callable[..., Iterable]  # wraps an iterable, as tqdm does
     captions: bool = False  # read the captions of "folder"
-    caption_from_path: bool = False  # make them from the paths of the files
+    caption_from_path: bool = False  # make captions from the paths of the files
 
 
 class Source(NamedTuple):
-    """Where a data set comes from, and what is known before it is loaded."""
+    """The loader of a data set, and the properties that are known before it is loaded."""
 
     load: Callable[[Request], Data]
     shape: tuple[int, ...]  # of one item: (2,) or (C, H, W); a folder's may differ once loaded

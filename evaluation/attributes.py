@@ -1,6 +1,6 @@
 """A network that reads the attributes of images, trained once for a data set, stored next to it.
 
-By it, `evaluation.prompts` finds out whether a picture shows what its prompt says.
+`evaluation.prompts` uses it to decide whether a picture shows what its prompt says.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from utils import derive_seed, memory_format, size_of, size_text
 
 RECIPE = 1  # raise it with each change below: stored readers of another recipe are not used
 HARDER = 2  # times as many training steps as the classifier of MNIST
-HARDER_PAIRS = 4  # the same, where there are images with every combination of attributes
+HARDER_PAIRS = 4  # the same, for data sets with a split of all combinations of attributes
 GRID = 16  # patches in a row that larger images are folded into, so that they cost no more
 BATCH_SIZE = 500
 
@@ -162,7 +162,7 @@ def counts_of(data: Data) -> list[int]:
 
 
 def accuracy_of(reader: AttributeReader, data: Data) -> dict[str, float]:
-    """The share of images of which an attribute is read correctly, by its name."""
+    """The share of images for which an attribute is read correctly, by the attribute's name."""
     right = reader.read(data.items)[0].codes == data.attributes.codes
     return dict(zip(reader.values, right.double().mean(dim=0).tolist(), strict=True))
 

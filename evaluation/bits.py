@@ -39,7 +39,7 @@ def bits_per_dimension(
         request: how many items, of which seed, and how to compute.
         checkpoint: the loaded checkpoint.
         real: the data set, with its held-out items.
-        device: what computes.
+        device: the device to compute on.
         progress: makes a progress bar, as tqdm does.
         say: called with a line for each result.
     """

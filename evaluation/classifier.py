@@ -27,7 +27,7 @@ CHANNELS = (64, 128, 128)  # of each level; the last are the features
 LARGER_CHANNELS = (64, 128, 256, 256)  # of larger classifiers
 LARGER = ("cifar10",)  # data sets that need a larger classifier
 STEPS = 1400
-HARDER = {"fashion_mnist": 4, "cifar10": 4}  # data sets that need so many times as many steps
+HARDER = {"fashion_mnist": 4, "cifar10": 4}  # factor by which data sets need more steps
 BATCH_SIZE = 128
 LR = 3e-3
 WARM_UP = 0.1  # fraction of the steps in which the learning rate rises
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
     Args:
         image_channels, num_classes: of the data set.
         larger: use `LARGER_CHANNELS` with max pooling, and not `CHANNELS` with strides.
-        channels: of each level, instead of these.
+        channels: widths of the levels, instead of these.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
 
 
 class Residual(nn.Module):
-    """A convolution whose output is added to its input."""
+    """A convolution with a skip connection: x + convolution(x)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -143,7 +143,7 @@ class ClassifierObjective:
     Args:
         generator: draws shifts and mirrorings; its state is that of step 0.
         flip: mirror images at random.
-        device: what computes.
+        device: the device to compute on.
         loss: of scores (B, ...) and labels (B, ...).
         max_shift: largest shift, as a fraction of the size.
     """
@@ -193,7 +193,7 @@ def train_classifier(
 
     Args:
         real: the data set, with class labels.
-        device: what computes.
+        device: the device to compute on.
         progress: wraps the iteration over training steps, as tqdm does.
     """
     total, seed = HARDER.get(real.name, 1) * STEPS, derive_seed("classifier", 0)
@@ -215,12 +215,12 @@ def learn(
     """Train a new classifier on labelled images; a pure function of its arguments.
 
     Args:
-        make: makes the network, by the global random numbers.
+        make: makes the network, with weights from the global random numbers.
         data: images with labels.
         total: training steps.
         seed: of the network, of shifts and mirrorings.
         flip: mirror images at random.
-        device: what computes.
+        device: the device to compute on.
         progress: wraps the iteration over training steps, as tqdm does.
         loss: of the network's output and the labels.
         max_shift: largest random shift, as a fraction of the size.

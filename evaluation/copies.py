@@ -25,16 +25,16 @@ class NearCopies(NamedTuple):
 
     @property
     def threshold(self) -> float:
-        """The distance below which an image is a near-copy; a fraction `RARE` of held-out is.
+        """The distance below which an image is a near-copy: the quantile `RARE` of held-out images.
 
-        Held-out images that equal a training image do not count: the data have them twice.
+        Held-out images that equal a training image are ignored: the data set has them twice.
         """
         different = self.held_out[self.held_out > 0]
         return (different if len(different) else self.held_out).quantile(RARE).item()
 
     @property
     def fraction(self) -> float:
-        """The fraction of generated images that are near-copies; `RARE` if they are new."""
+        """The fraction of generated images that are near-copies; about `RARE` for new images."""
         return (self.distances < self.threshold).double().mean().item()
 
     def record(self) -> dict[str, float]:

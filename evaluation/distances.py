@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 500  # items whose distances to others are computed at a time
+CHUNK = 500  # items that are compared with all others at a time
 FLOAT_CHUNK = 20_000  # items of the other set that are converted to floats at a time
 
 
@@ -16,8 +16,9 @@ def energy_distance(a: Tensor, b: Tensor, *, biased: bool = False) -> float:
     """2 E|a - b| - E|a - a'| - E|b - b'| over two sets (N, ...) and (M, ...): 0 if they agree.
 
     The norm is Euclidean, over all elements of an item (Szekely & Rizzo 2013, eq. 5). By default an
-    item is not compared with itself, and the estimate may be slightly below 0. With `biased` it is,
-    and the distance of equal distributions is above 0 by about the size of the random error.
+    item is not compared with itself, and the estimate may be slightly below 0. With `biased`, items
+    are also compared with themselves, and the distance of equal distributions is above 0 by about
+    the size of the random error. Raises ValueError for a set of fewer than two items.
     """
     a, b = a.flatten(1).double(), b.flatten(1).double()
     if min(len(a), len(b)) < 2:
@@ -49,7 +50,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     Dowson & Landau 1982, eq. 4. In Inception's features it is the FID (Heusel et al. 2017, eq. 6).
     """
-    # (C_a C_b)^(1/2) has the trace of (R C_b R)^(1/2), R = C_a^(1/2), whose root is real.
+    # (C_a C_b)^(1/2) has the trace of (R C_b R)^(1/2), R = C_a^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0)
@@ -61,7 +62,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """The squared maximum mean discrepancy with the kernel (x . y / D + 1)^3, without bias.
 
     In Inception's features it is the KID (Binkowski et al. 2018, section 4), here over all pairs
-    and not over subsets. The estimate may be slightly below 0.
+    and not over subsets. The estimate may be slightly below 0. Raises ValueError for a set of fewer
+    than two items.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a kernel distance needs at least two items of each set")
@@ -92,9 +94,9 @@ class PRDC(NamedTuple):
 
 
 def prdc(real: Tensor, generated: Tensor, neighbours: int = 3) -> PRDC:
-    """Precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2), density and coverage (Naeem et
-    al. 2020, eq. 5 and 6), of sets (N, D) and (M, D).
+    """Precision, recall, density and coverage of two sets (N, D) and (M, D).
 
+    Kynkaanniemi et al. 2019, eq. 1 and 2; Naeem et al. 2020, eq. 5 and 6.
     An item is inside a set if it is no further from one of its members than that member's own k-th
     neighbour in the set. Values can be compared only between sets of the same sizes. Raises
     ValueError for sets of k items or fewer.
@@ -103,7 +105,7 @@ def prdc(real: Tensor, generated: Tensor, neighbours: int = 3) -> PRDC:
         raise ValueError(f"a set needs more than {neighbours} items, to have so many neighbours")
     real, generated = real.double(), generated.double()
     of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
-    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # each item is in
+    balls = torch.zeros(len(generated), dtype=torch.int64, device=real.device)  # around each item
     covered, recalled = [], []
     for part, radius in zip(real.split(CHUNK), of_real.split(CHUNK), strict=True):
         distances = torch.cdist(part, generated)
@@ -122,7 +124,7 @@ def prdc(real: Tensor, generated: Tensor, neighbours: int = 3) -> PRDC:
 def radii(x: Tensor, neighbours: int) -> Tensor:
     """The distance (N,) of each item to its k-th neighbour in its own set."""
     parts = (torch.cdist(part, x) for part in x.split(CHUNK))
-    return torch.cat([part.kthvalue(neighbours + 1).values for part in parts])  # 1 is itself
+    return torch.cat([part.kthvalue(neighbours + 1).values for part in parts])  # first: itself
 
 
 def nearest_neighbours(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,8 +149,7 @@ def nearest_neighbours(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Pearson's chi-square statistic of counts (K,) against expected proportions (K,), and its
-    p-value.
+    """Pearson's chi-square statistic of counts (K,) for expected proportions (K,), and its p-value.
 
     Raises ValueError for a class with an expected proportion of 0.
     """

@@ -1,7 +1,7 @@
 """Features of images, by a classifier that is trained once for a data set and stored next to it.
 
-Figures can be compared only if they are from the same classifier, so that every report contains its
-SHA-256. The distance in its features is called classifier-FID, because the FID has the features of
+Figures can be compared only if they are from the same classifier, so every report contains its
+SHA-256. The distance in its features is called classifier-FID, because the FID uses the features of
 one particular Inception network (`evaluation.inception`).
 """
 
@@ -75,9 +75,9 @@ def classifier_for(
     """Read the classifier of a data set; if there is none, train and store it.
 
     Args:
-        real: the data set. Its accuracy is measured on the held-out items.
+        real: the data set. The classifier's accuracy is measured on the held-out items.
         folder: where the classifier is stored if it cannot be stored next to the data.
-        device: what computes.
+        device: the device to compute on.
         progress: wraps the iteration over training steps, as tqdm does.
         say: called with lines for the user, if the classifier is trained.
 
@@ -107,13 +107,13 @@ def classifier_for(
 
 
 class FeatureDistance:
-    """Distance of images in the features of a classifier, which can be a loss.
+    """Distance of images in the features of a classifier, differentiable for use as a loss.
 
     The mean over the layers of the squared distance of features that are scaled to unit length in
     each pixel (Zhang et al. 2018, arXiv:1801.03924, eq. 1, without learned weights).
 
     Args:
-        classifier: the data set's; it is not trained.
+        classifier: the classifier of the data set; its weights are frozen.
     """
 
     def __init__(self, classifier: TrainedClassifier):

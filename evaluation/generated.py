@@ -32,7 +32,7 @@ class Generated(NamedTuple):
     sets: list[Tensor]  # uint8 (N, C, H, W): one set for each seed
     labels: Tensor | None  # the classes (N,) that were requested, for each set
     record: dict  # how the images were made or read, for the report
-    indices: Tensor | None = None  # of the items (N,) with these conditions
+    indices: Tensor | None = None  # of the data's items (N,) that gave the conditions
 
 
 def given_images(
@@ -42,7 +42,7 @@ def given_images(
     progress: Callable[..., Iterable],
     say: Callable[[str], object],
 ) -> Generated:
-    """Read the images of --samples, or as many of them as --num-images names.
+    """Read the images of --samples; with --num-images, a random choice of that many.
 
     Raises:
         DataError: the images cannot be read, or are too few.

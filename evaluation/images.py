@@ -24,7 +24,7 @@ def load_images(
     skip_bad_images: bool = False,
     follow_links: bool = False,
 ) -> tuple[Tensor, str]:
-    """Read a file or a folder as uint8 images (N, C, H, W); also says how its numbers were read.
+    """Read a file or a folder as uint8 images (N, C, H, W); also returns how, in words.
 
     An .npz or .npy contains (N, H, W), (N, H, W, C) or (N, C, H, W), as uint8 or as floats in
     0 ... 1, -1 ... 1 or 0 ... 255. A folder contains image files. Grey images are repeated to three
@@ -35,7 +35,7 @@ def load_images(
         shape: the (C, H, W) that is needed. The images must have this size.
         progress: wraps the iteration over files, as tqdm does.
         skip_bad_images: leave out the files of a folder that cannot be read.
-        follow_links: read what links that lead out of a folder lead to.
+        follow_links: follow links that lead out of a folder.
 
     Raises DataError for images that are missing, or that cannot be read.
     """
@@ -49,7 +49,7 @@ def load_images(
 def read_files(
     found: Found, shape: tuple[int, int, int], progress: Callable[..., Iterable], skip_bad: bool
 ) -> tuple[Tensor, str]:
-    """Read the image files of a folder, which must have the size of the shape."""
+    """Read the image files of a folder. Raises DataError unless all have the size of the shape."""
     images, notes = [], list(found.notes)
     for file in progress(found.files, desc="reading"):
         try:
@@ -74,7 +74,7 @@ def read_files(
 
 
 def resizing(height: int, width: int) -> str:
-    """The way out if images have another size than the data set."""
+    """The remedy, for a message, if images have another size than the data set."""
     return f"--image-size {size_text(size_of(height, width))} resizes the data set"
 
 
@@ -121,7 +121,7 @@ def plain_numbers(x: np.ndarray, path: Path) -> np.ndarray:
 
 
 def to_bytes(x: Tensor, path: Path) -> tuple[Tensor, str]:
-    """Convert numbers in one of the usual ranges to uint8; also says which range it was."""
+    """Convert numbers in one of the usual ranges to uint8; also returns the range, in words."""
     if x.dtype == torch.uint8:
         return x, "uint8"
     if not x.isfinite().all():

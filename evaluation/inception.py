@@ -43,7 +43,7 @@ def inception_figures(
         generated: the images to measure.
         real: the data set, with its held-out images.
         weights: the file `NAME`.
-        device: what computes; torch-fidelity supports CUDA and the CPU.
+        device: the device to compute on; torch-fidelity supports CUDA and the CPU.
 
     Raises DataError if the package or the weights are missing, or are not the known weights.
     """

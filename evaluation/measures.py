@@ -1,8 +1,8 @@
 """Measures of generated images, each with its floor: the same measure of real images.
 
 Even real images are at some distance from the test split, by chance and because the training split
-differs from it. So the report gives each measure also for sets of training images of the same size,
-and the ratio of the two distances.
+differs from it. So the report also gives each measure for sets of training images of the same size,
+and the ratio of the two.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Measure(NamedTuple):
 
 
 class Reference:
-    """Held-out images in the features of a classifier, for other images to be compared with.
+    """Held-out images in the features of a classifier, as a reference for other images.
 
     Args:
         classifier: gives the features.
@@ -135,6 +135,6 @@ def measures_table(measures: dict[str, Measure], floor_name: str = "training ima
 
 
 def random_indices(total: int, count: int, *stream: str | int) -> Tensor:
-    """`count` of the indices below `total`, or all if there are fewer, in an order by a seed."""
+    """`count` random indices below `total`, or all if there are fewer; `stream` is the seed."""
     generator = torch.Generator().manual_seed(derive_seed(*stream))
     return torch.randperm(total, generator=generator)[:count]

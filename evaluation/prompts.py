@@ -25,15 +25,15 @@ from utils import DataError
 
 READABLE = 0.98  # accuracy of the reader from which a statement counts
 
-Checked = list[tuple[str, bool]]  # what a caption says, by the attribute's name, and if it is right
-Check = Callable[[str, Attributes, int], Checked]  # of a caption and the image with an index
+Checked = list[tuple[str, bool]]  # for each statement of a caption: attribute, and if it is right
+Check = Callable[[str, Attributes, int], Checked]  # of a caption, attributes, index of the image
 
 
 class Score(NamedTuple):
     """Agreement of images with their captions."""
 
     attributes: float  # share of all statements that are right
-    exact: float  # share of images of which every statement is right
+    exact: float  # share of images for which every statement is right
     by_name: dict[str, float]  # share of statements that are right, by attribute
     by_group: dict[str, float]  # exact match of each kind of caption
 
@@ -48,9 +48,10 @@ def check_avatar(caption: str, attributes: Attributes, index: int, style: str) -
 
 
 def check_digits(caption: str, attributes: Attributes, index: int) -> Checked:
-    """The same for captioned_mnist: the number of digits, their places, and each digit and colour.
+    """The statements of a caption of captioned_mnist, and whether an image agrees.
 
-    Thickness and slant are left out: on so small digits they cannot be read reliably.
+    These are the number of digits, their places, and each digit and colour. Thickness and slant are
+    left out: they cannot be read reliably from digits this small.
     """
     said, seen = digit_captions.mentioned(caption), facts_of(attributes, index)
     checked = [("count", len(said.digits) == len(seen.digits))]
@@ -79,12 +80,12 @@ def check_of(name: str, config: Mapping) -> Check | None:
 
 
 def number_of_digits(caption: str) -> str:
-    """The kind of a caption of captioned_mnist."""
+    """The kind of a caption of captioned_mnist: its number of digits."""
     count = len(digit_captions.mentioned(caption).digits)
     return "1 digit" if count == 1 else f"{count} digits"
 
 
-# Data sets of which the exact match is given for each kind of caption, too.
+# Data sets for which the exact match is also given for each kind of caption: caption -> kind.
 GROUPS: dict[str, Callable[[str], str]] = {"captioned_mnist": number_of_digits}
 
 
@@ -129,7 +130,7 @@ def score(
 ) -> Score:
     """Compare attributes, as they were read from images, with the captions of these images.
 
-    Statements of the names in `left_out` do not count. `group` says of which kind a caption is.
+    Statements about the attributes in `left_out` do not count. `group` maps a caption to its kind.
     """
     by_name: dict[str, list[bool]] = defaultdict(list)
     by_group: dict[str, list[bool]] = defaultdict(list)
@@ -149,7 +150,7 @@ def score(
 def unreadable(check: Check, reader: AttributeReader, data: Data) -> dict[str, float]:
     """Statements that the reader cannot read reliably, with its accuracy on held-out images.
 
-    Raises DataError if that is everything.
+    Raises DataError if no statement can be read reliably.
     """
     found = score(check, data.captions, reader.read(data.items)[0]).by_name
     uncertain = {name: accuracy for name, accuracy in found.items() if accuracy < READABLE}
@@ -167,19 +168,19 @@ def prompt_measures(
     left_out: Collection[str],
     group: Callable[[str], str] | None = None,
 ) -> tuple[dict[str, Measure], dict[str, tuple[float, float]]]:
-    """Measures of sets of images that were drawn by the captions of some items.
+    """Measures of sets of images that were drawn for the captions of some items.
 
     Args:
         check: compares an image with a caption.
         reader: reads attributes.
-        data: the items, of which the images with these captions give the floor.
+        data: the items; the images of the chosen ones give the floor.
         indices: of the items (N,) that gave the captions.
         sets: uint8 images (N, C, H, W).
-        left_out: names of statements that do not count.
-        group: says of which kind a caption is.
+        left_out: attributes of which statements do not count.
+        group: maps a caption to its kind.
 
-    Returns the measures by name, and by attribute the accuracy of samples and of real images; in
-    the same form the exact match of each kind of caption.
+    Returns the measures by name, and by attribute the accuracy of samples and of real images. The
+    second dict also has the exact match for each kind of caption.
     """
     chosen = subset(data, indices)
     real, real_features = reader.read(chosen.items)
@@ -226,15 +227,16 @@ def clip_score(
     sets: Sequence[Tensor],
     real: Tensor,
 ) -> Measure:
-    """The mean cosine similarity of images and their captions (Hessel et al. 2021,
-    arXiv:2104.08718, without their factor of 2.5), by a model of this data set.
+    """The mean cosine similarity of images and their captions, by a CLIP model of this data set.
+
+    Hessel et al. 2021, arXiv:2104.08718, without their factor of 2.5.
 
     Args:
         clip: maps (x, t, condition) to embeddings (B, 2, D) of images and captions.
-        diffusion: the process that it was trained for; images are shown at its lowest noise.
+        diffusion: the process of `clip`; images are treated as those at its lowest noise level.
         condition: the captions (N).
         sets: uint8 images (N, C, H, W) with these captions.
-        real: the real images with them, for the floor.
+        real: the real images (N, C, H, W) with these captions, for the floor.
     """
     device = diffusion.alpha.device
 

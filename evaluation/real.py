@@ -17,7 +17,7 @@ from utils import DataError, pick
 
 
 class RealData(NamedTuple):
-    """A data set, in two parts: what a model is trained on, and held-out items."""
+    """A data set in two parts: the items that a model is trained on, and held-out items."""
 
     name: str  # a key of `DATASETS`
     train: Data
@@ -122,7 +122,7 @@ def real_data(
         train: its training split.
         test: loads its test split, if it has one; None for what was held out of training.
         data_dir: folder of the data.
-        validation, seed: how many items the run held out, and its seed; None for a twentieth.
+        validation, seed: number of items that the run held out (None: a twentieth), and its seed.
 
     Raises DataError for fewer than four items.
     """

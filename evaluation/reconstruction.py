@@ -29,7 +29,7 @@ def reconstructed(model: nn.Module, images: Tensor, device: torch.device, precis
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """The peak signal-to-noise ratio of each pair of uint8 images (N, C, H, W), in dB: (N,).
 
-    Equal images have the ratio of an error of a single grey level in one number.
+    The error of equal images is taken to be one grey level in one value, so the ratio is finite.
     """
     errors = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(PEAK**2 / errors.clamp(min=1 / images[0].numel()))

@@ -36,7 +36,7 @@ from visuals.page import PagePicture, render
 from visuals.pictures import pictures_of, pixels_of, square
 from visuals.style import Figure, default_style
 
-MAX_CHECKPOINTS = 12  # that sample, unless epochs are chosen
+MAX_CHECKPOINTS = 12  # that are sampled from, unless epochs are chosen
 STEPS = 50  # of sampling
 FRAMES = 25  # of the animation
 CURVES = {"loss": "loss", "classifier_fid": "classifier-FID", "lr": "learning rate"}
@@ -49,7 +49,7 @@ class SavedStep(NamedTuple):
     step: int
     label: str  # "step N, epoch E"
     path: Path
-    ended_epoch: int | None  # the epoch that ends with this step
+    ended_epoch: int | None  # the epoch that ends with this step, if one does
 
     @property
     def is_snapshot(self) -> bool:
@@ -57,7 +57,7 @@ class SavedStep(NamedTuple):
 
 
 class Learning(NamedTuple):
-    """Samples of the checkpoints of a run."""
+    """Samples from the checkpoints of a run."""
 
     samples: dict[str, Tensor]  # label -> uint8 images or points; for points, "data" comes first
     frames: list[Tensor]  # from noise to samples, by the newest checkpoint
@@ -75,14 +75,14 @@ def learning_rows(
     device: torch.device | str = "cpu",
     say: Callable[[str], object] = lambda line: None,
 ) -> Learning:
-    """Sample from the same noise by the checkpoints and snapshots of a run, oldest first.
+    """Sample from the same noise with the checkpoints and snapshots of a run, oldest first.
 
     A file that cannot be read is left out and noted. Raises ValueError for too many steps, or
     an epoch that has no checkpoint.
 
     Args:
-        epochs: use the checkpoints at the end of these (default: 12 steps, evenly spaced, or by
-            their logarithm where there are snapshots).
+        epochs: use the checkpoints at the end of these epochs (default: 12 checkpoints, evenly
+            spaced in the step, or in its logarithm if there are snapshots).
         steps: sampling steps, at most the run's T (default: 50, or T).
         say: called with a line for each checkpoint.
     """
@@ -138,8 +138,9 @@ def learning_rows(
 
 
 def saved_steps(folder: RunFolder) -> tuple[list[SavedStep], list[str]]:
-    """The checkpoints of a run and its snapshots at other steps, oldest first; and notes on damaged
-    checkpoints.
+    """The checkpoints of a run, and its snapshots at other steps, oldest first.
+
+    Also returns notes on damaged checkpoints.
     """
     steps, damaged = folder.steps()
     named = {steps[path]: number_of(path) for path in steps if path.match("model_epoch_*.pt")}
@@ -164,9 +165,9 @@ def saved_steps(folder: RunFolder) -> tuple[list[SavedStep], list[str]]:
 
 
 def evenly_chosen(saved: list[SavedStep]) -> list[SavedStep]:
-    """At most `MAX_CHECKPOINTS` of them: the first, the last, and others evenly spaced.
+    """At most `MAX_CHECKPOINTS` of the saved steps: the first, the last, and others evenly spaced.
 
-    Snapshots follow the logarithm of the step. Where there are some, the steps are chosen by that.
+    If there are snapshots, which follow the logarithm of the step, the spacing is logarithmic.
     """
     if len(saved) <= MAX_CHECKPOINTS:
         return saved
@@ -179,7 +180,7 @@ def evenly_chosen(saved: list[SavedStep]) -> list[SavedStep]:
 
 
 def at_epochs(saved: list[SavedStep], epochs: Sequence[int]) -> list[SavedStep]:
-    """The files of the end of these epochs. Raises ValueError for an epoch without one."""
+    """The saved steps at the end of these epochs. Raises ValueError for an epoch without one."""
     found = {s.ended_epoch: s for s in saved if s.ended_epoch is not None}
     if missing := sorted(set(epochs) - found.keys()):
         wanted, known = (", ".join(map(str, numbers)) or "none" for numbers in (missing, found))
@@ -207,8 +208,10 @@ def trajectory(
     seed: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yield uint8 images or points: noise, then each step of sampling. A column is one class, or a
-    row one prompt."""
+    """Yield uint8 images or points: noise, then each step of sampling.
+
+    In a grid of these items, each column has one class, or each row one prompt.
+    """
     shape, space = item_shape(config["data"]), space_of(model)
     pictures = pictures_of(shape, None, space and space.decode)
     indices = torch.arange(count, device=device)

@@ -1,4 +1,4 @@
-"""Networks that are trained once for a data set and stored next to it, with a seal."""
+"""Networks that are trained once for a data set and stored next to it, with a SHA-256."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,12 +26,12 @@ class Stored(NamedTuple):
 def read_stored(
     paths: Sequence[Path], make: Callable[[], nn.Module], device: torch.device
 ) -> Stored | None:
-    """Read the first of these files that holds such a network; None if none does.
+    """Read the first of these files that holds the network; None if none does.
 
     Args:
         paths: files that may be missing, damaged, or of another network.
         make: makes the network, without its weights.
-        device: what computes.
+        device: the device to compute on.
     """
     for path in filter(Path.is_file, paths):
         try:

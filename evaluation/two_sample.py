@@ -1,8 +1,8 @@
 """Classifier two-sample test: can a fresh network tell generated images from real ones?
 
-(Lopez-Paz & Oquab 2017, arXiv:1610.06545.) Measures in the features of one classifier are blind to
-what those features ignore, such as a background that is almost black. This network is trained for
-the difference alone.
+(Lopez-Paz & Oquab 2017, arXiv:1610.06545.) Measures in the features of one classifier cannot see
+differences that these features ignore, such as a background that is almost black. The networks here
+are trained only to find differences.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ SEEDS = 3  # networks that are trained for each figure
 STEPS = 800  # training steps of each
 CHANNELS = (32, 64, 64)  # of its levels
 BATCH_SIZE = 500
-COARSE = 16  # grey levels of the test that sees shapes alone
+COARSE = 16  # grey levels of the test that sees only shapes
 SHOWN = 10  # images in each row of the picture
 ALMOST = 10  # grey levels from the background, at most, of a pixel that is almost background
 
@@ -59,15 +59,15 @@ def two_sample_test(
     device: torch.device,
     progress: Callable[..., Iterable] = lambda items, **_: items,
 ) -> TwoSample:
-    """Areas under the ROC curve: 0.5 for images that look real to a network, 1 for none that do.
+    """Areas under the ROC curve: 0.5 if networks cannot tell images from real ones, 1 if they can.
 
     Half of the images and as many training images train a network; the other half is tested against
     as many held-out images. For the floor, training images take the place of the generated ones.
 
     Args:
-        sets: uint8 images (N, C, H, W); the networks take them in turn.
+        sets: uint8 images (N, C, H, W); the networks take the sets in turn.
         real: the data set.
-        device: what computes.
+        device: the device to compute on.
         progress: wraps the iteration over the networks, as tqdm does.
 
     Raises ValueError for too few images.
@@ -119,7 +119,7 @@ def tell_apart(
 ) -> tuple[float, Tensor]:
     """Train a network to tell two sets apart. Returns its AUC, and how real the `fake` test looks.
 
-    Mirrored images count as real where they look natural.
+    Training mirrors images at random if mirrored images of this data set look natural.
     """
     count = len(truth.train)
     labels = torch.arange(2).repeat_interleave(count)  # 1: generated
@@ -132,7 +132,7 @@ def tell_apart(
 
 @torch.no_grad()
 def realness(model: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """How real each of uint8 images (N, C, H, W) looks to a network: log-odds (N,) on the CPU."""
+    """A network's log-odds (N,) that uint8 images (N, C, H, W) are real, on the CPU."""
     parts = []
     for batch in images.split(BATCH_SIZE):
         scores = model(to_unit(batch.to(device, memory_format=memory_format(device))))
@@ -141,15 +141,18 @@ def realness(model: Classifier, images: Tensor, device: torch.device) -> Tensor:
 
 
 def area(real: Tensor, generated: Tensor) -> float:
-    """The area under the ROC curve: how often a real image (N,) has the higher score than a
-    generated one (M,); equal scores count half (Mann & Whitney 1947)."""
+    """The area under the ROC curve, from the scores of real (N,) and generated images (M,).
+
+    It is how often a real image has a higher score than a generated one; equal scores count half
+    (Mann & Whitney 1947).
+    """
     below = torch.searchsorted(generated.sort().values, real)
     up_to = torch.searchsorted(generated.sort().values, real, right=True)
     return ((below + up_to).double().mean() / (2 * len(generated))).item()
 
 
 class GreyLevels(NamedTuple):
-    """How often grey levels occur."""
+    """The frequencies of grey levels in images, compared with real ones."""
 
     difference: float  # total variation between the levels of the images and of real ones
     almost_background: float  # share of pixels 1 to `ALMOST` levels from the background's

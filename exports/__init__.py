@@ -28,8 +28,7 @@ class Form(NamedTuple):
         save: writes a network to a path.
         require: raises ValueError for the configuration of a network that the form cannot hold.
         command: samples with the file; "{}" is its name.
-        stored: how the weights may be stored other than in 32 bits, "half" or "int8": options of
-            `save`.
+        stored: options of `save` for weights in fewer than 32 bits: "half", "int8".
     """
 
     ending: str | None
@@ -70,7 +69,7 @@ FORMS = {
     "web": Form(".html", save_page, require_page, "open {}"),
 }
 
-# Forms that are read: (a path, a key of `DATASETS` or None) -> a checkpoint, and notes.
+# Readers of other programs' networks: (path, key of `DATASETS` or None) -> (checkpoint, notes).
 READERS: dict[str, Callable[[Path, str | None], tuple[dict, str]]] = {
     "diffusers": read_pipeline,
 }
@@ -79,7 +78,7 @@ READERS: dict[str, Callable[[Path, str | None], tuple[dict, str]]] = {
 def sampling_command(form: str, output: Path, report: dict, config: dict) -> str:
     """A command that samples with the exported network, as in the report of `evaluate.py`.
 
-    The example for ONNX files has DDIM for images, and no tokenizer.
+    The example for ONNX files has only DDIM for images, and no tokenizer.
     """
     points, captions = "dim" in config["model"], config["model"].get("caption_length")
     if form == "onnx" and (points or captions or config["train"].get("tune") == "consistency"):

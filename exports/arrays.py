@@ -49,7 +49,7 @@ def save_arrays(path: Path, network: TrainedNetwork) -> None:
 
 
 def described(arguments: dict, model: nn.Module) -> dict:
-    """The network and the shape of its data, in the words of a model file."""
+    """The network and the shape of its data, as fields of a model file."""
     if arguments["name"] == "mlp":
         dim = arguments["dim"]
         return {"network": "mlp", "dim": dim, "model": mini_mlp_arguments(**arguments)}
@@ -71,7 +71,7 @@ def mini_mlp_arguments(
     num_classes: int | None = None,
     learn_sigma: bool = False,
 ) -> dict:
-    """Arguments of mini_diffusion's MLP, from those of models/mlp.py's."""
+    """Arguments of mini_diffusion's MLP, from those of the MLP in models/mlp.py."""
     return {
         "dim": dim,
         "out": dim * (2 if learn_sigma else 1),
@@ -102,7 +102,7 @@ def mini_unet_arguments(
     average_velocity: bool = False,
     cross_attention_resolutions: Sequence[int] = (),
 ) -> dict:
-    """Arguments of mini_diffusion's UNet, from those of models/unet.py's, which has no captions."""
+    """Arguments of mini_diffusion's UNet, from those of models/unet.py's UNet without captions."""
     sizes = feature_sizes(image_size, patch_size, len(multipliers))
     return {
         "in_channels": image_channels,

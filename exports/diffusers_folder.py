@@ -94,10 +94,10 @@ def network_source(network: type) -> str:
 def scheduler_config(network: TrainedNetwork) -> dict:
     """The configuration of a process and its sampler, SDE-DPM-Solver++(2M).
 
-    It is the default of sample.py. Other schedulers of diffusers take the same configuration. The
-    solver of order 1, which is DDIM, is for a process that ends in pure noise, because those of
-    order 2 of diffusers use the slope of the first step, which is infinite, and for a tuned
-    network, which draws in few steps without fresh noise.
+    This sampler is the default of sample.py. Other schedulers of diffusers take the same
+    configuration. The solver of order 1, which is DDIM, is used in two cases: for a process that
+    ends in pure noise, because the solvers of order 2 in diffusers use the slope of the first step,
+    which is infinite there; and for a tuned network, which samples in few steps and adds no noise.
     """
     betas = variance_preserving_betas(network)
     config = {
@@ -166,7 +166,7 @@ def check_folder(path: Path, *read: str | Path | None) -> None:
 
 
 def require_no_obstacle(path: Path, names: list[str]) -> None:
-    """Raise ValueError if a folder of these files cannot be written, because of what it holds."""
+    """Raise ValueError if a folder contains files or folders in the places of these files."""
     for name in [".", *names]:
         target = path / name
         folders = {path / parent for parent in Path(name).parents} | {path}
@@ -184,7 +184,7 @@ def save_folder(path: Path, files: dict[str, bytes]) -> None:
     moved to the new one. A process that is killed between the two renames, or while files are
     moved, leaves the rest of the old folder under the name .NAME.PID.old.
 
-    Raises WriteError if the system cannot write it, and ValueError for what is in its way.
+    Raises WriteError if the folder cannot be written, and ValueError if something is in its way.
     """
     require_no_obstacle(path, list(files))
     real = Path(os.path.realpath(path))
@@ -220,7 +220,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def move_others(old: Path, new: Path, files: dict[str, bytes]) -> None:
-    """Move what a folder has besides some files to another folder, and delete the folder."""
+    """Move everything except some files from a folder to another, and delete the old folder."""
     for place, folders, names in os.walk(old):
         inside = Path(place).relative_to(old)
         for name in [*names, *(f for f in folders if (Path(place) / f).is_symlink())]:

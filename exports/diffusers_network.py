@@ -13,7 +13,7 @@ from schedules import SCHEDULES, from_betas, zero_terminal_snr
 
 
 class TinyDiffusionNetwork(ModelMixin, ConfigMixin):
-    """A network that predicts v of a variance-preserving process, whatever it was trained to.
+    """A network that predicts v in a variance-preserving process, whatever its own prediction.
 
     Every process x_t = alpha x_0 + sigma noise is variance-preserving once it is divided by
     sqrt(alpha^2 + sigma^2), and a network's output implies x_0, from which v follows:
@@ -73,7 +73,7 @@ class TinyDiffusionNetwork(ModelMixin, ConfigMixin):
         return x_0.clamp(-1, 1) if self.config.clip_loss else x_0
 
     def v(self, x_0: Tensor, sample: Tensor, timestep: Tensor | float) -> Tensor:
-        """v (B, C, H, W) for clean images x_0 and the noisy ones that they are in."""
+        """v (B, C, H, W) for clean images x_0 in the noisy images `sample`."""
         _, alpha, sigma = self.level(timestep, sample)
         return (alpha * sample.float() - x_0) / sigma
 

@@ -114,7 +114,7 @@ class TinyDiffusionPipeline(DiffusionPipeline):
     def steps(self, count: int) -> dict:
         """The arguments of the scheduler's `set_timesteps`.
 
-        With trailing spacing they are exactly those of sample.py, where the scheduler takes them.
+        With trailing spacing, the timesteps are those of sample.py, if the scheduler takes any.
         """
         config, device = self.scheduler.config, self._execution_device
         takes = inspect.signature(self.scheduler.set_timesteps).parameters

@@ -35,7 +35,7 @@ DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}  # with attention?
 UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
-# Fields of config.json: the default, and the type; those that the U-Net here has a choice of.
+# Fields of config.json that the U-Net here has an argument for: their defaults and types.
 FIELDS: dict[str, tuple[object, object]] = {
     "sample_size": (None, int | list[int] | None),
     "in_channels": (3, int),
@@ -58,7 +58,7 @@ FIELDS: dict[str, tuple[object, object]] = {
     "add_attention": (True, bool),
     "num_class_embeds": (None, int | None),
 }
-# Fields with values that are supported; the first is the default.
+# Fields of config.json with few supported values; the first is the default.
 SUPPORTED: dict[str, tuple] = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
@@ -69,7 +69,7 @@ SUPPORTED: dict[str, tuple] = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None,),
 }
-UNUSED = {"num_train_timesteps"}  # of learned time embeddings alone
+UNUSED = {"num_train_timesteps"}  # used only by learned time embeddings
 SCHEDULER_FIELDS: dict[str, tuple[object, object]] = {
     "num_train_timesteps": (1000, int),
     "beta_start": (1e-4, float),
@@ -88,7 +88,7 @@ def read_pipeline(folder: Path, dataset: str | None) -> tuple[dict, str]:
     """The checkpoint of a folder, and notes for the user.
 
     Args:
-        folder: of a pipeline, or of a network alone.
+        folder: of a pipeline, or of only a network.
         dataset: a key of `DATASETS`: what the network has learned, or None if that is unknown.
 
     Raises ValueError for a folder that lacks a file, holds another network, or has an option that
@@ -141,9 +141,9 @@ def class_names(count: int, dataset: str | None) -> list[str]:
 
 
 def notes_on_items(model: dict, dataset: str | None) -> list[str]:
-    """Notes on a data set with images of another size than a network's.
+    """Notes on a data set with images of another size than the network draws.
 
-    Raises ValueError for one with other items than images, or with other channels.
+    Raises ValueError for a data set of points, or with another number of channels.
     """
     if dataset in (None, "folder"):
         return []
@@ -160,7 +160,7 @@ def notes_on_items(model: dict, dataset: str | None) -> list[str]:
 
 
 def conditional(classes: list[str]) -> dict[str, bool]:
-    """The flags of what the network is conditioned on."""
+    """The flags that say what the network is conditioned on."""
     return {"class_conditional": bool(classes), "text_conditional": False}
 
 
@@ -179,14 +179,14 @@ def require_pipeline_of_unet(folder: Path) -> None:
 
 
 def find_scheduler(folder: Path, place: Path) -> Path | None:
-    """The file of the process: of the folder, or next to the folder of the network."""
+    """The file of the process, in the folder or next to the network's; None if there is none."""
     places = [folder / "scheduler", folder, place.parent / "scheduler"]
     files = [each / "scheduler_config.json" for each in places]
     return next((file for file in files if file.is_file()), None)
 
 
 def read_json(path: Path) -> dict:
-    """A file of JSON that holds a dict. Raises ValueError for any other."""
+    """The dict in a file of JSON. Raises ValueError for any other file."""
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise ValueError(
@@ -305,7 +305,7 @@ def network_config(path: Path, options: dict, learn_sigma: bool) -> dict:
 
 # --- the process ----------------------------------------------------------------------------------
 
-# Betas, as `schedules.SCHEDULES` has them: (start, end, T) -> (T,), float64.
+# Betas by their name in diffusers: (start, end, T) -> (T,), float64.
 BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
     "linear": lambda start, end, count: torch.linspace(start, end, count, dtype=torch.float64),
     "scaled_linear": lambda start, end, count: (
@@ -315,11 +315,11 @@ BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
         start + (end - start) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
     ),
 }
-OWN = {"linear": "linear", "scaled_linear": "quadratic"}  # with the ends of `beta_ends`
+OWN = {"linear": "linear", "scaled_linear": "quadratic"}  # diffusers' name: key of SCHEDULES
 
 
 def process_of(path: Path, options: dict) -> dict:
-    """The arguments of `GaussianDiffusion` for a scheduler. Raises ValueError if it has none."""
+    """The arguments of `GaussianDiffusion` for a scheduler. Raises ValueError if none fit."""
     name, count = options["beta_schedule"], options["num_train_timesteps"]
     betas = options["trained_betas"]
     if options["prediction_type"] not in PREDICTION_TYPES:
@@ -367,7 +367,7 @@ NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_weights(place: Path, model: dict) -> dict[str, Tensor]:
-    """The weights of a network, in float32, checked against its configuration."""
+    """The weights of a network, in float32. Raises ValueError if they do not fit `model`."""
     path = place / WEIGHTS
     if not path.is_file():
         raise ValueError(missing_weights(place))
@@ -403,14 +403,14 @@ def require_sizes(path: Path, shapes: dict[str, list[int]], network: torch.nn.Mo
 
 
 def current_name(name: str) -> str:
-    """A weight's name, also in files of before 2023, where attention had other names."""
+    """The current name of a weight; files from before 2023 have other names for attention."""
     place, _, rest = name.rpartition(".")
     parent, _, layer = place.rpartition(".")
     return f"{parent}.{OLD_NAMES[layer]}.{rest}" if layer in OLD_NAMES else name
 
 
 def missing_weights(place: Path) -> str:
-    """Why a folder has no weights that are read, and what to do."""
+    """A message: why a folder has no weights that can be read, and what to do."""
     if (place / f"{WEIGHTS}.index.json").exists():
         return f"{place}: its weights are in several files; save them in one (max_shard_size)"
     variants = sorted(place.glob("diffusion_pytorch_model.*.safetensors"))

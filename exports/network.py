@@ -61,7 +61,7 @@ def require_parts(
 def process_tables(network: TrainedNetwork) -> dict:
     """The process of a network as values of JSON.
 
-    `alpha` and `sigma` are of t = 0 ... T-1, at which `GaussianDiffusion.levels` ends.
+    `alpha` and `sigma` are lists of T numbers, for t = 0 ... T-1.
     """
     diffusion = network.diffusion
     levels = diffusion.levels()[-2::-1]  # the last one is clean data

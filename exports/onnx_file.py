@@ -33,7 +33,7 @@ MAX_BYTES = 2**31 - 2**24  # of the weights; a file of protobuf has at most 2 Gi
 
 
 def require_onnx(config: dict) -> None:
-    """Raise ValueError for a network that an ONNX file does not hold."""
+    """Raise ValueError for a network that an ONNX file cannot hold."""
     require_program(config, "onnx", "the ONNX file")
 
 
@@ -69,7 +69,7 @@ def save_onnx(path: Path, network: TrainedNetwork) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While open, the exporter reports errors alone."""
+    """While open, the exporter reports only errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -20,7 +20,7 @@ from utils import MARK, save_whole, sides, size_text
 
 SOURCES = Path(__file__).resolve().parent.parent / "web"
 SAMPLERS = ("dpmpp_2m_sde", "dpmpp_2m", "ddim", "ddpm")  # of web/samplers.js, for denoisers
-STEPS = 20  # that the page begins with
+STEPS = 20  # sampling steps that the page starts with
 PLANE = 2  # coordinates of a point that the page can show
 
 
@@ -140,16 +140,16 @@ def described_network(page: Page, network: TrainedNetwork) -> dict:
 
 
 def captions_of(config: dict) -> dict:
-    """The vocabulary, the tokens of a caption at most, and prompts to begin with."""
+    """The vocabulary, the maximum number of tokens of a caption, and prompts to start with."""
     data = config["data"]
     length = config["model"]["caption_length"]
     return {"words": data["words"], "length": length, "prompts": data["prompts"]}
 
 
 def samplers_of(config: dict) -> list[str]:
-    """The samplers that a network can be drawn with, the usual one first.
+    """The samplers that the page offers for a network, the default first.
 
-    The page has no euler, the usual sampler of straightened trajectories; ddim is like it.
+    The page has no euler, the default after --tune reflow; ddim is the same method.
     """
     usual = default_sampler(config)
     if is_few_step(config):
@@ -159,7 +159,7 @@ def samplers_of(config: dict) -> list[str]:
 
 
 def packed_weights(model: nn.Module, kind: str) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """The weights as one array of floats of a type, and where each begins, with its length."""
+    """The weights as one array of floats of a type, and the start and length of each by name."""
     parts, index, first = [], {}, 0
     for name, weight in model.state_dict().items():
         values = weight.float().flatten().numpy().astype(kind)
@@ -175,7 +175,7 @@ def source(name: str) -> str:
 
 
 def embedded(text: str) -> str:
-    """JSON that cannot end the element of the page that holds it."""
+    """JSON without "<", so that it cannot end the element of the page that holds it."""
     return text.replace("<", "\\u003c")
 
 

@@ -23,7 +23,7 @@ from utils import save_whole
 
 
 class PositionalNetwork(nn.Module):
-    """A network as a function of tensors alone: x_t, t, and the conditions that it knows.
+    """A network as a function of tensors only: x_t, t, and the fields of its condition.
 
     Args:
         network: maps (x_t, t, condition) to a prediction.
@@ -41,19 +41,19 @@ class PositionalNetwork(nn.Module):
 
 
 def require_program(config: dict, form: str = "pt2", reader: str = "the program") -> None:
-    """Raise ValueError for a network that is no function of x_t, t, classes and tokens."""
+    """Raise ValueError for a network with other inputs than x_t, t, classes and tokens."""
     require_parts(config, form, reader, MODELS, captions=True)
 
 
 def condition_names(config: dict) -> list[str]:
-    """The fields of the condition that a network knows."""
+    """The names of the condition's fields that a network uses."""
     model = config["model"]
     known = {"label": model.get("num_classes"), "tokens": model.get("caption_length")}
     return [name for name, value in known.items() if value]
 
 
 def example_inputs(network: TrainedNetwork, count: int) -> tuple[Tensor, ...]:
-    """Inputs of a batch, with different timesteps and conditions, and the null forms of these."""
+    """Inputs of a batch, with different timesteps and conditions, including null conditions."""
     config, generator = network.config, torch.Generator().manual_seed(0)
     x_t = torch.randn(count, *item_shape(config["model"]), generator=generator)
     t = torch.arange(count) * (network.diffusion.timesteps - 1) // max(1, count - 1)
@@ -79,7 +79,7 @@ def exported_program(network: TrainedNetwork) -> torch.export.ExportedProgram:
 
 
 def description(network: TrainedNetwork) -> dict:
-    """What a client needs to sample with the network, as values of JSON."""
+    """The description that a client needs to sample with the network, as values of JSON."""
     config, step, _, _, diffusion = network
     conditions = condition_names(config)
     return {

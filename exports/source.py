@@ -1,4 +1,4 @@
-"""One Python file of parts of this project's sources, which runs without the rest of them.
+"""One Python file made of parts of this project's sources, which runs without the project.
 
 `bundled` reads the sources as text: it copies a module, and every function, class and constant of
 other modules that it uses, in an order in which Python can run them. Imports from the project turn
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Source:
-    """The text of a module of this project, and where it defines and imports which names."""
+    """The text of a module of this project, and the names that it defines and imports."""
 
     def __init__(self, module: str):
         path = ROOT / f"{module.replace('.', '/')}.py"
@@ -91,7 +91,7 @@ class Bundle:
         self.parts.append(current.text(node))
 
     def add_used(self, current: Source, used: str) -> None:
-        """Add what a name stands for in a module, unless it is local or one of Python's."""
+        """Add the definition or import of a name in a module, unless it is local or built-in."""
         if used in current.defined:
             self.add(current.module, used)
         elif used in current.imported:
@@ -139,7 +139,7 @@ def is_ours(module: str) -> bool:
 
 
 def written(alias: ast.alias) -> str:
-    """An imported name as its statement has it."""
+    """An imported name as in its import statement, with `as` if it is renamed."""
     return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
 
 

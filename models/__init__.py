@@ -1,7 +1,7 @@
 """The networks. Each maps (x_t, t, condition) to a prediction of x_t's shape.
 
 To add one, write a class and add a line to `MODELS`:
-  - `kind` is the data that it is for, "images" or "points".
+  - `kind` is the kind of data that the network is for, "images" or "points".
   - The constructor takes the data's shape, `image_size` and `image_channels` or `dim`, and keyword
     arguments with defaults and annotations. They are the flags of train.py with the same names.
     Arguments that set a size have a limit in `LIMITS`.
@@ -51,7 +51,7 @@ NOT_DENOISERS = GUIDES | AUTOENCODERS
 NETWORKS = MODELS | NOT_DENOISERS
 DEFAULT = {"images": "unet", "points": "mlp"}  # by the kind of data
 
-LATER = {"unet": {"efficient": False}}  # arguments of older configurations, if not the default
+LATER = {"unet": {"efficient": False}}  # what older configurations mean, where not the default
 
 # The largest values in a configuration from a command line or a file. They exceed every use, and
 # keep the construction of a network without its weights under two seconds.
@@ -79,7 +79,7 @@ LIMITS = {
     "timesteps": MAX_TIMESTEPS,
 }
 MAX_LEVELS = 10
-MAX_WEIGHTS = 4096  # tensors; of all its blocks a U-Net has ten each
+MAX_WEIGHTS = 4096  # tensors; a block of a U-Net has ten
 MAX_PARAMETERS = 2**30  # numbers in them
 
 
@@ -94,7 +94,7 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
         options: arguments of the network that differ from its defaults.
 
     Raises:
-        ValueError: an unknown name, a network for other data, or an option that it has not.
+        ValueError: an unknown name, a network for other data, or an unknown option.
     """
     network = pick(NETWORKS, name, "model")
     kind = "points" if "dim" in shape else "images"
@@ -113,8 +113,10 @@ def model_config(name: str, shape: dict, timesteps: int, options: dict) -> dict:
 
 
 def arguments_of(name: str) -> dict[str, object]:
-    """The arguments of a network's constructor, with their defaults (`inspect.Parameter.empty` if
-    they have none)."""
+    """The arguments of a network's constructor, with their defaults.
+
+    The default of a required argument is `inspect.Parameter.empty`.
+    """
     parameters = inspect.signature(pick(NETWORKS, name, "model")).parameters
     return {key: parameter.default for key, parameter in parameters.items()}
 
@@ -132,7 +134,7 @@ def with_later_arguments(config: dict) -> dict:
 def build_model(config: dict) -> nn.Module:
     """The network of a checkpoint's `config["model"]`: its name in `NETWORKS` and its arguments.
 
-    One that learns latents has the configuration of an "autoencoder" too, and a `latent_space`.
+    With the configuration of an "autoencoder" in `config`, the network has a `latent_space`.
 
     Raises ValueError for an unknown name, arguments that the network does not take, and sizes
     beyond `LIMITS`, before anything is allocated for them.

@@ -37,8 +37,7 @@ class Posterior(NamedTuple):
         return self.mean + (self.log_variance / 2).exp() * noise
 
     def kl(self) -> Tensor:
-        """The Kullback-Leibler divergence from a standard normal distribution, of each number
-        (B, c, h, w), in nats (Kingma & Welling 2013, appendix B)."""
+        """KL divergence from N(0, 1) in nats, (B, c, h, w) (Kingma & Welling 2013, appendix B)."""
         if self.log_variance is None:
             return torch.zeros_like(self.mean)
         return (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance) / 2
@@ -55,8 +54,8 @@ class Autoencoder(nn.Module):
         blocks: residual blocks of each level, on the way down and again on the way up.
         downsample: how many times smaller the sides of latents are, 4 or 8.
         latent_channels: channels of the latents.
-        regularizer: "kl": latents are drawn from a normal distribution around the encoder's output,
-            which a penalty holds near the standard normal one; "none": they are the output.
+        regularizer: "kl": latents are drawn from a normal distribution that the encoder outputs,
+            and a penalty keeps it near the standard normal one; "none": they are the output.
         discriminator: also train a network that classifies patches as real or reconstructed, and
             add its score of the reconstructions to the loss (Esser et al. 2021, arXiv:2012.09841).
 
@@ -122,8 +121,10 @@ class Autoencoder(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def forward(self, x_0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructions (B, C, H, W) from latents drawn with noise (B, c, h, w), and the penalty
-        to add to the reconstruction loss, a scalar."""
+        """Reconstruct images x_0 (B, C, H, W) from latents drawn with noise (B, c, h, w).
+
+        Returns the reconstructions (B, C, H, W), and a scalar penalty to add to their loss.
+        """
         posterior = self.posterior(x_0)
         penalty = KL_WEIGHT * posterior.kl().mean()
         reconstruction = self.decode(posterior.latents(noise))
@@ -202,8 +203,8 @@ class PatchDiscriminator(nn.Module):
     def loss(self, x_0: Tensor, reconstruction: Tensor) -> Tensor:
         """The discriminator's loss and the autoencoder's, in one scalar (Goodfellow et al. 2014).
 
-        Each part has gradients for one of the two alone: in the first, reconstructions are
-        constant, and in the second, the discriminator's weights.
+        Each part trains one of the two networks only: the first treats reconstructions as
+        constants, and the second the discriminator's weights.
         """
         judged = F.softplus(-self(x_0)).mean() + F.softplus(self(reconstruction.detach())).mean()
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
@@ -225,7 +226,7 @@ def check(
     downsample: int,
     latent_channels: int,
 ) -> None:
-    """Raise a ValueError for values that do not make an autoencoder."""
+    """Raise ValueError for arguments that are out of range or do not fit together."""
     if channels < 1 or blocks < 1:
         raise ValueError("channels and blocks of the autoencoder must be at least 1")
     if downsample not in DOWNSAMPLE:

@@ -13,7 +13,7 @@ EMBEDDING = 128
 
 
 class NoisyClassifier(nn.Module):
-    """Maps noisy images and their timesteps to scores of the classes: the way down of a U-Net.
+    """Maps noisy images and their timesteps to class scores: the downsampling half of a U-Net.
 
     Args:
         image_size, image_channels, channels, multipliers, blocks, dropout, patch_size: as in

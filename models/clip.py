@@ -1,7 +1,7 @@
 """A contrastive model of noisy images and captions, which guides sampling to a prompt.
 
-Radford et al. 2021 (arXiv:2103.00020) train it on clean images; that it must see noisy images to
-guide is in Nichol et al. 2021 (GLIDE, arXiv:2112.10741).
+Radford et al. 2021 (arXiv:2103.00020) train it on clean images. To guide sampling, it must be
+trained on noisy ones (Nichol et al. 2021, GLIDE, arXiv:2112.10741).
 """
 
 from collections.abc import Sequence
@@ -67,8 +67,8 @@ class CLIP(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Embeddings (B, 2, D): of noisy images x_t at the timesteps t (B,), and of captions.
 
-        Their product is the similarity. The captions have unit length, and the images the length
-        that similarities are scaled by (the inverse of the temperature).
+        Their inner product is the similarity. Embeddings of captions have unit length; those of
+        images have the inverse of the temperature as their length.
         """
         caption = self.caption(encode(self.encoder, t, condition).states[:, 0]).float()
         image = F.normalize(self.image(x_t, t).float(), dim=1)  # (B, D)

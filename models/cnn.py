@@ -18,7 +18,7 @@ class CNN(nn.Module):
         image_size: side in pixels, or (height, width); any.
         image_channels: channels of the data, 1 for grey and 3 for colour.
         channels: width of the first layer; the stack is 1, 2, 4, 8, 4, 2, 1 times that wide.
-        learn_sigma: put out twice the channels, the second half for the variance.
+        learn_sigma: output twice the channels, the second half for the variance.
     """
 
     kind = "images"
@@ -47,7 +47,7 @@ class CNN(nn.Module):
         return [self.layers[0], self.layers[-1]]
 
     def recomputable(self) -> list[nn.Module]:
-        """Nothing: BatchNorm would count a batch twice."""
+        """No blocks: recomputed BatchNorm would count a batch twice."""
         return []
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:

@@ -114,8 +114,11 @@ class DiT(nn.Module):
         return list(self.blocks)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), conditioned on the labels and captions that the network knows."""
+        """Predict from noisy images x_t (B, C, H, W) at the timesteps t (B,).
+
+        Returns (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. Labels and captions of the
+        condition are used if the network was built for them.
+        """
         emb = embed(self.time, self.label, t, condition, self.span)  # (B, D)
         text = encode(self.encoder, t, condition)
         if text is not None:
@@ -142,7 +145,7 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a network of two layers, each with adaLN-zero: (B, N, D) -> (B, N, D).
+    """Attention and an MLP, each with adaLN-zero: (B, N, D) -> (B, N, D).
 
     Scales, shifts and gates come from the features emb (B, D); the gates begin at zero, so that
     the block begins as the identity (section 3.2). With `reads`, cross-attention to a text follows

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
 
-TILE = 64  # sides of latents that are decoded at once, at most
+TILE = 64  # largest side of latents that are decoded at once
 OVERLAP = 16  # of neighbouring tiles
 BATCH_SIZE = 128  # images that are encoded at once
 
@@ -33,7 +33,7 @@ def decoded_in_tiles(
     Args:
         decode: maps latents to images of `factor` times their sides.
         latents: to decode.
-        factor: of the sides of images and latents.
+        factor: ratio of the sides of images and latents.
         tile: side of a tile, in latents.
         overlap: of neighbouring tiles, in latents.
     """
@@ -55,7 +55,7 @@ def decoded_in_tiles(
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: the last one ends with it."""
+    """Where tiles begin along a side of this length; the last tile ends where the side ends."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]

@@ -21,8 +21,8 @@ def time_embedding(dim: int, smooth: bool = False) -> nn.Sequential:
     return nn.Sequential(sinusoids, nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
 
-# Shortest period in timesteps where a network is differentiated by time. It has been trained at
-# whole timesteps alone, and fast waves between them would dominate the derivative.
+# Shortest period of sinusoids, in timesteps, for a network that is differentiated by time. It is
+# trained only at whole timesteps, and fast waves between them would dominate the derivative.
 SMOOTH_PERIOD = 200.0
 SPAN_SCALE = 1000.0  # brings time spans to the range of timesteps
 
@@ -82,13 +82,14 @@ def embed(
 
 
 class LowResolution(nn.Module):
-    """Gives a network the low-resolution image of its condition (Saharia et al. 2021, SR3,
-    arXiv:2104.07636, section 2.2).
+    """The low-resolution image of a condition as additional input channels of a network.
+
+    Saharia et al. 2021 (SR3), arXiv:2104.07636, section 2.2.
 
     Args:
-        size: side of the images in pixels, or (height, width).
-        image_size: that of the images to draw.
-        dim: features of the noise level.
+        size: side of the low-resolution images in pixels, or (height, width).
+        image_size: size of the images that the network draws.
+        dim: number of features of the noise level.
 
     Raises ValueError for sizes that are not smaller.
     """
@@ -104,8 +105,10 @@ class LowResolution(nn.Module):
         self.level = time_embedding(dim)
 
     def forward(self, x_t: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
-        """x_t (B, C, H, W) with the enlarged image as more channels, (B, 2C, H, W), and features
-        (B, dim) of the image's noise level. Without an image, a grey one is used."""
+        """Concatenate x_t (B, C, H, W) and the enlarged image; a grey one if there is no image.
+
+        Returns (B, 2C, H, W), and features (B, dim) of the image's noise level.
+        """
         image, level = x_t.new_zeros(*x_t.shape[:2], *self.size), x_t.new_zeros(len(x_t))
         if condition is not None and condition.image is not None:
             image, level = condition.image, condition.level
@@ -122,10 +125,10 @@ def heads_for(channels: int) -> int:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for tensors (B, heads, N, d).
 
-    `mask`, bool (B, N), is False for keys that nothing attends to.
+    `mask`, bool (B, N), is False for keys that are ignored.
 
-    With few tokens on a CPU it is written out, because PyTorch's fused kernel is six times as slow
-    there in bf16 (49 tokens, forward and backward).
+    With few tokens on a CPU, PyTorch's fused kernel is not used: in bf16 it is six times as slow
+    (49 tokens, forward and backward).
     """
     mask = None if mask is None else mask[:, None, None]
     if q.device.type == "cpu" and q.shape[2] <= 256:

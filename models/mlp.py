@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from conditions import Condition
 from models.layers import embed, span_embedding, time_embedding, zero
 
-OCTAVES = 5  # of the waves that a point is seen by
+OCTAVES = 5  # number of frequencies of the waves in `PointEmbedding`
 
 
 class MLP(nn.Module):
@@ -57,8 +57,11 @@ class MLP(nn.Module):
         return list(self.blocks)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The prediction (B, dim), or (B, 2 dim) with `learn_sigma`, for points x_t (B, dim) at the
-        timesteps t (B,), conditioned on class labels if the network has classes."""
+        """Predict from noisy points x_t (B, dim) at the timesteps t (B,).
+
+        Returns (B, dim), or (B, 2 dim) with `learn_sigma`. A network with classes uses the labels
+        of the condition.
+        """
         emb = F.silu(embed(self.time, self.label, t, condition, self.span))  # (B, C)
         h = self.stem(x_t)  # (B, C)
         for block in self.blocks:
@@ -69,8 +72,9 @@ class MLP(nn.Module):
 class PointEmbedding(nn.Module):
     """Points (B, dim) to features (B, C): a linear layer on the coordinates and on waves of them.
 
-    Sines and cosines of 1, 2, 4, ... radians a unit; of bare coordinates a network learns what is
-    smooth first, and the arms of a spiral late (Tancik et al. 2020, arXiv:2006.10739).
+    The waves are sines and cosines of 1, 2, 4, ... radians per unit. From coordinates alone, a
+    network learns smooth functions first, and fine structure, such as the arms of a spiral, late
+    (Tancik et al. 2020, arXiv:2006.10739).
     """
 
     def __init__(self, dim: int, channels: int):

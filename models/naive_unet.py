@@ -17,8 +17,8 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two
 class NaiveUNet(nn.Module):
     """Residual convolutions, max-pooling down to one vector, transposed convolutions up again.
 
-    The time goes through one layer of sines, as t / T, and is added at two depths: to the vector,
-    and a level above it.
+    The time t / T goes through a linear layer and a sine, and is added at two depths: to the
+    vector, and a level above it.
 
     Args:
         image_size: side in pixels, or (height, width), at least 8.
@@ -76,8 +76,11 @@ class NaiveUNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, Residual)]
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), conditioned on class labels if the network has classes."""
+        """Predict from noisy images x_t (B, C, H, W) at the timesteps t (B,).
+
+        Returns (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. A network with classes uses the
+        labels of the condition.
+        """
         emb = embed(self.sines, self.label, t, condition)[:, :, None, None]  # (B, 2c, 1, 1)
         h = self.stem(x_t)  # (B, c, H, W)
         skips = [h]
@@ -100,7 +103,7 @@ class NaiveUNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions with GroupNorm and ReLU and the way around the second, over sqrt(2)."""
+    """Two convolutions with GroupNorm and ReLU: the sum of both outputs, divided by sqrt(2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

@@ -26,12 +26,12 @@ STATES = torch.float16  # of the states, which are kept for all captions
 
 
 class PretrainedTokenizer:
-    """The tokenizer and the encoder of a folder, as `models.tokenizer.Tokenizer` for captions.
+    """The tokenizer and encoder of a folder, with the interface of `models.tokenizer.Tokenizer`.
 
     Args:
         path: the folder.
         length: tokens of a caption, filled up with padding.
-        sha256: that its files must have; None for any.
+        sha256: the digest that the files of the folder must have; None for any.
 
     Raises:
         ValueError: transformers is missing, or the folder holds no such encoder, or another one.
@@ -80,7 +80,7 @@ class PretrainedTokenizer:
         return Condition(tokens=tokens[rows], states=states[rows])
 
     def pieces(self, caption: str) -> list[tuple[str, int]]:
-        """The parts of a caption that have tokens of their own, and the number of these."""
+        """The parts of a caption, each with its number of tokens."""
         numbers = [token - 1 for token in self.tokens(caption)]
         return [(self.tokenizer.decode([number]).strip() or "_", 1) for number in numbers]
 
@@ -90,9 +90,9 @@ class PretrainedTokenizer:
 
 
 def described(path: Path) -> tuple[int, int]:
-    """Width of the states of a folder's encoder, and the most tokens that it takes.
+    """Width of the states of a folder's encoder, and the maximum number of its tokens.
 
-    Raises ValueError for a folder without an encoder that is known.
+    Raises ValueError for a folder without a CLIP or T5 encoder.
     """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ def folder_sha256(path: Path) -> str:
 
 @cache
 def digest_of_files(files: tuple[Path, ...], changed: tuple) -> str:
-    """A digest of files, computed anew where their sizes or times of change are others."""
+    """A digest of files, cached as long as `changed`, their sizes and times, stays the same."""
     sha256 = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
@@ -139,7 +139,7 @@ def digest_of_files(files: tuple[Path, ...], changed: tuple) -> str:
 
 @cache
 def frozen_encoder(path: Path, sha256: str, device: torch.device) -> nn.Module:
-    """The encoder of a folder, loaded once."""
+    """The encoder of a folder, loaded once. Raises ValueError if weights are missing."""
     kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     options = {"use_safetensors": True, "output_loading_info": True}
     encoder, info = loaded(path, CLASSES[kind], **options)
@@ -153,7 +153,7 @@ def states_of(encoder: nn.Module, tokens: Tensor) -> Tensor:
     """The states (B, L, D) of tokens (B, L); zeros for padding."""
     mask = tokens != PADDING
     attended = mask.clone()
-    attended[:, 0] = True  # attention to nothing at all has no value
+    attended[:, 0] = True  # attention needs at least one key
     numbers = (tokens - 1).clamp(min=0)
     states = encoder(input_ids=numbers, attention_mask=attended.long()).last_hidden_state
     return torch.where(mask[:, :, None], states, 0).to(STATES)
@@ -171,7 +171,7 @@ def loaded(path: Path, name: str, **options):
     transformers.logging.disable_progress_bar()
     try:
         return getattr(transformers, name).from_pretrained(path, local_files_only=True, **options)
-    except Exception as error:  # of many kinds: theirs, those of their packages, and Python's
+    except Exception as error:  # transformers and its packages raise many types
         raise ValueError(f"--text-encoder {path}: {explained(error)}") from error
 
 

@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
         self.length, self.text_width = length, text_width
         if vocabulary_size:
             self.token = embedding(vocabulary_size, width)
-            with torch.no_grad():  # bytes that training never sees must say nothing
+            with torch.no_grad():  # bytes that do not occur in training must have no effect
                 self.token.weight[:FIRST_WORD] = 0
         else:
             self.state = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
@@ -62,9 +62,10 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, states: Tensor | None = None) -> Text:
-        """Encode tokens (B, l), where l is at most the length of a caption.
+        """Encode tokens (B, l); l is at most the length of a caption.
 
-        With a pretrained encoder, by their states (B, l, text_width); padding needs none.
+        With `text_width`, the tokens' states (B, l, text_width) by a pretrained encoder are encoded
+        instead. They may be None if all tokens are padding.
         """
         missing = self.length - tokens.shape[1]
         tokens = F.pad(tokens, (0, missing), value=PADDING)  # (B, L)
@@ -89,7 +90,7 @@ def embedding(count: int, width: int) -> nn.Embedding:
 
 
 class TextBlock(nn.Module):
-    """Self-attention and a network of two layers: (B, N, D) -> (B, N, D)."""
+    """Self-attention and an MLP: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -110,7 +111,7 @@ class TextBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from positions x (B, N, C) to the states of a text: the change of x (B, N, C).
+    """Attention from positions x (B, N, C) to the states of a text; returns what to add to x.
 
     The last layer begins at zero, so that the text has no effect at first.
     """
@@ -134,16 +135,16 @@ class CrossAttention(nn.Module):
         return q, k, v
 
     def weights(self, x: Tensor, text: Text) -> Tensor:
-        """How much each position attends to each token (B, N, L + 1), the mean over the heads."""
+        """Attention weights (B, N, L + 1) of positions for tokens: the mean over the heads."""
         q, k, _ = self.queries_keys_values(x, text)
         scores = (q * q.shape[-1] ** -0.5 @ k.mT).float()
         return scores.masked_fill(~text.mask[:, None, None], -torch.inf).softmax(-1).mean(1)
 
 
 def encode(encoder: TextEncoder | None, t: Tensor, condition: Condition | None) -> Text | None:
-    """The text of a condition for timesteps t (B,); the null caption where it has none.
+    """The encoded captions of a condition; null captions, one for each t (B,), if it has none.
 
-    None for a network without a text encoder, which ignores captions.
+    Returns None for a network without a text encoder, which ignores captions.
     """
     if encoder is None:
         return None

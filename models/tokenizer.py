@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def of_captions(cls, captions: Iterable[str]) -> "Tokenizer":
-        """A tokenizer with the words of the captions, by falling frequency, and their length."""
+        """A tokenizer with the words of the captions, the most frequent first, and their length."""
         captions = [words_of(caption) for caption in captions]
         counts = Counter(word for caption in captions for word in caption)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_WORDS]
@@ -79,7 +79,7 @@ class Tokenizer:
         return Condition(tokens=self.encode(captions))
 
     def pieces(self, caption: str) -> list[tuple[str, int]]:
-        """The parts of a caption that have tokens of their own, and the number of these."""
+        """The parts of a caption, each with its number of tokens."""
         return [(word, len(self.tokens_of_word(word))) for word in words_of(caption)]
 
     def unknown(self, caption: str) -> list[str]:
@@ -88,7 +88,7 @@ class Tokenizer:
 
 
 def with_room(longest: int) -> int:
-    """The tokens of a caption in a network where the longest caption has that many."""
+    """The caption length of a network if the longest caption has `longest` tokens."""
     return -(-(longest + ROOM) // 8) * 8
 
 
@@ -98,7 +98,7 @@ def words_of(caption: str) -> list[str]:
 
 
 def tokenizer_of(config: dict) -> Tokenizer | PretrainedTokenizer | None:
-    """The tokenizer of a checkpoint with this configuration; None if it knows no captions.
+    """The tokenizer of a checkpoint with this configuration; None if it takes no captions.
 
     Raises ValueError if its pretrained text encoder cannot be read.
     """

@@ -43,10 +43,10 @@ class UNet(nn.Module):
             levels then start at half the size, for a quarter of the work.
         num_classes: number of class labels, or None for an unconditional network. The embedding
             has one more row, for "any class".
-        learn_sigma: put out twice the channels, the second half for the variance.
-        vocabulary_size, caption_length: of a network that is conditioned on captions: number of
-            different tokens, and tokens of a caption. A transformer encodes them: the state of the
-            whole caption joins the time embedding, and cross-attention reads the others.
+        learn_sigma: output twice the channels, the second half for the variance.
+        vocabulary_size, caption_length: for a network that is conditioned on captions: number of
+            different tokens, and tokens of a caption. A transformer encodes captions: the state of
+            the whole caption is added to the time embedding, and cross-attention reads the others.
         text_width: instead of a vocabulary, the width of the states of a pretrained text encoder.
         cross_attention_resolutions: sizes of feature maps that read the captions, besides the
             middle.
@@ -148,7 +148,7 @@ class UNet(nn.Module):
                     self.up.append(Block(width, out, **options(size)))
                 width = out
             if level > 0:
-                self.up.append(nn.Identity())  # the next block upsamples; weights' names count this
+                self.up.append(nn.Identity())  # the next block upsamples; kept for weights' names
 
         self.norm = group_norm(width)
         outputs = patch_channels * (2 if learn_sigma else 1)
@@ -197,7 +197,7 @@ class UNet(nn.Module):
 
 
 def default_patch_size(image_size: int | Sequence[int]) -> int:
-    """2, and 1 if a side has under 16 pixels."""
+    """The patch size by default: 2, or 1 if a side has under 16 pixels."""
     return 2 if min(sides(image_size)) >= 16 else 1
 
 
@@ -225,11 +225,11 @@ def check(
     sizes: Sequence[int],
     resolutions: Mapping[str, Sequence[int]],
 ) -> None:
-    """Raise a ValueError for values that do not make a U-Net.
+    """Raise ValueError for arguments of a U-Net that are out of range or do not fit together.
 
     Args:
-        sizes: of the feature maps of each level.
-        resolutions: those with attention, by its kind.
+        sizes: sizes of the feature maps of each level.
+        resolutions: sizes with attention, by the kind of attention.
     """
     if channels < 1 or blocks < 1 or min(multipliers, default=0) < 1:
         raise ValueError("channels, multipliers and blocks of the U-Net must be at least 1")
@@ -251,7 +251,7 @@ def check(
 class Block(nn.Module):
     """A residual block: (B, C, H, W) -> (B, D, H, W).
 
-    Where asked, self-attention follows (`attends`), and cross-attention to a text (`reads`).
+    Self-attention (`attends`) and cross-attention to a text (`reads`) may follow.
     """
 
     def __init__(
@@ -330,8 +330,8 @@ class UpBlock(Block):
 class AddingBlock(Block):
     """A block on the way up that adds an output of the way down to its input.
 
-    (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). A 1x1 convolution gives the first input the
-    channels of the other, if need be; then it is upsampled to its size, H = h, 2h or 2h - 1.
+    (B, C, h, w) and (B, E, H, W) -> (B, D, H, W). If C and E differ, a 1x1 convolution maps the
+    first input to E channels; then it is upsampled to the size of the other, H = h, 2h or 2h - 1.
     """
 
     def __init__(

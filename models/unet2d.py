@@ -34,7 +34,7 @@ class UNet2D(nn.Module):
             self-attention.
         dropout: probability inside the residual blocks.
         num_classes, learn_sigma: as in `models.unet.UNet`.
-        up_attention_resolutions: those with attention on the way up, if they differ.
+        up_attention_resolutions: the same for the way up; None for the same sizes.
         middle_attention: self-attention in the middle.
         head_dim: channels of an attention head; None for a single head.
         norm_groups: groups of the norms; None for the most, up to 32, that divide `channels`.
@@ -42,7 +42,7 @@ class UNet2D(nn.Module):
         activation: a name in `ACTIVATIONS`.
         scale_shift: the time scales and shifts the second norm of a block, instead of being added
             before it. The attention in the middle then has no norm.
-        time_width: features of the time; None for four times the width of the first level.
+        time_width: number of time features; None for four times the width of the first level.
         flip_sin_to_cos: cosines before sines in the sinusoids of the time.
         freq_shift: the lowest frequency is 10000^(-(n - 1) / (n - freq_shift)), of n frequencies.
         downsample_padding: 1 pads all sides before halving the size; 0 the lower and right ones.
@@ -156,8 +156,11 @@ class UNet2D(nn.Module):
         return [module for module in self.modules() if isinstance(module, Residual)]
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The prediction (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`, for images x_t at the
-        timesteps t (B,), conditioned on class labels if the network has classes."""
+        """Predict from noisy images x_t (B, C, H, W) at the timesteps t (B,).
+
+        Returns (B, C, H, W), or (B, 2C, H, W) with `learn_sigma`. A network with classes uses the
+        labels of the condition.
+        """
         emb = embed(self.time, self.class_embedding, t, condition)  # (B, D)
         h = self.conv_in(2 * x_t - 1 if self.center_input else x_t)  # (B, channels, H, W)
         skips = [h]
@@ -190,10 +193,10 @@ def check(
     attended: Sequence[int],
     groups: int,
 ) -> None:
-    """Raise a ValueError for values that do not make a U-Net.
+    """Raise ValueError for arguments of a U-Net that are out of range or do not fit together.
 
     Args:
-        widths, sizes: of the feature maps of each level.
+        widths, sizes: channels and larger sides of the feature maps of each level.
         attended: sizes with attention.
         groups: of the norms.
     """

@@ -21,7 +21,7 @@ class Moment(NamedTuple):
     """A step of a trajectory, and the attention in it."""
 
     t: int  # the timestep
-    x_0: Tensor  # (C, H, W), as it is predicted there
+    x_0: Tensor  # (C, H, W), predicted at t
     maps: Tensor  # (words, H, W): the share of the attention that each word has, 0 to 1
 
 
@@ -75,7 +75,7 @@ def attention_over_trajectory(
 
 @contextmanager
 def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, the attention of each cross-attention (N, L + 1) is added to the list."""
+    """While open, each cross-attention appends its weights (N, L + 1) to the list."""
     recorded: list[Tensor] = []
 
     def record(module: CrossAttention, inputs: tuple, output: Tensor) -> None:

@@ -26,8 +26,8 @@ class ClassNames:
     def indices(self, text: str) -> list[int]:
         """The classes that a text names: one, several separated by commas, or `all`.
 
-        A name with commas is recognised as such: the longest name wins. Quoted parts ("a","b") are
-        taken as they are. Raises ValueError for an unknown class and for an ambiguous spelling.
+        Names may contain commas: the longest name that fits is taken. Quoted parts ("a","b") are
+        never split. Raises ValueError for an unknown class and for an ambiguous spelling.
         """
         if text in self.names:
             return [self.names.index(text)]
@@ -69,7 +69,7 @@ class ClassNames:
         return []
 
     def shown(self, indices: Iterable[int]) -> str:
-        """Classes with index and name, such as "0 cat, 1 dog"; many are cut."""
+        """Classes with index and name, such as "0 cat, 1 dog"; at most `SHOWN`."""
         indices = list(indices)
         shown = [self.label(i) for i in indices[:SHOWN]]
         more = len(indices) - len(shown)
@@ -88,7 +88,7 @@ class ClassNames:
 
 
 def folded(text: str) -> str:
-    """A name without regard to case, surrounding blanks and the composition of its letters."""
+    """A name normalized for comparison: in case, surrounding blanks and composed letters."""
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
@@ -108,7 +108,7 @@ def by_spelling(names: Sequence[str], spell: Callable) -> dict[object, list[int]
 
 
 def quoted_parts(text: str) -> list[str]:
-    """The parts of a text between commas that are not within double quotes."""
+    """Split a text at the commas outside double quotes. Raises ValueError if it cannot be read."""
     try:
         return next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:

@@ -33,13 +33,13 @@ class Wanted:
     Attributes:
         count, columns: samples, and columns of their grid.
         condition: of all samples (N); None for an unconditional checkpoint.
-        chosen, texts: the class (N,) and the prompt (N) of each sample, or none.
-        source: the request of the first stage of a cascade, or this one.
+        chosen, texts: the class (N,) and the prompt (N) of each sample; NULL_LABEL and "" for none.
+        source: the `Wanted` of the first stage of a cascade, or this one.
         labels: the classes (N,) that --classifier guides to; None without it.
         captions: the condition (N) that --clip guides to; None without it.
         classes: the names of the checkpoint's classes.
         class_ids: the classes that the request names; None for no choice.
-        prompts: the prompt of each row of the grid; none without prompts.
+        prompts: the prompt of each row of the grid; empty without prompts.
         blend: with --interpolate between two prompts, the condition (N) of the second, and its
             share (N,); None otherwise.
         negative: the condition (1) that guidance leads away from; None for the unconditional form.
@@ -122,7 +122,7 @@ class Wanted:
             )
 
     def named_classes(self, text: str) -> list[int]:
-        """The classes of --class-id. Raises ValueError for others."""
+        """The indices of the classes of --class-id. Raises ValueError for unknown classes."""
         try:
             return self.classes.indices(text)
         except ValueError as error:
@@ -136,7 +136,7 @@ class Wanted:
     def choose(self) -> tuple[Tensor, Tensor | None]:
         """The class of each sample (N,), and the number of its prompt (N,), or None for no prompts.
 
-        Sets `count`, `columns` and `prompts`.
+        Sets `count`, `columns` and `prompts`. Raises ValueError for choices that do not fit.
         """
         request, ids = self.request, self.class_ids
         if self.given is not None:  # a row of samples of each prompt
@@ -191,7 +191,7 @@ class Wanted:
         return condition if self.own_classes is None else replace(condition, label=labels)
 
     def negative_condition(self) -> Condition | None:
-        """The condition of --negative-prompt; None where there is none."""
+        """The condition (1) of --negative-prompt; None without this flag."""
         prompt = self.request.negative_prompt
         if prompt is None:
             return None
@@ -199,7 +199,7 @@ class Wanted:
         return self.own_condition(torch.tensor([NULL_LABEL]), [prompt])
 
     def follow(self, before: "Wanted") -> None:
-        """Take the classes and prompts of a cascade, of which this network is not the first stage.
+        """Use the classes and prompts of the previous stage of a cascade.
 
         Raises ValueError for a network that is conditioned on what the first stage is not.
         """
@@ -220,9 +220,9 @@ class Wanted:
             self.blend = other, source.blend[1]
 
     def of_data(self, condition: Condition, captions: Sequence[str] = ()) -> None:
-        """Take the condition of data (N), for samples like them, unless the request has its own.
+        """Use the condition (N) of real data, unless the request names classes or prompts.
 
-        `captions` (N) are theirs, or none; --clip guides to them.
+        `captions` (N) are those of the data, or empty; --clip guides to them.
         """
         if self.condition is not None and self.class_ids is None and self.given is None:
             self.condition, self.prompts = condition, []
@@ -246,7 +246,7 @@ class Wanted:
 
 
 def require_fits(prompt: str, flag: str, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
-    """Raise ValueError for a prompt that is too long, or is no text."""
+    """Raise ValueError for a prompt that is too long or not valid Unicode."""
     if len(prompt) > MAX_CAPTION:
         raise ValueError(
             f"{flag}: {len(prompt):,} characters; at most {MAX_CAPTION:,} are possible"
@@ -264,7 +264,7 @@ def require_fits(prompt: str, flag: str, tokenizer: Tokenizer | PretrainedTokeni
 
 
 def unknown_words(texts: Sequence[str], tokenizer: Tokenizer | PretrainedTokenizer) -> list[str]:
-    """A line for the user on words that are unknown; none if there are none."""
+    """A list with a line for the user that names unknown words; empty if there are none."""
     unknown = dict.fromkeys(word for text in texts for word in tokenizer.unknown(text))
     named = ", ".join(repr(shortened(word)) for word in unknown)
     return [f"not in the training captions: {named}"] if unknown else []
@@ -277,9 +277,9 @@ def spelled(prompt: str, tokenizer: Tokenizer | PretrainedTokenizer) -> str:
 
 
 def grid_condition(config: dict, indices: Tensor, columns: int) -> Condition | None:
-    """The condition of the samples with these indices (N,) in a grid, where none is asked for.
+    """The default condition of the samples with these indices (N,) in a grid.
 
-    A prompt of the configuration in each row, or else a class in each column.
+    Each row has a prompt of the configuration; without captions, each column has a class.
     """
     num_classes, tokenizer = config["model"].get("num_classes"), tokenizer_of(config)
     if tokenizer is None:

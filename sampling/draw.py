@@ -40,7 +40,7 @@ class SamplingJob:
     Args:
         request: what is asked for. With --then, `previous` is the job of the stages before the
             last, and everything else is of the last stage.
-        images_follow: of a checkpoint that enlarges images: the caller will set `plan.images`.
+        images_follow: for a super-resolution model: the caller will set `plan.images`.
 
     Raises:
         ValueError: choices that do not fit the checkpoint.
@@ -56,7 +56,7 @@ class SamplingJob:
         self.device = own_device(choose_device(request.device))
         self.precision = choose_precision(request.precision, self.device)
         keep_freed_memory()
-        request.checkpoint = str(find_checkpoint(request.checkpoint))  # its bytes decide
+        request.checkpoint = str(find_checkpoint(request.checkpoint))  # a file, for `decisive`
         checkpoint = load_checkpoint(request.checkpoint)
         self.config, self.step = checkpoint["config"], checkpoint["step"]
         alone = request.clip is None and self.previous is None
@@ -102,7 +102,7 @@ class SamplingJob:
         self.kept |= evenly_spread(steps, FRAMES if request.animate else 0)
 
     def denoiser(self, indices: range, images: Tensor | None = None) -> Denoiser:
-        """The denoiser of the samples with these indices, which enlarges images (B, C, h, w)."""
+        """The denoiser of the samples with these indices; `images` (B, C, h, w) are to enlarge."""
         rows, wanted, parts = slice(indices.start, indices.stop), self.plan.wanted, []
         if network := self.judges.get("classifier"):
             labels, scale = wanted.labels[rows].to(self.device), self.request.classifier_scale
@@ -145,7 +145,7 @@ def explained_stage(is_later: bool, request: SamplingRequest) -> Iterator[None]:
     except ValueError as error:
         if not is_later:
             raise
-        text, _, _ = str(error).partition("; give a weaker model")  # which stages cannot have
+        text, _, _ = str(error).partition("; give a weaker model")  # later stages have none
         for name in per_stage(request):
             text = text.replace(option(name.removeprefix("then_")), option(name))
         raise ValueError(f"--then {request.checkpoint}: {text}") from None
@@ -170,9 +170,9 @@ def follow(plan: SamplingPlan, before: SamplingPlan, path: str) -> None:
 
 
 def use_text_encoder(config: dict, path: str | None) -> None:
-    """Let the configuration of a checkpoint name another folder of its pretrained text encoder.
+    """Set the folder of the pretrained text encoder in the configuration of a checkpoint.
 
-    Raises ValueError if the network has none.
+    Raises ValueError if the network encodes its captions itself.
     """
     if path is None or config["model"].get("caption_length") is None:
         return
@@ -192,8 +192,11 @@ def load_guide(path: str, config: dict, device: torch.device) -> nn.Module:
 
 
 def require_guide(guide: dict, config: dict, named: str) -> None:
-    """Raise ValueError if a network with the configuration `guide`, that of the flag `named`, is of
-    another process or other data than one with `config`, or draws nothing."""
+    """Raise ValueError if a network cannot guide a checkpoint, or draws nothing.
+
+    Both must have the same process and data. `guide` is the configuration of the network, `config`
+    that of the checkpoint, and `named` the flag and file of the network, for messages.
+    """
     require_denoiser(guide, named)
     require_untuned_network(guide, named)
     of_data = ("dataset", "avatar_style", "classes", "words", "text_encoder_sha256")
@@ -210,7 +213,7 @@ def require_guide(guide: dict, config: dict, named: str) -> None:
 
 
 def load_judge(name: str, path: str, config: dict, device: torch.device) -> tuple[nn.Module, dict]:
-    """The network of --classifier or --clip for a checkpoint with this configuration, and its own.
+    """The network of --classifier or --clip for a checkpoint, and the network's configuration.
 
     Raises ValueError if it is another network, or of another process or other data.
     """
@@ -245,15 +248,15 @@ def require_denoiser(config: dict, path: str) -> None:
 
 
 class Samples(NamedTuple):
-    """Samples, and what was recorded on the way."""
+    """Samples, and what was recorded while they were drawn."""
 
     items: Tensor  # uint8 images (N, C, H, W) or points (N, 2)
-    frames: dict[int, tuple[Tensor, Tensor]]  # by steps done, of the first batch: x_t, x_0 in it
+    frames: dict[int, tuple[Tensor, Tensor]]  # of the first batch: x_t, x_0 by steps done
     calls: int  # of the network
 
 
 def draw(job: SamplingJob) -> Samples:
-    """Draw all samples: each process draws its share, and then each has the items of all.
+    """Draw all samples: each process draws its share, and receives the items of the others.
 
     Only the main process has the frames; it draws the first batch.
     """
@@ -287,7 +290,7 @@ def draw_batch(job: SamplingJob, indices: range, bar: Bar) -> Samples:
     kept = job.kept if indices.start == 0 else set()
     before = None
     for done, x_t in enumerate(plan.trajectory(denoise, indices, noise_like)):
-        if before is not None:  # the network has seen x_0 in it by now
+        if before is not None:  # by now, the network has predicted its x_0
             if done - 1 in kept:
                 shown = before / plan.levels[done - 1].scale  # edm's would be far too bright
                 frames[done - 1] = to_items(shown), to_items(denoise.seen)
@@ -315,10 +318,10 @@ def reconstruct(job: SamplingJob) -> tuple[Tensor, str]:
 
 
 def own_batches(numbers: Sequence[int]) -> Sequence[int]:
-    """The batches, of these numbers, that this process draws: all end at about the same time.
+    """The batches among `numbers` that this process draws; each process draws about as many.
 
-    The first is the main process's. The last, which may be smaller, goes to a process with the
-    most.
+    The main process draws the first. The last, which may be smaller, goes to a process with the
+    most batches.
     """
     return numbers[rank() :: world_size()]
 
@@ -329,5 +332,5 @@ def sum_of_all(number: int, device: torch.device) -> int:
 
 
 def evenly_spread(steps: int, count: int) -> set[int]:
-    """At most `count` numbers of steps done, from 0 to all, evenly spread."""
+    """At most `count` evenly spread numbers of steps done, from 0 to `steps`."""
     return {round(i * steps / (count - 1)) for i in range(count)}

@@ -24,7 +24,7 @@ from sampling.conditioning import COUNT, Wanted
 from utils import NoisePerImage, derive_seed, pick, sides, size_of, size_text
 from visuals.pictures import pictures_of
 
-# The samplers of a tuned network, the usual one first; one of reflow can be drawn with any.
+# The samplers of tuned networks by --tune, the default first; reflow networks allow all samplers.
 TUNED = {
     "consistency": ("consistency",),
     "distill": ("ddim",),
@@ -45,14 +45,14 @@ class SamplingPlan:
     Args:
         request: what is asked for.
         diffusion, config: the process and the configuration of the checkpoint.
-        device: what computes.
+        device: the device to compute on.
         judges: the configurations of the networks of --classifier and --clip.
-        space: the latents that the network has learned; None for one of items.
+        space: the latent space of the network; None if it has learned items, not latents.
 
     Attributes:
         shape: of the noise: that of an item, or of its latents.
-        images: in low resolution (N, C, h, w), of each sample, for a checkpoint that enlarges
-            them; None for others. Grey where they are drawn by another model.
+        images: the low-resolution images (N, C, h, w) that a super-resolution model enlarges; grey
+            if another model will draw them, and None for other checkpoints.
         item, kind: shape and kind of an item.
         count, columns: samples, and columns of their grid.
         wanted: the classes and prompts that are asked for.
@@ -154,16 +154,14 @@ class SamplingPlan:
         return found
 
     def low_resolution(self, indices: range, images: Tensor) -> dict[str, Tensor]:
-        """The images to enlarge (B, C, h, w) for these samples, with noise, as a condition has
-        them."""
+        """Images to enlarge (B, C, h, w) with noise, and its level, as fields of a condition."""
         stream = NoisePerImage(derive_seed("augmentation", self.request.seed), indices)
         level = torch.full((len(indices),), self.level)
         noisy = augmented(images, level, stream.draw(images.shape[1:]))
         return {"image": noisy.to(self.device), "level": level.to(self.device)}
 
     def read(self, path: str) -> Tensor:
-        """An image file as x_0 (1, C, H, W), cropped and resized to what the network takes; or its
-        latents."""
+        """An image file as x_0 (1, C, H, W), cropped and resized for the network, or as latents."""
         x_0 = to_unit(read_image(Path(path), self.item[1:], self.item[0])[None]).to(self.device)
         return x_0 if self.space is None else self.space.encode(x_0)
 
@@ -211,14 +209,14 @@ class SamplingPlan:
 
 
 def without_effect(mask: Tensor, name: str) -> str:
-    """The words that say that a mask keeps nothing or everything; "" for any other mask."""
+    """A note that a mask keeps nothing or everything; "" for any other mask."""
     if not (mask > 0.5).any():
         return f" ({name} is white nowhere: nothing is kept)"
     return f" ({name} is white everywhere: nothing is sampled)" if (mask > 0.5).all() else ""
 
 
 def require_enlarging(request: SamplingRequest) -> None:
-    """Raise ValueError for flags that a checkpoint that enlarges images cannot have."""
+    """Raise ValueError for flags that do not apply to a super-resolution model."""
     if request.mode not in (None, "start_from"):
         flag = request.mode.replace("_", "-")
         raise ValueError(f"--{flag}: this checkpoint enlarges images; it has --start-from")
@@ -227,7 +225,7 @@ def require_enlarging(request: SamplingRequest) -> None:
 
 
 def require_untuned(request: SamplingRequest, config: dict) -> None:
-    """Raise ValueError for what a tuned network cannot do, or an ordinary one."""
+    """Raise ValueError for options that a tuned network, or an untuned one, does not support."""
     tune = config.get("train", {}).get("tune")
     if not is_few_step(config):
         if request.sampler in OF_TUNED:
@@ -253,7 +251,7 @@ def require_untuned(request: SamplingRequest, config: dict) -> None:
 
 
 def is_few_step(config: dict) -> bool:
-    """Can a network only go from noise to data in few steps, and is no denoiser any more?
+    """Is this a network that was tuned to sample in few steps, and is no denoiser any more?
 
     Raises ValueError for a way of tuning that this version does not know.
     """
@@ -264,7 +262,7 @@ def is_few_step(config: dict) -> bool:
 
 
 def require_untuned_network(config: dict, what: str) -> None:
-    """Raise ValueError if `what`, a flag, is asked of a network that is no denoiser any more."""
+    """Raise ValueError if `what`, a flag, is used with a network that is no denoiser any more."""
     if is_few_step(config):
         raise ValueError(
             f"{what} needs a denoiser, and this network was tuned to draw in few steps "
@@ -278,9 +276,9 @@ def default_sampler(config: dict) -> str:
 
 
 def own_samplers(config: dict) -> tuple[str, ...]:
-    """The samplers of a tuned network, the usual one first; none for an ordinary one.
+    """The samplers of a tuned network, the default first; none for an untuned one.
 
-    Fresh noise improves images by mean flows, and not points.
+    Mean flows draw better images, but not points, with the fresh noise of `consistency`.
     """
     names = TUNED.get(config.get("train", {}).get("tune"), ())
     return names[::-1] if kind_of(item_shape(config["data"])) == "points" else names
@@ -299,7 +297,7 @@ def choose_sampler(
 ) -> tuple[str, dict]:
     """The name of the sampler, and its options that were given.
 
-    Raises ValueError for what does not fit together.
+    Raises ValueError for options that contradict each other or the checkpoint.
     """
     name = request.sampler
     if name == "auto":
@@ -336,7 +334,7 @@ def choose_sampler(
 def choose_steps(
     request: SamplingRequest, timesteps: int, sampler: str, config: dict
 ) -> tuple[int, str]:
-    """The number of steps and their spacing. Raises ValueError for what the checkpoint lacks."""
+    """The number of steps and their spacing. Raises ValueError if the checkpoint forbids them."""
     if request.timesteps not in (None, timesteps):
         raise ValueError(
             f"--timesteps {request.timesteps}: the checkpoint was trained with {timesteps}"
@@ -356,7 +354,7 @@ def choose_steps(
 
 
 def guidance_options(request: SamplingRequest) -> dict[str, object]:
-    """The options of the denoiser. Raises ValueError for an empty interval."""
+    """The guidance options of the denoiser. Raises ValueError for an empty interval."""
     low, high = request.guidance_interval or (0.0, inf)
     if low > high:
         raise ValueError(f"--guidance-interval: {low} is above {high}")

@@ -12,7 +12,7 @@ AUGMENTATION = 0.1  # default noise level of images that a model has drawn
 def first_request(request: SamplingRequest) -> SamplingRequest:
     """The request of the stages before the last one.
 
-    Raises ValueError for a flag with another number of values than one, or one for each stage.
+    Raises ValueError if a flag has neither one value nor one for each stage.
     """
     fewer = {name: before_last(request, name) for name in per_stage(request)}
     shown = {"show_intermediate": False, "animate": False}
@@ -39,7 +39,10 @@ def per_stage(request: SamplingRequest) -> list[str]:
 
 
 def before_last(request: SamplingRequest, name: str) -> Sequence | None:
-    """The values of a flag for the stages of --then but the last."""
+    """The values of a flag for all stages of --then except the last.
+
+    Raises ValueError unless there is one value, or one for each stage.
+    """
     values, count = getattr(request, name), len(request.then)
     if values is not None and len(values) not in (1, count):
         raise ValueError(

@@ -30,7 +30,7 @@ def threads_from_environment() -> bool:
 def may_measure_threads(device: torch.device) -> bool:
     """Is the number of threads free, and does it matter?
 
-    It is not in other threads than the main one, because parts of it count for all of them.
+    Outside the main thread it is not free, because parts of the setting apply to all threads.
     """
     main = threading.current_thread() is threading.main_thread()
     several = torch.get_num_threads() > 1
@@ -99,10 +99,10 @@ class TooSlow(Exception):
 
 @contextmanager
 def abandoned_after(seconds: float, clock: Callable[[], float], *, closely: bool) -> Iterator[None]:
-    """Raise TooSlow in a computation within it that takes longer.
+    """While open, raise TooSlow in a computation that takes longer than `seconds`.
 
-    It is raised by the next tensor that the forward pass saves or that the backward pass needs and,
-    if watched `closely`, by the next function of PyTorch that is called, which takes time itself.
+    The time is checked whenever the forward pass saves a tensor or the backward pass needs one.
+    With `closely`, it is also checked at each call of a PyTorch function, which costs time itself.
     """
     end = clock() + seconds
 

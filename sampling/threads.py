@@ -1,4 +1,4 @@
-"""The number of threads that sample on a CPU: chosen by measurement where it is free."""
+"""The number of threads for sampling on a CPU: chosen by measurement, unless it is fixed."""
 
 import torch
 

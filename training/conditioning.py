@@ -1,4 +1,4 @@
-"""What the network of a run is conditioned on: the choice, and the condition of each item."""
+"""The conditions of a run's network: its vocabulary and prompts, and the condition of each item."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

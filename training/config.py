@@ -31,7 +31,7 @@ PRESETS = {
         "patch_size": 4,
         "efficient": False,
     },
-    # the best images after minutes to an hour there
+    # the best images after minutes to an hour on two cores
     "laptop": {
         "channels": 32,
         "multipliers": [1, 3],
@@ -53,7 +53,7 @@ DEFAULTS = {
     "images": {"batch_size": 128, "optimizer": "muon", "lr": 3e-3, "sample_interval": 1},
     "points": {"batch_size": 512, "optimizer": "adamw", "lr": 2e-3, "sample_interval": 5},
 }
-EPOCHS = {"images": 15, "points": 20}  # of a new run without a limit
+EPOCHS = {"images": 15, "points": 20}  # length of a new run without a limit
 # Arguments of networks and of the process that no flag has: they follow from other choices.
 DERIVED = {"num_classes", "learn_sigma", "vocabulary_size", "caption_length", "text_width"}
 DERIVED |= {"timesteps"}
@@ -84,11 +84,11 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         require_used(flags, model)
     if flags.text_conditional is None:
         found["text_conditional"] = bool(data.captions) and "caption_length" in arguments
-        found["text_conditional"] |= model == "clip"  # make_config says if there are none
+        found["text_conditional"] |= model == "clip"  # make_config reports missing captions
     if flags.class_conditional is None:
         able = "num_classes" in arguments and not found.get("text_conditional")
         found["class_conditional"] = kind == "images" and able and len(data.classes) > 1
-        found["class_conditional"] |= model == "classifier"  # and if there are no classes
+        found["class_conditional"] |= model == "classifier"  # and missing classes
     conditional = [
         found.get(name, getattr(flags, name)) for name in ("class_conditional", "text_conditional")
     ]
@@ -96,7 +96,7 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
         raise ValueError("--label-dropout has no effect on an unconditional network")
     if flags.text_encoder is not None and not conditional[1]:
         raise ValueError("--text-encoder has no effect on a network that takes no captions")
-    edm = flags.schedule == "edm"  # elsewhere flow's velocity learned fastest, with cosine too
+    edm = flags.schedule == "edm"  # with other schedules, flow learns fastest
     if flags.prediction is None:
         found["prediction"] = "edm" if edm else "flow"
     if flags.timestep_sampling is None:
@@ -104,7 +104,7 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     if flags.flip is None:
         captioned = found.get(
             "text_conditional", flags.text_conditional
-        )  # of left and right, perhaps
+        )  # captions may mention left and right
         found["flip"] = DATASETS[flags.dataset].flip and not captioned and flags.latents is None
     elif flags.flip and kind == "points":
         raise ValueError("--flip mirrors images, and this data set is points")
@@ -122,7 +122,7 @@ def require_used(flags: RunConfig, model: str) -> None:
     """Raise ValueError for flags that have no effect on a network that denoises nothing."""
     unused = ["prediction", "loss_weight", "learn_sigma", "clip_loss", "label_dropout"]
     unused += ["class_conditional", "text_conditional", "noise_assignment"]
-    if model in AUTOENCODERS:  # which sees no noise
+    if model in AUTOENCODERS:  # trained without noise
         unused += ["timesteps", "schedule", "zero_terminal_snr", "timestep_sampling"]
     for name in unused:
         if name in flags.given:
@@ -191,7 +191,7 @@ def make_config(
 
 
 def without_flags(flags: RunConfig, saved: dict, name: str, shape: dict) -> dict:
-    """The arguments of a saved network that no flag has, which an imported network may have.
+    """The arguments of a saved network that have no flag; imported networks may have some.
 
     Args:
         saved: the configuration of the network.
@@ -207,7 +207,10 @@ def without_flags(flags: RunConfig, saved: dict, name: str, shape: dict) -> dict
 def network_config(
     name: str, shape: dict, timesteps: int, options: dict, autoencoder: dict | None
 ) -> dict:
-    """The configuration of the network: of items, or of the latents of an autoencoder."""
+    """The configuration of a network for items, or for the latents of an autoencoder.
+
+    Raises ValueError for a network that is not for latents.
+    """
     if autoencoder is None:
         return model_config(name, shape, timesteps, options)
     if name in NOT_DENOISERS:
@@ -217,7 +220,7 @@ def network_config(
 
 
 def why_no_classes(flags: RunConfig, classes: list[str]) -> str:
-    """Why a data set has no classes to choose from, and what to do."""
+    """A message: why a data set has no classes to choose from, and what to do."""
     found = f"only one class here, {printable(classes[0])}" if classes else "no classes here"
     if flags.dataset != "folder":
         return f"{flags.dataset} has {found}"
@@ -240,19 +243,19 @@ def require_captions(flags: RunConfig, data: Data) -> None:
 
 
 def train_config(flags: RunConfig) -> dict:
-    """The choices of the training."""
+    """The section "train" of the configuration."""
     return {
         **flags.chosen(flags.named(section="train")),
         "processes": world_size(),
         "update_size": flags.batch_size * flags.grad_accum * world_size(),
-        "total_steps": None,  # and where the decay continues after a correction; set by RunLength
-        "decay_from": None,
-        "thread_count": None,  # that `threads` has led to
-        "number_format": None,  # that `precision` has led to
-        "feature_classifier": None,  # SHA-256 of that of `feature_loss`
-        "pairs_seed": None,  # of the noise of `pairs`, and the SHA-256 of the file
-        "pairs_sha256": None,
-        "student_steps": None,  # sampling steps that --tune distill has led to
+        "total_steps": None,  # set by RunLength
+        "decay_from": None,  # set by RunLength: step and progress of the last correction
+        "thread_count": None,  # chosen for --threads
+        "number_format": None,  # chosen for --precision: fp32, bf16 or fp16
+        "feature_classifier": None,  # SHA-256 of the classifier of --feature-loss
+        "pairs_seed": None,  # seed of the noise of --pairs
+        "pairs_sha256": None,  # of the file of --pairs
+        "student_steps": None,  # sampling steps that --tune distill has reached
     }
 
 

@@ -8,7 +8,7 @@ from checkpoints.averages import power_decay
 
 
 def ema_decay(step: int, limit: float) -> float:
-    """The decay at a step (from 1), up to `limit`: averages over about a tenth of the steps."""
+    """The decay at a step (from 0), at most `limit`: an average over about a tenth of the steps."""
     return min(limit, (1 + step) / (10 + step))
 
 
@@ -31,7 +31,7 @@ class EMA(AveragedModel):
         self.update_parameters(model)
 
     def decay_at(self, step: int) -> float:
-        """The decay at a step, from 0."""
+        """The decay at a step (from 0); step 0 copies the weights."""
         return ema_decay(step, self.decay)
 
     def _average(self, averages, weights, _) -> None:
@@ -40,7 +40,7 @@ class EMA(AveragedModel):
 
 
 class PowerEMA(EMA):
-    """An average with a power of the step as its profile (`checkpoints.averages`)."""
+    """A moving average with a power of the step as its profile; see `checkpoints.averages`."""
 
     def __init__(self, model: nn.Module, gamma: float):
         super().__init__(model, 1.0)
@@ -51,5 +51,5 @@ class PowerEMA(EMA):
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:
-    """This process's shards of tensors; a whole tensor is its own."""
+    """This process's shards of tensors; tensors that are not sharded are returned unchanged."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

@@ -1,4 +1,4 @@
-"""Training a network of one's own on a tensor of one's own, by the same loop as train.py."""
+"""Training your own network on your own tensor, by the same loop as train.py."""
 
 import os
 import time
@@ -30,7 +30,7 @@ from training.session import session
 from training.trainer import Trainer
 from utils import choose_device, set_deterministic, torch_defaults
 
-# Flags of train.py about what `fit` is given, or that are for this project's networks.
+# Flags of train.py that `fit` has arguments for, or that are for this project's networks.
 NOT_FLAGS = {"output_dir", "resume", "overwrite", "preset", "list_models", "eval_interval"}
 NOT_FLAGS |= {"tune", "teacher", "pairs", "teacher_guidance", "teacher_steps", "stage_steps"}
 NOT_FLAGS |= {"class_conditional", "learn_sigma", "fsdp", "allow_data_change", "no_download"}

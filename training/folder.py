@@ -25,7 +25,7 @@ from utils import save_whole, write_errors
 LOCK = ".lock"
 # Errors that mean that another process holds a lock; all others, that there are no locks.
 HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
-KEEP_STEPS = 3  # checkpoints between epochs that are kept, the newest
+KEEP_STEPS = 3  # number of checkpoints between epochs that are kept
 
 
 class RunFolder:
@@ -69,7 +69,7 @@ class RunFolder:
         return self.checkpoints / f"model_step_{step:08d}.pt"
 
     def stage(self, steps: int) -> Path:
-        """The network of a distillation that draws in so many steps."""
+        """The file of a distilled network that samples in this number of steps."""
         return self.snapshots / f"draws_in_{steps}.safetensors"
 
     def snapshot(self, step: int) -> Path:
@@ -83,7 +83,7 @@ class RunFolder:
         """Lock the folder against other runs until the end, or until this process ends.
 
         The system releases the lock of a process that dies. The lock file stays. On a file system
-        without locks, a line says so. Raises ValueError if another process holds the lock.
+        without locks, a message says so. Raises ValueError if another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / LOCK, "a+b", buffering=0) as file:
@@ -144,10 +144,10 @@ class RunFolder:
         return best["validation_loss"] if best["step"] <= step else inf
 
     def keep_newest(self, epochs: int | None, new: Path) -> None:
-        """Delete old checkpoints: keep the newest three between epochs, and the newest `epochs` of
-        epochs, or all if that is None.
+        """Delete old checkpoints between epochs, and those of all but the newest `epochs` epochs.
 
-        Nothing is deleted if the `new` checkpoint is damaged; raises CheckpointError then.
+        None keeps those of all epochs. If the `new` checkpoint is damaged, nothing is deleted and
+        CheckpointError is raised.
         """
         paths = sorted(written(self.path, r"checkpoints/model_.*\.(pt|shards)"), key=number_of)
         old = [path for path in paths if path.name.startswith("model_step_")][:-KEEP_STEPS]
@@ -159,7 +159,7 @@ class RunFolder:
             remove(path)
 
     def keep_newest_snapshots(self, count: int) -> None:
-        """Delete all snapshots but the newest."""
+        """Delete all snapshots but the newest `count`."""
         for path in snapshots(self.path)[:-count]:
             remove(path)
 
@@ -175,7 +175,7 @@ class RunFolder:
         return any(path not in foreign for path in written(self.path, f"metrics.*|{CHECKPOINT}"))
 
     def is_complete(self, steps: int, epoch: int) -> bool:
-        """Has a run of so many steps, which ended in that epoch, written its last files?"""
+        """Has a run that ended after `steps` steps, in this epoch, written its last files?"""
         try:
             return step_of(self.final) == steps and self.grid(epoch).exists()
         except OSError:
@@ -192,10 +192,10 @@ class RunFolder:
                 folder.rmdir()
 
     def set_aside(self, after: int) -> list[Path]:
-        """Rename the checkpoints of later steps, so that none is resumed from, with the snapshots.
+        """Rename the checkpoints and snapshots of later steps, so that no run resumes from them.
 
-        Returns the checkpoints. Where there are none, later snapshots are those of a session that
-        was killed, and are deleted: the run writes the same again.
+        Returns the renamed checkpoints. If there are none, a session that was killed has written
+        the later snapshots; they are deleted, because the run writes them again.
         """
         later = [path for path, step in self.steps()[0].items() if step > after]
         light = [path for path in snapshots(self.path) if number_of(path) > after]

@@ -29,7 +29,7 @@ MEASURED = {"images_per_second", "validation_loss", "classifier_fid"}
 def is_config(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # damaged: its neighbour tells
+    except (OSError, ValueError, RecursionError):  # damaged: env.json decides
         return is_environment(path.with_name("env.json"))
     return is_run_folder(path.parent)
 
@@ -69,7 +69,7 @@ def is_sharded(path: Path) -> bool:
     return True
 
 
-# What a run and its report write, as patterns of paths in its folder.
+# Paths in a run's folder that the run and its report write, and a function that recognises each.
 WRITTEN: dict[str, Callable[[Path], bool]] = {
     r"config\.json": is_config,
     r"env\.json": is_environment,
@@ -91,12 +91,12 @@ WRITTEN: dict[str, Callable[[Path], bool]] = {
 REPORT = ("learning.png", "doctor.png", "report.html")  # of visualize_diffusion.py
 FOLDERS = ("samples", "checkpoints", "snapshots", "tensorboard")
 CHECKPOINT = r".*\.(pt|shards)"
-# In the folder of a run, too: older versions wrote them with something to recognise.
+# Checked in the folder of a run, too: older versions already marked these files.
 ALWAYS_CHECKED = r"(training_loss|learning|doctor)\.png|report\.html"
 
 
 def written(folder: Path, pattern: str = ".*") -> Iterator[Path]:
-    """The files in a folder with the names that a run gives, where these match a pattern too."""
+    """The files in a folder that have the names of a run's files and match a pattern."""
     for place in (folder, *(folder / name for name in FOLDERS)):
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             name = path.relative_to(folder).as_posix()
@@ -114,7 +114,7 @@ def partial_files(folder: Path) -> Iterator[Path]:
 
 
 def check_of(name: str) -> Callable[[Path], bool] | None:
-    """What recognises a run's file of this name; None for another name."""
+    """The function that recognises a run's file of this name; None if no run writes this name."""
     return next((check for each, check in WRITTEN.items() if re.fullmatch(each, name)), None)
 
 
@@ -148,7 +148,7 @@ def require_no_foreign_files(folder: Path, *, deleted: bool = False) -> None:
 
     Args:
         folder: of the run.
-        deleted: the run begins by deleting the one that the folder holds, with its report.
+        deleted: the run in the folder, and its report, will be deleted first.
     """
     files = foreign_files(folder)
     if not deleted and is_run_folder(folder):

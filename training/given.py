@@ -1,4 +1,4 @@
-"""What `fit` is given, a network, data and labels, checked and converted."""
+"""The arguments of `fit` (network, data, labels), checked and converted."""
 
 import numpy as np
 import torch
@@ -36,8 +36,9 @@ def require_trainable(model: nn.Module) -> nn.Module:
 
 
 def require_prediction(trainer: Trainer, data: Data) -> None:
-    """Raise ValueError if the network cannot be called as training calls it, or returns no tensor
-    of the right shape: one that broadcasts would train, and learn nothing.
+    """Raise ValueError if the network cannot be called as in training, or has no output like x_t.
+
+    With an output of another shape, which broadcasts, training would run and learn nothing.
     """
     name, x = type(trainer.model).__name__, to_unit(data.items[:2]).to(trainer.device)
     t = torch.zeros(len(x), dtype=torch.int64, device=trainer.device)
@@ -59,14 +60,14 @@ def require_prediction(trainer: Trainer, data: Data) -> None:
 
 
 def dtype_hint(model: nn.Module) -> str:
-    """What to do about weights that are not float32."""
+    """A hint for a network with weights that are not float32; "" for others."""
     kinds = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     other = sorted(map(str, kinds - {torch.float32}))
     return f"Its weights are {other[0]}: pass model.float()" if other else ""
 
 
 def axes_hint(x: Tensor) -> str:
-    """What to do about images whose last axis seems to be that of the channels."""
+    """A hint for images with the channels in the last axis, as it seems; "" for others."""
     if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         return "Images are (N, C, H, W): pass images.permute(0, 3, 1, 2) if they are (N, H, W, C)"
     return ""

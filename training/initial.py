@@ -1,4 +1,4 @@
-"""The network of --init-from: a trained one, with which a new run starts."""
+"""The trained network that a new run starts from (--init-from)."""
 
 from checkpoints.checkpoint import config_differences, load_checkpoint
 from checkpoints.consistency import CUSTOM, UNKNOWN
@@ -29,7 +29,8 @@ def load_initial(path: str) -> dict:
 def with_initial(flags: RunConfig, initial: dict) -> RunConfig:
     """The flags of a new run, with the network and the process of its --init-from.
 
-    The data set is that of the network too, unless --dataset names another one.
+    The data set is that of the network too, unless --dataset names another one. Raises ValueError
+    if it is unknown.
     """
     data, model = initial["config"]["data"], initial["config"]["model"]
     if "dataset" not in flags.given and data["dataset"] == UNKNOWN:

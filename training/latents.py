@@ -1,4 +1,4 @@
-"""Diffusion in latents: the autoencoder of a new run, and the data that are encoded for it."""
+"""Latent diffusion: the autoencoder of a new run, and the data encoded by it."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -36,7 +36,7 @@ def load_autoencoder(path: str, data: Data) -> dict:
     if shapes[0] != shapes[1]:
         of, here = (" x ".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"--latents {path} is for images of {of}, and these are of {here}")
-    config["model"]["discriminator"] = False  # which encodes and decodes nothing
+    config["model"]["discriminator"] = False  # not needed to encode and decode
     for which in ("model", "ema"):
         checkpoint[which] = {
             name: weight
@@ -47,10 +47,10 @@ def load_autoencoder(path: str, data: Data) -> dict:
 
 
 def autoencoder_of(path: str | None, data: Data, resumed: dict | None) -> dict | None:
-    """The checkpoint of --latents for a new run; None for one of pixels.
+    """The checkpoint of --latents for a new run; None for a run on pixels, or a resumed run.
 
-    None for a resumed run too, which has its autoencoder: `resumed` is its checkpoint. Raises
-    ValueError if that is another one.
+    A resumed run has its autoencoder in its own checkpoint, `resumed`. Raises ValueError if this is
+    not the autoencoder of --latents.
     """
     if path is None:
         return None
@@ -84,7 +84,7 @@ def encoded(
 ) -> Tensor:
     """The scaled latents, float16 (N, c, h, w), of uint8 images (N, C, H, W), on the CPU.
 
-    Without their scale they are kept in a file next to the data, for the next session or run.
+    The unscaled latents are stored in a file next to the data, for the next session or run.
 
     Args:
         trainer: of a network of latents.
@@ -112,7 +112,7 @@ def encoded(
 def stored_latents(
     trainer: Trainer, items: Tensor, data: dict, progress: Callable[..., Iterable]
 ) -> Tensor:
-    """The latents of images without their scale, float16 (N, c, h, w): read or computed."""
+    """The unscaled latents of images, float16 (N, c, h, w), read from a file or computed."""
     autoencoder = trainer.model.latent_space.autoencoder
     weights = {name: weight.cpu() for name, weight in autoencoder.state_dict().items()}
     made_by = {} if trainer.precision == "fp32" else {"precision": trainer.precision}
@@ -134,7 +134,7 @@ def stored_latents(
 
 @torch.no_grad()
 def encode_all(trainer: Trainer, items: Tensor, progress: Callable[..., Iterable]) -> Tensor:
-    """The latents of images without their scale, float16 (N, c, h, w)."""
+    """The unscaled latents of images, float16 (N, c, h, w)."""
     autoencoder, device, parts = trainer.model.latent_space.autoencoder, trainer.device, []
     batches = items.split(BATCH_SIZE)
     for batch in progress(batches, desc="encoding the images", total=len(batches)):

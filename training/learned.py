@@ -1,4 +1,4 @@
-"""What a run learns: the objective of its network."""
+"""The objective of a run, chosen by its configuration."""
 
 import torch
 
@@ -10,7 +10,7 @@ from training.tuning import TUNINGS
 def objective_of(
     diffusion: GaussianDiffusion, config: dict, device: torch.device
 ) -> DiffusionObjective:
-    """What the network of a run learns."""
+    """The objective for the network, and for --tune and super-resolution, of a configuration."""
     usual = DiffusionObjective
     if config["model"].get("super_resolution"):
         usual = SuperResolutionObjective

@@ -44,7 +44,10 @@ class Metrics:
 
 
 def open_tensorboard(folder: Path, step: int):
-    """A SummaryWriter that hides what an earlier session wrote after `step`."""
+    """A SummaryWriter that hides rows of earlier sessions after `step`.
+
+    Raises ValueError if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

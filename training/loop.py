@@ -31,14 +31,14 @@ from visuals.pictures import save_picture
 
 LOG_EVERY = 10  # steps between two rows of metrics
 FIRST_GRID = 90  # seconds after which a new run writes its first grid, if an epoch takes longer
-SOON = 30  # seconds; if the next regular grid comes within them, there is no such first one
+SOON = 30  # seconds; no first grid is written if the next regular one is due within them
 FIRST_GRID_STEP = 100  # before it, there is hardly anything to see
-SLOW_STEP = 5  # seconds of a step after which the next one shows that it is being made
+SLOW_STEP = 5  # seconds; after a step that took longer, a message is shown during the next one
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
 
 
 class Batches:
-    """Which items each training step takes: a pure function of the seed and the step.
+    """The items of each training step: a pure function of the seed and the step.
 
     Args:
         items, condition: the data (N, ...) and its condition (N), or None.
@@ -71,7 +71,7 @@ class Batches:
         return self.items_of(self.order[i * self.size : (i + 1) * self.size][self.mine])
 
     def last_epoch(self, step: int) -> int:
-        """The epoch, from 1, of the last of so many steps."""
+        """The epoch, from 1, of the last step of a run with this number of steps."""
         return -(-step // self.per_epoch)
 
     def items_of(self, indices: Tensor) -> tuple[Tensor, Condition | None]:
@@ -112,7 +112,7 @@ def training_steps(
 
 
 def with_signs_of_life(steps: Iterator[Step]) -> Iterator[Step]:
-    """The steps; says so if the first, which prepares and may compile, or others take long."""
+    """The steps, with a message during the first, which may compile, and during slow ones."""
     name, slow = "first training step", True
     while True:
         start = time.monotonic()
@@ -142,7 +142,7 @@ class Run:
 
     Args:
         config: the configuration, as checkpoints keep it.
-        trainer: made from it, with the state of a checkpoint if the run is resumed.
+        trainer: built from `config`, with the state of a checkpoint if the run is resumed.
         data: the data set.
         folder: where files are written.
         start: a reading of `time.monotonic()` from which a limit of minutes counts.
@@ -174,7 +174,7 @@ class Run:
         items = data.items
         if config["model"].get("autoencoder"):
             bar = partial(Bar, shown=is_main())
-            new = trainer.step == 0 and not train.get("teacher")  # else it has a scale
+            new = trainer.step == 0 and not train.get("teacher")  # else the scale is known
             items = encoded(trainer, items, config["data"], bar, measure=new)
         if train.get("pairs"):
             items = with_noise(items, train["pairs_seed"], config)
@@ -189,7 +189,7 @@ class Run:
         self.kind = kind_of(data.items.shape[1:])
         self.start = start
         self.estimate = Estimate(trainer.step, shorter)
-        self.first_grid = trainer.step == 0 and self.sample_interval > 0  # not written yet
+        self.first_grid = trainer.step == 0 and self.sample_interval > 0  # still to be written
         self.first_grid_due = False  # as agreed by all processes
         self.stop = StopSignals()
         self.stopping: int | None = None  # the signal that all processes stop for
@@ -208,10 +208,10 @@ class Run:
             )
 
     def train(self) -> int | None:
-        """Train to the end, or to a signal. Returns the number of that signal.
+        """Train to the end, or until a signal. Returns the number of the signal, or None.
 
-        A file that cannot be written on the way (a full disk, say) is reported, and the run
-        continues. Its last checkpoint must be written.
+        If a file cannot be written (because the disk is full, for example), this is reported and
+        the run continues. Only the last checkpoint must be written.
 
         Raises:
             FloatingPointError: losses, gradients or weights are no longer finite.
@@ -259,8 +259,11 @@ class Run:
             return self.finish() if self.trainer.step == self.length.total else self.interrupt()
 
     def agree(self) -> None:
-        """Settle with the other processes how long the run is, whether it stops, and whether a
-        checkpoint or the first grid is due by the clock: the main process decides."""
+        """Agree with the other processes on the run's length, a stop, and what is due by the clock.
+
+        A checkpoint or the first grid may be due. The main process decides, but a signal to any
+        process stops all.
+        """
         wishes = [self.stop.received or 0, 0, False, False]
         if is_main():
             wishes[1] = self.length.proposed(self.trainer.step)
@@ -302,7 +305,8 @@ class Run:
     def adapt_threads(self) -> None:
         """Choose the number of threads anew, because the machine's load has changed.
 
-        Bits depend on it. A checkpoint records a change, so that a resumed run makes it too.
+        The last bits of results depend on this number. A checkpoint records a change, so that a
+        resumed run repeats it.
         """
         start = time.monotonic()
         self.saving.late |= self.threads.adapt(self.log.progress.say)
@@ -345,7 +349,7 @@ class Run:
         return self.trainer.held_out_loss(*self.batches.items_of(self.held_out))
 
     def evaluate(self, epoch: int) -> None:
-        """Measure the distance of images by the averaged weights to real ones."""
+        """Measure the distance of samples by the averaged weights to real images."""
         if self.distance is None or self.stopping:
             return
         start = time.monotonic()
@@ -382,7 +386,7 @@ class Run:
             self.saving.attempt("the grid", lambda: save_picture(path, picture), Exception)
 
     def is_first_grid_due(self) -> bool:
-        """Is a grid due by the clock, because the first regular one takes much longer?"""
+        """Is a grid due by the clock, because the first regular one comes much later?"""
         step, seconds = self.trainer.step, time.monotonic() - self.start
         if not self.first_grid or step < FIRST_GRID_STEP or seconds < FIRST_GRID:
             return False
@@ -391,7 +395,7 @@ class Run:
         return until * (seconds / step) > SOON
 
     def write_first_grid(self) -> None:
-        """Write a grid in few sampling steps, before the first regular one."""
+        """Write a grid with few sampling steps, before the first regular one."""
         start = time.monotonic()
         with activity("first sample grid"):
             picture = self.preview.picture(FIRST_GRID_STEPS)
@@ -423,10 +427,11 @@ class Run:
     def finish(self) -> None:
         """Write the last files of a finished run.
 
-        The grid comes last: a run without it was killed before, and repeats this when resumed.
+        The grid is written last: without it, the run was killed before the end of this method, and
+        a resumed run calls it again.
         """
         folder, last_epoch = self.folder, self.batches.last_epoch(self.trainer.step)
-        if is_main():  # there is one if the run was shorter before
+        if is_main():  # written if the run was shorter before
             with suppress(OSError):
                 folder.grid(last_epoch).unlink()
         self.saving.save_averages(self.config)
@@ -445,7 +450,7 @@ class Run:
         return Trained(self.folder.path, last, metrics, 128 + signal if signal else 0)
 
     def interrupt(self) -> int:
-        """Write what it takes to resume. Returns the signal's number."""
+        """Write the files from which the run can be resumed. Returns the signal's number."""
         self.saving.save_averages(self.config)
         self.saving.save_now(self.folder.interrupted, self.checkpoint())
         self.log.plot()
@@ -460,7 +465,10 @@ def trained_before(folder: RunFolder, finished: Finished) -> Trained:
 
 
 def update_size(train: dict, count: int) -> int:
-    """Items of a training step in all processes; at most the whole set of `count` items."""
+    """Items of a training step in all processes, at most `count`, the size of the training set.
+
+    Raises ValueError if there are fewer items than batches in a step.
+    """
     parts = train["grad_accum"] * train["processes"]
     size = min(train["batch_size"] * parts, count // parts * parts)
     if size == 0:

@@ -1,4 +1,4 @@
-"""What a network learns: an objective draws a training step's batch, and computes its loss."""
+"""Objectives: each draws the batch of a training step, and computes its loss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,15 +20,15 @@ from utils import autocast, derive_seed, memory_format, set_seed, sides
 
 
 class Objective(Protocol):
-    """What the training loop needs of an objective: any loss can be trained by it."""
+    """The interface of objectives: the training loop can train any loss that has it."""
 
     def batch(self, items: Tensor, condition: Condition | None, step: int):
-        """Make a training step's batch, with all random numbers drawn. It can be sliced.
+        """The batch of a training step, with all random numbers drawn; `rows` slices it.
 
         Args:
             items: this process's items (B, ...), as the data set holds them.
-            condition: theirs (B), or None.
-            step: the training step, from 0; random numbers depend on it and the seed alone.
+            condition: the condition of the items (B), or None.
+            step: the training step, from 0; random numbers depend only on it and the seed.
         """
 
     def __call__(self, model: nn.Module, batch) -> Tensor:
@@ -60,7 +60,7 @@ class NoisyBatch(NamedTuple):
 
 
 class DiffusionObjective:
-    """The diffusion loss of a process, for a network that predicts what its configuration says.
+    """The diffusion loss, for a network with the prediction type of its process.
 
     `teacher` and `guide` are other networks that the loss needs, or None. They are not trained, and
     checkpoints keep their weights.
@@ -68,7 +68,7 @@ class DiffusionObjective:
     Args:
         diffusion: the process.
         config: the configuration of the run.
-        device: what computes.
+        device: the device to compute on.
     """
 
     teacher: nn.Module | None = None
@@ -86,10 +86,10 @@ class DiffusionObjective:
         return self.diffusion.loss(model, batch.x_0, batch.condition, t=batch.t, noise=batch.noise)
 
     def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
-        """Draw for the whole training step of all processes, and keep this process's part.
+        """Draw random numbers for all processes of a training step, and keep this process's part.
 
-        So neither a resume nor the number of processes or batches changes the draws. Dropout alone
-        draws for each process.
+        So neither a resume nor the number of processes or batches changes the draws. Only dropout
+        draws for each process separately.
         """
         set_seed(derive_seed("step", self.seed, step), self.device)
         count = len(items) * world_size()
@@ -108,18 +108,18 @@ class DiffusionObjective:
     def conditioned(
         self, condition: Condition | None, x_0: Tensor, step: int, parts: int = 1, part: int = 0
     ) -> Condition | None:
-        """The condition (B) of clean data (B, ...), with what is computed from these.
+        """The condition (B), with the fields that are computed from clean data x_0 (B, ...).
 
-        Random numbers depend on the step alone. They are drawn for `parts` batches of this size, of
-        which x_0 is the one with the number `part`.
+        Random numbers depend only on the seed and the step. They are drawn for `parts` batches of
+        this size; x_0 is batch number `part`.
         """
         return condition
 
     def begin(self, done: int) -> None:
-        """Continue after so many training steps; what depends on them is set here."""
+        """Set what depends on the number of training steps that are done."""
 
     def has_new_teacher(self, step: int) -> bool:
-        """Does the network itself become the teacher after so many training steps?"""
+        """Does the network become its own teacher after this number of training steps?"""
         return False
 
     def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
@@ -130,7 +130,7 @@ class DiffusionObjective:
         """The noise (count, ...) of all processes, of which x_0 is this process's part."""
         if count == len(x_0):
             everything = x_0
-        elif self.noise_assignment == "independent":  # which looks at the shape alone
+        elif self.noise_assignment == "independent":  # depends on the shape only
             everything = x_0.new_empty(count, *x_0.shape[1:])
         else:
             everything = gather(x_0)
@@ -171,8 +171,10 @@ class DiffusionObjective:
 
 
 class SuperResolutionObjective(DiffusionObjective):
-    """The diffusion loss of a network that receives each image in low resolution too, with noise
-    of a random level (conditioning augmentation; Ho et al. 2021)."""
+    """The diffusion loss of a network that is conditioned on each image in low resolution.
+
+    That image has noise of a random level (conditioning augmentation; Ho et al. 2021).
+    """
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
         super().__init__(diffusion, config, device)
@@ -186,7 +188,7 @@ class SuperResolutionObjective(DiffusionObjective):
     def conditioned(
         self, condition: Condition | None, x_0: Tensor, step: int, parts: int = 1, part: int = 0
     ) -> Condition:
-        """The condition with the low-resolution images, with noise."""
+        """The condition with the low-resolution images and the level of their noise."""
         generator = torch.Generator().manual_seed(derive_seed("augmentation", self.seed, step))
         count, mine = parts * len(x_0), slice(part * len(x_0), (part + 1) * len(x_0))
         image = low_resolution(x_0, self.size)
@@ -211,8 +213,8 @@ class NoisyClassifierObjective(DiffusionObjective):
 class ClipObjective(NoisyClassifierObjective):
     """Contrastive loss of noisy images and captions (Radford et al. 2021, figure 3).
 
-    Each image is to find its caption among those of the batch, and each caption its image. Equal
-    captions of a batch count as one.
+    Each image is matched to its caption among those of the batch, and each caption to its image.
+    Equal captions of a batch count as one.
     """
 
     def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
@@ -230,8 +232,8 @@ class ClipObjective(NoisyClassifierObjective):
 class AutoencoderObjective(DiffusionObjective):
     """Mean absolute error of reconstructions, and the penalty of the autoencoder.
 
-    The noise of the latents is a part of that of the batch, which has more numbers.
-    `feature_distance` of reconstructions and images, a scalar, counts with the weight of
+    The noise of the latents is the first part of the batch's noise, which has more numbers. If set,
+    `feature_distance(reconstructions, images)`, a scalar, is added with the weight of
     --feature-loss.
     """
 

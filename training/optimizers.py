@@ -66,8 +66,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon_momentum(step: int, warmup: int) -> float:
-    """Muon's momentum in a step, from 0: it rises linearly for `warmup` steps (Jordan et al. 2024,
-    github.com/KellerJordan/modded-nanogpt). A long memory of early gradients slows a short run."""
+    """Muon's momentum in a step, from 0: it rises linearly for `warmup` steps.
+
+    A long memory of early gradients slows a short run (Jordan et al. 2024,
+    github.com/KellerJordan/modded-nanogpt).
+    """
     first, last = MOMENTUM
     return last if step >= warmup else first + (last - first) * step / warmup
 
@@ -88,9 +91,9 @@ def folded(matrix: Tensor, shape: torch.Size) -> Tensor:
 def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Roughly U V^T of each U S V^T (N, rows, columns): singular values of about 0.7 to 1.2.
 
-    By a Newton-Schulz iteration x <- (a + b x x^T + c (x x^T)^2) x. Of a matrix that is much wider
-    than high, as those of convolutions are, only x x^T is iterated, which is small; of others, x,
-    in the given number format.
+    By a Newton-Schulz iteration x <- (a + b x x^T + c (x x^T)^2) x. For matrices that are much
+    wider than high, such as those of convolutions, only the small matrix x x^T is iterated. For
+    others, x is iterated in the given number format.
     """
     _, rows, columns = matrices.shape
     if rows > columns:

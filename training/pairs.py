@@ -52,7 +52,7 @@ def load_pairs(path: str, config: dict) -> Pairs:
 
 
 def samples_of(path: str, array: np.ndarray, config: dict) -> Tensor:
-    """The samples (N, ...) of an array. Raises DataError if the network draws others."""
+    """The samples (N, ...) of an array. Raises DataError if their shape or type does not fit."""
     shape = item_shape(config["data"])
     wanted = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
     found = array.shape[1:] if array.ndim != 4 else (array.shape[3], *array.shape[1:3])

@@ -40,11 +40,11 @@ FIRST_SNAPSHOT = 16  # step; before it, samples are noise
 
 
 def is_snapshot_step(step: int) -> bool:
-    """Is a snapshot due after so many steps? At 16, 23, 32, 45, 64, ...: powers of sqrt(2)."""
+    """Is a snapshot due after this step? At 16, 23, 32, 45, 64, ...: powers of sqrt(2)."""
     return step >= FIRST_SNAPSHOT and step == round(2 ** (round(2 * math.log2(step)) / 2))
 
 
-EARLIER_EPOCHS = 20  # of runs without a limit, when configurations did not say so
+EARLIER_EPOCHS = 20  # of a run without a limit, in earlier versions, which did not save it
 
 
 def step_limit(train: dict, epoch_steps: int) -> int | None:
@@ -57,7 +57,7 @@ def step_limit(train: dict, epoch_steps: int) -> int | None:
 
 
 class RunLength:
-    """The number of steps of a run: known from the start, or once a time plan has measured.
+    """The number of steps of a run: known from the start, or once a time plan has measured speed.
 
     Args:
         train: the configuration of the training. Its `total_steps` is the length of a resumed run,
@@ -126,7 +126,7 @@ class TimePlan:
         minutes: the budget, counted from `start`.
         start: a reading of `time.monotonic()`.
         first_step: the step that the run starts or resumes from.
-        grid_steps: steps between two sample grids, whose time is counted.
+        grid_steps: steps between two sample grids; the time of the grids is part of the budget.
     """
 
     SETTLE = 5  # first steps, slower than the rest, that are not measured

@@ -37,7 +37,7 @@ NUM_POINTS = 2000  # points of a picture
 EVALUATION_STEPS = 10  # sampling steps of evaluated images
 EVALUATED = 2000  # images that are evaluated
 AT_ONCE = 250  # of them in a batch, at 32 x 32 pixels
-RATIOS = (0.01, 100.0)  # sigma / alpha of the first and the last accuracy of a classifier, at most
+RATIOS = (0.01, 100.0)  # limits of sigma / alpha at which a classifier's accuracy is shown
 ACCURACY_LEVELS = 12
 COLUMNS = 16  # reconstructed images of a picture
 
@@ -48,8 +48,8 @@ class Preview:
     Args:
         trainer: has the weights.
         config: the configuration of the run.
-        items: of the data (N, ...), of which a row is shown below the samples.
-        condition: of these (N), or None for an unconditional network.
+        items: the data (N, ...); a row of them is shown below the samples.
+        condition: of the items (N), or None for an unconditional network.
         stop: ends sampling early.
     """
 
@@ -82,7 +82,7 @@ class Preview:
         return self.pictures.grid(self.samples, columns, real=self.data, captions=prompts)
 
     def grid(self, steps: int | None = None) -> Tensor | None:
-        """The items of a sample grid (N, ...), as they are shown; None if stopped.
+        """The items of a sample grid (N, ...), in the format of the data; None if stopped.
 
         Each process samples its share of them.
         """
@@ -143,7 +143,7 @@ class Preview:
         return (time.monotonic() - start) * GRID_STEPS / 3
 
     def seconds_of_evaluation(self) -> float:
-        """The time that an evaluation's images take, measured by one step of the first."""
+        """The time that an evaluation's images take, measured by one step of the first batch."""
         start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
         steps = 1 if is_few_step(self.config) else EVALUATION_STEPS
@@ -155,7 +155,7 @@ class SuperResolutionPreview(Preview):
 
     Args:
         shown: indices of items.
-        others: as those of `Preview`.
+        others: the other arguments of `Preview`.
     """
 
     def __init__(self, shown: Tensor, trainer: Trainer, config: dict, *others):
@@ -180,8 +180,10 @@ class SuperResolutionPreview(Preview):
         return None if x is None else self.pictures.to_items(gather(x[: len(mine)]))
 
     def picture(self, steps: int | None = None) -> np.ndarray | None:
-        """Low resolution above enlarged images above the originals (H, W, 3), in the main process;
-        None if stopped."""
+        """Low resolution above enlarged images above originals (H, W, 3); None if stopped.
+
+        Only the main process has the picture; the others return None.
+        """
         self.samples = self.grid(steps)
         if self.samples is None or not is_main():
             return None
@@ -205,8 +207,10 @@ class ReconstructionPreview:
 
     @torch.no_grad()
     def picture(self, steps: int | None = None) -> np.ndarray | None:
-        """The images above their reconstructions above the differences (H, W, 3), in the main
-        process; `steps` is ignored."""
+        """The images above their reconstructions above the differences (H, W, 3).
+
+        Only the main process has the picture; the others return None. `steps` is ignored.
+        """
         if not is_main():
             return None
         model, device = self.trainer.ema.module, self.trainer.device
@@ -223,13 +227,14 @@ class ReconstructionPreview:
 
 
 class AccuracyPreview:
-    """Accuracy of a network that judges noisy images, at several noise levels: of its classes, or
-    of finding the caption of each image among those of a batch. It takes the place of samples.
+    """Accuracy of a classifier or CLIP network at several noise levels, in place of samples.
+
+    The accuracy of CLIP is that of finding each image's caption among those of a batch.
 
     Args:
         trainer: has the weights.
         items: held-out items (N, ...), or some to train on.
-        condition: theirs (N).
+        condition: of the items (N).
     """
 
     samples = None  # such a network draws none
@@ -258,7 +263,7 @@ class AccuracyPreview:
         return found
 
     def right(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Which noisy items are judged right, bool (B,)."""
+        """bool (B,): for which noisy items x_t (B, ...) the network's answer is right."""
         trainer = self.trainer
         with autocast(trainer.device, trainer.precision):
             out = trainer.ema.module(trainer.diffusion.scaled(x_t, t), t, condition)
@@ -288,7 +293,7 @@ def preview_of(
     held_out: Tensor,
     stop: StopSignals,
 ) -> Preview | AccuracyPreview | ReconstructionPreview:
-    """What a run shows of its progress; arguments as those of the classes.
+    """The preview for the network of a run; the classes explain the arguments.
 
     `held_out` are the indices of the held-out items.
     """

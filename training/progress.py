@@ -1,4 +1,4 @@
-"""The progress of a run: its duration as estimated, and a bar on a terminal or lines elsewhere."""
+"""The progress of a run: an estimate of its duration, and a bar on a terminal, or lines."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ SLOW = 18  # seconds without a line after which one without figures is printed
 
 
 class Estimate:
-    """Says how long a session takes: within its first steps, and again if that was quite wrong.
+    """Estimates how long a session takes, in its first steps, and again if that was far off.
 
     Args:
         first_step: the step that the session starts from.
@@ -22,7 +22,7 @@ class Estimate:
 
     SETTLE = 5  # first steps, slower than the rest, that are not measured
     MEASURE = 20  # steps that are measured
-    PATIENCE = 10  # seconds after which fewer steps are enough for each
+    PATIENCE = 10  # seconds after which fewer steps than SETTLE or MEASURE are enough
     REVIEW = 0.1  # fraction of the estimate after which it is reviewed, by the speed since then
     WORTH_SAYING = 60  # seconds; a shorter time, also in review, is not announced
     LONG = 15 * 60  # seconds from which a shorter run is recommended
@@ -35,7 +35,7 @@ class Estimate:
         self._told: float | None = None  # seconds of the session, as last estimated
 
     def update(self, step: int, total: int) -> str | None:
-        """What to tell the user after `step`, if anything. Every step must be reported."""
+        """A message for the user after `step`, or None. Call this after every step."""
         now = time.monotonic()
         if self._mark is None:
             if step - self.first_step >= self.SETTLE or now - self.start > self.PATIENCE:
@@ -97,8 +97,8 @@ class Progress:
             self.bar.close()
 
     def count(self, step: int, total: int | None) -> None:
-        """Show that a step was made. `update` shows the figures, which only some steps have."""
-        if self.bar is not None and not sys.stderr.isatty():  # the terminal has gone
+        """Show that a step was made. `update` shows loss and speed, which only some steps have."""
+        if self.bar is not None and not sys.stderr.isatty():  # the terminal was closed
             self.bar.close()
             self.bar = None
         if self.bar is not None:

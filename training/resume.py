@@ -24,9 +24,9 @@ DIGESTED = ("count", "classes", "skip_bad_images")  # the digest of an image fol
 
 
 def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
-    """The checkpoint to resume from, and the flags with those of its run filled in.
+    """The flags, with those of the run to resume filled in, and the checkpoint to resume from.
 
-    The checkpoint is None for a run from the beginning: without --resume, or if the run has no
+    The checkpoint is None for a run that starts at step 0: without --resume, or if the run has no
     checkpoint yet. Raises ValueError if the folder holds a run that is not to be resumed.
     """
     source = run_of(flags.resume)
@@ -74,7 +74,10 @@ def checkpoint_to_resume(flags: RunConfig) -> tuple[RunConfig, dict | None]:
 
 
 def run_of(resume: str | None) -> RunFolder | None:
-    """The run whose folder, or folder of checkpoints, is the value of --resume; None for others."""
+    """The run in the folder that --resume names, or None if it names a file, or no path.
+
+    The folder may be that of the run or that of its checkpoints.
+    """
     path = Path(resume or "")
     if resume in (None, "newest") or not path.is_dir() or (path / RECORD_FILE).exists():
         return None
@@ -93,9 +96,9 @@ def is_restarted(folder: RunFolder) -> bool:
 
 
 def start_anew(flags: RunConfig, folder: RunFolder, damaged: list) -> RunConfig:
-    """The flags of a run that is to be resumed, and has no checkpoint yet.
+    """The flags of a run that is to be resumed but has no checkpoint yet.
 
-    Raises ValueError where starting may not be intended.
+    Raises ValueError if the user may not intend to start a new run.
     """
     config = folder.saved_config()
     if damaged or (config is None and "dataset" not in flags.given):
@@ -110,7 +113,7 @@ def start_anew(flags: RunConfig, folder: RunFolder, damaged: list) -> RunConfig:
 def network_and_process(flags: RunConfig, config: dict) -> dict[str, dict]:
     """The sections "model" and "diffusion" of the configuration of a checkpoint.
 
-    They are complete: arguments that were added since it was saved have the former behaviour.
+    Arguments that did not exist when it was saved are added, with values that keep its behaviour.
     """
     before = {f.name: d.before for f, d in flags.declarations() if d.before is not None}
     return {
@@ -122,7 +125,7 @@ def network_and_process(flags: RunConfig, config: dict) -> dict[str, dict]:
 def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
     """The flags, with those that were not given taken from the configuration of a run.
 
-    Raises CheckpointError for a value that the command line would refuse.
+    Raises CheckpointError for a value that the command line would reject.
     """
     config = {**config, "model": with_later_arguments(config["model"])}
     if config["model"]["name"] == CUSTOM != flags.model:
@@ -149,8 +152,8 @@ def with_saved_flags(flags: RunConfig, config: dict) -> RunConfig:
 def number_format(wanted: str, checkpoint: dict | None, device: torch.device) -> tuple[str, str]:
     """fp32, bf16 or fp16 for a value of --precision, and a note for the user, or "".
 
-    A resumed run keeps the number format that `auto` has led to, wherever the device has it, so
-    that it keeps its bits. All processes agree. Raises ValueError for fp16 without CUDA.
+    A resumed run keeps the number format that `auto` has chosen, if the device supports it, so that
+    its results do not change. All processes agree. Raises ValueError for fp16 without CUDA.
     """
     if wanted != "auto" or checkpoint is None:
         chosen = choose_precision(wanted, device)
@@ -158,14 +161,14 @@ def number_format(wanted: str, checkpoint: dict | None, device: torch.device) ->
             chosen = "fp32"  # processes may have measured different speeds
         return chosen, ""
     native = "bf16" if has_native_bf16(device) else "fp32"
-    saved = checkpoint["config"]["train"].get("number_format") or native  # as before it was saved
+    saved = checkpoint["config"]["train"].get("number_format") or native  # older ones lack it
     if saved in ("fp32", native):
         return saved, ""
     return native, f"{saved} before: results may differ from those of an uninterrupted run"
 
 
 def with_same_updates(flags: RunConfig, saved: dict) -> RunConfig:
-    """The flags for another number of processes: training steps stay as large as before.
+    """The flags for this number of processes, with training steps as large as before.
 
     The batch size of a process does not grow. Raises ValueError if the items of a step cannot be
     divided among the processes.
@@ -191,8 +194,8 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
     """Raise a CheckpointError if a checkpoint's run cannot continue with this configuration.
 
     Args:
-        saved, config: the checkpoint's configuration, and the current one, whose `sigma_data` is
-            set to the saved one for a folder of images.
+        saved, config: the checkpoint's configuration, and the current one. For a folder of images,
+            `sigma_data` of the current one is set to the saved value.
         files: of a folder of images, {name: digest}.
     """
     if files:  # the network has learned at the scale of the images that the run began with
@@ -228,7 +231,7 @@ def require_same_run(saved: dict, config: dict, files: Mapping[str, str], flags:
 
 
 def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Path) -> str:
-    """What has changed in a folder of images since a checkpoint was written; "" for nothing.
+    """A description of what has changed in a folder of images since a checkpoint; "" for nothing.
 
     Names and pixels are compared, so that a copy of the folder counts as the same.
 
@@ -248,7 +251,7 @@ def data_change(saved: dict, config: dict, files: Mapping[str, str], listed: Pat
 
 
 def plan_of(flags: RunConfig, checkpoint: dict | None) -> dict:
-    """The length that a resumed run had planned, for its configuration of the training.
+    """The planned length of a resumed run, as entries of the section "train" of its configuration.
 
     Empty for a new run, or if a new limit is given.
     """

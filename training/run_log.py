@@ -40,7 +40,7 @@ class RunLog:
 
     @contextmanager
     def open(self, attempt: Callable[[str, Callable], None]) -> Iterator[None]:
-        """Open the metrics and the progress bar. `attempt` writes what the run can do without."""
+        """Open metrics and progress bar. `attempt(name, write)` writes files that may fail."""
         self.attempt = attempt
         step = self.trainer.step
         metrics = Metrics(self.folder.metrics, step, self.board) if is_main() else nullcontext()

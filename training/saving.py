@@ -1,4 +1,4 @@
-"""When a run writes checkpoints, and which; what it does when a file cannot be written."""
+"""The saving policy of a run: when it writes which checkpoints, and what happens if it cannot."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Saving:
         self, trainer: Trainer, folder: RunFolder, train: dict, say: Callable[[str], object]
     ):
         self.trainer, self.folder, self.say = trainer, folder, say
-        self.keeps_best = train.get("tune") not in ("consistency", "distill")  # stages differ
+        self.keeps_best = train.get("tune") not in ("consistency", "distill")  # the loss changes
         self.keep, self.epochs = train["keep"], train["save_interval"]
         self.steps, self.minutes = train["save_every_steps"], train["save_every_minutes"]
         self.snapshots = train["snapshots"]
@@ -106,7 +106,7 @@ class Saving:
     # --- writing ----------------------------------------------------------------------------------
 
     def save(self, files: dict[Path, dict], state: dict) -> None:
-        """Write a state to files, with something added to each, while training continues."""
+        """Write a state to files, each with its extra entries, while training continues."""
         if not files or not (is_main() or self.trainer.sharded):
             return
         state = self.copied(state)
@@ -121,20 +121,21 @@ class Saving:
         self.saver.start(write)
 
     def copied(self, state: dict) -> dict:
-        """A copy of a state on the CPU, once the last file is written: two would take memory."""
+        """A copy of a state on the CPU, once the last file is written: only one is in memory."""
         with activity("waiting for the last checkpoint to be written"):
             self.saver.wait()
         return on_host(state)
 
     def save_stage(self, config: dict) -> None:
-        """Write the network that a stage of a distillation has led to, while training continues."""
+        """Write the network at the end of a stage of distillation, while training continues."""
         if is_main():
             self.save_light(self.folder.stage(config["train"]["student_steps"]), config)
 
     def save_snapshot(self, config: dict) -> None:
-        """Write the averaged weights alone, while training continues, and keep the newest files.
+        """Write only the averaged weights, while training continues, and keep the newest files.
 
-        The same thread writes checkpoints, so one on the disk has its earlier snapshots there too.
+        The same thread also writes checkpoints, one file after the other. So the snapshots before a
+        checkpoint on the disk are on the disk, too.
         """
         if not (is_main() or self.trainer.sharded):
             return
@@ -192,7 +193,7 @@ class Saving:
 
         def write() -> None:
             self.folder.save(path, state)
-            self.folder.keep_newest(self.keep, path)  # a kill may have come before it the last time
+            self.folder.keep_newest(self.keep, path)  # not done if a kill came before
 
         if is_main():
             try:
@@ -209,7 +210,7 @@ class Saving:
     def attempt(
         self, what: str, write: Callable[[], None], errors: type[Exception] = OSError
     ) -> None:
-        """Write something that the run can do without, and report a failure of some kinds."""
+        """Write a file that the run can do without, and report errors of the given types."""
         try:
             write()
         except errors as error:

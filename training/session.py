@@ -14,11 +14,11 @@ from training.loop import Run
 def session(
     run: Run, checkpoint: dict | None, *, overwrite: bool = False, files: Mapping[str, str] = {}
 ) -> Iterator[None]:
-    """While open, no other run writes to the folder.
+    """Lock and prepare the folder of a run, and load the run's state. Unlock it at the end.
 
     Args:
-        run: its trainer has loaded the checkpoint already.
-        checkpoint: that the run continues from, or None.
+        run: the run; its trainer has loaded the checkpoint already.
+        checkpoint: the checkpoint that the run continues from, or None.
         overwrite: delete the run that the folder holds, unless this one continues it.
         files: of a folder of images, {name: digest}.
 

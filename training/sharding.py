@@ -11,7 +11,7 @@ from distributed import world_size
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
-    """Shard a network's tensors over the processes. A block's are gathered while it computes."""
+    """Shard a network's tensors over the processes. Each block gathers its own to compute."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -38,7 +38,7 @@ def unsharded(tensor: Tensor) -> Tensor:
 
 
 def placed(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A tensor with the sharding and the memory layout of a pattern of its shape.
+    """A tensor with the sharding and the memory layout of `pattern`, which has the same shape.
 
     A tensor of another shape is returned unchanged. The layout matters because optimizers read
     weights and moments in memory order.

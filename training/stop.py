@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from distributed import launched
 
-# SIGHUP: the terminal has gone. Windows has none.
+# SIGHUP: the terminal was closed. Windows does not have it.
 REQUESTS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 def handle_requests(handler: Callable) -> dict[int, object]:
-    """Install a handler for the signals that request a stop. Returns the handlers before.
+    """Install a handler for the signals that request a stop. Returns the previous handlers.
 
     A signal that is ignored, as nohup does with SIGHUP, stays ignored. Outside the main thread,
     where Python allows no handlers, nothing is installed.
@@ -29,8 +29,8 @@ class StopSignals:
     """While open, `received` is the number of the signal that requested the stop, or None.
 
     A second Ctrl-C or SIGTERM ends the process at once, except under torchrun, which forwards a
-    Ctrl-C that its processes have received already. A closed terminal may send several SIGHUPs, and
-    a logout SIGTERM after them: the first SIGHUP does not count, nor does any other.
+    Ctrl-C that its processes have received already. SIGHUPs are not counted: a closed terminal may
+    send several, and a logout may send SIGTERM after them.
     """
 
     def __init__(self):

@@ -14,13 +14,13 @@ from sampling.draw import require_guide
 from training.resume import network_and_process, with_saved_flags
 from training.trainer import Trainer
 
-# Choices of the training that a tuned network has from its teacher, unless flags say otherwise.
+# Choices of the training that a tuned network inherits from its teacher; flags override them.
 # The seed and the number of held-out items decide which items are held out.
 INHERITED = ("class_conditional", "text_conditional", "timestep_sampling", "batch_size")
 INHERITED += ("seed", "validation")
 
 
-# Flags without an effect.
+# Flags without an effect, by --tune.
 UNUSED = {
     "consistency": ("pairs", "teacher_steps", "loss_weight"),
     "distill": ("pairs",),
@@ -55,7 +55,10 @@ def load_teacher(path: str) -> dict:
 
 
 def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
-    """The flags of a new run, with the data, the network and the process of its teacher."""
+    """The flags of a new run, with the data, the network and the process of its teacher.
+
+    Raises ValueError if --dataset or --tune does not fit the teacher.
+    """
     config, train = teacher["config"], teacher["config"]["train"]
     if "dataset" in flags.given and flags.dataset != config["data"]["dataset"]:
         raise ValueError(
@@ -63,7 +66,7 @@ def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
             f"{flags.dataset}"
         )
     shared = {name: train[name] for name in INHERITED if train.get(name) is not None}
-    if flags.tune == "reflow":  # of pairs, there are others
+    if flags.tune == "reflow":  # the pairs are other items
         shared.pop("validation", None)
     own = flags.chosen([n for n in flags.named(section="train") if n not in INHERITED])
     flags = replace(with_saved_flags(flags, {**config, "train": shared}), **own)
@@ -75,8 +78,10 @@ def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
 
 
 def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> None:
-    """Raise ValueError for a run of --tune with another network or process than its teacher's, or
-    with one that cannot be tuned."""
+    """Raise ValueError for a run of --tune with a network or process that cannot be tuned.
+
+    With a teacher, network and process must be the teacher's.
+    """
     if flags.tune is None:
         return
     if flags.tune == "distill" and flags.teacher_steps > config["diffusion"]["timesteps"]:
@@ -123,16 +128,16 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
 
 
 def use_weights(trainer: Trainer, checkpoint: dict) -> None:
-    """Start a new run from the weights of another one, which is also its teacher if it has one."""
+    """Copy the weights of a checkpoint to the network of a new run, and to its teacher if any."""
     taught = [trainer.frozen["teacher"]] if "teacher" in trainer.frozen else []
     for network in (trainer.model, trainer.ema.module, *taught):
         copy_weights(network, checkpoint)
 
 
 def use_guide(trainer: Trainer, path: str, teacher: dict) -> None:
-    """Let the network of a file guide the teacher, a checkpoint.
+    """Load the network in a file as the guide of the teacher, a checkpoint.
 
-    Raises ValueError if it is of another network, process or data set than the teacher.
+    Raises ValueError if its network, process or data set differs from the teacher's.
     """
     guide = load_checkpoint(path)
     require_guide(guide["config"], teacher["config"], f"--teacher-guide {path}")
@@ -146,9 +151,9 @@ def use_guide(trainer: Trainer, path: str, teacher: dict) -> None:
 
 
 def copy_weights(network: nn.Module, checkpoint: dict) -> None:
-    """Give a network the averaged weights of a checkpoint, or those that it has.
+    """Copy the averaged weights of a checkpoint to a network; the trained ones if it has no others.
 
-    The embedding of a time span, which mean flows add, keeps its start, which has no effect.
+    The embedding of a time span, which mean flows add, keeps its initial weights: its output is 0.
     """
     weights = restore(checkpoint, raw="ema" not in checkpoint)[0].state_dict()
     own = network.state_dict()

@@ -1,6 +1,6 @@
 """The number of threads of a run on a CPU: chosen by measurement, and anew if the load changes.
 
-The bits of a run depend on this number, so its configuration keeps it.
+The last bits of a run's results depend on this number, so the configuration keeps it.
 """
 
 import copy
@@ -25,12 +25,12 @@ from sampling.thread_times import (
 from training.trainer import Trainer
 from utils import RANDOM_STATE, count_of_threads, use_threads
 
-MIN_STEPS, MIN_MINUTES = 100, 0.5  # of a shorter run the measurement would take too much
+MIN_STEPS, MIN_MINUTES = 100, 0.5  # in a shorter run, a measurement would take too long
 WINDOW = 5.0  # seconds of training steps that are compared with those before
 SLOWER = 2.0  # times as long: the number of threads is chosen anew
 MUCH_SLOWER = 3.0  # times as long: worth a message, where that number is given
 PAUSE = 30.0  # seconds between two measurements
-AGAIN = 600.0  # seconds after which fewer threads than there could be are measured anew
+AGAIN = 600.0  # seconds after which more threads are tried again, if not all are used
 GAIN = 1.2  # times as fast: worth a change during a session
 RESUME_GAIN = 2.0  # times as fast: worth a change when a run is resumed
 
@@ -39,16 +39,17 @@ class Pace:
     """Compares the time of training steps with that of the fastest before them.
 
     Args:
-        seconds: of a step, where they have been measured already.
+        seconds: the time of a step, if it has been measured already.
     """
 
     def __init__(self, seconds: float | None = None):
         self.fastest, self.recent, self.total = seconds, [], 0.0
 
     def add(self, seconds: float) -> float | None:
-        """Add a step. Returns, after some seconds of steps, how many times as long they take.
+        """Add the time of a step. Returns by what factor steps are slower than the fastest before.
 
-        None between. One step counts little, however long: the process may have been stopped.
+        None, unless `WINDOW` seconds have been added since the last factor. Medians are compared,
+        because the process may have been stopped during a step.
         """
         self.recent.append(seconds)
         self.total += seconds
@@ -66,10 +67,10 @@ class Threads:
 
     Args:
         trainer: makes the training steps.
-        train: the configuration of the training, whose `thread_count` is kept up to date.
-        batch: the items and the condition of a step, to measure with.
-        size, kind: of these: their number, and "images" or "points".
-        clock: in seconds.
+        train: the configuration of the training; its `thread_count` is kept up to date.
+        batch: maps a step to its items and their condition, to measure with.
+        size, kind: the number of items of a step, and "images" or "points".
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Threads:
         self.size, self.kind, self.clock = size, kind, clock
         self.most = torch.get_num_threads()
         self.watched = trainer.device.type == "cpu" and not launched()
-        self.free = False  # to change during the session
+        self.free = False  # the number may change during the session
         self.pace, self.ratio = Pace(), 1.0
         self.last, self.said = clock(), False  # time of the last measurement
 
@@ -94,7 +95,7 @@ class Threads:
 
         Args:
             saved: the configuration of the training in the checkpoint that is resumed, or None.
-            steps, minutes: the length of the run from here on, as far as it is limited.
+            steps, minutes: what is left of the run; None without such a limit.
         """
         wanted, why = self.train["threads"], ""
         before = known_count(saved, self.most, self.train["processes"])
@@ -115,13 +116,13 @@ class Threads:
         return f"{count}{why}" if self.trainer.device.type == "cpu" else ""
 
     def use(self, count: int, times: dict[int, ThreadTime] | None = None) -> None:
-        """Compute with so many threads, and keep the number in the configuration."""
+        """Compute with `count` threads, and keep the number in the configuration."""
         use_threads(count)
         self.count = self.train["thread_count"] = count
         self.pace = Pace(times[count].seconds if times else None)
 
     def timed(self, steps: Iterator) -> Iterator:
-        """The training steps, whose time is compared with that of those before."""
+        """Yield the training steps, and compare their time with that of earlier ones."""
         while True:
             start = self.clock()
             step = next(steps, None)
@@ -141,7 +142,7 @@ class Threads:
         return self.ratio > MUCH_SLOWER and not self.said
 
     def adapt(self, say: Callable[[str], object]) -> bool:
-        """Choose the number of threads anew, where it is free. Returns whether it has changed."""
+        """Choose the number of threads anew, if it is not fixed. Returns whether it has changed."""
         slow = self.ratio > SLOWER
         why = f"training steps take {self.ratio:.1f} times as long as before" * slow
         cause = ": something else uses the CPU"
@@ -175,14 +176,14 @@ class Threads:
 
 
 def copy_of(trainer: Trainer) -> Trainer:
-    """A trainer with weights, average and optimizer of its own, and without compilation."""
+    """A deep copy of a trainer (weights, average, optimizer), without compilation."""
     twin = copy.copy(trainer)
     twin.network = twin.model
     return copy.deepcopy(twin)
 
 
 def known_count(saved: dict | None, most: int, processes: int) -> int | None:
-    """The number of threads that a resumed run has had, if it was chosen on such a machine."""
+    """The number of threads of a resumed run; None if it is unknown or not possible here."""
     if saved is None or saved["processes"] != processes:
         return None
     count = saved.get("thread_count", most)  # earlier versions did not choose
@@ -192,7 +193,7 @@ def known_count(saved: dict | None, most: int, processes: int) -> int | None:
 
 
 def chosen(times: dict[int, ThreadTime], before: int | None, gain: float) -> int:
-    """The number of threads to use; another one than before only if it is `gain` times as fast."""
+    """The number of threads to use: `before`, unless another is more than `gain` times as fast."""
     best = fastest(times)
     if before not in times or times[before].seconds > gain * times[best].seconds:
         return best

@@ -29,7 +29,7 @@ class Diverged(FloatingPointError):
 
 
 class Trainer:
-    """What a training step changes (weights, their average, the optimizer), and the step itself.
+    """The training step, and the state that it changes: weights, their average, the optimizer.
 
     Each process has a trainer of its own with the same weights. It computes its part of a step and
     takes the mean of all gradients (DistributedDataParallel), or holds a shard of every tensor
@@ -37,10 +37,10 @@ class Trainer:
 
     Args:
         config: the configuration of the run.
-        device, precision: what computes, and in which number format.
+        device, precision: the device to compute on, and the number format: fp32, bf16 or fp16.
         compiled: a mode of torch.compile, or None.
-        model: a network of one's own. By default it is built from the configuration.
-        objective: what is learned. By default the diffusion loss of the configuration's process.
+        model: the network. By default it is built from the configuration.
+        objective: the loss. By default it is chosen by the configuration (`objective_of`).
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Trainer:
         self.ema = EMA(self.model, train["ema_decay"])
         lengths = LENGTHS if train.get("post_hoc_ema") else ()
         self.averages = {length: PowerEMA(self.model, exponent(length)) for length in lengths}
-        if train["grad_checkpoint"]:  # of the trained network, not of its average, which samples
+        if train["grad_checkpoint"]:  # not of the average, which has no gradients
             recompute_blocks(self.model)
         self.network, self.sharded = self.model, bool(train["fsdp"])
         self.alone = nullcontext  # gradients are exchanged once a step, not with each batch
@@ -138,7 +138,7 @@ class Trainer:
         return total
 
     def apply_gradients(self, lr: float) -> None:
-        """Change the weights and their average by the gradients."""
+        """Update the weights and their averages. Raises Diverged if the weights become infinite."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr

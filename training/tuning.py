@@ -16,7 +16,7 @@ from objectives import earlier_ratio, pseudo_huber, right_once_clipped
 from training.objective import DiffusionObjective, NoisyBatch
 from utils import derive_seed, memory_format, unwrapped
 
-SAME_TIME = 0.25  # share of a mean flow's items that learn the velocity itself
+SAME_TIME = 0.25  # share of a mean flow's items that learn the velocity itself (r = t)
 
 
 class PairedBatch(NamedTuple):
@@ -37,9 +37,9 @@ class PairedBatch(NamedTuple):
 
 
 class TaughtObjective(DiffusionObjective):
-    """An objective with a teacher, which predicts with guidance by --teacher-guidance.
+    """An objective with a teacher, which is guided with the scale --teacher-guidance.
 
-    The guidance is by the condition, or by `guide`, a weaker network (autoguidance).
+    Guidance is by the condition, or by `guide`, a weaker network (autoguidance).
     """
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
@@ -60,18 +60,20 @@ class TaughtObjective(DiffusionObjective):
 
 
 class ConsistencyObjective(TaughtObjective):
-    """Consistency models by stages (Song et al. 2023, arXiv:2303.01469; Geng et al. 2024,
-    arXiv:2406.14548).
+    """Consistency tuning in stages.
 
-    The network's x_0 at t is to be its x_0 at r, one step of DDIM closer to clean data. r comes
-    closer to t with each stage, until they are neighbours; then x_0 is the same all along the way
-    from noise to data, and one step draws. Dropout is the same for both.
+    Song et al. 2023, arXiv:2303.01469; Geng et al. 2024, arXiv:2406.14548.
 
-    The step is the teacher's, with guidance: one call then draws what takes the teacher two. The
-    scale is fixed: as an input, it would need another network. Without a teacher, the step leads to
-    the training image itself; a perfect teacher predicts the mean of these.
+    The target for the network's x_0 at t is its own x_0 at r < t, one step of DDIM closer to clean
+    data. With each stage, r comes closer to t, until they are neighbours. Then x_0 is the same
+    along the whole trajectory, and a single step samples. Both calls have the same dropout.
 
-    The validation loss is that of the first stage throughout, so that its values can be compared.
+    The step of DDIM uses the teacher's x_0, with guidance at a fixed scale (a variable scale would
+    be an input that the network does not have). So one call samples with guidance, where the
+    teacher needs two. Without a teacher, the step uses the training image; a perfect teacher would
+    predict the mean of all images that x_t may be.
+
+    The validation loss is always that of the first stage, so that its values can be compared.
     """
 
     def __init__(self, diffusion: GaussianDiffusion, config: dict, device: torch.device):
@@ -121,9 +123,9 @@ class ConsistencyObjective(TaughtObjective):
 class DistillationObjective(TaughtObjective):
     """Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2).
 
-    In each stage the network learns to make one step of DDIM where its teacher makes two. Then it
-    is the teacher of the next stage, which has half as many steps, until one is left. Guidance by
-    --teacher-guidance is learned in the first stage.
+    In each stage the network learns to make one step of DDIM where its teacher makes two. The
+    network then becomes the teacher of the next stage, which has half as many steps, until one is
+    left. The guidance of --teacher-guidance is learned in the first stage.
 
     The loss is the usual one, for the clean data and the noise that the teacher's two steps imply.
     The configuration keeps how many steps the network has learned ("student_steps").
@@ -138,7 +140,7 @@ class DistillationObjective(TaughtObjective):
         self.begin(0)
 
     def begin(self, done: int) -> None:
-        """Continue after so many training steps."""
+        """Set what depends on the number of training steps that are done."""
         self.step = done
         self.train["student_steps"] = self.steps_of(max(0, done - 1))
 
@@ -147,7 +149,7 @@ class DistillationObjective(TaughtObjective):
         return max(1, self.first >> (1 + step // self.stage_steps))
 
     def has_new_teacher(self, step: int) -> bool:
-        """Does a stage end after so many training steps, and another one follow?"""
+        """Does a stage end after this number of training steps, and another one follow?"""
         return step % self.stage_steps == 0 and self.steps_of(step) < self.steps_of(step - 1)
 
     def batch(self, items: Tensor, condition: Condition | None, step: int) -> NoisyBatch:
@@ -169,8 +171,10 @@ class DistillationObjective(TaughtObjective):
 
     @torch.no_grad()
     def implied(self, x_t: Tensor, condition: Condition | None, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The (x_0, eps) with which one step of DDIM leads from x_t to where the teacher's two do:
-        appendix G."""
+        """The (x_0, eps) with which one step of DDIM from x_t equals two of the teacher's.
+
+        Appendix G. Both have the shape of x_t (B, ...); t (B,) are timesteps that sampling visits.
+        """
         count, tables = self.steps_of(self.step), clean_last(self.diffusion)
         path = torch.tensor([level.t for level in self.diffusion.levels(2 * count)]).to(t.device)
         index = (path == t[:, None]).int().argmax(dim=1)  # path ends with clean data, -1
@@ -196,15 +200,17 @@ class DistillationObjective(TaughtObjective):
 
 
 class MeanFlowObjective(TaughtObjective):
-    """Mean flows (Geng et al. 2025, arXiv:2505.13447): the network predicts the average velocity u
-    between two times, r < t, from which one step of any length follows.
+    """Mean flows (Geng et al. 2025, arXiv:2505.13447).
+
+    The network predicts the average velocity u between two times, r < t, so that it can make steps
+    of any length.
 
     On the line z_t = x_t / (alpha + sigma) = (1 - t) x_0 + t noise, differentiating (t - r) u gives
     the identity u = v - (t - r) du/dt (eq. 6), with v the velocity at t. du/dt along the
     trajectory is a product of the Jacobian with (v, 1), by forward-mode differentiation.
 
-    v is the teacher's, with guidance. Without a teacher, the loss has the velocity of the pair
-    (x_0, noise), and the derivative the network's own, which is free of the noise of the pair
+    v is the teacher's velocity, with guidance. Without a teacher, v in eq. 6 is the velocity of the
+    pair (x_0, noise), and the derivative uses the network's own velocity, which has less variance
     (improved mean flows; Geng et al. 2025, arXiv:2512.02012).
     """
 
@@ -231,8 +237,10 @@ class MeanFlowObjective(TaughtObjective):
         return PairedBatch(*batch, self.earlier(batch.t, step))
 
     def earlier(self, t: Tensor, step: int, parts: int = 1, part: int = 0) -> Tensor:
-        """The timesteps r (B,) that averages begin at: t itself for a quarter of the items, for the
-        others any time from clean data, -1, to t. Drawn for `parts` batches, of which t is one."""
+        """Timesteps r (B,) for t (B,): t itself for `SAME_TIME` of the items, else -1 ... t - 1.
+
+        -1 is clean data. Random numbers are drawn for `parts` batches; t is batch number `part`.
+        """
         generator = torch.Generator().manual_seed(derive_seed("span", self.seed, step))
         drawn = torch.rand(2, parts * len(t), generator=generator)
         share, kind = drawn[:, part * len(t) : (part + 1) * len(t)].to(t.device)
@@ -245,7 +253,7 @@ class MeanFlowObjective(TaughtObjective):
         span = self.time[t] - self.time[r]
         given = replace(condition or Condition(), span=span)
         state = random_state(x_t.device)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # which forward mode differentiates
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # needed by forward mode
             if self.teacher is None:
                 velocity = noise - x_0 / s
                 now = replace(given, span=torch.zeros_like(span))
@@ -269,8 +277,10 @@ class MeanFlowObjective(TaughtObjective):
     def derivative(
         self, model: nn.Module, x_t: Tensor, condition: Condition, t: Tensor, along: Tensor
     ) -> Tensor:
-        """du/dt (B, ...) at x_t (B, ...) in the direction of the velocity `along` (B, ...), with r
-        fixed: the span grows with t."""
+        """du/dt (B, ...) at x_t (B, ...) in the direction of the velocity `along` (B, ...).
+
+        r is fixed, so that the span t - r grows with t.
+        """
         scale_in = at(self.scale_in, t, x_t)
         x_in = at(self.diffusion.scale_in, t, x_t) * x_t
         d_x_in = at(self.d_scale_in, t, x_t) / scale_in * x_in + scale_in * along
@@ -284,10 +294,10 @@ class MeanFlowObjective(TaughtObjective):
 
 
 class ReflowObjective(DiffusionObjective):
-    """The diffusion loss of samples of a network, each with the noise that it came from (rectified
-    flow; Liu et al. 2022, arXiv:2209.03003).
+    """Rectified flow (Liu et al. 2022, arXiv:2209.03003): the diffusion loss of drawn samples.
 
-    The items of the data set are samples, followed by their noise in the same axis (`with_noise`).
+    Each sample is paired with the noise it came from. The items of the data set are both,
+    concatenated along axis 1 (`with_noise`).
     """
 
     def completed(self, batch: NoisyBatch, step: int) -> NoisyBatch:
@@ -350,8 +360,10 @@ def with_guidance(
     scale: float,
     guide: nn.Module | None = None,
 ) -> Tensor:
-    """The clean data (B, ...) that a network predicts with guidance by the condition, or by a
-    weaker network, clipped as in sampling, and without gradients."""
+    """The clean data (B, ...) that a network predicts with guidance, without gradients.
+
+    Guidance is by the condition, or by a weaker network, `guide`. x_0 is clipped as in sampling.
+    """
     if scale == 1:
         x_0 = predicted(diffusion, model, x, condition, t)
         return x_0.clamp(-1, 1) if diffusion.clip else x_0
@@ -376,7 +388,7 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def set_random_state(device: torch.device, state: Tensor) -> None:
-    """Go back to a state of `random_state`."""
+    """Restore a state that `random_state` has returned."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     elif device.type == "mps":

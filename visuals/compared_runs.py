@@ -24,13 +24,13 @@ class Progress(NamedTuple):
     losses: list[Curve]  # training losses of measured runs
     quality: list[Curve]  # classifier-FID over its floor, of measured runs
     seen: float  # items that the run has seen
-    planned: float | None  # at its planned end, if that is later
+    planned: float | None  # items seen at its planned end, if that is later
     unit: str  # "images" or "points"
 
 
 @default_style()
 def draw_progress(progress: Progress, heading: str) -> Figure:
-    """The loss at the left, and the quality of measured runs at the right, if there are any."""
+    """Draw the loss at the left, and the quality of measured runs, if any, at the right."""
     columns = 2 if progress.quality else 1
     figure = Figure(figsize=(6 * columns, 4.2), layout="constrained")
     left, *right = figure.subplots(1, columns, squeeze=False)[0]
@@ -64,7 +64,7 @@ def draw_progress(progress: Progress, heading: str) -> Figure:
 
 
 def draw_quality(axes, curve: Curve, colour: str) -> None:
-    """A measured network: a point for each run, with its spread."""
+    """Draw a measured network: a point for each run, with its spread."""
     axes.plot(curve.images, curve.values, "o-", color=colour, markersize=4, label=curve.label)
     for images, (low, high) in zip(curve.images, curve.spread, strict=False):
         axes.plot([images, images], [low, high], color=colour, linewidth=2.5, alpha=0.5)

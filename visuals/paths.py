@@ -8,7 +8,7 @@ from torch import Tensor
 from visuals.pictures import format_axes
 from visuals.style import Figure, default_style
 
-ARROWS = 2  # positions of a trajectory that is drawn as an arrow: noise and data
+ARROWS = 2  # trajectories of two positions, noise and data, are drawn as arrows
 
 
 class Paths(NamedTuple):

@@ -18,7 +18,7 @@ from utils import MARK, save_whole
 from visuals.style import Figure, FigureCanvasAgg, default_style
 
 EXTENT = 3.0  # plots of points show [-EXTENT, EXTENT] of both coordinates: pure noise fits in
-DIFFERENCE = 4
+DIFFERENCE = 4  # factor by which differences of images are amplified
 DECODED = 16  # images that are decoded from latents at once, so that memory stays small
 LINE = 2  # pixels between the images of a grid
 BLANK = 40  # grey level of these lines, and of places without an image
@@ -41,7 +41,7 @@ class ImagePictures:
         self.value_range, self.decode = value_range, decode
 
     def to_items(self, x: Tensor) -> Tensor:
-        """Convert x_0 or x_t, floats in [-1, 1], to images as the data has them, on the CPU."""
+        """Convert x_0 or x_t, floats in [-1, 1], to images in the data's format, on the CPU."""
         if self.decode is not None:
             x = torch.cat([self.decode(part) for part in x.split(DECODED)])
         if self.value_range is None:
@@ -50,7 +50,7 @@ class ImagePictures:
         return (x.float().clamp(-1, 1).cpu() + 1) / 2 * (high - low) + low
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 images, grey or in colour; of other numbers of channels the first is shown."""
+        """Images as uint8, grey or in colour; of other numbers of channels, only the first."""
         if self.value_range is not None:
             low, high = self.value_range
             images = to_uint8((images - low) / (high - low) * 2 - 1)
@@ -65,7 +65,7 @@ class ImagePictures:
     ) -> np.ndarray:
         """A picture (H', W', 3): rows of images; below a thin line, a row of real images.
 
-        Below each row is its caption, in turn, and a single caption below all of them.
+        Row i has caption i below it, and captions repeat. A single caption is below all rows.
         """
         picture = tiles(self.pixels(images), columns)
         if len(captions) == 1:  # of all rows
@@ -82,7 +82,7 @@ class ImagePictures:
             # Folders are sorted by class, so the row is taken evenly from all of the data.
             shown = self.pixels(real[:: max(1, len(real) // columns)][:columns])
             row = torch.full_like(shown[:1], BLANK).repeat(columns, 1, 1, 1)
-            row[: len(shown)] = shown  # blank where there are too few
+            row[: len(shown)] = shown  # the rest stays blank
             picture = torch.cat([picture, line, tiles(row, columns)], dim=1)
         return picture.permute(1, 2, 0).numpy()
 
@@ -91,7 +91,7 @@ class ImagePictures:
     ) -> tuple[Tensor, Tensor]:
         """The inverse of `grid` with `real` images: uint8 samples and real images (N, C, H, W).
 
-        Only grey or colour images come back whole; of other numbers of channels the first does.
+        Of images with other numbers of channels than 1 and 3, only the first channel is recovered.
         Raises ValueError for a picture of another layout.
         """
         factor, pixels = factor_of(shape), torch.from_numpy(picture).permute(2, 0, 1)
@@ -220,14 +220,14 @@ def pictures_of(
     value_range: Sequence[float] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> ImagePictures | PointPictures:
-    """The pictures of items of a shape; the rest as in `ImagePictures`."""
+    """The class of pictures for items of a shape; for the other arguments see `ImagePictures`."""
     return PointPictures() if kind_of(shape) == "points" else ImagePictures(value_range, decode)
 
 
 def compared(x_0: Tensor, reconstructed: Tensor) -> np.ndarray:
     """Images (N, C, H, W) in [-1, 1], their reconstructions, and the absolute differences.
 
-    Three rows in a picture (H', W', 3); differences are DIFFERENCE times as bright as they are.
+    Three rows in a picture (H', W', 3); differences are amplified by the factor DIFFERENCE.
     """
     difference = (reconstructed.clamp(-1, 1) - x_0).abs() * DIFFERENCE - 1
     return stacked(x_0, reconstructed, difference)
@@ -257,7 +257,7 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 
 
 def strip(caption: str, width: int) -> Tensor:
-    """A caption as a picture (3, H', width) uint8, in as many lines as it takes."""
+    """A caption as a picture (3, H', width) uint8, with line breaks."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(FONT_SIZE)
@@ -278,12 +278,12 @@ def enlarged(images: Tensor, size: int = 56) -> Tensor:
 
 
 def factor_of(shape: Sequence[int], size: int = 56) -> int:
-    """How often pixels of images (C, H, W) are repeated: to about `size` on the larger side."""
+    """The factor that enlarges images (C, H, W) to about `size` pixels on the larger side."""
     return max(1, round(size / max(shape[1:])))
 
 
 def square(count: int) -> int:
-    """The number of columns of an about square grid of `count` images."""
+    """The number of columns of a nearly square grid of `count` images."""
     return math.ceil(math.sqrt(count))
 
 
@@ -365,7 +365,7 @@ def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
 def mark(kind: str) -> dict:
     """Options of Pillow's `save` that write `MARK` into the metadata of an image format.
 
-    By it, `dataset.own_files` tells our pictures from data.
+    `dataset.own_files` uses the mark to distinguish our pictures from data.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -382,7 +382,7 @@ def mark(kind: str) -> dict:
 
 
 def require_size(path: Path, height: int, width: int) -> None:
-    """Raise ValueError if the format of a picture's file name takes no picture of this size."""
+    """Raise ValueError if a picture of this size is too large for the format of its file."""
     kind = "GIF" if path.suffix.lower() == ".gif" else image_format(path)
     if max(height, width) > LARGEST.get(kind, math.inf):
         way = "take fewer images" if kind == "GIF" else "write a .png or fewer images"

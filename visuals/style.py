@@ -22,7 +22,7 @@ __all__ = ["Figure", "FigureCanvasAgg", "default_style"]
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """While open, or in a function that it decorates, figures have matplotlib's default style.
+    """While open, or in a function that this decorates, figures have matplotlib's default style.
 
     A `matplotlibrc` or a notebook may ask for LaTeX or for fonts that are not installed.
     """

@@ -17,7 +17,7 @@ NOT_SAVED = {"autoencoder"}  # a command of --latents cannot be rebuilt from the
 
 
 def again(run: Run, **changes: object) -> str:
-    """Train anew in a new folder, with changed flags; None removes a flag.
+    """The command that trains anew in a new folder, with changed flags; None removes a flag.
 
     A run of `fit`, or one with flags that are not known, is repeated by a call or resumed.
     """
@@ -32,7 +32,7 @@ def again(run: Run, **changes: object) -> str:
 
 
 def resume(run: Run, **changes: object) -> str:
-    """Continue the run, with changed flags."""
+    """The command that continues the run, with changed flags."""
     if run.is_custom:
         return call(run, folder=str(run.path), **changes)
     words = spelled({**changes, "output_dir": str(run.path)})
@@ -40,21 +40,21 @@ def resume(run: Run, **changes: object) -> str:
 
 
 def launcher(run: Run) -> str:
-    """What starts train.py: Python, or torchrun for a run of several processes."""
+    """The words that start train.py: Python, or torchrun for a run of several processes."""
     processes = int(run.number("train", "processes", 1))
     return f"torchrun --standalone --nproc-per-node={processes}" if processes > 1 else "python"
 
 
 def draw(path: Path, *words: str) -> str:
-    """Draw with a checkpoint."""
+    """The command that samples from a checkpoint."""
     return shlex.join(["python", "sample.py", "--checkpoint", str(path), *words])
 
 
 def call(run: Run, data: str = "", **changes: object) -> str:
     """The call of `fit` that trains again, or on: the saved arguments, then the changes.
 
-    `data` is the expression of the data, by default `images` or `points`. Without labels for
-    class_conditional=False.
+    `data` is the expression of the data, by default `images` or `points`. With
+    class_conditional=False, labels are left out.
     """
     arguments = {"value_range": run.setting("data", "range"), **fit_flags(run)}
     labels = changes.pop("class_conditional", bool(run.setting("model", "num_classes")))
@@ -80,8 +80,10 @@ def fit_flags(run: Run) -> dict[str, object]:
 
 
 def flags_of(run: Run) -> dict[str, object] | None:
-    """The flags of the run's command: as typed, or else those of its configuration that are not the
-    defaults. None if neither has them."""
+    """The flags of the run's command as typed, or else the non-default ones of its configuration.
+
+    None if neither is available.
+    """
     for session in run.sessions[:1]:
         command = session.get("command")
         if isinstance(command, list) and command[:1] == ["train.py"]:
@@ -95,7 +97,7 @@ def flags_of(run: Run) -> dict[str, object] | None:
 
 
 def configured_flags(run: Run) -> dict[str, object] | None:
-    """The flags that make the configuration of a run, without those that are defaults."""
+    """The flags that lead to the configuration of a run, without defaults; None if not known."""
     if not run.config or run.model not in NETWORKS or NOT_SAVED & run.config["model"].keys():
         return None
     defaults, found, usual = resolved_defaults(run), {}, RunConfig()
@@ -116,7 +118,7 @@ def configured_flags(run: Run) -> dict[str, object] | None:
 
 
 def resolved_defaults(run: Run) -> dict[str, object]:
-    """What the flags of a run are where they are not given: for its data, network and process."""
+    """The defaults of the flags of a run, for its data, network and process."""
     source = DATASETS.get(run.dataset)
     arguments = {
         name: list(value) if isinstance(value, tuple) else value
@@ -160,12 +162,12 @@ def spelled(flags: dict[str, object]) -> str:
 
 
 def order(name: str) -> int:
-    """The data first, then as declared."""
+    """Sort key of a flag: its place among the declarations, which begin with the data."""
     return list(TRAIN.declared).index(name)
 
 
 def new_folder(path: Path) -> Path:
-    """A folder for another run, next to that of a run; in `outputs` itself, below it."""
+    """A new folder for another run, next to that of a run, or within it if it is `outputs`."""
     inside = path.name == "outputs"
     for number in range(2, 1000):
         folder = path / f"run_{number}" if inside else path.with_name(f"{path.name}_{number}")

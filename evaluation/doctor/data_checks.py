@@ -119,7 +119,7 @@ def takes_dropout(run: Run) -> bool:
 
 
 def fitted_range(real: Tensor, limits: list[float]) -> tuple[float, float]:
-    """The range of data of which images (uint8, as doubles) were made with other limits."""
+    """The range of the data before `limits` scaled them to images (uint8 values, as doubles)."""
     low, high = limits
     ends = [low + float(value) / 255 * (high - low) for value in (real.min(), real.max())]
     return (math.floor(ends[0]), max(math.floor(ends[0]) + 1, math.ceil(ends[1])))

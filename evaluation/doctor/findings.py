@@ -1,4 +1,4 @@
-"""A finding: what is wrong with a run, how it shows, why, and what to do."""
+"""A finding: a fault of a run, with its evidence, its cause, and a command that mends it."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -24,7 +24,7 @@ class Finding:
         title: the fault, in one line.
         evidence: the numbers that show it, and where they are from.
         cause: the likely cause.
-        command: what mends it.
+        command: the command that mends it.
     """
 
     severity: Severity

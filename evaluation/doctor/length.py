@@ -18,7 +18,7 @@ from visuals.curves import column
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RESULTS, CURVES = DOCS / "results.json", DOCS / "loss_curves.json"
 GOOD = 2.5  # times the floor: nearly all digits and garments of such rows are recognisable
-# What the loss depends on besides the network: runs that differ in it cannot be compared by it.
+# Settings that change the scale of the loss: losses of runs that differ in them are not compared.
 PROCESS = ("schedule", "prediction", "loss_weight", "clip_loss", "zero_terminal_snr", "learn_sigma")
 
 
@@ -75,8 +75,7 @@ def read_rows(path: Path) -> Iterator[Measured]:
 
 
 def needed_images(run: Run) -> Need:
-    """How many images a run like this one needs, by the measured runs of its data, or else of
-    others."""
+    """How many images a run like this one needs, by measured runs of its data, or of others."""
     same = [row for row in measured_runs() if row.dataset == run.dataset]
     of = f"the measured runs of {run.dataset}"
     if same and not (good := shortest(same)):
@@ -136,8 +135,10 @@ def estimate(run: Run) -> list[str]:
 
 
 def longer(run: Run) -> int | None:
-    """The steps that a finished run needs in all, by the measured network most like its own; None
-    if it has these, or has not made those that it planned."""
+    """The total steps that a finished run needs, by the measured network that is most like its own.
+
+    None if the run has made as many steps already, or is not finished.
+    """
     if not estimate(run) or not run.is_finished:
         return None
     steps = math.ceil(needed_images(run).middle / run.batch_size)
@@ -152,7 +153,7 @@ def span(low: float, high: float, unit: str) -> str:
 
 
 def minutes(run: Run, low: float, high: float) -> str:
-    """The time of so many images at the run's speed, in words; "" if that is unknown."""
+    """The time for `low` to `high` images at the run's speed, in words; "" if it is unknown."""
     speeds = run.speeds[1]
     if not speeds:
         return ""
@@ -181,7 +182,7 @@ def trend(run: Run) -> list[str]:
 
 
 def progress_of(run: Run) -> Progress:
-    """What the picture of a run next to measured ones shows."""
+    """The curves of a run and of measured ones, for a picture."""
     size = run.batch_size
     steps, losses = run.losses
     held_out = run.validation

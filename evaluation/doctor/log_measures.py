@@ -11,7 +11,7 @@ from training.config import DEFAULTS, PRESETS
 
 ROWS = 6  # rows of ten steps after the warm-up, below which nothing is said about the loss
 GUIDE_ROWS = 30  # the same of networks that judge: recognising noisy images starts slowly
-FAR = 10.0  # times or part of the usual learning rate, from which it is suspected
+FAR = 10.0  # a learning rate is suspected that is 10 times the usual one, or a tenth of it
 MANY = 8  # items of a step; the rows of smaller steps vary by as much as a peak
 PEAK = 1.5  # over the loss of the first row, of an early peak; a normal loss falls from there
 
@@ -33,8 +33,10 @@ def scatter(losses: list[float]) -> float:
 
 
 def relative_fall(run: Run) -> float | None:
-    """How much the loss has fallen from its first row, 0 ... 1; None if that says nothing: the run
-    is short, or began with a trained network."""
+    """The share by which the loss has fallen since its first row, at most 1.
+
+    None if this says nothing, because the run is short or began with a trained network.
+    """
     steps, losses = run.losses
     warmup = run.number("train", "warmup_steps", 0)
     after = sum(step > warmup for step in steps)
@@ -90,5 +92,5 @@ def rounded(value: float) -> float:
 
 
 def length_of(run: Run, steps: int) -> dict[str, object]:
-    """Flags that limit a new run to so many steps."""
+    """Flags that limit a new run to this number of steps."""
     return {"max_steps": max(1, steps), "epochs": None, "max_minutes": None}

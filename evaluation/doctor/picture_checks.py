@@ -45,7 +45,7 @@ OF_ONE_CLASS = 0.6  # of the samples, where that class is at most half as freque
 OF_THEIR_CLASS = 0.7  # part of the accuracy on held-out images
 NEIGHBOURS_TELL = 0.8  # accuracy on held-out images from which the nearest image tells the class
 COPIES = 0.1  # fraction of samples; new images have RARE, and 7 of 64 then have a chance of 1e-5
-# What explains pictures that are noise.
+# Checks of the loss that explain samples of noise.
 LOSS_CHECKS = (not_finite, diverged, does_not_fall, learning_rate_too_low, average_lags)
 
 
@@ -78,7 +78,7 @@ def only_noise(run: Run) -> Finding | None:
 def explained(run: Run, images: str) -> tuple[str, str] | None:
     """The cause and the command of bad samples, if the learning rate or the length explains them.
 
-    `images` is the end of the measured need from which a run is long enough: "low" or "high".
+    `images` is "low" or "high": the bound of `needed_images` from which a run is long enough.
     """
     lr, usual = rates(run)
     if lr >= FAR * usual or lr <= usual / FAR:

@@ -35,8 +35,7 @@ def correlation(images: Tensor) -> float:
 
 
 def looks_like_noise(run: Run) -> bool:
-    """Do neighbouring pixels of the samples hardly depend on each other, where those of real images
-    do?"""
+    """Do neighbouring pixels correlate in the real images, but hardly in the samples?"""
     samples, real = (correlation(x) for x in run.pictures[1:])
     has_contrast = run.pictures.samples.double().std() >= NARROW
     return bool(has_contrast) and real >= MIN_CORRELATION and samples < NOISE * real
@@ -55,8 +54,10 @@ def mean_distance(images: Tensor) -> float:
 
 
 def copies_of(run: Run) -> NearCopies | None:
-    """Distances of the samples to the training images; None if copies are not to be expected, or
-    the data are not found."""
+    """Distances of the samples to the training images.
+
+    None if copies are not to be expected, or if the data are not found.
+    """
     if run.pictures is None or run.epochs < SEEN or not run.draws:
         return None
     if looks_like_noise(run) or run.data is None:

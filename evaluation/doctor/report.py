@@ -22,7 +22,7 @@ def report_of(run: Run, findings: Iterable[Finding]) -> str:
         blocks.append(in_words(number, finding))
     if not findings:
         blocks.append(healthy(run))
-    # Its length is of no interest while its result cannot be used.
+    # The length of a run does not matter while its result cannot be used.
     if not any(each.severity == FAULT for each in findings) and (lines := estimate(run)):
         block = wrapped("how long: ", " ".join(lines))
         if not findings and (steps := longer(run)):
@@ -32,7 +32,7 @@ def report_of(run: Run, findings: Iterable[Finding]) -> str:
 
 
 def heading(run: Run) -> str:
-    """What the run is and how far it is."""
+    """The first line of the report: the run's folder, data, network and state."""
     data, network = run.dataset, run.model or "unknown network"
     if run.is_custom:  # a run of `fit`
         data, network = f"{run.kind} of your own", "network of your own"
@@ -65,7 +65,7 @@ def wrapped(label: str, text: str) -> list[str]:
 
 
 def healthy(run: Run) -> str:
-    """That nothing was found, and what the run can do next."""
+    """The paragraph for a run without findings, with the next command."""
     found = "Nothing is wrong: the run looks healthy."
     if run.is_finished and run.newest is None:
         found += " Its checkpoint is sharded; the command writes model_final.pt, which can draw."

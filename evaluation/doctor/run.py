@@ -85,7 +85,7 @@ class Run:
         return self.config.get(section, {}).get(name, default)
 
     def number(self, section: str, name: str, default: float = math.nan) -> float:
-        """A number of the configuration; `default` where there is none."""
+        """A number of the configuration; `default` if it has none."""
         value = self.setting(section, name)
         return value if matches_type(value, float) else default
 
@@ -160,7 +160,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """What the run is doing, in words."""
+        """Whether the run is in progress, finished or stopped, and its step, in words."""
         of = f" of {self.total:,}" if self.total and self.total >= self.step else ""
         if self.writing:
             return f"in progress, step {self.step:,}{of}"
@@ -168,7 +168,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often each item was seen."""
+        """How often each item was seen, on average; 0 if the number of items is unknown."""
         return self.step * self.batch_size / self.count if self.count else 0.0
 
     @property
@@ -238,7 +238,7 @@ class Run:
 
 
 def read_run(path: Path, tell: Callable[[str], object] = lambda line: None) -> Run:
-    """Read the folder of a run. `tell` is called with a line before what may take long.
+    """Read the folder of a run. `tell` is called with a line before each slow operation.
 
     Raises ValueError for a folder without a run.
     """
@@ -294,8 +294,7 @@ def verified(folder: RunFolder, tell: Callable) -> tuple[dict[Path, int], dict[P
 
 
 def config_of(folder: RunFolder, steps: dict[Path, int]) -> tuple[dict, str]:
-    """The configuration of a run, from config.json or else from a checkpoint; and the error of
-    config.json."""
+    """The configuration of a run, from config.json or a checkpoint; and config.json's error."""
     try:
         config, error = folder.saved_config(), ""
     except CheckpointError as reason:
@@ -322,7 +321,7 @@ def parameters_of(paths: list[Path]) -> int | None:
 
 
 def pictures_of_grid(folder: RunFolder, config: dict) -> Pictures | None:
-    """The newest sample grid of images, taken apart."""
+    """The samples and the real images in the newest sample grid; None if no grid can be read."""
     if not config or config["model"]["name"] in NOT_DENOISERS:
         return None
     shape = item_shape(config["data"])
