@@ -92,7 +92,7 @@ class DataFlags(Flags):
         False, "folder: make captions from the paths of the files", switch="on", fixed=True,
     )  # fmt: skip
     follow_links: bool = data_flag(
-        False, "folder: also read what links that lead out of it lead to", switch="on", fixed=True
+        False, "folder: also follow links that lead out of it", switch="on", fixed=True
     )
     cache_limit: float = data_flag(
         2, "folder: decode more than this into a memory-mapped file", parse=number(float, 0),

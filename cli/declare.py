@@ -5,7 +5,7 @@ import ast
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +95,10 @@ class Flags:
 
     def default(self, name: str) -> object:
         """The default of a flag; None for a flag of another command."""
-        return next((each.default for each in fields(self) if each.name == name), None)
+        for each in fields(self):
+            if each.name == name:
+                return each.default if each.default is not MISSING else each.default_factory()
+        return None
 
     def in_use(self, name: str) -> bool:
         """Does a flag have a value other than its default, and other than None or an empty one?"""

@@ -68,7 +68,7 @@ class EvaluationRequest(SamplerFlags, ThreadFlags):
         False, "folders of images: skip files that cannot be read", group="data", switch="on",
         needs=("samples",))
     follow_links: bool = flag(
-        False, "folders of images: also read what links that lead out of them lead to",
+        False, "folders of images: also follow links that lead out of them",
         group="data", switch="on", needs=("samples",))
 
     ode_steps: int = flag(
@@ -89,7 +89,7 @@ class EvaluationRequest(SamplerFlags, ThreadFlags):
         if self.samples and "bpd" in (self.metrics or []):
             raise ValueError("--metrics bpd needs a --checkpoint: images have no likelihood")
         if self.samples and self.split == "validation":
-            raise ValueError("--split validation needs a --checkpoint whose run held items out")
+            raise ValueError("--split validation needs a --checkpoint of a run that held items out")
         if self.inception_weights and self.metrics and "inception" not in self.metrics:
             raise ValueError("--inception-weights has no effect without --metrics inception")
         if "inception" in (self.metrics or []) and not self.inception_weights:

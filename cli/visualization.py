@@ -45,7 +45,7 @@ class VisualizationRequest(DataFlags, MachineFlags):
         metavar="TEXT", needs=("attention",))
 
     run: str | None = flag(
-        None, "sample by the checkpoints of a run, and write DIR/report.html", group="run",
+        None, "sample from the checkpoints of a run, and write DIR/report.html", group="run",
         metavar="DIR", parse=path, unless=("field", "attention"))
     doctor: str | None = flag(
         None, "say what is wrong with a run and what to do, from its files", group="run",

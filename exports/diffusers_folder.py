@@ -117,9 +117,8 @@ def scheduler_config(network: TrainedNetwork) -> dict:
     if betas[-1] == 1 or default_sampler(network.config) != AUTO:
         config |= {"algorithm_type": "dpmsolver++", "solver_order": 1}
     if betas[-1] == 1:
-        config["rescale_betas_zero_snr"] = (
-            True  # the betas stay; the solver divides by 2^-12, not 0
-        )
+        # the betas stay; the solver divides by 2^-12, not 0
+        config["rescale_betas_zero_snr"] = True
     return config
 
 

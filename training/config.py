@@ -102,9 +102,8 @@ def with_defaults(flags: RunConfig, data: Data, *, resumed: bool = False) -> Run
     if flags.timestep_sampling is None:
         found["timestep_sampling"] = "log-normal" if edm else "uniform"
     if flags.flip is None:
-        captioned = found.get(
-            "text_conditional", flags.text_conditional
-        )  # captions may mention left and right
+        # captions may mention left and right
+        captioned = found.get("text_conditional", flags.text_conditional)
         found["flip"] = DATASETS[flags.dataset].flip and not captioned and flags.latents is None
     elif flags.flip and kind == "points":
         raise ValueError("--flip mirrors images, and this data set is points")

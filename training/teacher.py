@@ -93,7 +93,7 @@ def require_tunable(flags: RunConfig, config: dict, teacher: dict | None) -> Non
     if flags.tune == "consistency" and not has_boundary(prediction):
         raise ValueError(
             f"--tune consistency cannot use --prediction {prediction}: its x_0 without noise is "
-            "what the network puts out, and not the input; use flow, v or edm"
+            "what the network outputs, and not the input; use flow, v or edm"
         )
     if flags.tune == "meanflow" and (prediction != "flow" or config["diffusion"]["learn_sigma"]):
         raise ValueError(
