@@ -73,6 +73,9 @@ pixel, which does not find shifted or altered ones."""
 {train["validation"]:,} were held out for validation."""
         steps = f"""{step:,} training steps of {train["update_size"]} {kind}, {epochs:.1f} \
 epochs{minutes}."""
+        if train.get("init_from"):
+            before = html.escape(printable(train["init_from"]), quote=False)
+            steps += f"\nThe network began with the weights of {before}."
     recipe = {section: config[section] for section in sections}
     return f"""# {name}
 

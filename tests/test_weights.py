@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import export
+from checkpoints.card import model_card
 from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -290,6 +291,11 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional, monke
     assert "The weights are the moving average" in card
     assert " minutes of training" in card
     assert "5 training steps of 128 images" in card
+    assert "began with" not in card
+    saved = load_checkpoint(conditional)
+    saved["config"]["train"]["init_from"] = "before.pt"
+    further = model_card("m", "", saved["config"], 5, 0, ("ema", saved["ema"]), None)
+    assert "\nThe network began with the weights of before.pt.\n" in further
     assert "The network is conditioned on the class." in card
     assert f"| classifier-FID | {report['classifier']['classifier_fid']['mean']:.4g} (" in card
     assert "| images of the requested class | " in card
