@@ -203,7 +203,7 @@ class Work:
         """The state of sampling and measuring: the figures of each finished command."""
         begun = self.state["training"]["sessions"][0]["start"]  # another network, other figures
         key = [code.measuring, self.recipe.draw, self.recipe.weights, str(begun)]
-        key.append(self.recipe.metrics)
+        key += [self.recipe.metrics, self.recipe.guide]
         return self.of_stage("measuring", key)
 
     def save(self) -> None:
@@ -219,7 +219,8 @@ def outdated(row: dict, code: Code) -> str:
         return "older flags"
     if made.get("training") != code.training:
         return "older code"
-    if row["draw"] != drawing(recipe) or row.get("metrics", recipe.metrics) != recipe.metrics:
+    others = {"draw": drawing(recipe), "metrics": recipe.metrics, "guide": recipe.guide}
+    if any(row.get(name, value) != value for name, value in others.items()):
         return "older flags of sampling"
     return "" if made.get("measuring") == code.measuring else "older code of measuring"
 
@@ -288,6 +289,7 @@ def row_of(
         "recipe": name,
         "train": train_command(recipe),
         "draw": drawing(recipe),
+        "guide": recipe.guide,
         "date": last["time"][:10],
         "code": {
             "commit": training["commit"],

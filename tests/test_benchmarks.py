@@ -484,6 +484,14 @@ def test_only_measures_that_a_report_lacks_are_made():
     assert few_steps.missing(points, 2, {}) == ["energy_distance"]
 
 
+def test_flags_that_guide_the_teacher_of_few_steps():
+    args = SimpleNamespace(guidance=1.5, guide=None)
+    assert few_steps.guidance(args) == ["--guidance-scale", "1.5"]
+    args.guide = Path("/weak.pt")
+    found = few_steps.guidance(args, "--teacher-guidance", "--teacher-guide")
+    assert found == ["--teacher-guidance", "1.5", "--teacher-guide", "/weak.pt"]
+
+
 def test_tables_of_few_steps_and_large_images():
     fid = {"mean": 2.0, "ratio": 4.0, "values": [1.5, 2.5], "floor_values": [0.5], "floor": 0.5}
     close = {"precision": {"mean": 0.9}, "recall": {"mean": 0.8}}

@@ -507,6 +507,16 @@ def test_a_teacher_is_guided_by_a_weaker_network_which_the_checkpoint_keeps(scri
     assert_same_training(*(load_checkpoint(f"{f}/model_final.pt") for f in ("straight", "parts")))
 
 
+def test_a_guide_with_another_network_is_refused(script, teacher):
+    words = ["--dataset", "digits", "--image-size", 8, "--model", "dit", "--blocks", 1, *FEW]
+    words += ["--channels", 16, "--patch-size", 4, "--max-steps", 1]
+    assert script("train", *words, "--output-dir", "wide").code == 0
+    words = ["--tune", "consistency", "--teacher", teacher, "--teacher-guidance", 2, *FEW]
+    result = script("train", *words, "--teacher-guide", "wide", "--output-dir", "tuned")
+    assert result.code == 2
+    assert "another network than the teacher: model.channels" in result.err
+
+
 def test_a_teacher_predicts_with_a_guide_as_in_sampling(teacher):
     checkpoint = load_checkpoint(teacher)
     network, diffusion = restore(checkpoint)[:2]
