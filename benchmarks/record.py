@@ -318,17 +318,17 @@ def row_of(
 
 def measured(report: dict) -> dict:
     """The measures in a report of evaluate.py, for a row."""
+    row = {"two_sample": report["two_sample"]} if "two_sample" in report else {}
     if prompts := report.get("prompt"):
-        row = {key: prompts[key] for key in ("reader", "left_out")}
+        row["prompt"] = {key: prompts[key] for key in ("reader", "left_out")}
         for key in ("training", "held_out"):
-            row[key] = {k: value for k, value in prompts[key].items() if k != "confusion"}
-        return {"prompt": row}
+            found = {k: value for k, value in prompts[key].items() if k != "confusion"}
+            row["prompt"][key] = found
+        return row
     distance = report["classifier"]
-    return {
-        "classifier": {key: distance[key] for key in ("sha256", "accuracy")},
-        "measures": {key: value for key, value in distance.items() if isinstance(value, dict)},
-        "two_sample": report["two_sample"],
-    }
+    row["classifier"] = {key: distance[key] for key in ("sha256", "accuracy")}
+    row["measures"] = {key: value for key, value in distance.items() if isinstance(value, dict)}
+    return row
 
 
 def parameters_of(checkpoint: Path) -> int:

@@ -145,7 +145,7 @@ def drawing_flags(report: dict) -> str:
 
 def figures_table(report: dict) -> str:
     """Markdown tables of the measures in a report."""
-    rows = []
+    rows, tests = [], measure_rows(report.get("two_sample", {}), SEPARATION)
     if enlarged := report.get("super_resolution"):
         rows += [*super_resolution_rows(enlarged, report["compared_with"]), ""]
     if measured := report.get("classifier"):
@@ -157,7 +157,7 @@ def figures_table(report: dict) -> str:
             "| measure | samples: mean (lowest to highest) | as many training images |",
             "| --- | --- | --- |",
             *measure_rows(measured, MEASURES),
-            *measure_rows(report.get("two_sample", {}), SEPARATION),
+            *tests,
         ]
         if "ratio" in measured["classifier_fid"]:
             ratio = measured["classifier_fid"]["ratio"]
@@ -175,6 +175,14 @@ def figures_table(report: dict) -> str:
             *measure_rows(asked["held_out"], PROMPT_MEASURES, ", held-out captions"),
             "",
         ]
+    if tests and "classifier" not in report:
+        if not rows:
+            rows += [
+                f"{sets_of(report)}, compared with real images ({report['compared_with']}):",
+                "",
+            ]
+        rows += ["| two-sample test | samples | as many training images |", "| --- | --- | --- |"]
+        rows += [*tests, ""]
     if not rows:
         return "Nothing was measured with a classifier."
     if copied := report.get("copies"):

@@ -45,6 +45,8 @@ if Path("interrupts").exists():
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(60)
 (folder / "model_final.pt").touch()
+(folder / "snapshots").mkdir(exist_ok=True)
+(folder / "snapshots" / "step_5.safetensors").write_text("weights after five steps")
 '''
 EVALUATE = """
 import json, sys
@@ -61,12 +63,19 @@ from pathlib import Path
 print("64 images in 1.2 s")
 Path(sys.argv[-1]).touch()
 """
+EXPORT = """
+import sys
+from pathlib import Path
+with open("calls", "a") as file:
+    file.write("export " + sys.argv[5] + chr(10))
+"""
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project of stand-ins with one recipe, and one for a GPU."""
     files = {"train.py": TRAIN, "evaluate.py": EVALUATE, "sample.py": SAMPLE, "recipe.py": "a = 1"}
+    files |= {"export.py": EXPORT, "weights/small.md": ""}
     files |= {"evaluation/__init__.py": "", "evaluation/measure.py": "b = 1", "README.md": "None."}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -116,13 +125,14 @@ def test_a_row_of_prompts_has_a_table_of_its_own(project, call):
     figures = {"mean": 0.7, "values": [0.6, 0.8], "floor": 0.99}
     measures = dict.fromkeys(("exact_match", "attribute_accuracy", "precision", "recall"), figures)
     prompt = {"reader": "5" * 64, "left_out": [], "training": measures, "held_out": measures}
-    report = {"prompt": prompt, "copies": {"near_copies": 0.01}}
-    (project / "report.json").write_text(json.dumps(report))
+    report = json.loads((project / "report.json").read_text())
+    del report["classifier"]
+    (project / "report.json").write_text(json.dumps({**report, "prompt": prompt}))
     record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics="prompt copies")
     assert call("--only", "tiny").code == 0
     text = record.PAGE.read_text()
     assert "| tiny | 0.700 (0.600 to 0.800) | 0.700 (0.600 to 0.800) | 0.70, 0.70 |" in text
-    assert "| 0.990 | 1.00 % |" in text
+    assert "| 0.990 | 1.00 % | 0.900 (0.900 to 0.900; floor 0.500) | " in text
     assert "--metrics prompt copies" in text
     assert "Reader of attributes `555555555555`" in text
     assert call("--only", "tiny").ran == []
@@ -170,6 +180,13 @@ def test_a_row_is_made_once_for_each_version_of_the_code_that_matters(project, c
     assert call("--only", "tiny", "--again").ran == [NEW, "evaluate"]
     monkeypatch.setitem(record.RECIPES, "tiny", Recipe("--tiny", "--steps 3"))
     assert call("--all").ran == ["evaluate"]
+
+
+def test_a_published_recipe_has_weights_and_those_of_its_guide(project, call):
+    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", "small", guide="step_5")
+    assert call("--only", "tiny").ran == [NEW, "evaluate", "export weights/small.safetensors"]
+    guide = project / "weights" / "small_guide.safetensors"
+    assert guide.read_text() == "weights after five steps"
 
 
 def test_an_interrupted_run_is_resumed_unless_the_code_has_changed(project, call):

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import export
-from checkpoints.card import model_card
+from checkpoints.card import figures_table, model_card
 from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -300,6 +300,10 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional, monke
     assert f"| classifier-FID | {report['classifier']['classifier_fid']['mean']:.4g} (" in card
     assert "| images of the requested class | " in card
     assert "Near-copies of training images: " in card
+    test = {"mean": 0.7, "values": [0.6, 0.8], "floor": 0.5}
+    alone = {key: report[key] for key in ("num_images", "seeds", "compared_with")}
+    alone["two_sample"] = {"auc": test, "auc_16_levels": test}
+    assert "from real images | 0.7 (0.6 to 0.8) | 0.5 |" in figures_table(alone)
 
     again = ["--checkpoint", "new/digits.safetensors", "again.npz", "--card", "m.json"]
     assert script("export", *again).code == 0
