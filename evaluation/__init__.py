@@ -1,5 +1,8 @@
 """Measuring generated items against real ones.
 
+What is measured:
+    plan            the default measures, and what cannot be measured
+
 What is compared:
     real            the data set: training split and held-out items
     generated       samples of a checkpoint, or given images
@@ -14,6 +17,8 @@ How it is compared:
     attributes      a network that reads the attributes of images
     prompts         whether pictures show what their prompts say
     two_sample      whether a network can tell images from real ones; grey levels
+    reconstruction  PSNR and SSIM of images and what an autoencoder makes of them
+    super_resolution  ways to enlarge images, compared with the originals
     copies          near-copies of training images
     inception       FID, IS and KID by torch-fidelity
     likelihood      mathematics: bits per dimension of a batch
