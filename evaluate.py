@@ -309,7 +309,8 @@ def by_two_samples(
         f"{picture}"
     )
     figures = {name: measure.record() for name, measure in test.measures.items()}
-    return {**figures, "grey_levels": levels._asdict()}
+    count = {"num_images": len(generated.sets[0])}
+    return {**figures, **count, "grey_levels": levels._asdict()}
 
 
 def by_prompts(

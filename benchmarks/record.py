@@ -61,7 +61,7 @@ class Recipe(NamedTuple):
     guide: str = ""  # its snapshot that is published as NAME_guide, for --guide
     part: float | None = None  # minutes after which train.py is stopped and resumed
     needs_gpu: bool = False
-    metrics: str = METRICS  # of evaluate.py, with its other flags for them
+    metrics: tuple[str, ...] = METRICS  # of each call of evaluate.py, with other flags for them
 
 
 GUIDED = "--steps 20 --guidance-scale 1.3"
@@ -203,7 +203,7 @@ class Work:
         """The state of sampling and measuring: the figures of each finished command."""
         begun = self.state["training"]["sessions"][0]["start"]  # another network, other figures
         key = [code.measuring, self.recipe.draw, self.recipe.weights, str(begun)]
-        key += [self.recipe.metrics, self.recipe.guide]
+        key += [*self.recipe.metrics, self.recipe.guide]
         return self.of_stage("measuring", key)
 
     def save(self) -> None:
@@ -219,7 +219,7 @@ def outdated(row: dict, code: Code) -> str:
         return "older flags"
     if made.get("training") != code.training:
         return "older code"
-    others = {"draw": drawing(recipe), "metrics": recipe.metrics, "guide": recipe.guide}
+    others = {"draw": drawing(recipe), "metrics": list(recipe.metrics), "guide": recipe.guide}
     if any(row.get(name, value) != value for name, value in others.items()):
         return "older flags of sampling"
     return "" if made.get("measuring") == code.measuring else "older code of measuring"
@@ -254,12 +254,17 @@ def run(name: str, work: Work, data_dir: str) -> dict:
     words = [word.format(run=folder) for word in shlex.split(recipe.draw)]
     draw = ["--checkpoint", str(checkpoint), *PRECISION, *words]
     measuring = work.measuring(Code.now())
-    start = time.monotonic()
-    if "report" not in measuring:
-        execute("evaluate", *draw, *data, "--metrics", *recipe.metrics.split())
-        measuring["report"] = json.loads(report.read_text())
-        measuring["minutes"] = (time.monotonic() - start) / 60
+    reports = measuring.setdefault("reports", {})
+    for metrics in recipe.metrics:
+        if metrics in reports:
+            continue
+        start = time.monotonic()
+        execute("evaluate", *draw, *data, "--metrics", *metrics.split())
+        reports[metrics] = json.loads(report.read_text())
+        minutes = measuring.get("minutes", 0) + (time.monotonic() - start) / 60
+        measuring["minutes"] = minutes
         work.save()
+    report.write_text(json.dumps(joined(reports)))  # for the model card
     grid = f"results_{slug}.png"
     if "seconds" not in measuring:
         drawn = execute("sample", *draw, "--num-images", "64", "--output", f"docs/{grid}")
@@ -277,7 +282,7 @@ def row_of(
     name: str, recipe: Recipe, folder: Path, training: dict, measuring: dict, grid: str
 ) -> dict:
     """The row of a recipe that was trained and measured."""
-    found, rows = measuring["report"], read_metrics(folder / "metrics.jsonl")
+    found, rows = joined(measuring["reports"]), read_metrics(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text())
     train, sessions = config["train"], training["sessions"]
     last = read_environment(folder / "env.json")[-1]
@@ -308,12 +313,18 @@ def row_of(
         "epochs": updates * train["update_size"] / (config["data"]["count"] - train["validation"]),
         "images_per_second": statistics.median(column(rows, "images_per_second")[1]),
         "parameters": parameters_of(folder / "model_final.pt"),
-        "metrics": recipe.metrics,
+        "metrics": list(recipe.metrics),
         **measured(found),
         "near_copies": found["copies"]["near_copies"],
         "seconds": measuring["seconds"],
         "grid": grid,
     }
+
+
+def joined(reports: dict[str, dict]) -> dict:
+    """One report of several; what they say about the samples is that of the first."""
+    first, *others = reports.values()
+    return {key: value for report in [*others, first] for key, value in report.items()}
 
 
 def measured(report: dict) -> dict:

@@ -181,8 +181,9 @@ def figures_table(report: dict) -> str:
                 f"{sets_of(report)}, compared with real images ({report['compared_with']}):",
                 "",
             ]
-        rows += ["| two-sample test | samples | as many training images |", "| --- | --- | --- |"]
-        rows += [*tests, ""]
+        count = report["two_sample"]["num_images"]
+        rows += [f"| two-sample test, sets of {count:,} | samples | as many training images |"]
+        rows += ["| --- | --- | --- |", *tests, ""]
     if not rows:
         return "Nothing was measured with a classifier."
     if copied := report.get("copies"):

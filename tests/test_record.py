@@ -54,8 +54,12 @@ from pathlib import Path
 import evaluation.measure
 with open("calls", "a") as file:
     file.write("evaluate" + chr(10))
-folder = Path(sys.argv[2]).parent
-(folder / "metrics.json").write_text(Path("report.json").read_text())
+folder, asked = Path(sys.argv[2]).parent, sys.argv[sys.argv.index("--metrics") + 1:]
+report = json.loads(Path("report.json").read_text())
+measures = ("classifier", "two-sample", "copies", "prompt")
+report = {name: report.get(name.replace("-", "_")) for name in measures if name in asked}
+report = {name.replace("-", "_"): value for name, value in report.items()}
+(folder / "metrics.json").write_text(json.dumps(report))
 """
 SAMPLE = """
 import sys
@@ -128,15 +132,17 @@ def test_a_row_of_prompts_has_a_table_of_its_own(project, call):
     report = json.loads((project / "report.json").read_text())
     del report["classifier"]
     (project / "report.json").write_text(json.dumps({**report, "prompt": prompt}))
-    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics="prompt copies")
-    assert call("--only", "tiny").code == 0
+    metrics = ("prompt copies", "two-sample")
+    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics=metrics)
+    assert call("--only", "tiny").ran == [NEW, "evaluate", "evaluate"]
     text = record.PAGE.read_text()
     assert "| tiny | 0.700 (0.600 to 0.800) | 0.700 (0.600 to 0.800) | 0.70, 0.70 |" in text
     assert "| 0.990 | 1.00 % | 0.900 (0.900 to 0.900; floor 0.500) | " in text
-    assert "--metrics prompt copies" in text
+    assert "--metrics prompt copies\npython evaluate.py" in text
+    assert "--metrics two-sample\npython sample.py" in text
     assert "Reader of attributes `555555555555`" in text
     assert call("--only", "tiny").ran == []
-    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics="prompt")
+    record.RECIPES["tiny"] = Recipe("--tiny", "--steps 2", metrics=("prompt copies",))
     assert call("--only", "tiny").ran == ["evaluate"]  # the network is kept
 
 

@@ -302,7 +302,7 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional, monke
     assert "Near-copies of training images: " in card
     test = {"mean": 0.7, "values": [0.6, 0.8], "floor": 0.5}
     alone = {key: report[key] for key in ("num_images", "seeds", "compared_with")}
-    alone["two_sample"] = {"auc": test, "auc_16_levels": test}
+    alone["two_sample"] = {"auc": test, "auc_16_levels": test, "num_images": 20}
     assert "from real images | 0.7 (0.6 to 0.8) | 0.5 |" in figures_table(alone)
 
     again = ["--checkpoint", "new/digits.safetensors", "again.npz", "--card", "m.json"]
