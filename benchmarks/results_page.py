@@ -18,8 +18,7 @@ Written by `python benchmarks/record.py --all`. The commands of each row reprodu
 - **Exact match** is the share of samples of which everything is right that their captions say, and
   **statements** the share of single statements that are right, as a network reads them that was
   trained on real images ([text.md](text.md)). In brackets, the lowest and highest of three sets of
-  1,000 samples. Held-out captions have combinations that do not occur in training. All test images
-  have such captions, so that even training images can be told from them: see the floor of the AUC.
+  1,000 samples. Held-out captions have combinations that do not occur in training.
 - No test image is trained on. The presets were chosen by runs that were measured on the same test
   split ([presets.md](presets.md)), by differences far above chance. These runs were made later.
 - **Minutes** are those of the whole `train.py`, with imports, data, validation and pictures; of
