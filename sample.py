@@ -138,11 +138,14 @@ def require_sizes(job: SamplingJob, output: Path) -> None:
 
 
 def require_own_files(job: SamplingJob, output: Path) -> None:
-    """Raise ValueError if the animation or the trajectory would replace another program's file.
+    """Raise ValueError if a file that no flag names would replace another program's file.
 
-    Their names are derived from --output, so the user has not chosen them.
+    These are the default of --output, and the animation and the trajectory, with names that are
+    derived from it.
     """
     paths, folder = [], trajectory(output)
+    if "output" not in job.request.given:
+        paths.append(output)
     if job.request.animate:
         paths.append(output.with_suffix(".gif"))
     if job.request.show_intermediate and not is_old_trajectory(folder):

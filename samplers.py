@@ -321,8 +321,8 @@ def consistency(
 ) -> Iterator[Tensor]:
     """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1).
 
-    For networks of `train.py --tune consistency`, which map x at any level to clean data. Each step
-    predicts clean data, then adds fresh noise of the next level.
+    For networks of `train.py --tune consistency` and `--tune meanflow`, which map x at any level to
+    clean data. Each step predicts clean data, then adds fresh noise of the next level.
     """
     for cur, nxt in pairwise(levels):
         x_0, _ = denoise(x, cur)

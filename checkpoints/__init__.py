@@ -4,6 +4,7 @@ checkpoint.py   the checkpoint format: save, load, and restore the network and i
 reading.py      read the file of a checkpoint or of weights
 runs.py         which checkpoint the folder of a run stands for
 other_programs.py   what a file is that is no checkpoint of this project
+averages.py     averages of the weights over the training, of any length
 weights.py      the weights alone, as a safetensors file
 quantized.py    weights as 8-bit integers with scales
 programs.py     the weights in a program of torch.export

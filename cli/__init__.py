@@ -1,8 +1,9 @@
 """The command lines. Nothing here imports torch, so that `--help` answers at once.
 
 `declare` has the flags' declaration, `parser` their spelling and errors, `process` exit codes,
-`streams` output that cannot fail, `activity` signs of life. The other modules declare the flags of
-one command each, as a dataclass. To add a flag, add a field.
+`streams` output that cannot fail, `activity` signs of life. `common` has the flags that several
+commands share, and the other modules those of one command each, as a dataclass. To add a flag, add
+a field. `docs` writes docs/flags.md.
 """
 
 import importlib.util

@@ -25,5 +25,6 @@ How it is compared:
     bits            bits per dimension of held-out items
     points          energy distance of points
 
+    doctor          what is wrong with a run, why, and which command fixes it
     report          page on a run: samples of each checkpoint, and curves
 """

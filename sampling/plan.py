@@ -258,7 +258,7 @@ def is_few_step(config: dict) -> bool:
     tune = config.get("train", {}).get("tune")
     if tune is not None:
         pick(TUNED, tune, "way of tuning")
-    return tune in ("consistency", "distill", "meanflow")
+    return tune is not None and tune not in STRAIGHT
 
 
 def require_untuned_network(config: dict, what: str) -> None:

@@ -39,6 +39,9 @@ SERVICES = {
 TEACHING = {"learn": {"cli", "dataset", "utils", "visuals"}}  # nothing imports it
 ALONE = {"mini_diffusion", "docs"}  # import nothing of the rest, which imports nothing of them
 FREE = {"benchmarks", "notebooks"}  # import anything, and are imported by each other alone
+# Rooms with a docstring that names all modules.
+LISTED = ("checkpoints", "dataset", "evaluation", "learn", "mini_diffusion", "sampling", "training")
+LISTED += ("visuals",)
 BELOW_COMMANDS = {*LAYERS, *SERVICES} - {"commands", "cli"}
 
 UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "marshal", "shelve", "dill"}
@@ -207,6 +210,14 @@ def test_exercises_and_solutions_load_only_torch_and_each_other():
         if name.partition(".")[0] not in allowed
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("room", LISTED)
+def test_the_docstring_of_a_room_names_its_modules(room):
+    text = ast.get_docstring(sources()[room])
+    modules = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+    assert [name for name in sorted(modules | folders) if name not in text] == []
 
 
 def test_the_top_level_is_short():

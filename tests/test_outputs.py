@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import TINY
 from images import noise_pixels, save_image
@@ -115,6 +117,18 @@ def test_a_report_of_another_program_is_not_replaced(script, tmp_path):
     (tmp_path / "metrics.json").unlink()
     for _ in range(2):  # its own report is
         assert script("evaluate", *words).code == 0
+
+
+def test_a_picture_of_another_program_is_not_replaced_without_output(script, tmp_path, trained):
+    picture = tmp_path / "outputs" / "generated_samples.png"
+    picture.parent.mkdir()
+    Image.new("L", (8, 8)).save(picture)
+    words = ["--checkpoint", trained, "--num-images", 1, "--steps", 1]
+    result = script("sample", *words)
+    assert result.code == 2
+    assert f"cannot write to {Path('outputs', picture.name)}" in result.err
+    assert script("sample", *words, "--output", picture).code == 0  # a flag names it
+    assert script("sample", *words).code == 0  # its own picture is replaced
 
 
 def test_an_empty_name_as_a_keyword_argument_is_refused(script):

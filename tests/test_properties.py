@@ -2,7 +2,7 @@
 code, and leaves complete files.
 
 TINY_DIFFUSION_EXAMPLES sets how many command lines are tried, and a quarter as many checkpoints:
-100 and 25 by default, the same each time.
+40 and 25 by default, the same each time.
 """
 
 import copy

@@ -1,7 +1,11 @@
 """Training: the step, the loop, and the run around it.
 
 What is learned:
-    objective       a training step's batch and its loss: diffusion, classifier, clip
+    objective       a training step's batch and its loss
+    learned         which objective a run has
+    tuning          the objectives of --tune
+    teacher, pairs  the teacher of --tune; the samples that reflow learns, with their noise
+    latents         the autoencoder of --latents, and the encoded data
     conditioning    what the network is conditioned on
     trainer         the training step: loss, backward pass, optimizer, moving average
     optimizers, ema, sharding    what a step uses
@@ -11,6 +15,7 @@ The run:
     config          its configuration, from flags and data
     plan            its length, and what depends on its progress
     session         its folder locked and prepared, its state loaded
+    initial         the weights that it begins with (--init-from)
     resume          from which checkpoint it continues, and whether it is the same run
     folder, foreign its files; files of these names that no run wrote
     saving, saver   when checkpoints are written, and how, while training continues

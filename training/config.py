@@ -280,8 +280,9 @@ def process_config(flags: RunConfig, data: Data, *, latents: bool = False) -> di
         process["clip_loss"] = is_image and flags.loss_weight != "vlb"
     ratio = float(GaussianDiffusion(**process).ratio[-1])
     if flags.prediction == "eps" and not is_image and ratio > MAX_RATIO:
+        what = "latents" if latents else "points"
         raise ValueError(
-            f"--prediction eps is unstable for points with --schedule {flags.schedule}: at its end "
+            f"--prediction eps is unstable for {what} with --schedule {flags.schedule}: at its end "
             f"an error of the noise is one of the data {ratio:,.0f} times as large, without bounds "
             "to clip it to. Use linear or quadratic, or another prediction"
         )

@@ -32,7 +32,7 @@ UNUSED = {
 
 def require_effect(flags: RunConfig) -> None:
     """Raise ValueError for a flag that has no effect with this --tune."""
-    unused = UNUSED[flags.tune]
+    unused = UNUSED.get(flags.tune, ())
     if flags.teacher is not None and flags.tune != "reflow":
         unused += ("label_dropout",)
     for name in flags.given & set(unused):
