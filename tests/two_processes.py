@@ -15,7 +15,7 @@ from dataset.types import Data
 from distributed import gather, is_main, process_group, rank, share, world_size
 from models import MODELS
 from processes import run_train
-from training import plan
+from training import loop, plan
 from training.conditioning import condition_of
 from training.config import make_config, with_defaults
 from training.plan import learning_rate
@@ -149,6 +149,9 @@ def train_sharded(*flags: str) -> None:
         run("--resume", step_8, "--fsdp", "--output-dir", "mixed")
         run(*muon, "--output-dir", "muon")
         run("--resume", step_2, "--optimizer", "muon", "--output-dir", "muon_resumed")
-        for model in ("naive_unet", "cnn", "dit"):
+        loop.LOG_EVERY, loop.FIRST_GRID, loop.FIRST_GRID_STEP, loop.SOON = 3, -1, 3, -1
+        grid = ["--model", "naive_unet", "--max-steps", "5", "--sample-interval", "1"]
+        run(*small, *grid, "--output-dir", "naive_unet")  # samples/first.png after three steps
+        for model in ("cnn", "dit"):
             run(*small, "--model", model, "--output-dir", model)
         run(*mlp, "--output-dir", "mlp")

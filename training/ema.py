@@ -1,6 +1,7 @@
 """An exponential moving average of the weights: the network that samples."""
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,6 +28,8 @@ class EMA(AveragedModel):
 
     def update(self, model: nn.Module, step: int) -> None:
         """Include the weights after a step (from 0); earlier calls may have skipped steps."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # a forward pass without gradients leaves some weights whole
         self.n_averaged.fill_(step)
         self.update_parameters(model)
 
