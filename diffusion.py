@@ -376,8 +376,7 @@ class Denoiser:
         scale_following, time_following = flow_time(s * following.alpha, following.sigma)
         t = torch.full((len(x_t),), level.t, device=x_t.device)
         span = torch.full((len(x_t),), time - time_following, device=x_t.device)
-        condition = replace(self.condition or Condition(), span=span)
-        velocity = self.predict(self.model, self.diffusion.scaled(x_t, t), t, condition)
+        velocity = self.mixed(self.diffusion.scaled(x_t, t), t, span)
         x_0 = x_t / scale - time * velocity  # the average velocity, extended to clean data
         if self.diffusion.clip:
             x_0 = x_0.clamp(-1 / s, 1 / s)
@@ -417,15 +416,22 @@ class Denoiser:
 
     def conditional(self, x_in: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction for the condition, and the fraction of the learned variance."""
-        condition = self.condition
-        if self.is_mean_flow:  # the velocity is averaged all the way to clean data
-            condition = replace(condition or Condition(), span=self.time[t])
-        out = self.predict(self.model, x_in, t, condition)
-        if self.blend is not None:
-            other, share = self.blend
-            share = share.view(-1, *[1] * (out.ndim - 1))
-            out = torch.lerp(out, self.predict(self.model, x_in, t, other), share)
-        return self.diffusion.split(out)
+        # The velocity of a mean flow is averaged all the way to clean data.
+        span = self.time[t] if self.is_mean_flow else None
+        return self.diffusion.split(self.mixed(x_in, t, span))
+
+    def mixed(self, x_in: Tensor, t: Tensor, span: Tensor | None) -> Tensor:
+        """The output for the condition, mixed with that for `blend`; a mean flow's over a span."""
+
+        def given(condition: Condition | None) -> Condition | None:
+            return condition if span is None else replace(condition or Condition(), span=span)
+
+        out = self.predict(self.model, x_in, t, given(self.condition))
+        if self.blend is None:
+            return out
+        other, share = self.blend
+        share = share.view(-1, *[1] * (out.ndim - 1))
+        return torch.lerp(out, self.predict(self.model, x_in, t, given(other)), share)
 
     def guides_at(self, level: Level) -> bool:
         """Does guidance act at a noise level?"""

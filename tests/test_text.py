@@ -24,6 +24,7 @@ from models import build_model, model_config
 from models.text import CrossAttention, Text, TextBlock, TextEncoder
 from models.tokenizer import FIRST_BYTE, FIRST_WORD, MAX_LENGTH, Tokenizer
 from runs import assert_same_training
+from samplers import SAMPLERS
 
 CAPTIONS = ["a red 3 above a 7", "two red 5s", "a blue 7, thin", "a red 7"]
 
@@ -437,6 +438,27 @@ def test_a_mixture_of_two_predictions():
     assert_close(x_0, torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2))
     x_0, _ = diffusion.denoiser(model, first, guidance_scale=2, **options)(x_t, level)
     assert_close(x_0, 2 * torch.tensor([[4.0], [5.25], [9.0]]).expand(3, 2))
+
+
+@pytest.mark.parametrize("sampler", ["meanflow", "consistency"])
+def test_a_mixture_of_two_average_velocities(sampler):
+    diffusion, share = GaussianDiffusion("cosine", 100, "flow", clip=False), torch.tensor([0.0, 1])
+    first, second = (Condition(tokens=torch.full((2, 2), number)) for number in (4, 9))
+
+    class MeanFlow(torch.nn.Module):
+        average_velocity = True
+
+        def forward(self, x, t, condition):
+            return condition.tokens * condition.span[:, None]
+
+    def drawn(condition, **options):
+        denoise = diffusion.denoiser(MeanFlow(), condition, **options)
+        *_, x = SAMPLERS[sampler](denoise, torch.ones(2, 2), diffusion.levels(1), torch.randn_like)
+        return x
+
+    mixed = drawn(first, blend=(second, share))
+    assert_close(mixed, torch.stack([drawn(first)[0], drawn(second)[0]]))
+    assert not torch.equal(mixed[0], mixed[1])
 
 
 @pytest.mark.parametrize(
