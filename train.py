@@ -53,7 +53,13 @@ from training.latents import autoencoder_of, use_autoencoder
 from training.pairs import Pairs, load_pairs
 from training.loop import Finished, Run, Trained, trained_before
 from training.session import session
-from training.resume import checkpoint_to_resume, number_format, plan_of, require_same_run
+from training.resume import (
+    checkpoint_to_resume,
+    is_restarted,
+    number_format,
+    plan_of,
+    require_same_run,
+)
 from training.teacher import (
     load_teacher,
     use_guide,
@@ -135,6 +141,7 @@ def train_run(flags: RunConfig, start: float) -> Trained:
         if flags.teacher or flags.init_from:  # the network expects data of that scale
             config["diffusion"]["sigma_data"] = before["config"]["diffusion"]["sigma_data"]
         require_tunable(flags, config, teacher)
+        require_shardable(flags, config)
         require_same_network(flags, config, initial)
         config["train"]["number_format"] = precision
         if pairs is not None:
@@ -196,7 +203,6 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
     if flags.tune is None or resumed:
         return flags, None
     require_effect(flags)
-    begun = not flags.overwrite and RunFolder(flags.output_dir).saved_config() is not None
     if flags.teacher is None and flags.tune in ("distill", "reflow"):
         raise ValueError(f"--tune {flags.tune} needs a network to start from: --teacher FILE")
     if flags.pairs is None and flags.tune == "reflow":
@@ -208,7 +214,7 @@ def teacher_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
         return flags, None
     with activity(f"loading {flags.teacher}"):
         teacher = load_teacher(flags.teacher)
-    return flags if begun else with_teacher(flags, teacher), teacher  # a begun run keeps its own
+    return flags if is_begun(flags) else with_teacher(flags, teacher), teacher
 
 
 def initial_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | None]:
@@ -217,7 +223,21 @@ def initial_of(flags: RunConfig, *, resumed: bool) -> tuple[RunConfig, dict | No
         return flags, None
     with activity(f"loading {flags.init_from}"):
         initial = load_initial(flags.init_from)
-    return with_initial(flags, initial), initial
+    return flags if is_begun(flags) else with_initial(flags, initial), initial
+
+
+def is_begun(flags: RunConfig) -> bool:
+    """Are the flags those of a run that is resumed at step 0, because it has no checkpoint yet?"""
+    folder = RunFolder(flags.output_dir)
+    return bool(flags.resume or is_restarted(folder)) and folder.saved_config() is not None
+
+
+def require_shardable(flags: RunConfig, config: dict) -> None:
+    """Raise ValueError for --fsdp with a network that one process alone makes pictures with."""
+    model = config["model"]
+    if flags.fsdp and (model["name"] in NOT_DENOISERS or model.get("autoencoder")):
+        what = "a network of latents" if model.get("autoencoder") else f"--model {model['name']}"
+        raise ValueError(f"--fsdp does not support {what}; omit it, torchrun alone does")
 
 
 def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:

@@ -135,12 +135,16 @@ def super_resolution_rows(enlarged: dict, origin: str) -> list[str]:
 def drawing_flags(report: dict) -> str:
     """Flags of sample.py that sample as the report's images were sampled."""
     flags = ["--start-from small.png"] if report.get("super_resolution") else []
-    flags += [f"--sampler {report.get('sampler')}", f"--steps {report.get('steps')}"]
+    for name in ("sampler", "steps", "spacing"):
+        if report.get(name) is not None:
+            flags.append(f"--{name} {report[name]}")
     if report.get("guidance_scale", 1) != 1:
         flags.append(f"--guidance-scale {report['guidance_scale']}")
     if report.get("guide"):
         flags.append(f"--guide {report['guide']}")
-    return " ".join([*flags, f"--precision {report.get('precision')}"])
+    if report.get("precision"):
+        flags.append(f"--precision {report['precision']}")
+    return " ".join(flags)
 
 
 def figures_table(report: dict) -> str:
@@ -184,7 +188,7 @@ def figures_table(report: dict) -> str:
         count = report["two_sample"]["num_images"]
         rows += [f"| two-sample test, sets of {count:,} | samples | as many training images |"]
         rows += ["| --- | --- | --- |", *tests, ""]
-    if not rows:
+    if not rows and "copies" not in report:
         return "Nothing was measured with a classifier."
     if copied := report.get("copies"):
         rows.append(

@@ -27,7 +27,7 @@ from models.latents import space_of
 from samplers import SAMPLERS, generate
 from sampling.conditioning import grid_condition
 from sampling.draw import evenly_spread
-from sampling.plan import default_sampler, default_steps
+from sampling.plan import default_sampler, default_spacing, default_steps
 from training.folder import RunFolder, number_of
 from training.log import read_metrics
 from utils import NoisePerImage, describe, existing_path, matches_type, save_whole
@@ -216,7 +216,8 @@ def trajectory(
     pictures = pictures_of(shape, None, space and space.decode)
     indices = torch.arange(count, device=device)
     denoise = diffusion.denoiser(model, grid_condition(config, indices, item_counts(shape)[0]))
-    levels, noise_like = diffusion.levels(steps), NoisePerImage(seed, range(count))
+    levels = diffusion.levels(steps, default_spacing(config))
+    noise_like = NoisePerImage(seed, range(count))
     noise = noise_like.draw(noise_shape(config)).to(device)
     sampled = generate(denoise, noise, levels, noise_like, SAMPLERS[default_sampler(config)])
     for level, x in zip(levels, sampled, strict=True):

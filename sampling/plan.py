@@ -292,6 +292,11 @@ def default_steps(config: dict, steps: int) -> int:
     return config.get("train", {}).get("student_steps") or usual
 
 
+def default_spacing(config: dict) -> str:
+    """The spacing of the noise levels that fits the default sampler of a checkpoint."""
+    return SPACING.get(default_sampler(config), "trailing")
+
+
 def choose_sampler(
     request: SamplingRequest, diffusion: GaussianDiffusion, config: dict
 ) -> tuple[str, dict]:

@@ -269,6 +269,24 @@ def test_latents_that_do_not_fit(flags, message, images, autoencoder, script):
     assert message in result.err
 
 
+def test_weights_alone_are_an_autoencoder(images, autoencoder, script):
+    assert script("export", "--checkpoint", autoencoder, "ae.safetensors").code == 0
+    words = [*flags_of(images, "ae.safetensors"), "--max-steps", 1, "--multipliers", 1]
+    result = script("train", *words)
+    assert result.code == 0, result.err
+
+
+def test_latents_are_not_mirrored_by_tuning(run, script):
+    words = ["--tune", "consistency", "--teacher", run, "--max-steps", 1, *COMMON[:-2]]
+    result = script("train", *words, "--flip", "--output-dir", "tuned")
+    assert "--flip mirrors images" in result.err
+
+
+def test_eps_is_refused_for_latents_in_these_words(images, autoencoder, script):
+    words = [*flags_of(images, autoencoder), "--max-steps", 1, "--prediction", "eps"]
+    assert "--prediction eps is unstable for latents" in script("train", *words).err
+
+
 def test_what_latents_cannot_do(run, images, autoencoder, script):
     words = [*flags_of(images, run), "--max-steps", 1]
     result = script("train", *words, "--output-dir", "other")

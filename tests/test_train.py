@@ -20,7 +20,7 @@ from dataset.items import to_unit
 from dataset.registry import load_dataset
 from models import MODELS, arguments_of
 from runs import SMALL, TrainingProcess, assert_same_training, ctrl_c_in, killed_in, wait_for
-from training import preview, resume
+from training import loop, preview, resume
 from training.config import PRESETS, make_config, with_defaults
 from training.folder import RunFolder
 from training.log import read_metrics
@@ -190,6 +190,22 @@ def test_a_timed_run_ends_with_its_time(script, monkeypatch):
     checkpoint = load_checkpoint("outputs/model_final.pt")
     assert checkpoint["config"]["train"]["total_steps"] == checkpoint["step"]
     assert result.err.count("the time allows ") == 1
+
+
+def test_a_timed_run_says_what_preparation_took(script, monkeypatch):
+    monkeypatch.setattr(loop, "LONG_PREPARATION", 0)
+    result = script("train", *SMALL, "--max-minutes", 1, "--max-steps", 2)
+    assert "of the 1 minutes have passed before the first training step" in result.out
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"name": "autoencoder"}, {"name": "clip"}, {"name": "unet", "autoencoder": {"name": "a"}}],
+)
+def test_networks_that_are_not_sharded(network):
+    flags = TRAIN.parse(["--dataset", "mnist", "--fsdp"])
+    with pytest.raises(ValueError, match="--fsdp does not support"):
+        train.require_shardable(flags, {"model": network})
 
 
 def test_a_timed_run_keeps_its_plan_over_two_interruptions(script):

@@ -471,8 +471,11 @@ def test_a_tuned_run_starts_from_its_teacher_resumes_to_the_bit_and_draws(script
     assert expected[tune] in drawn.out
     if tune == "meanflow":
         for flags in (["--sampler", "meanflow"], ["--interpolate"]):  # without fresh noise
-            drawn = script("sample", "--checkpoint", "straight/model_final.pt", *flags)
+            named = ["--class-id", 3] if "--interpolate" in flags else []
+            drawn = script("sample", "--checkpoint", "straight/model_final.pt", *flags, *named)
             assert "meanflow, 2 steps" in drawn.out, drawn.err
+        refused = script("sample", "--checkpoint", "straight", "--interpolate")
+        assert "give the --class-id" in refused.err  # it has not learned to draw any class
     if tune == "distill":
         new = load_checkpoint(teacher)["ema"]
         assert not all(torch.equal(new[name], w) for name, w in a["teacher"].items())
@@ -746,6 +749,40 @@ def test_a_checkpoint_without_its_teacher_is_refused(script, teacher):
     result = script("train", "--resume", "--output-dir", "out", "--max-steps", 4, *FEW)
     assert result.code == 1
     assert "is missing" in result.err
+
+
+def test_a_run_learns_from_its_teacher_in_the_folder_of_a_run_without_steps(script, teacher):
+    words = ["--dataset", "moons", *FEW, "--max-steps", 1, "--output-dir", "out"]
+    assert script("train", *words).code == 0
+    for path in Path("out").rglob("*"):
+        if path.is_file() and path.name != "config.json":
+            path.unlink()
+    words = ["--tune", "consistency", "--teacher", teacher, *FEW, "--max-steps", 1]
+    assert script("train", *words, "--output-dir", "out").code == 0
+    assert load_checkpoint("out/model_final.pt")["config"]["data"]["dataset"] == "digits"
+
+
+def test_a_run_from_trained_weights_that_was_killed_keeps_its_own_flags(script, teacher):
+    words = ["--init-from", teacher, *FEW, "--dataset", "digits", "--dropout", 0.125]
+    assert script("train", *words, "--max-steps", 2, "--output-dir", "out").code == 0
+    Path("out/model_final.pt").unlink()
+    assert script("train", "--resume", "--output-dir", "out", *FEW).code == 0
+    assert load_checkpoint("out/model_final.pt")["config"]["model"]["dropout"] == 0.125
+
+
+def test_grids_have_the_noise_levels_of_sampling(script, teacher, monkeypatch):
+    spacings, levels = [], GaussianDiffusion.levels
+
+    def recorded(self, steps=None, spacing="trailing"):
+        spacings.append((steps, spacing))
+        return levels(self, steps, spacing)
+
+    monkeypatch.setattr(GaussianDiffusion, "levels", recorded)
+    words = ["--tune", "consistency", "--teacher", teacher, *FEW, "--max-steps", 1]
+    assert script("train", *words, "--sample-interval", 1, "--output-dir", "out").code == 0
+    assert spacings[-1] == (2, "upper")
+    assert script("visualize_diffusion", "--run", "out").code == 0
+    assert spacings[-1] == (2, "upper")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_keeps_its_own_flags(script, teacher):

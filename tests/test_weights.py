@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import export
-from checkpoints.card import figures_table, model_card
+from checkpoints.card import drawing_flags, figures_table, model_card
 from checkpoints.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -304,6 +304,8 @@ def test_the_model_card_names_data_recipe_and_figures(script, conditional, monke
     alone = {key: report[key] for key in ("num_images", "seeds", "compared_with")}
     alone["two_sample"] = {"auc": test, "auc_16_levels": test, "num_images": 20}
     assert "from real images | 0.7 (0.6 to 0.8) | 0.5 |" in figures_table(alone)
+    assert "1.00 % (held-out" in figures_table({"copies": {"near_copies": 0.01, "of_held_out": 0}})
+    assert drawing_flags({"steps": 2, "spacing": "upper"}) == "--steps 2 --spacing upper"
 
     again = ["--checkpoint", "new/digits.safetensors", "again.npz", "--card", "m.json"]
     assert script("export", *again).code == 0

@@ -37,7 +37,7 @@ def load_autoencoder(path: str, data: Data) -> dict:
         of, here = (" x ".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"--latents {path} is for images of {of}, and these are of {here}")
     config["model"]["discriminator"] = False  # not needed to encode and decode
-    for which in ("model", "ema"):
+    for which in {"model", "ema"} & checkpoint.keys():
         checkpoint[which] = {
             name: weight
             for name, weight in checkpoint[which].items()

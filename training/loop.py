@@ -13,7 +13,7 @@ from cli.activity import Bar, activity
 from conditions import Condition
 from dataset.items import epoch_order, kind_of, on_device, split
 from dataset.types import Data
-from distributed import is_main, largest, share, world_size
+from distributed import is_main, largest, say, share, world_size
 from training.conditioning import condition_of
 from training.folder import RunFolder
 from training.latents import encoded
@@ -34,6 +34,7 @@ FIRST_GRID = 90  # seconds after which a new run writes its first grid, if an ep
 SOON = 30  # seconds; no first grid is written if the next regular one is due within them
 FIRST_GRID_STEP = 100  # before it, there is hardly anything to see
 SLOW_STEP = 5  # seconds; after a step that took longer, a message is shown during the next one
+LONG_PREPARATION = 0.2  # fraction of --max-minutes before the first step that is explained
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient, before the run gives up
 
 
@@ -219,6 +220,7 @@ class Run:
         """
         log, saving = self.log, self.saving
         if self.length.plan:
+            self.explain_preparation()
             with activity("measuring the time that grids and validation take"):
                 self.measure_pauses()
         steps = training_steps(
@@ -257,6 +259,15 @@ class Run:
                 if self.stopping:
                     break
             return self.finish() if self.trainer.step == self.length.total else self.interrupt()
+
+    def explain_preparation(self) -> None:
+        """Say where the time has gone, if much of it has passed before the first step."""
+        minutes, limit = (time.monotonic() - self.start) / 60, self.config["train"]["max_minutes"]
+        if minutes > LONG_PREPARATION * limit and self.trainer.step == 0:
+            say(
+                f"{minutes:.1f} of the {limit:g} minutes have passed before the first training "
+                "step. Prepared data is kept, so the same command has more time when it is repeated"
+            )
 
     def agree(self) -> None:
         """Agree with the other processes on the run's length, a stop, and what is due by the clock.

@@ -24,7 +24,7 @@ from models import AUTOENCODERS, NOT_DENOISERS
 from models.latents import space_of
 from samplers import SAMPLERS, generate
 from sampling.conditioning import grid_condition
-from sampling.plan import default_sampler, default_steps, is_few_step
+from sampling.plan import default_sampler, default_spacing, default_steps
 from training.stop import StopSignals
 from training.trainer import Trainer
 from utils import NoisePerImage, autocast, memory_format, sides
@@ -124,7 +124,8 @@ class Preview:
         noise = noise_like.draw(self.shape).to(trainer.device)
         condition = None if condition is None else condition.to(trainer.device)
         denoise = diffusion.denoiser(trainer.ema.module, condition, precision=trainer.precision)
-        levels = diffusion.levels(min(default_steps(self.config, steps), diffusion.timesteps))
+        steps = min(default_steps(self.config, steps), diffusion.timesteps)
+        levels = diffusion.levels(steps, default_spacing(self.config))
         sampler = SAMPLERS[default_sampler(self.config)]
         for done, x in enumerate(generate(denoise, noise, levels, noise_like, sampler)):  # noqa: B007
             tell(f"{self.part}step {done} of {len(levels) - 1}")
@@ -132,11 +133,15 @@ class Preview:
                 return None
         return x
 
+    def has_own_steps(self) -> bool:
+        """Is this a tuned network, with a number of sampling steps of its own?"""
+        return default_steps(self.config, 0) > 0
+
     def seconds_of_grid(self) -> float:
         """The time that a sample grid takes, measured by a few of its steps."""
         self.grid(1)  # the first call is slower than the rest
         start = time.monotonic()
-        if is_few_step(self.config):
+        if self.has_own_steps():
             self.grid()
             return time.monotonic() - start
         self.grid(3)
@@ -146,7 +151,7 @@ class Preview:
         """The time that an evaluation's images take, measured by one step of the first batch."""
         start, count = time.monotonic(), min(EVALUATED, self.at_once * world_size())
         self.evaluated(1, count)
-        steps = 1 if is_few_step(self.config) else EVALUATION_STEPS
+        steps = 1 if self.has_own_steps() else EVALUATION_STEPS
         return (time.monotonic() - start) * steps * EVALUATED / count
 
 

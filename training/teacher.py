@@ -74,6 +74,10 @@ def with_teacher(flags: RunConfig, teacher: dict) -> RunConfig:
         if config["model"].get("caption_length") or config["model"].get("autoencoder"):
             raise ValueError("--tune reflow is not for networks of captions or of latents")
         flags.flip = False  # the mirrored noise leads to another image
+    else:
+        flags.label_dropout = 0.0  # the network itself is never guided
+    if flags.flip and config["model"].get("autoencoder"):
+        raise ValueError("--flip mirrors images, and mirrored latents are not those of an image")
     return flags
 
 
