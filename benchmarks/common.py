@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -65,6 +66,11 @@ def in_new_process(function: Callable, *arguments):
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file with one JSON object per line; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def slug_of(name: str) -> str:
+    """A name for use in file names: "mnist, 2 minutes" becomes "mnist_2_minutes"."""
+    return re.sub(r"\W+", "_", name)
 
 
 def append_row(path: Path, row: dict) -> None:

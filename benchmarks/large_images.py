@@ -34,6 +34,7 @@ from benchmarks.common import (
     read_rows,
     real_images,
     sampled,
+    slug_of,
 )
 from checkpoints.checkpoint import load_checkpoint
 from dataset.items import item_shape, to_unit
@@ -157,7 +158,7 @@ def measured(
     rows = []
     for way, sets in ways.items():
         measures, _ = prompt_measures(check, reader, real.held_out, indices, sets, left_out)
-        grid = folder.parent / f"{way.replace(', ', '_').replace(' ', '_')}.png"
+        grid = folder.parent / f"{slug_of(way)}.png"
         save_picture(grid, pictures_of(real.shape).frame(sets[0][:IN_GRID], 4))
         rows.append({"way": way, "reader": reader.sha256, "count": count, "grid": str(grid)})
         rows[-1] |= {key: measure.record() for key, measure in measures.items()}
@@ -222,7 +223,7 @@ def main() -> None:
         real = real or real_images("avatars", args.data_dir, image_size=args.size)
         if name == "cascade":  # rendered now, so that the minutes do not count it
             real_images("avatars", args.data_dir, image_size=SMALL)
-        here = folder / name.replace(", ", "_").replace(" ", "_")
+        here = folder / slug_of(name)
         start = time.monotonic()
         for stage, (flags, share) in WAYS[name].items():
             places = {other: str(here / other) for other in WAYS[name]}

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.code_digest import code_digest
-from benchmarks.common import ROOT, command_line
+from benchmarks.common import ROOT, command_line, slug_of
 from benchmarks.figures import (
     UnknownSource,
     all_quotes,
@@ -345,11 +345,6 @@ def measured(report: dict) -> dict:
 def parameters_of(checkpoint: Path) -> int:
     """The number of weights in a checkpoint."""
     return sum(weight.numel() for weight in load_checkpoint(checkpoint)["ema"].values())
-
-
-def slug_of(name: str) -> str:
-    """A name for use in file names: "mnist, 2 minutes" becomes "mnist_2_minutes"."""
-    return re.sub(r"\W+", "_", name)
 
 
 def drawing(recipe: Recipe) -> str:
