@@ -266,7 +266,7 @@ class Run:
         if minutes > LONG_PREPARATION * limit and self.trainer.step == 0:
             say(
                 f"{minutes:.1f} of the {limit:g} minutes have passed before the first training "
-                "step. Prepared data is kept, so the same command has more time when it is repeated"
+                "step. Prepared data is kept: the same command with --overwrite has more time"
             )
 
     def agree(self) -> None:
