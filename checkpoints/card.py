@@ -185,7 +185,7 @@ def figures_table(report: dict) -> str:
                 f"{sets_of(report)}, compared with real images ({report['compared_with']}):",
                 "",
             ]
-        count = report["two_sample"]["num_images"]
+        count = report["two_sample"].get("num_images", report["num_images"])  # of older reports
         rows += [f"| two-sample test, sets of {count:,} | samples | as many training images |"]
         rows += ["| --- | --- | --- |", *tests, ""]
     if not rows and "copies" not in report:
