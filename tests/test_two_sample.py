@@ -86,7 +86,8 @@ def test_the_command_reports_it(script, tmp_path):
     assert result.code == 0, result.err
     assert "almost background (1 to 10 grey levels from 0)" in result.out
     report = json.loads(Path("metrics.json").read_text())["two_sample"]
-    assert report.keys() == {"auc", "auc_16_levels", "grey_levels"}
+    assert report.keys() == {"auc", "auc_16_levels", "num_images", "grey_levels"}
+    assert report["num_images"] == len(images)
     assert len(report["auc"]["values"]) == len(report["auc"]["floor_values"]) == 3
     assert report["grey_levels"]["difference"] < 0.05
     with Image.open("metrics_two_sample.png") as picture:
