@@ -237,7 +237,7 @@ def require_shardable(flags: RunConfig, config: dict) -> None:
     model = config["model"]
     if flags.fsdp and (model["name"] in NOT_DENOISERS or model.get("autoencoder")):
         what = "a network of latents" if model.get("autoencoder") else f"--model {model['name']}"
-        raise ValueError(f"--fsdp does not support {what}; omit it, torchrun alone does")
+        raise ValueError(f"--fsdp does not support {what}; torchrun without --fsdp trains it")
 
 
 def use_pairs(config: dict, pairs: Pairs, checkpoint: dict | None) -> None:
